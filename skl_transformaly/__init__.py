@@ -1,0 +1,43 @@
+"""Semantic anomaly detection for images by two feature spaces, in the manners of scikit-learn."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from skl_transformaly._density import GaussianDensity, KNNDensity
+    from skl_transformaly._detector import TransformalyDetector
+    from skl_transformaly._extractor import TimmExtractor
+    from skl_transformaly._images import ImageError
+    from skl_transformaly._students import BlockStudents
+
+__all__ = [
+    "BlockStudents",
+    "GaussianDensity",
+    "ImageError",
+    "KNNDensity",
+    "TimmExtractor",
+    "TransformalyDetector",
+    "__version__",
+]
+
+# Names are imported when they are first used: `import skl_transformaly` loads no torch.
+_HOMES = {
+    "BlockStudents": "_students",
+    "GaussianDensity": "_density",
+    "ImageError": "_images",
+    "KNNDensity": "_density",
+    "TimmExtractor": "_extractor",
+    "TransformalyDetector": "_detector",
+}
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,340 @@
+"""TimmExtractor: the frozen teacher as a scikit-learn transformer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from skl_transformaly import _teacher
+from skl_transformaly._images import ImageInputMixin, Images
+from skl_transformaly._teacher import BUNDLED_MODEL, BlockVisitor
+from skl_transformaly._torch import PRECISIONS, autocast, resolve_device, resolve_precision
+
+__all__ = ["TimmExtractor", "resolve_extractor"]
+
+# What the students and the detector use of an extractor; a user's own class needs these.
+EXTRACTOR_PROTOCOL = ("fit", "blocks_", "preprocess", "embed", "new_blocks", "compute", "batch_size")
+
+
+class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Frozen, pre-trained teacher: any timm model, giving embeddings and its blocks to watch.
+
+    The embedding is the pooled pre-logits one, ``forward_head(forward_features(x), pre_logits=True)``:
+    for a Vision Transformer with a class token that is the normalised class token [1]_ (Section 3.1).
+    The teacher is always in eval mode, and none of its parameters is ever trained.
+
+    Parameters
+    ----------
+    model_name : str, default="vit_base_patch16_224.augreg_in21k_ft_in1k"
+        A model of timm, with or without a tag; ``timm.list_models()`` lists them.
+    weights : "hub", "bundled", str, path or None, default="hub"
+        Where the weights come from:
+
+        - "hub": timm's own download, kept in its cache;
+        - "bundled": ImageNet weights of EfficientNet-lite0 from a package of the package index (extra
+          ``offline``); only with ``model_name="tf_efficientnet_lite0"``;
+        - a path: a ``.safetensors`` file, or a ``.pth`` file of tensors, with timm's names; a classifier
+          in it is ignored;
+        - None: random weights, the same ones each time. For tests: they know nothing of images.
+    image_size : int, default=None
+        Height and width in pixels that images are resized to, position embeddings being resampled; None
+        takes that of the weights.
+    batch_size : int, default=32
+        Images that go through the teacher at a time. Changes memory and speed, not scores.
+    device : str or torch.device, default="auto"
+        "auto" takes CUDA, else MPS, else the CPU.
+    precision : {"auto", "float32", "float64", "bfloat16", "float16"}, default="auto"
+        What matrix products are computed in. "auto" is bfloat16 for transformers on processors that have
+        instructions for it, float32 elsewhere. Sums along the residual stream stay in float32.
+
+    Attributes
+    ----------
+    embedding_size_ : int
+        D, the number of values in an embedding.
+    image_size_ : tuple of (int, int)
+        Height and width that images are resized to.
+    precision_ : str
+        The precision in use.
+    weights_sha256_ : str
+        SHA-256 over the teacher's parameters and buffers. A pickle carries this and not the weights: on
+        first use after unpickling they are loaded again from where they came, and must have this hash.
+    image_shape_ : tuple or None
+        (H, W, C) of the images that `fit` saw, where they were one array.
+    n_features_in_ : int
+        H * W * C, where `image_shape_` is not None.
+
+    See Also
+    --------
+    TransformalyDetector : Scores images by this and by what students fail to imitate.
+
+    Notes
+    -----
+    Images are resized whole, without cropping and without keeping the aspect ratio, with the weights' own
+    interpolation (antialiased), then normalised with the weights' own mean and standard deviation, per
+    ``pretrained_cfg``. Grey images fill all channels; transparent ones are laid on white.
+
+    A class of your own can stand in: it needs `fit`, and after it `blocks_`, `preprocess`, `embed`,
+    `new_blocks`, `compute` and `batch_size` with the meanings that they have here.
+
+    References
+    ----------
+    .. [1] M. J. Cohen and S. Avidan, "Transformaly - Two (Feature Spaces) Are Better Than One", CVPR
+       Workshops 2022.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skl_transformaly import TimmExtractor
+    >>> images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    >>> extractor = TimmExtractor("vit_tiny_patch16_224", weights=None, image_size=32)
+    >>> extractor.fit_transform(images).shape
+    (4, 192)
+    """
+
+    _parameter_constraints: dict = {
+        "model_name": [str],
+        "weights": [str, os.PathLike, None],
+        "image_size": [Interval(Integral, 1, None, closed="left"), None],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "device": [str, torch.device],
+        "precision": [StrOptions({"auto", *PRECISIONS})],
+    }
+
+    def __init__(
+        self,
+        model_name: str = "vit_base_patch16_224.augreg_in21k_ft_in1k",
+        *,
+        weights: str | os.PathLike | None = "hub",
+        image_size: int | None = None,
+        batch_size: int = 32,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+    ):
+        self.model_name = model_name
+        self.weights = weights
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.device = device
+        self.precision = precision
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any = None) -> TimmExtractor:
+        """Load the teacher; of the images only their form is looked at.
+
+        Parameters
+        ----------
+        X : images
+            Any form that :class:`TransformalyDetector` takes.
+        y : ignored
+
+        Returns
+        -------
+        self : TimmExtractor
+
+        Raises
+        ------
+        ValueError
+            The model or the weights are unknown, or the weights do not fit the model, or `X` is not images.
+        ConnectionError
+            ``weights="hub"`` and the hub cannot be reached.
+        FileNotFoundError
+            `weights` is a path and there is no such file.
+        ModuleNotFoundError
+            ``weights="bundled"`` and the extra ``offline`` is not installed.
+        """
+        self._check_images(X, reset=True)
+        device = resolve_device(self.device)
+        teacher = self._load(device, torch.float64 if self.precision == "float64" else torch.float32)
+        attention = any(isinstance(module, nn.Linear) for module in teacher.blocks[-1].modules())
+        self.precision_ = resolve_precision(self.precision, device, attention=attention)
+        self.weights_sha256_ = teacher.weights_sha256  # type: ignore[attr-defined]
+        self.image_size_ = tuple(teacher.input_size[1:])
+        self._teacher = teacher
+        self.embedding_size_ = self.embed(self._blank()).shape[1]
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Embed images.
+
+        Parameters
+        ----------
+        X : images
+            Any form that :class:`TransformalyDetector` takes.
+
+        Returns
+        -------
+        Z : ndarray of shape (n_samples, D), float32 (float64 with ``precision="float64"``)
+
+        Raises
+        ------
+        NotFittedError
+            `fit` was not called.
+        ValueError
+            `X` is not images, or an image cannot be read.
+        """
+        check_is_fitted(self)
+        images = self._check_images(X, reset=False)
+        Z = np.full((len(images), self.embedding_size_), np.nan, dtype=np.float64)
+        for positions, pixels in images.batches(self.batch_size):
+            Z[positions] = self.embed(self.preprocess(pixels)).double().cpu().numpy()
+        return Z if self.precision_ == "float64" else Z.astype(np.float32)
+
+    # What BlockStudents and TransformalyDetector use: the protocol of an extractor
+
+    @property
+    def blocks_(self) -> list[nn.Module]:
+        """The teacher's blocks, in order of depth (stages, for models in stages)."""
+        return self.teacher_.blocks
+
+    def preprocess(self, pixels: np.ndarray | list[np.ndarray]) -> Tensor:
+        """Resize and normalise decoded images.
+
+        Parameters
+        ----------
+        pixels : ndarray of shape (B, H, W, C) or list of ndarray of shape (H, W, C)
+            uint8, uint16, or float in 0-1; C = 1, 3 or 4.
+
+        Returns
+        -------
+        batch : Tensor of shape (B, C_model, H_model, W_model)
+            On the teacher's device, in the dtype of its parameters.
+        """
+        config = self.teacher_.data_config  # type: ignore[attr-defined]
+        parameter = self._parameter()
+        stacks = [pixels] if isinstance(pixels, np.ndarray) else [image[np.newaxis] for image in pixels]
+        size, mode = self.image_size_, config["interpolation"]
+        if mode not in ("bicubic", "bilinear"):
+            warnings.warn(f"Interpolation {mode!r} of {self.model_name!r} is not supported; using 'bicubic'.", stacklevel=2)
+            mode = "bicubic"
+        batch = torch.cat([_resize(_to_tensor(stack, parameter), size, mode) for stack in stacks])
+        mean, std = (torch.as_tensor(config[key]).to(batch).view(-1, 1, 1) for key in ("mean", "std"))
+        return (batch - mean) / std
+
+    def embed(self, batch: Tensor, visit: BlockVisitor | None = None) -> Tensor:
+        """Run the teacher.
+
+        Parameters
+        ----------
+        batch : Tensor of shape (B, C_model, H_model, W_model)
+            From `preprocess`.
+        visit : callable, default=None
+            ``visit(index, block, args, kwargs, output)`` is called as each block finishes: `args` and
+            `kwargs` are what the block got, its input tokens or feature maps first. An exception that it
+            raises ends the run.
+
+        Returns
+        -------
+        z_p : Tensor of shape (B, D)
+        """
+        with self.compute():
+            return self.teacher_.embed(batch, visit)
+
+    def new_blocks(self, seed: int) -> list[nn.Module]:
+        """All blocks of the architecture with weights drawn anew from `seed`, in training mode, on the device.
+
+        A block's weights depend on `seed` and on its depth alone.
+        """
+        blocks = _teacher.new_blocks(self.model_name, self.image_size, seed)
+        return [block.to(self._parameter()).train() for block in blocks]
+
+    def compute(self) -> contextlib.AbstractContextManager:
+        """Context manager in which teacher and students compute, in the precision in use."""
+        return autocast(self._parameter().device, self.precision_)
+
+    @property
+    def teacher_(self) -> _teacher.Teacher:
+        """The loaded network. After unpickling, the first access loads the weights again."""
+        check_is_fitted(self, "weights_sha256_")
+        if getattr(self, "_teacher", None) is None:
+            dtype = torch.float64 if self.precision_ == "float64" else torch.float32
+            teacher = self._load(resolve_device(self.device), dtype)
+            if teacher.weights_sha256 != self.weights_sha256_:  # type: ignore[attr-defined]
+                raise ValueError(
+                    f"The weights of {self.model_name!r} from {str(self.weights)!r} are not those that this estimator "
+                    f"was fitted with: SHA-256 {teacher.weights_sha256}, expected "  # type: ignore[attr-defined]
+                    f"{self.weights_sha256_}. Give it the same weights (set its parameter `weights` to their path), or "
+                    "fit again."
+                )
+            self._teacher = teacher
+        return self._teacher
+
+    def _load(self, device: torch.device, dtype: torch.dtype) -> _teacher.Teacher:
+        return _teacher.load_teacher(self.model_name, self.weights, self.image_size, device, dtype)
+
+    def _parameter(self) -> Tensor:
+        """Any parameter of the teacher: it carries device and dtype."""
+        return next(self.teacher_.model.parameters())
+
+    def _blank(self) -> Tensor:
+        return torch.zeros(1, *self.teacher_.input_size).to(self._parameter())
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.embedding_size_
+
+    def __getstate__(self) -> dict:
+        # The teacher can be loaded again by name or path, and is far larger than all else.
+        state = super().__getstate__()
+        state.pop("_teacher", None)
+        return state
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "weights_sha256_")
+
+
+def resolve_extractor(extractor: Any) -> Any:
+    """Turn None, a timm name or "bundled" into an extractor; refuse objects that lack what is needed.
+
+    Raises
+    ------
+    TypeError
+        `extractor` is neither a string nor an object with the methods of :class:`TimmExtractor`.
+    """
+    if extractor is None:
+        return TimmExtractor()
+    if isinstance(extractor, str):
+        return TimmExtractor(BUNDLED_MODEL, weights="bundled") if extractor == "bundled" else TimmExtractor(extractor)
+    # attributes that end in _ may be there only after fit
+    missing = [name for name in EXTRACTOR_PROTOCOL if not name.endswith("_") and not hasattr(extractor, name)]
+    if missing:
+        raise TypeError(
+            f"extractor must be a timm name, 'bundled', or an object with the methods of TimmExtractor; "
+            f"{type(extractor).__name__} lacks {', '.join(missing)}."
+        )
+    return extractor
+
+
+def _to_tensor(pixels: np.ndarray, like: Tensor) -> Tensor:
+    """(B, H, W, C) of any supported dtype to (B, 1 or 3, H, W), floating point, alpha laid on white."""
+    scale = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}.get(pixels.dtype, 1)
+    if pixels.dtype == np.uint16:
+        pixels = pixels.astype(np.int32)  # torch's uint16 has next to no arithmetic
+    batch = torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 1)))
+    batch = batch.to(like) / scale
+    if batch.shape[1] == 4:
+        batch, alpha = batch[:, :3], batch[:, 3:]
+        batch = batch * alpha + (1 - alpha)
+    return batch
+
+
+def _resize(batch: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    if tuple(batch.shape[2:]) != size:
+        low, high = (f(batch.flatten(1), 1).view(-1, 1, 1, 1) for f in (torch.amin, torch.amax))
+        batch = F.interpolate(batch, size=size, mode=mode, antialias=True, align_corners=False)
+        # cubic interpolation overshoots; keep to the image's own range, at least 0-1, as 8-bit resizing does
+        batch = batch.clamp(low.clamp(max=0), high.clamp(min=1))
+    return batch.expand(-1, 3, -1, -1)
+
+

