@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
-from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
@@ -51,6 +49,9 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     image_size : int, default=None
         Height and width in pixels that images are resized to, position embeddings being resampled; None
         takes that of the weights.
+    interpolation : {"bilinear", "bicubic"} or None, default=None
+        How images are resized (always antialiased); None takes that of the weights. The authors' code
+        resizes bilinearly whatever the weights.
     batch_size : int, default=32
         Images that go through the teacher at a time. Changes memory and speed, not scores.
     device : str or torch.device, default="auto"
@@ -107,6 +108,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         "model_name": [str],
         "weights": [str, os.PathLike, None],
         "image_size": [Interval(Integral, 1, None, closed="left"), None],
+        "interpolation": [StrOptions({"bilinear", "bicubic"}), None],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "device": [str, torch.device],
         "precision": [StrOptions({"auto", *PRECISIONS})],
@@ -118,6 +120,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         *,
         weights: str | os.PathLike | None = "hub",
         image_size: int | None = None,
+        interpolation: str | None = None,
         batch_size: int = 32,
         device: str | torch.device = "auto",
         precision: str = "auto",
@@ -125,6 +128,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         self.model_name = model_name
         self.weights = weights
         self.image_size = image_size
+        self.interpolation = interpolation
         self.batch_size = batch_size
         self.device = device
         self.precision = precision
@@ -214,10 +218,12 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         config = self.teacher_.data_config  # type: ignore[attr-defined]
         parameter = self._parameter()
         stacks = [pixels] if isinstance(pixels, np.ndarray) else [image[np.newaxis] for image in pixels]
-        size, mode = self.image_size_, config["interpolation"]
+        size, mode = self.image_size_, self.interpolation or config["interpolation"]
         if mode not in ("bicubic", "bilinear"):
-            warnings.warn(f"Interpolation {mode!r} of {self.model_name!r} is not supported; using 'bicubic'.", stacklevel=2)
-            mode = "bicubic"
+            raise ValueError(
+                f"The weights of {self.model_name!r} ask for interpolation {mode!r}, which is not supported; set "
+                "interpolation='bicubic' or 'bilinear'."
+            )
         batch = torch.cat([_resize(_to_tensor(stack, parameter), size, mode) for stack in stacks])
         mean, std = (torch.as_tensor(config[key]).to(batch).view(-1, 1, 1) for key in ("mean", "std"))
         return (batch - mean) / std
@@ -321,8 +327,8 @@ def _to_tensor(pixels: np.ndarray, like: Tensor) -> Tensor:
     scale = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}.get(pixels.dtype, 1)
     if pixels.dtype == np.uint16:
         pixels = pixels.astype(np.int32)  # torch's uint16 has next to no arithmetic
-    batch = torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 1)))
-    batch = batch.to(like) / scale
+    pixels = np.array(np.moveaxis(pixels, -1, 1), order="C")  # a copy: torch wants memory that it may write
+    batch = torch.from_numpy(pixels).to(like) / scale
     if batch.shape[1] == 4:
         batch, alpha = batch[:, :3], batch[:, 3:]
         batch = batch * alpha + (1 - alpha)

@@ -148,6 +148,8 @@ class ImageInputMixin:
         """
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}.")
+        if not hasattr(X, "shape") and not isinstance(X, Image.Image) and hasattr(X, "__array__"):
+            X = np.asarray(X)  # an array by protocol alone
         if isinstance(X, Images):  # checked by the estimator that holds this one
             images = X
         elif _is_table(X):
@@ -274,25 +276,15 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
 
 def _is_table(X) -> bool:
     """Whether `X` is rows of numbers (or should be refused in scikit-learn's own words)."""
-    if isinstance(X, (str, os.PathLike, Images)) or _is_torch(X, "utils.data.Dataset"):
+    if isinstance(X, (str, os.PathLike, Images, Image.Image)) or _is_torch(X, "utils.data.Dataset"):
         return False
-    if hasattr(X, "__array__") or hasattr(X, "__array_interface__"):
-        if _is_torch(X, "Tensor"):
-            return X.ndim < 3
-        shape = np.shape(X)
-        if len(shape) == 1:
-            # 1-D: objects or strings may be images or paths; numbers are scikit-learn's to refuse
-            return np.asarray(X).dtype.kind not in "OUST"
-        return len(shape) == 0 or len(shape) == 2
-    if hasattr(X, "shape"):  # sparse matrices
-        return True
+    if isinstance(X, np.ndarray) or _is_torch(X, "Tensor"):
+        # 1-D objects or strings may be images or paths; 1-D numbers are scikit-learn's to refuse
+        return X.ndim == 2 or (X.ndim < 2 and (_is_torch(X, "Tensor") or X.dtype.kind not in "OUST"))
+    if hasattr(X, "shape"):  # data frames, series, sparse matrices
+        return len(X.shape) == 2
     if isinstance(X, (list, tuple)):
-        if not X:
-            return True
-        first = X[0]
-        if isinstance(first, (str, os.PathLike, Image.Image)):
-            return False
-        return np.ndim(first) < 2
+        return not X or (not isinstance(X[0], (str, os.PathLike, Image.Image)) and np.ndim(X[0]) < 2)
     return False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -237,11 +238,8 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         imitate = _Imitation(student, layer)
         parameters = list(student.parameters())
         optimizer = torch.optim.Adam(parameters, lr=self.lr, fused=_can_fuse(parameters))
-        scheduler = None
-        if self.schedule == "one-cycle":
-            scheduler = torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, max_lr=self.lr, total_steps=steps * self.max_epochs + 1, pct_start=0.2, cycle_momentum=False
-            )
+        total = steps * self.max_epochs if self.schedule == "one-cycle" else None
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, total))
         history: dict[str, list[float]] = {"loss": []}
         best, best_state, waited = np.inf, None, 0
         with seeded(seed):  # for architectures that drop out while training
@@ -252,8 +250,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()
                     optimizer.step()
-                    if scheduler is not None:
-                        scheduler.step()
+                    scheduler.step()
                     losses.append(loss.detach() * len(batch))
                 history["loss"].append(float(torch.stack(losses).sum() / len(rows)))
                 if self.early_stopping:
@@ -416,6 +413,16 @@ def select_blocks(n_blocks: int | Sequence[int] | None, total: int) -> np.ndarra
     if len(unique) < len(places):
         raise ValueError(f"n_blocks={n_blocks!r} names a block twice; the teacher has {total} blocks.")
     return unique
+
+
+def _lr_factor(step: int, total: int | None) -> float:
+    """Share of the peak learning rate at `step`: up in a line over a fifth of `total`, down in half a cosine."""
+    if total is None:
+        return 1.0
+    warm = max(1, total // 5)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

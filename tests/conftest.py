@@ -1,0 +1,57 @@
+"""A tiny random Vision Transformer, a few images, and the real assets where they are at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# scikit-learn's array-API checks skip unless scipy was imported with this set
+os.environ.setdefault("SCIPY_ARRAY_API", "1")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector  # noqa: E402
+
+
+def tiny_extractor(model_name: str = "test_vit", **changes) -> TimmExtractor:
+    """A random transformer of timm's own test models: 4 tokens of 64 channels, 6 blocks."""
+    return TimmExtractor(model_name, **{"weights": None, "image_size": 32, "precision": "float64", "device": "cpu", **changes})
+
+
+def tiny_students(**changes) -> BlockStudents:
+    return BlockStudents(**{"n_blocks": 2, "max_epochs": 1, "random_state": 0, **changes})
+
+
+def tiny_detector(**changes) -> TransformalyDetector:
+    return TransformalyDetector(**{"extractor": tiny_extractor(), "students": tiny_students(), "random_state": 0, **changes})
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def images(rng):
+    """Twelve small colour images."""
+    return rng.integers(0, 256, (12, 20, 24, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def fitted():
+    """A fitted tiny detector and its training images; not to be changed."""
+    X = np.random.default_rng(1).integers(0, 256, (12, 20, 24, 3), dtype=np.uint8)
+    return tiny_detector().fit(X), X
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """Folder of real weights and images."""
+    folder = os.environ.get("SKL_TRANSFORMALY_ASSETS")
+    if not folder:
+        pytest.skip("SKL_TRANSFORMALY_ASSETS names no folder of real weights and images")
+    path = Path(folder)
+    if not (path / "weights").is_dir():
+        pytest.skip(f"{path} holds no weights")
+    return path

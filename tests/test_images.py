@@ -1,0 +1,297 @@
+"""Every form of image gives the same pixels; every fault is named."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_detector
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from skl_transformaly import ImageError
+from skl_transformaly._images import as_images, list_images
+
+
+def save_all(images, folder):
+    paths = [folder / f"{i:03} ü.png" for i in range(len(images))]
+    for path, image in zip(paths, images):
+        Image.fromarray(image).save(path)
+    return paths
+
+
+class ListDataset(torch.utils.data.Dataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        return self.items[i]
+
+
+def as_tensor(image):
+    return torch.from_numpy(np.moveaxis(image, -1, 0).copy())
+
+
+FORMS = {
+    "rows": lambda X, folder: X.reshape(len(X), -1),
+    "list of arrays": lambda X, folder: list(X),
+    "paths": save_all,
+    "str paths": lambda X, folder: [str(p) for p in save_all(X, folder)],
+    "array of paths": lambda X, folder: np.array([str(p) for p in save_all(X, folder)]),
+    "folder": lambda X, folder: (save_all(X, folder), folder)[1],
+    "PIL images": lambda X, folder: [Image.fromarray(x) for x in X],
+    "tensor": lambda X, folder: torch.stack([as_tensor(x) for x in X]),
+    "list of tensors": lambda X, folder: [as_tensor(x) for x in X],
+    "Dataset of tensors": lambda X, folder: ListDataset([as_tensor(x) for x in X]),
+    "Dataset of (PIL, label)": lambda X, folder: ListDataset([(Image.fromarray(x), 0) for x in X]),
+    "float": lambda X, folder: X / 255,
+    "int64": lambda X, folder: X.astype(np.int64),
+    "uint16": lambda X, folder: X.astype(np.uint16) * 257,
+    "Fortran order": lambda X, folder: np.asfortranarray(X),
+    "negative strides": lambda X, folder: X[::-1].copy()[::-1],
+    "read-only": lambda X, folder: np.frombuffer(X.tobytes(), np.uint8).reshape(X.shape),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_scores_do_not_depend_on_the_form_of_the_images(form, fitted, tmp_path):
+    detector, X = fitted
+    other = FORMS[form](X, tmp_path)
+    if form == "rows":
+        detector = tiny_detector(image_shape=X.shape[1:]).fit(other)
+    np.testing.assert_allclose(detector.score_samples(other), detector.score_samples(X), rtol=1e-9)
+
+
+@pytest.mark.parametrize("form", ["rows", "folder", "PIL images", "Dataset of tensors"])
+def test_fit_does_not_depend_on_the_form_of_the_images(form, fitted, tmp_path):
+    detector, X = fitted
+    shape = X.shape[1:] if form == "rows" else None
+    other = tiny_detector(image_shape=shape).fit(FORMS[form](X, tmp_path))
+    np.testing.assert_allclose(other.offset_, detector.offset_, rtol=1e-9)
+
+
+def test_grey_images_equal_the_same_grey_in_colour(fitted, rng):
+    grey = rng.integers(0, 256, (3, 20, 24), dtype=np.uint8)
+    detector, _ = fitted
+    colour = np.repeat(grey[..., None], 3, axis=-1)
+    np.testing.assert_allclose(detector.score_samples(list(grey)), detector.score_samples(colour), rtol=1e-9)
+
+
+def decoded(path):
+    return as_images([path])[0]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV"])
+def test_opaque_pillow_modes_decode_as_pillow_converts_them(mode, tmp_path, images):
+    picture = Image.fromarray(images[0]).convert(mode)
+    path = tmp_path / "picture.tif"
+    if mode == "HSV":  # no file format holds it
+        array = as_images([picture])[0]
+    else:
+        picture.save(path)
+        array = decoded(path)
+        picture = Image.open(path)
+    expected = np.asarray(picture.convert("L" if mode in ("1", "L") else "RGB"))
+    np.testing.assert_array_equal(array.squeeze(), expected)
+
+
+def preprocessed(fitted, image):
+    return fitted[0].extractor_.preprocess([as_images([image])[0]]).numpy()
+
+
+def test_transparency_is_laid_on_white(fitted, images):
+    alpha = np.full((20, 24, 1), 64, np.uint8)
+    flat = images[0] / 255 * (64 / 255) + (1 - 64 / 255)
+    rgba = np.concatenate([images[0], alpha], axis=-1)
+    np.testing.assert_allclose(preprocessed(fitted, rgba), preprocessed(fitted, flat), atol=1e-12)
+
+
+def test_transparent_palette_and_grey_alpha_become_rgba(tmp_path, images):
+    palette = Image.fromarray(images[0]).convert("P")
+    palette.info["transparency"] = 0
+    palette.save(tmp_path / "palette.png", transparency=0)
+    Image.fromarray(images[0]).convert("LA").save(tmp_path / "grey.png")
+    assert decoded(tmp_path / "palette.png").shape == (20, 24, 4)
+    assert decoded(tmp_path / "grey.png").shape == (20, 24, 4)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_images_keep_their_full_range(suffix, tmp_path, rng, fitted):
+    deep = rng.integers(0, 65536, (20, 24), dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / f"deep.{suffix}")
+    np.testing.assert_array_equal(decoded(tmp_path / f"deep.{suffix}")[..., 0], deep)
+    np.testing.assert_allclose(
+        preprocessed(fitted, tmp_path / f"deep.{suffix}"), preprocessed(fitted, deep / 65535), atol=1e-12
+    )
+
+
+def test_float_tiff_is_taken_as_0_to_1(tmp_path, rng):
+    picture = rng.random((20, 24), dtype=np.float32)
+    Image.fromarray(picture).save(tmp_path / "float.tif")
+    np.testing.assert_array_equal(decoded(tmp_path / "float.tif")[..., 0], picture)
+
+
+def test_exif_orientation_turns_the_image_upright(tmp_path, images):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    Image.fromarray(images[0]).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(decoded(tmp_path / "turned.png"), np.rot90(images[0], -1))
+
+
+def test_animation_gives_its_first_frame(tmp_path):
+    frames = [Image.new("L", (8, 6), value) for value in (10, 200)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert decoded(tmp_path / "moving.gif").max() == 10
+
+
+def test_png_named_jpg_is_read_by_its_content(tmp_path, images):
+    Image.fromarray(images[0]).save(tmp_path / "really.png")
+    (tmp_path / "really.png").rename(tmp_path / "claims.jpg")
+    np.testing.assert_array_equal(decoded(tmp_path / "claims.jpg"), images[0])
+
+
+def test_folder_lists_images_below_it_and_nothing_else(tmp_path, images):
+    for name in ("b/2.PNG", "a/1.png", "0.png", ".hidden.png", ".hidden/3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(images[0]).save(tmp_path / name, format="png")
+    (tmp_path / "notes.txt").write_text("no image")
+    assert [p.relative_to(tmp_path).as_posix() for p in list_images(tmp_path)] == ["0.png", "a/1.png", "b/2.PNG"]
+
+
+def test_images_of_different_sizes_score_as_alone(fitted, images):
+    detector, _ = fitted
+    mixed = [images[0], images[1][:10, :9], images[2][:, :, 0]]
+    alone = [detector.score_samples([image])[0] for image in mixed]
+    np.testing.assert_allclose(detector.score_samples(mixed), alone, rtol=1e-9)
+
+
+# Faults
+
+
+def broken_files(folder, images):
+    Image.fromarray(images[0]).save(folder / "whole.png")
+    whole = (folder / "whole.png").read_bytes()
+    (folder / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.png").write_text("this is no image")
+    (folder / "empty.png").write_bytes(b"")
+    return [folder / "truncated.png", folder / "text.png", folder / "empty.png", folder / "missing.png"]
+
+
+def test_each_unreadable_file_is_named(tmp_path, images, fitted):
+    for path in broken_files(tmp_path, images):
+        with pytest.raises(ImageError, match=path.name):
+            fitted[0].score_samples([tmp_path / "whole.png", path])
+
+
+def test_skipping_scores_nan_in_place(tmp_path, images, fitted):
+    broken = broken_files(tmp_path, images)
+    detector, X = fitted
+    detector = tiny_detector(on_error="skip").fit(X)
+    with pytest.warns(UserWarning, match="4 of 6 images could not be read.*truncated.png"):
+        scores = detector.score_samples([tmp_path / "whole.png", *broken, tmp_path / "whole.png"])
+    assert np.isnan(scores[1:5]).all()
+    np.testing.assert_allclose(scores[[0, 5]], detector.score_samples(images[:1])[0], rtol=1e-9)
+
+
+def test_skipping_fits_on_the_readable_images(tmp_path, images):
+    paths = save_all(images, tmp_path)
+    broken = tmp_path / "broken.png"
+    broken.write_text("no")
+    with pytest.warns(UserWarning, match="1 of 13 images could not be read"):
+        skipping = tiny_detector(on_error="skip").fit([*paths[:5], broken, *paths[5:]])
+    np.testing.assert_allclose(skipping.offset_, tiny_detector().fit(paths).offset_, rtol=1e-9)
+
+
+def test_skipping_says_minus_one_of_what_it_cannot_read(tmp_path, images):
+    detector = tiny_detector(on_error="skip", contamination=0.1).fit(images)
+    with pytest.warns(UserWarning):
+        assert detector.predict([*images[:2], tmp_path / "missing.png"])[2] == -1
+
+
+def test_decompression_bomb_is_refused(tmp_path, monkeypatch, images):
+    Image.fromarray(images[0]).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ImageError, match="bomb.png.*MAX_IMAGE_PIXELS"):
+        decoded(tmp_path / "bomb.png")
+
+
+WRONG = {
+    "NaN": (np.full((4, 8, 8), np.nan), ValueError, "NaN or infinity"),
+    "infinity": (np.full((4, 8, 8), np.inf), ValueError, "NaN or infinity"),
+    "two channels": (np.zeros((4, 8, 8, 2)), ValueError, "2 channels"),
+    "channels first": (np.zeros((4, 3, 8, 8)), ValueError, "moveaxis"),
+    "five dimensions": (np.zeros((4, 1, 8, 8, 3)), ValueError, "shape"),
+    "no pixels": (np.zeros((4, 0, 8, 3)), ValueError, "no pixels"),
+    "no images": (np.zeros((0, 8, 8, 3)), ValueError, "0 sample"),
+    "complex": (np.zeros((4, 8, 8), complex), ValueError, "complex"),
+    "a number": (3, (TypeError, ValueError), "Cannot read images"),
+    "a PIL image alone": (Image.new("L", (8, 8)), TypeError, "Cannot read images"),
+    "None inside": ([Image.new("L", (8, 8)), None], TypeError, "NoneType"),
+    "a missing folder": ("no/such/folder", ValueError, "no/such/folder"),
+    "one image to fit": (np.zeros((1, 8, 8)), ValueError, "n_samples = 1"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_says_what_is_wrong(case):
+    X, kind, message = WRONG[case]
+    with pytest.raises(kind, match=message):
+        tiny_detector().fit(X)
+
+
+def test_a_file_instead_of_a_folder_says_so(tmp_path, images):
+    path = save_all(images[:1], tmp_path)[0]
+    with pytest.raises(ValueError, match=r"pass a list: \[path\]"):
+        tiny_detector().fit(path)
+
+
+def test_an_iterable_dataset_is_refused():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([])
+
+    with pytest.raises(TypeError, match="map-style"):
+        tiny_detector().fit(Stream())
+
+
+@pytest.mark.parametrize(
+    "X, message",
+    [
+        (np.full((4, 8, 8), 200.0) + np.arange(4)[:, None, None], "divide by 255"),
+        (np.arange(4 * 64).reshape(4, 8, 8) + 100, "0-255"),
+        (np.arange(4 * 49, dtype=np.uint16).reshape(4, 7, 7), "cast 8-bit values"),
+        (np.arange(4 * 12.0).reshape(4, 12) / 48, "image_shape"),
+    ],
+)
+def test_suspicious_values_are_warned_of(X, message):
+    with pytest.warns(UserWarning, match=message):
+        tiny_detector(feature_spaces=["pretrained"]).fit(X)
+
+
+def test_another_array_shape_at_scoring_is_refused(fitted):
+    with pytest.raises(ValueError, match=r"shape \(24, 20, 3\).*fitted on.*\(20, 24, 3\)"):
+        fitted[0].score_samples(np.zeros((2, 24, 20, 3), np.uint8))
+
+
+def test_image_shape_must_fit_the_rows():
+    with pytest.raises(ValueError, match="image_shape=.*12"):
+        tiny_detector(image_shape=(3, 5)).fit(np.zeros((4, 12)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3, 4])),
+    dtype=st.sampled_from([np.uint8, np.uint16, np.int32, bool, np.float32, np.float64]),
+    seed=st.integers(0, 2**16),
+)
+def test_any_image_is_resized_within_its_range(fitted, shape, dtype, seed):
+    high = {np.uint8: 255, np.uint16: 65535, np.int32: 255}.get(dtype, 1)
+    image = (np.random.default_rng(seed).random(shape) * high).astype(dtype)
+    if image.dtype == np.uint16:
+        image.flat[0] = 65535
+    batch = preprocessed(fitted, image)
+    assert batch.shape == (1, 3, 32, 32)
+    # timm's test models normalise by mean 0.5 and standard deviation 0.5
+    assert np.isfinite(batch).all() and batch.min() >= -1 - 1e-9 and batch.max() <= 1 + 1e-9
