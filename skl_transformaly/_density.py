@@ -223,7 +223,7 @@ class KNNDensity(_LogDensity):
         return np.log(self.n_neighbors) - np.log(n) - log_ball - d * np.log(distance)
 
 
-def resolve_density(density: Any, random_state: Any) -> Any:
+def resolve_density(density: Any) -> Any:
     """Turn "gaussian", "gmm" or "knn" into an estimator; refuse what cannot score samples.
 
     Raises
@@ -236,7 +236,7 @@ def resolve_density(density: Any, random_state: Any) -> Any:
     if isinstance(density, str):
         named = {
             "gaussian": GaussianDensity,
-            "gmm": lambda: GaussianMixture(n_components=5, random_state=random_state),
+            "gmm": lambda: GaussianMixture(n_components=5),
             "knn": KNNDensity,
         }
         if density not in named:

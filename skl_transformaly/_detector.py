@@ -326,10 +326,10 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         readable = ~np.isnan(embeddings).any(axis=1)
         if "pretrained" in spaces:
             self.whitening_ = self._fit_whitening(embeddings[readable])
-            density = _with_seed(clone(resolve_density(self.density, None)), random_state)
+            density = _with_seed(clone(resolve_density(self.density)), random_state)
             self.density_ = density.fit(self._whiten(embeddings[readable]))
         if "discrepancy" in spaces:
-            density = _with_seed(clone(resolve_density(self.discrepancy_density, None)), random_state)
+            density = _with_seed(clone(resolve_density(self.discrepancy_density)), random_state)
             self.discrepancy_density_ = density.fit(discrepancies[readable])
         scores = self._scores(self._spaces(embeddings, discrepancies))
         self.offset_ = _offset(scores[readable], self.contamination)

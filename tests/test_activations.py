@@ -1,0 +1,127 @@
+"""Layer by layer gives what hooks on a whole run give, in bounded memory, and leaves nothing behind."""
+
+import os
+import tempfile
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_extractor
+from test_extractor import FAMILIES, MeanExtractor
+
+from skl_transformaly import TransformalyDetector
+from skl_transformaly._activations import _allocate, iter_activations
+from skl_transformaly._images import as_images
+
+
+def walk(images, extractor, indices, cache="memory", cache_bytes=2**30):
+    for layer in iter_activations(as_images(images), extractor, indices, cache=cache, cache_bytes=cache_bytes):
+        yield layer.index, layer.inputs.clone(), layer.outputs.clone()
+
+
+def hooked(images, extractor, indices):
+    """The same by plain forward hooks over one run of the whole model."""
+    seen = {}
+    handles = [
+        extractor.blocks_[i].register_forward_hook(lambda m, args, out, i=i: seen.__setitem__(i, (args[0].clone(), out)))
+        for i in indices
+    ]
+    extractor.embed(extractor.preprocess(images))
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("name, size, kind, number", FAMILIES)
+def test_activations_are_those_of_a_whole_run(name, size, kind, number, images):
+    extractor = tiny_extractor(name, image_size=size, batch_size=5, precision="float32").fit(images)
+    last = len(extractor.blocks_)
+    indices = [last - 3, last - 1]
+    expected = hooked(images, extractor, indices)
+    for index, inputs, outputs in walk(images, extractor, indices):
+        scale = float(expected[index][1].abs().max())
+        np.testing.assert_allclose(inputs, expected[index][0], rtol=1e-3, atol=1e-4 * scale)
+        np.testing.assert_allclose(outputs, expected[index][1], rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_blocks_with_something_between_them_are_run_from_the_images(images):
+    class Between(MeanExtractor):
+        def embed(self, batch, visit=None):
+            for index, block in enumerate(self.blocks_):
+                output = block(batch)
+                if visit is not None:
+                    visit(index, block, (batch,), {}, output)
+                batch = output * 2 + 1
+            return batch.mean(1)
+
+    extractor = Between().fit(images)
+    layers = {index: (inputs, outputs) for index, inputs, outputs in walk(images, extractor, [0, 1])}
+    np.testing.assert_allclose(layers[1][0], (layers[0][1] * 2 + 1).detach())
+
+
+@pytest.mark.parametrize("cache, cache_bytes", [("disk", 2**30), ("auto", 0)])
+def test_disk_gives_what_memory_gives(cache, cache_bytes, images):
+    extractor = tiny_extractor(batch_size=5).fit(images)
+    for in_memory, on_disk in zip(
+        walk(images, extractor, [2, 3, 5]), walk(images, extractor, [2, 3, 5], cache, cache_bytes)
+    ):
+        np.testing.assert_array_equal(in_memory[1], on_disk[1])
+        np.testing.assert_array_equal(in_memory[2], on_disk[2])
+
+
+def test_two_layers_serve_all_blocks(images):
+    extractor = tiny_extractor().fit(images)
+    places = set()
+    for layer in iter_activations(as_images(images), extractor, range(6), cache="memory", cache_bytes=0):
+        places |= {layer.inputs.data_ptr(), layer.outputs.data_ptr()}
+    assert len(places) == 2
+
+
+def test_a_temporary_file_has_no_name(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    tensor = _allocate(10, torch.zeros(1, 3), on_disk=True)
+    tensor[:] = 1
+    assert os.name != "posix" or not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs posix_fallocate")
+def test_a_full_disk_is_an_error_before_anything_is_written(monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No room for .* MiB.*TMPDIR"):
+        _allocate(10, torch.zeros(1, 3), on_disk=True)
+
+
+class Misbehaving(MeanExtractor):
+    """A teacher whose blocks break one rule."""
+
+    def __init__(self, fault="none"):
+        self.fault = fault
+
+    def embed(self, batch, visit=None):
+        order = [1, 0] if self.fault == "order" else [0, 1]
+        for index in order:
+            output = self.blocks_[index](batch)
+            if self.fault == "in place" and index == 1:
+                batch += 1
+            if visit is not None:
+                extra = (batch.mean(),) if self.fault == "arguments" else ()
+                visit(index, self.blocks_[index], (batch, *extra), {}, (output,) if self.fault == "tuple" else output)
+            batch = output
+        return batch.mean(1)
+
+
+@pytest.mark.parametrize(
+    "fault, message",
+    [
+        ("order", "run in the order"),
+        ("in place", "changes its input in place"),
+        ("arguments", "change with the image"),
+        ("tuple", "one tensor into one tensor"),
+    ],
+)
+def test_blocks_that_cannot_be_imitated_are_refused(fault, message, images):
+    with torch.no_grad(), pytest.raises(TypeError, match=message):
+        TransformalyDetector(Misbehaving(fault)).fit(images)

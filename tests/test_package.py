@@ -1,0 +1,24 @@
+"""The package as a whole."""
+
+import subprocess
+import sys
+
+import pytest
+
+import skl_transformaly
+
+
+def test_importing_the_package_loads_no_torch():
+    code = "import sys, skl_transformaly; print(any(m in sys.modules for m in ('torch', 'timm', 'sklearn', 'PIL')))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("name", skl_transformaly.__all__)
+def test_public_names_are_there(name):
+    assert getattr(skl_transformaly, name) is not None
+    assert name in dir(skl_transformaly)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        skl_transformaly.Nothing  # noqa: B018

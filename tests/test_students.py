@@ -1,0 +1,235 @@
+"""Students: what they are, what they learn from, and what their discrepancy is."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_detector, tiny_extractor, tiny_students
+from hypothesis import given
+from hypothesis import strategies as st
+from test_extractor import FAMILIES
+
+from skl_transformaly import BlockStudents, TransformalyDetector
+from skl_transformaly._students import select_blocks
+
+
+@pytest.fixture(scope="module")
+def students():
+    X = np.random.default_rng(1).integers(0, 256, (12, 20, 24, 3), dtype=np.uint8)
+    return tiny_students(extractor=tiny_extractor(), n_blocks=3, max_epochs=4, lr=1e-3).fit(X)
+
+
+def test_discrepancy_is_the_mean_squared_difference_on_the_teachers_own_input(students, images):
+    model = students.extractor_.teacher_.model
+    with torch.no_grad():
+        x = model.norm_pre(model._pos_embed(model.patch_embed(students.extractor_.preprocess(images))))
+        expected = []
+        for j, block in enumerate(model.blocks):
+            if j >= 3:
+                expected.append(((students.students_[j - 3](x) - block(x)) ** 2).mean(dim=(1, 2)))
+            x = block(x)
+    np.testing.assert_allclose(students.transform(images), torch.stack(expected, dim=1), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name, size, kind, number", FAMILIES)
+def test_every_family_can_be_imitated(name, size, kind, number, images):
+    extractor = tiny_extractor(name, image_size=size, precision="float32")
+    students = tiny_students(extractor=extractor, n_blocks=2, max_epochs=8, batch_size=4, lr=3e-4).fit(images)
+    for history in students.history_.values():
+        assert history["loss"][-1] < history["loss"][0]
+    assert np.isfinite(students.transform(images)).all()
+
+
+def test_a_student_has_its_blocks_architecture_and_other_weights(students):
+    for index, student in zip(students.block_indices_, students.students_):
+        own, teachers = student.state_dict(), students.extractor_.blocks_[index].state_dict()
+        assert {name: t.shape for name, t in own.items()} == {name: t.shape for name, t in teachers.items()}
+        assert not torch.equal(own["attn.qkv.weight"], teachers["attn.qkv.weight"])
+
+
+def test_fresh_students_are_drawn_from_the_architectures_own_initialisation(images):
+    extractor = tiny_extractor("vit_tiny_patch16_224", precision="float32").fit(images)
+    weights = extractor.new_blocks(1)[4].attn.qkv.weight
+    assert float(weights.detach().std()) == pytest.approx(0.02, rel=0.05)  # timm's ViT draws with 0.02
+
+
+def test_rotary_embeddings_reach_the_student(images):
+    extractor = tiny_extractor("eva02_tiny_patch14_224", image_size=28)
+    students = tiny_students(extractor=extractor, n_blocks=1).fit(images)
+    model = students.extractor_.teacher_.model
+    batch = students.extractor_.preprocess(images)
+    with torch.no_grad():
+        x, rope = model._pos_embed(model.patch_embed(batch))
+        for block in model.blocks[:-1]:
+            x = block(x, rope=rope)
+        student, teacher = students.students_[0](x, rope=rope), model.blocks[-1](x, rope=rope)
+        without = students.students_[0](x)
+    assert not torch.allclose(student, without)
+    expected = ((student - teacher) ** 2).mean(dim=(1, 2))
+    np.testing.assert_allclose(students.transform(images)[:, 0], expected, rtol=1e-9)
+
+
+def test_a_trained_student_deviates_more_on_what_it_has_not_seen(rng):
+    ramp = np.linspace(0, 255, 32)
+    normal = (ramp[None, :, None] * np.ones((40, 1, 32)) * rng.uniform(0.5, 1, (40, 1, 1))).astype(np.uint8)
+    odd = rng.integers(0, 256, (10, 32, 32), dtype=np.uint8)
+    students = tiny_students(extractor=tiny_extractor(), max_epochs=20, lr=1e-3, batch_size=8).fit(normal[:30])
+    assert students.transform(odd).min(axis=0).min() > students.transform(normal[30:]).max(axis=0).max()
+
+
+@given(total=st.integers(1, 40), n=st.integers(1, 60))
+def test_an_int_selects_the_last_blocks(total, n):
+    assert select_blocks(n, total).tolist() == list(range(total))[-n:]
+
+
+@given(total=st.integers(1, 40), data=st.data())
+def test_a_sequence_selects_its_places_in_order(total, data):
+    places = data.draw(st.lists(st.integers(0, total - 1), min_size=1, unique=True))
+    signed = [p - total if data.draw(st.booleans()) else p for p in places]
+    assert select_blocks(signed, total).tolist() == sorted(places)
+
+
+def test_none_selects_all_blocks():
+    assert select_blocks(None, 4).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("wrong", [[4], [-5], [0, -4], [], [0.5], [[1]]])
+def test_blocks_that_are_not_there_are_refused(wrong):
+    with pytest.raises(ValueError, match="n_blocks"):
+        select_blocks(wrong, 4)
+
+
+def test_a_student_does_not_depend_on_how_many_others_there_are(students, images):
+    X = np.random.default_rng(1).integers(0, 256, (12, 20, 24, 3), dtype=np.uint8)
+    alone = tiny_students(extractor=tiny_extractor(), n_blocks=[4], max_epochs=4, lr=1e-3).fit(X)
+    np.testing.assert_array_equal(alone.transform(images)[:, 0], students.transform(images)[:, 1])
+
+
+def test_the_same_seed_gives_the_same_students(images):
+    one, same, other = (
+        tiny_students(extractor=tiny_extractor(), random_state=seed).fit(images).transform(images) for seed in (3, 3, 4)
+    )
+    np.testing.assert_array_equal(one, same)
+    assert not np.allclose(one, other)
+
+
+def test_history_has_the_loss_of_each_block_and_epoch(students):
+    assert list(students.history_) == [3, 4, 5]
+    assert all(len(history["loss"]) == 4 for history in students.history_.values())
+
+
+def test_history_is_the_mean_squared_error_while_training(images):
+    """With a vanishing learning rate the loss of an epoch is that of the fresh student."""
+    students = tiny_students(extractor=tiny_extractor(), lr=1e-30, batch_size=5, schedule="constant").fit(images)
+    expected = students.transform(images).mean(axis=0)
+    np.testing.assert_allclose([h["loss"][0] for h in students.history_.values()], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("batch_size, lr", [(12, 1e-3), (5, 1e-4)])
+def test_constant_schedule_is_plain_adam(batch_size, lr, images):
+    """Retraced with torch's own Adam on the whole chain of teacher and student."""
+    students = tiny_students(
+        extractor=tiny_extractor(), n_blocks=1, max_epochs=2, lr=lr, batch_size=12, schedule="constant", random_state=0
+    ).fit(images)
+    extractor = students.extractor_
+    seed = int(np.random.RandomState(0).randint(np.iinfo(np.int32).max))
+    student = extractor.new_blocks(seed)[5]
+    optimizer = torch.optim.Adam(student.parameters(), lr=lr)
+    seen = []
+    extractor.embed(extractor.preprocess(images), lambda i, block, args, kwargs, out: seen.append((args[0], out)))
+    inputs, targets = seen[5]
+    for _ in range(2):  # one batch an epoch, so the order of images does not matter
+        optimizer.zero_grad()
+        ((student(inputs) - targets) ** 2).mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        expected = ((student.eval()(inputs) - targets) ** 2).mean(dim=(1, 2))
+    np.testing.assert_allclose(students.transform(images)[:, 0], expected, rtol=1e-6)
+
+
+def test_paper_has_the_papers_settings():
+    paper = BlockStudents.paper(n_blocks=3)
+    assert (paper.max_epochs, paper.lr, paper.batch_size, paper.schedule, paper.n_blocks) == (30, 1e-4, 32, "constant", 3)
+
+
+def test_early_stopping_stops_when_the_held_out_loss_no_longer_falls(images):
+    students = tiny_students(
+        extractor=tiny_extractor(), max_epochs=60, lr=0.02, schedule="constant", early_stopping=True, n_iter_no_change=2
+    ).fit(images)
+    for history in students.history_.values():
+        losses = history["validation_loss"]
+        assert len(losses) < 60
+        assert int(np.argmin(losses)) == len(losses) - 3
+
+
+def test_early_stopping_keeps_the_best_epoch(images, monkeypatch):
+    students = tiny_students(
+        extractor=tiny_extractor(), n_blocks=1, max_epochs=8, lr=0.02, schedule="constant", early_stopping=True, n_iter_no_change=8
+    ).fit(images)
+    seed = int(np.random.RandomState(0).randint(np.iinfo(np.int32).max))
+    order = np.arange(12)
+    np.random.default_rng([seed, 5]).shuffle(order)
+    held_out = students.transform(images[order[:1]]).mean()
+    assert held_out == pytest.approx(min(students.history_[5]["validation_loss"]), rel=1e-9)
+
+
+def test_held_out_images_are_not_trained_on(images):
+    """Changing only the held-out image changes the validation loss and not the student."""
+    seed = int(np.random.RandomState(0).randint(np.iinfo(np.int32).max))
+    order = np.arange(12)
+    np.random.default_rng([seed, 5]).shuffle(order)
+    changed = images.copy()
+    changed[order[0]] = 255 - changed[order[0]]
+    one, other = (
+        tiny_students(extractor=tiny_extractor(), n_blocks=1, early_stopping=True).fit(X) for X in (images, changed)
+    )
+    assert one.history_[5]["loss"] == other.history_[5]["loss"]
+    assert one.history_[5]["validation_loss"] != other.history_[5]["validation_loss"]
+
+
+def test_a_loss_that_is_not_finite_is_an_error(images):
+    with pytest.raises(FloatingPointError, match="block 4.*Lower lr"):
+        tiny_students(
+            extractor=tiny_extractor(precision="float32"), max_epochs=9, lr=1e30, schedule="constant", batch_size=3
+        ).fit(images)
+
+
+def test_batch_statistics_are_those_of_the_training_images(images):
+    students = tiny_students(extractor=tiny_extractor("test_resnet", image_size=64), n_blocks=1, batch_size=4).fit(images)
+    extractor, student = students.extractor_, students.students_[0]
+    seen = []
+    extractor.embed(extractor.preprocess(images), lambda i, block, args, kwargs, out: seen.append(args[0]))
+    with torch.no_grad():
+        maps = student[0].conv1(seen[3])
+    np.testing.assert_allclose(student[0].bn1.running_mean, maps.mean(dim=(0, 2, 3)), rtol=1e-6, atol=1e-9)
+
+
+def test_students_inside_a_detector_take_no_extractor_of_their_own(images):
+    with pytest.raises(ValueError, match="students.extractor must be None"):
+        tiny_detector(students=tiny_students(extractor=tiny_extractor())).fit(images)
+
+
+def test_progress_shows_the_loss(images, capsys):
+    tiny_students(extractor=tiny_extractor(), verbose=1).fit(images)
+    shown = capsys.readouterr().err
+    assert "Students" in shown and "loss=" in shown
+
+
+def test_quiet_by_default(images, capsys):
+    tiny_students(extractor=tiny_extractor()).fit(images)
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_copies_and_pickles_measure_the_same(students, images):
+    expected = students.transform(images)
+    for duplicate in (copy.deepcopy(students), pickle.loads(pickle.dumps(students))):
+        np.testing.assert_array_equal(duplicate.transform(images), expected)
+
+
+def test_a_grid_reaches_the_students(images):
+    detector = TransformalyDetector(tiny_extractor(), students=BlockStudents(max_epochs=1))
+    detector.set_params(students__n_blocks=[-1], extractor__batch_size=3).fit(images)
+    assert detector.students_.block_indices_.tolist() == [5]
