@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from skl_transformaly._images import Images
 
@@ -45,7 +45,7 @@ class _Stop(Exception):
 
 def iter_activations(
     images: Images, extractor: Any, indices: Sequence[int], *, cache: str, cache_bytes: int
-) -> Iterator[BlockActivations]:
+) -> Generator[BlockActivations, None, None]:
     """Yield each block's activations over all `images`, from the first of `indices` to the last.
 
     The teacher runs once over the images, up to the first block; each further layer is the next block
@@ -72,21 +72,18 @@ def iter_activations(
     """
     arguments, chained = inspect_blocks(images, extractor)
     blocks = extractor.blocks_
-    current = None
-    inputs = outputs = None
+    layer: BlockActivations | None = None
     for index in indices:
-        if current is None or not chained:
-            del inputs, outputs
+        if layer is None or not chained:
+            layer = None  # frees two layers before two others are made
             inputs, outputs = _capture(images, extractor, index, cache, cache_bytes)
-        else:
-            for step in range(current + 1, index + 1):
-                spare, inputs = inputs, outputs
-                args, kwargs = arguments[step]
-                outputs = _advance(blocks[step], inputs, spare, args, kwargs, extractor, cache, cache_bytes)
-                del spare
-        current = index
-        args, kwargs = arguments[index]
-        yield BlockActivations(index, inputs, outputs, args, kwargs)
+            layer = BlockActivations(index, inputs, outputs, *arguments[index])
+        while layer.index < index:
+            step = layer.index + 1
+            spare, inputs = layer.inputs, layer.outputs
+            outputs = _advance(blocks[step], inputs, spare, *arguments[step], extractor, cache, cache_bytes)
+            layer = BlockActivations(step, inputs, outputs, *arguments[step])
+        yield layer
 
 
 def inspect_blocks(images: Images, extractor: Any) -> tuple[dict[int, tuple[tuple, dict]], bool]:
@@ -141,8 +138,8 @@ def inspect_blocks(images: Images, extractor: Any) -> tuple[dict[int, tuple[tupl
             extractor.embed(extractor.preprocess(pixels), visit)
         if order != list(range(len(blocks))):
             raise TypeError(
-                f"The teacher's {len(blocks)} blocks run in the order {order}, not once each from first to last, so they "
-                "cannot be imitated one by one. Choose another teacher."
+                f"The teacher's {len(blocks)} blocks run in the order {order}, not once each from first to last, so "
+                "they cannot be imitated one by one. Choose another teacher."
             )
     return arguments, chained
 
@@ -186,9 +183,18 @@ def _capture(images: Images, extractor: Any, index: int, cache: str, cache_bytes
     return layers[0][:filled], layers[1][:filled]
 
 
-def _advance(block, inputs, spare, args, kwargs, extractor, cache, cache_bytes) -> Tensor:
+def _advance(
+    block: nn.Module,
+    inputs: Tensor,
+    spare: Tensor,
+    args: tuple,
+    kwargs: dict,
+    extractor: Any,
+    cache: str,
+    cache_bytes: int,
+) -> Tensor:
     """Run one block over stored `inputs`; its outputs overwrite `spare` where they fit."""
-    outputs = None
+    outputs: Any = None
     parameter = next(block.parameters(), None)
     device = inputs.device if parameter is None else parameter.device
     for start in range(0, len(inputs), extractor.batch_size):
@@ -217,7 +223,7 @@ def _allocate(n: int, like: Tensor, on_disk: bool) -> Tensor:
         return torch.empty(shape, dtype=like.dtype)
     size = math.prod(shape) * like.element_size()
     # The file has no name (POSIX) or goes with its handle (Windows): no way of dying leaves it behind.
-    file = tempfile.TemporaryFile(prefix="skl_transformaly_")
+    file = tempfile.TemporaryFile(prefix="skl_transformaly_")  # noqa: SIM115 (the memory map keeps it)
     try:
         # Reserve the blocks now: on a full disk, a write into a mapped hole would kill the process.
         if hasattr(os, "posix_fallocate"):
@@ -228,8 +234,8 @@ def _allocate(n: int, like: Tensor, on_disk: bool) -> Tensor:
         file.close()
         raise OSError(
             error.errno,
-            f"No room for {size / 2**20:.0f} MiB of activations in {tempfile.gettempdir()} ({error.strerror}). Set TMPDIR "
-            "to a larger disk, use cache='memory', or fit on fewer images.",
+            f"No room for {size / 2**20:.0f} MiB of activations in {tempfile.gettempdir()} ({error.strerror}). Set "
+            "TMPDIR to a larger disk, use cache='memory', or fit on fewer images.",
         ) from error
     raw = torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,)))
     return raw.view(like.dtype).view(shape)

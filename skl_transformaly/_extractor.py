@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skl_transformaly import _teacher
-from skl_transformaly._images import ImageInputMixin, Images
+from skl_transformaly._images import ImageInputMixin
 from skl_transformaly._teacher import BUNDLED_MODEL, BlockVisitor
 from skl_transformaly._torch import PRECISIONS, autocast, resolve_device, resolve_precision
 
@@ -163,8 +163,8 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         teacher = self._load(device, torch.float64 if self.precision == "float64" else torch.float32)
         attention = any(isinstance(module, nn.Linear) for module in teacher.blocks[-1].modules())
         self.precision_ = resolve_precision(self.precision, device, attention=attention)
-        self.weights_sha256_ = teacher.weights_sha256  # type: ignore[attr-defined]
-        self.image_size_ = tuple(teacher.input_size[1:])
+        self.weights_sha256_ = teacher.weights_sha256
+        self.image_size_ = tuple(teacher.data_config["input_size"][1:])
         self._teacher = teacher
         self.embedding_size_ = self.embed(self._blank()).shape[1]
         return self
@@ -215,7 +215,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         batch : Tensor of shape (B, C_model, H_model, W_model)
             On the teacher's device, in the dtype of its parameters.
         """
-        config = self.teacher_.data_config  # type: ignore[attr-defined]
+        config = self.teacher_.data_config
         parameter = self._parameter()
         stacks = [pixels] if isinstance(pixels, np.ndarray) else [image[np.newaxis] for image in pixels]
         size, mode = self.image_size_, self.interpolation or config["interpolation"]
@@ -266,10 +266,10 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         if getattr(self, "_teacher", None) is None:
             dtype = torch.float64 if self.precision_ == "float64" else torch.float32
             teacher = self._load(resolve_device(self.device), dtype)
-            if teacher.weights_sha256 != self.weights_sha256_:  # type: ignore[attr-defined]
+            if teacher.weights_sha256 != self.weights_sha256_:
                 raise ValueError(
                     f"The weights of {self.model_name!r} from {str(self.weights)!r} are not those that this estimator "
-                    f"was fitted with: SHA-256 {teacher.weights_sha256}, expected "  # type: ignore[attr-defined]
+                    f"was fitted with: SHA-256 {teacher.weights_sha256}, expected "
                     f"{self.weights_sha256_}. Give it the same weights (set its parameter `weights` to their path), or "
                     "fit again."
                 )
@@ -284,7 +284,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         return next(self.teacher_.model.parameters())
 
     def _blank(self) -> Tensor:
-        return torch.zeros(1, *self.teacher_.input_size).to(self._parameter())
+        return torch.zeros(1, *self.teacher_.data_config["input_size"]).to(self._parameter())
 
     @property
     def _n_features_out(self) -> int:
@@ -335,12 +335,10 @@ def _to_tensor(pixels: np.ndarray, like: Tensor) -> Tensor:
     return batch
 
 
-def _resize(batch: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+def _resize(batch: Tensor, size: tuple[int, ...], mode: str) -> Tensor:
     if tuple(batch.shape[2:]) != size:
         low, high = (f(batch.flatten(1), 1).view(-1, 1, 1, 1) for f in (torch.amin, torch.amax))
-        batch = F.interpolate(batch, size=size, mode=mode, antialias=True, align_corners=False)
+        batch = F.interpolate(batch, size=list(size), mode=mode, antialias=True, align_corners=False)
         # cubic interpolation overshoots; keep to the image's own range, at least 0-1, as 8-bit resizing does
         batch = batch.clamp(low.clamp(max=0), high.clamp(min=1))
     return batch.expand(-1, 3, -1, -1)
-
-

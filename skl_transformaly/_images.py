@@ -347,9 +347,7 @@ def _from_files(paths: Sequence, on_error: str) -> Images:
         except FileNotFoundError as error:
             raise ImageError("there is no such file.") from error
         except Image.DecompressionBombError as error:
-            raise ImageError(
-                f"{error} If the file is trusted, raise PIL.Image.MAX_IMAGE_PIXELS."
-            ) from error
+            raise ImageError(f"{error} If the file is trusted, raise PIL.Image.MAX_IMAGE_PIXELS.") from error
         except Exception as error:  # Pillow's plugins raise nearly anything on broken files
             if isinstance(error, MemoryError):
                 raise

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from skl_transformaly._activations import BlockActivations, iter_activations
 from skl_transformaly._extractor import resolve_extractor
-from skl_transformaly._images import ImageInputMixin, Images
+from skl_transformaly._images import ImageInputMixin
 from skl_transformaly._torch import seeded
 
 __all__ = ["BlockStudents", "select_blocks"]
@@ -260,14 +260,18 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
                     )
                 if not np.isfinite([values[-1] for values in history.values()]).all():
                     raise FloatingPointError(
-                        f"The loss of the student of block {layer.index} is {history['loss'][-1]} in epoch {epoch + 1}; "
-                        "expected a finite number. Lower lr, or give the extractor precision='float32'."
+                        f"The loss of the student of block {layer.index} is {history['loss'][-1]} in epoch {epoch + 1}"
+                        "; expected a finite number. Lower lr, or give the extractor precision='float32'."
                     )
                 progress.set_postfix(block=layer.index, loss=f"{history['loss'][-1]:.3g}", refresh=False)
                 progress.update()
                 if self.early_stopping:
                     if history["validation_loss"][-1] < best:
-                        best, best_state, waited = history["validation_loss"][-1], copy.deepcopy(student.state_dict()), 0
+                        best, best_state, waited = (
+                            history["validation_loss"][-1],
+                            copy.deepcopy(student.state_dict()),
+                            0,
+                        )
                     else:
                         waited += 1
                     if waited >= self.n_iter_no_change:

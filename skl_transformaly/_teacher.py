@@ -36,8 +36,10 @@ class Teacher:
     ----------
     model : nn.Module
         A timm model (``forward_features`` and ``forward_head``), at its final input size.
-    input_size : tuple of (channels, height, width)
-        What `model` takes.
+    data_config : dict
+        timm's: "input_size" (channels, height, width), "mean", "std", "interpolation".
+    weights_sha256 : str
+        See :func:`state_sha256`; of the weights at their native image size.
 
     Attributes
     ----------
@@ -45,9 +47,10 @@ class Teacher:
         See :func:`find_blocks`.
     """
 
-    def __init__(self, model: nn.Module, input_size: tuple[int, int, int]):
-        self.model = model.eval().requires_grad_(False)
-        self.input_size = input_size
+    def __init__(self, model: nn.Module, data_config: dict[str, Any], weights_sha256: str):
+        self.model: Any = model.eval().requires_grad_(False)
+        self.data_config = data_config
+        self.weights_sha256 = weights_sha256
         self.blocks = find_blocks(model)
         # Hooks are set once and look up the visitor of their own thread, so that threads that share
         # this teacher never see each other's blocks.
@@ -120,13 +123,10 @@ def load_teacher(
 
     Frozen teachers are shared by all estimators of a process that ask for the same one: a grid of a
     hundred candidates holds one copy of the weights. It goes when the last of them goes.
-
-    The :class:`Teacher` has, beyond its own attributes, ``weights_sha256`` (over all parameters and
-    buffers, at the weights' native image size) and ``data_config`` (timm's: mean, std, interpolation).
     """
     file = None
     if weights not in ("hub", "bundled", None):
-        path = Path(weights)  # type: ignore[arg-type]
+        path = Path(str(weights))
         if not path.is_file():
             raise FileNotFoundError(
                 f"weights={str(weights)!r} is no file. Expected 'hub', 'bundled', None (random) or the path of a "
@@ -149,10 +149,7 @@ def _build_teacher(model_name, weights, image_size, device, dtype) -> Teacher:
     if image_size is not None:
         set_image_size(model, image_size)
         config["input_size"] = (config["input_size"][0], image_size, image_size)
-    teacher = Teacher(model.to(device=device, dtype=dtype), config["input_size"])
-    teacher.data_config = config  # type: ignore[attr-defined]
-    teacher.weights_sha256 = digest  # type: ignore[attr-defined]
-    return teacher
+    return Teacher(model.to(device=device, dtype=dtype), config, digest)
 
 
 def create_model(model_name: str, weights: str | os.PathLike | None) -> nn.Module:
@@ -196,7 +193,7 @@ def new_blocks(model_name: str, image_size: int | None, seed: int) -> list[nn.Mo
     return find_blocks(model)
 
 
-def set_image_size(model: nn.Module, image_size: int) -> None:
+def set_image_size(model: Any, image_size: int) -> None:
     """Change the input size, resampling position embeddings; fully convolutional models take any size."""
     if hasattr(model, "set_input_size"):
         try:
@@ -279,7 +276,7 @@ def _load_file(model: nn.Module, path: Path) -> None:
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(
-            f"{path} does not hold the weights of {type(model).__name__} as asked for: {'; '.join(problems[:5])}{more}. "
-            "Check model_name against the file."
+            f"{path} does not hold the weights of {type(model).__name__} as asked for: {'; '.join(problems[:5])}{more}"
+            ". Check model_name against the file."
         )
     model.load_state_dict(state, strict=False)

@@ -8,15 +8,17 @@ from pathlib import Path
 # scikit-learn's array-API checks skip unless scipy was imported with this set
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import numpy as np
+import pytest
 
-from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector  # noqa: E402
+from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector
 
 
 def tiny_extractor(model_name: str = "test_vit", **changes) -> TimmExtractor:
     """A random transformer of timm's own test models: 4 tokens of 64 channels, 6 blocks."""
-    return TimmExtractor(model_name, **{"weights": None, "image_size": 32, "precision": "float64", "device": "cpu", **changes})
+    return TimmExtractor(
+        model_name, **{"weights": None, "image_size": 32, "precision": "float64", "device": "cpu", **changes}
+    )
 
 
 def tiny_students(**changes) -> BlockStudents:
@@ -24,7 +26,9 @@ def tiny_students(**changes) -> BlockStudents:
 
 
 def tiny_detector(**changes) -> TransformalyDetector:
-    return TransformalyDetector(**{"extractor": tiny_extractor(), "students": tiny_students(), "random_state": 0, **changes})
+    return TransformalyDetector(
+        **{"extractor": tiny_extractor(), "students": tiny_students(), "random_state": 0, **changes}
+    )
 
 
 @pytest.fixture

@@ -23,7 +23,9 @@ def hooked(images, extractor, indices):
     """The same by plain forward hooks over one run of the whole model."""
     seen = {}
     handles = [
-        extractor.blocks_[i].register_forward_hook(lambda m, args, out, i=i: seen.__setitem__(i, (args[0].clone(), out)))
+        extractor.blocks_[i].register_forward_hook(
+            lambda m, args, out, i=i: seen.__setitem__(i, (args[0].clone(), out))
+        )
         for i in indices
     ]
     extractor.embed(extractor.preprocess(images))

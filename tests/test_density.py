@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import multivariate_normal
+from sklearn.covariance import LedoitWolf
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
+from sklearn.preprocessing import StandardScaler
 
 from skl_transformaly import GaussianDensity, KNNDensity
 from skl_transformaly._density import resolve_density
@@ -23,14 +25,16 @@ def correlated(seed, n, d):
 def test_gaussian_is_scipys_multivariate_normal(seed, d, extra):
     X = correlated(seed, d + extra, d)
     expected = multivariate_normal(X.mean(axis=0), np.cov(X, rowvar=False)).logpdf(X)
-    np.testing.assert_allclose(GaussianDensity(ridge=1e-12).fit(X).score_samples(X), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        GaussianDensity(shrinkage=0, ridge=1e-12).fit(X).score_samples(X), expected, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_gaussian_is_one_component_of_scikit_learns_mixture():
     X = correlated(0, 500, 4)
     expected = GaussianMixture(1, reg_covar=0).fit(X).score_samples(X)
     # the mixture divides by n, the Gaussian by n - 1
-    np.testing.assert_allclose(GaussianDensity().fit(X).score_samples(X), expected, atol=0.05)
+    np.testing.assert_allclose(GaussianDensity(shrinkage=0).fit(X).score_samples(X), expected, atol=0.05)
 
 
 @settings(max_examples=50, deadline=None)
@@ -45,9 +49,16 @@ def test_gaussian_ranking_does_not_depend_on_units(seed, exponent):
 
 def test_gaussian_reports_the_covariance_of_the_data():
     X = correlated(0, 300, 3)
-    density = GaussianDensity(ridge=1e-12).fit(X)
+    density = GaussianDensity(shrinkage=0, ridge=1e-12).fit(X)
     np.testing.assert_allclose(density.covariance_, np.cov(X, rowvar=False), rtol=1e-8)
     np.testing.assert_allclose(density.mean_, X.mean(axis=0))
+
+
+@pytest.mark.parametrize("n, d", [(15, 10), (200, 4)])
+def test_gaussian_shrinks_as_scikit_learns_ledoit_wolf(n, d):
+    X = StandardScaler().fit_transform(correlated(n, n, d))
+    expected = LedoitWolf().fit(X).covariance_ * n / (n - 1)
+    np.testing.assert_allclose(GaussianDensity(ridge=1e-12).fit(X).covariance_, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("density", [GaussianDensity(), KNNDensity(n_neighbors=2), GaussianMixture(1)])

@@ -16,14 +16,15 @@ from sklearn.neighbors import KernelDensity
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, normalize
 
-from skl_transformaly import TimmExtractor, TransformalyDetector
+from skl_transformaly import GaussianDensity, TimmExtractor, TransformalyDetector
 
 
 @pytest.mark.parametrize("scale", [False, True])
 def test_score_is_the_sum_of_two_log_densities(images, scale):
     """Rebuilt from the parts by scikit-learn's PCA and scipy's normal distribution."""
     X, new = images[:9], images[9:]
-    detector = tiny_detector(normalize=scale, explained_variance=0.7).fit(X)
+    density = GaussianDensity(shrinkage=0)
+    detector = tiny_detector(normalize=scale, explained_variance=0.7, discrepancy_density=density).fit(X)
     embed = normalize if scale else np.asarray
     z_p, z_p_new = (embed(detector.extractor_.transform(part)) for part in (X, new))
     z_f, z_f_new = (detector.students_.transform(part) for part in (X, new))
@@ -73,7 +74,8 @@ def test_unknown_feature_spaces_are_refused(spaces, images):
 
 
 @pytest.mark.parametrize(
-    "density", ["gmm", "knn", GaussianMixture(2, random_state=0), KernelDensity(), make_pipeline(PCA(2), GaussianMixture(1))]
+    "density",
+    ["gmm", "knn", GaussianMixture(2, random_state=0), KernelDensity(), make_pipeline(PCA(2), GaussianMixture(1))],
 )
 @pytest.mark.parametrize("parameter", ["density", "discrepancy_density"])
 def test_any_density_takes_either_place(density, parameter, images):
@@ -140,7 +142,9 @@ def test_two_images_are_enough_for_finite_scores(images):
 def test_values_that_are_not_finite_are_an_error_and_no_score(fitted, monkeypatch):
     detector, X = fitted
     monkeypatch.setattr(
-        type(detector.students_), "measure", lambda self, batch: (np.full((len(batch), 64), np.inf), np.ones((len(batch), 2)))
+        type(detector.students_),
+        "measure",
+        lambda self, batch: (np.full((len(batch), 64), np.inf), np.ones((len(batch), 2))),
     )
     with pytest.raises(FloatingPointError, match="precision='float32'"):
         detector.score_samples(X)

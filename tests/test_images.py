@@ -206,7 +206,7 @@ def test_skipping_fits_on_the_readable_images(tmp_path, images):
 
 def test_skipping_says_minus_one_of_what_it_cannot_read(tmp_path, images):
     detector = tiny_detector(on_error="skip", contamination=0.1).fit(images)
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="could not be read"):
         assert detector.predict([*images[:2], tmp_path / "missing.png"])[2] == -1
 
 

@@ -151,7 +151,13 @@ def test_constant_schedule_is_plain_adam(batch_size, lr, images):
 
 def test_paper_has_the_papers_settings():
     paper = BlockStudents.paper(n_blocks=3)
-    assert (paper.max_epochs, paper.lr, paper.batch_size, paper.schedule, paper.n_blocks) == (30, 1e-4, 32, "constant", 3)
+    assert (paper.max_epochs, paper.lr, paper.batch_size, paper.schedule, paper.n_blocks) == (
+        30,
+        1e-4,
+        32,
+        "constant",
+        3,
+    )
 
 
 def test_early_stopping_stops_when_the_held_out_loss_no_longer_falls(images):
@@ -166,7 +172,13 @@ def test_early_stopping_stops_when_the_held_out_loss_no_longer_falls(images):
 
 def test_early_stopping_keeps_the_best_epoch(images, monkeypatch):
     students = tiny_students(
-        extractor=tiny_extractor(), n_blocks=1, max_epochs=8, lr=0.02, schedule="constant", early_stopping=True, n_iter_no_change=8
+        extractor=tiny_extractor(),
+        n_blocks=1,
+        max_epochs=8,
+        lr=0.02,
+        schedule="constant",
+        early_stopping=True,
+        n_iter_no_change=8,
     ).fit(images)
     seed = int(np.random.RandomState(0).randint(np.iinfo(np.int32).max))
     order = np.arange(12)
@@ -197,7 +209,9 @@ def test_a_loss_that_is_not_finite_is_an_error(images):
 
 
 def test_batch_statistics_are_those_of_the_training_images(images):
-    students = tiny_students(extractor=tiny_extractor("test_resnet", image_size=64), n_blocks=1, batch_size=4).fit(images)
+    students = tiny_students(extractor=tiny_extractor("test_resnet", image_size=64), n_blocks=1, batch_size=4).fit(
+        images
+    )
     extractor, student = students.extractor_, students.students_[0]
     seen = []
     extractor.embed(extractor.preprocess(images), lambda i, block, args, kwargs, out: seen.append(args[0]))
