@@ -31,7 +31,9 @@ options = parser.parse_args()
 # 1,797 digits of 8 x 8 pixels, values 0-16. Half are for testing.
 digits = load_digits()
 images = (digits.images / 16).astype(np.float32)
-X_train, X_test, y_train, y_test = train_test_split(images, digits.target, test_size=0.5, random_state=0, stratify=digits.target)
+X_train, X_test, y_train, y_test = train_test_split(
+    images, digits.target, test_size=0.5, random_state=0, stratify=digits.target
+)
 normal_digits = [0, 8] if options.quick else range(10)
 
 # %%

@@ -237,5 +237,6 @@ def _allocate(n: int, like: Tensor, on_disk: bool) -> Tensor:
             f"No room for {size / 2**20:.0f} MiB of activations in {tempfile.gettempdir()} ({error.strerror}). Set "
             "TMPDIR to a larger disk, use cache='memory', or fit on fewer images.",
         ) from error
-    raw = torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,)))
+    with file:  # the mapping outlives the handle, and holds the file
+        raw = torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,)))
     return raw.view(like.dtype).view(shape)

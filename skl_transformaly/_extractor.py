@@ -217,14 +217,16 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         """
         config = self.teacher_.data_config
         parameter = self._parameter()
-        stacks = [pixels] if isinstance(pixels, np.ndarray) else [image[np.newaxis] for image in pixels]
         size, mode = self.image_size_, self.interpolation or config["interpolation"]
         if mode not in ("bicubic", "bilinear"):
             raise ValueError(
                 f"The weights of {self.model_name!r} ask for interpolation {mode!r}, which is not supported; set "
                 "interpolation='bicubic' or 'bilinear'."
             )
-        batch = torch.cat([_resize(_to_tensor(stack, parameter), size, mode) for stack in stacks])
+        if not (isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8):
+            pixels = [_eight_bits(image) for image in pixels]
+        stacks = [pixels] if isinstance(pixels, np.ndarray) else [image[np.newaxis] for image in pixels]
+        batch = torch.cat([_resize(stack, size, mode) for stack in stacks]).to(parameter)
         mean, std = (torch.as_tensor(config[key]).to(batch).view(-1, 1, 1) for key in ("mean", "std"))
         return (batch - mean) / std
 
@@ -322,23 +324,41 @@ def resolve_extractor(extractor: Any) -> Any:
     return extractor
 
 
-def _to_tensor(pixels: np.ndarray, like: Tensor) -> Tensor:
-    """(B, H, W, C) of any supported dtype to (B, 1 or 3, H, W), floating point, alpha laid on white."""
-    scale = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}.get(pixels.dtype, 1)
-    if pixels.dtype == np.uint16:
-        pixels = pixels.astype(np.int32)  # torch's uint16 has next to no arithmetic
+def _eight_bits(image: np.ndarray) -> np.ndarray:
+    """Give an 8-bit image that comes as another dtype as uint8; others as they are, integers as floats.
+
+    The same pixels must give the same score as file, array or tensor, and resizing rounds in 8 bits.
+    """
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype == np.uint16:
+        image = image / 65535
+    levels = np.rint(image * 255.0)
+    if np.abs(image * 255.0 - levels).max() < 1e-3 and levels.min() >= 0 and levels.max() <= 255:
+        return levels.astype(np.uint8)
+    return image
+
+
+def _resize(pixels: np.ndarray, size: tuple[int, ...], mode: str) -> Tensor:
+    """Resize (B, H, W, C), C = 1, 3 or 4, to floats (B, 3, *size), in 0-1 where the images are; alpha laid on white.
+
+    8-bit images are resized in 8 bits, which agrees with Pillow and so with what networks are trained on.
+    """
     pixels = np.array(np.moveaxis(pixels, -1, 1), order="C")  # a copy: torch wants memory that it may write
-    batch = torch.from_numpy(pixels).to(like) / scale
+    batch = torch.from_numpy(pixels)
+    white = 255 if batch.dtype == torch.uint8 else 1
+    if batch.dtype == torch.float16:
+        batch = batch.float()
     if batch.shape[1] == 4:
-        batch, alpha = batch[:, :3], batch[:, 3:]
-        batch = batch * alpha + (1 - alpha)
-    return batch
-
-
-def _resize(batch: Tensor, size: tuple[int, ...], mode: str) -> Tensor:
+        alpha = batch[:, 3:].double() / white
+        flat = batch[:, :3] * alpha + white * (1 - alpha)
+        batch = (flat.round() if white == 255 else flat).to(batch.dtype)
     if tuple(batch.shape[2:]) != size:
         low, high = (f(batch.flatten(1), 1).view(-1, 1, 1, 1) for f in (torch.amin, torch.amax))
         batch = F.interpolate(batch, size=list(size), mode=mode, antialias=True, align_corners=False)
-        # cubic interpolation overshoots; keep to the image's own range, at least 0-1, as 8-bit resizing does
-        batch = batch.clamp(low.clamp(max=0), high.clamp(min=1))
+        # cubic interpolation overshoots; keep floats to the image's own range, at least 0-1, as bytes keep to theirs
+        if white == 1:
+            batch = batch.clamp(low.clamp(max=0), high.clamp(min=1))
+    if white == 255:
+        batch = batch.double() / 255
     return batch.expand(-1, 3, -1, -1)

@@ -194,7 +194,19 @@ def new_blocks(model_name: str, image_size: int | None, seed: int) -> list[nn.Mo
 
 
 def set_image_size(model: Any, image_size: int) -> None:
-    """Change the input size, resampling position embeddings; fully convolutional models take any size."""
+    """Change the input size, resampling position embeddings; fully convolutional models take any size.
+
+    Raises
+    ------
+    ValueError
+        The size does not fit the patches, or this timm cannot change that of this architecture.
+    """
+    native = model.pretrained_cfg["input_size"][-1]
+    if model.pretrained_cfg.get("fixed_input_size") and not hasattr(model, "set_input_size") and native != image_size:
+        raise ValueError(
+            f"timm {timm.__version__} cannot change the input size of {type(model).__name__}, which is {native}; got "
+            f"image_size={image_size}. Use image_size=None."
+        )
     if hasattr(model, "set_input_size"):
         try:
             model.set_input_size(img_size=(image_size, image_size))

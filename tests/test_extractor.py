@@ -23,7 +23,6 @@ FAMILIES = [
     ("vit_medium_patch16_reg4_gap_256", 32, "Block", 12),
     ("eva02_tiny_patch14_224", 28, "EvaBlock", 12),
     ("vit_small_patch16_dinov3", 32, "EvaBlock", 12),
-    ("beit_base_patch16_224", 32, "Block", 12),
     ("test_efficientnet", 64, "Sequential", 5),
     ("mobilenetv3_small_050", 64, "Sequential", 6),
     ("test_convnext", 64, "ConvNeXtStage", 4),
@@ -71,13 +70,21 @@ def test_teacher_is_in_eval_mode_and_frozen(fitted_extractor):
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_floats_are_resized_as_bytes_are_but_for_rounding(images):
+    """A smooth picture of a few grey levels between those that bytes have."""
+    extractor = tiny_extractor(interpolation="bilinear").fit(images)
+    wave = np.sin(np.linspace(0, 5, 50))[:, None, None] * np.cos(np.linspace(0, 3, 70))[:, None]
+    picture = 0.5 + 0.4 * wave
+    rounded = np.rint(picture * 255).astype(np.uint8)
+    difference = extractor.preprocess([picture]) - extractor.preprocess([rounded])
+    assert 0 < float(difference.abs().max()) < 2 * 1.01 * 2 / 255
+
+
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("size", [(9, 13), (32, 32), (70, 50)])
-def test_resizing_agrees_with_pillow_to_one_grey_level(interpolation, size, images):
+def test_resizing_agrees_with_pillow_to_one_grey_level(interpolation, size, rng, images):
     extractor = tiny_extractor(interpolation=interpolation).fit(images)
-    # smooth and within range: Pillow clips overshoots between its two passes, which no float code does
-    wave = np.sin(np.linspace(0, 5, size[0]))[:, None, None] * np.cos(np.linspace(0, 3, size[1]))[:, None]
-    picture = (127 + 100 * wave * np.array([1, -1, 0.5])).astype(np.uint8)
+    picture = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
     resample = getattr(Image.Resampling, interpolation.upper())
     expected = np.asarray(Image.fromarray(picture).resize((32, 32), resample)) / 255
     got = extractor.preprocess([picture])[0].numpy().transpose(1, 2, 0) * 0.5 + 0.5
@@ -103,6 +110,11 @@ def test_position_embeddings_are_resampled(images):
 def test_image_size_that_is_no_multiple_of_the_patch_is_refused(images):
     with pytest.raises(ValueError, match="image_size=40.*patch"):
         tiny_extractor(image_size=40).fit(images)
+
+
+def test_a_size_that_cannot_be_changed_is_said_to_be_so(images):
+    with pytest.raises(ValueError, match=r"cannot change the input size of Cait, which is 224"):
+        tiny_extractor("cait_xxs24_224", image_size=112).fit(images)
 
 
 @pytest.fixture(params=["safetensors", "pth"])
