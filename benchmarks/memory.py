@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py
 
-Each row is a process of its own: the growth of its peak memory from before `fit` (teacher loaded, images made) to after,
+Each row is a process of its own: the growth of its peak memory from before `fit` (teacher loaded) to after,
 beside the size of one layer's activations (vit_tiny_patch16_224 at 224 pixels, random weights). "Anonymous" is what the
 process itself asked for; "resident" counts mapped files too, as long as the system keeps them in its page cache.
 """

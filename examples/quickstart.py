@@ -43,7 +43,7 @@ aurocs, scores = [], {}
 print(f"{'normal':>8} {'embedding':>10} {'discrepancy':>12} {'both':>6}")
 for digit in normal_digits:
     detector = TransformalyDetector(
-        TimmExtractor("tf_efficientnet_lite0", weights="bundled", image_size=96),
+        TimmExtractor("tf_efficientnet_lite0", weights="bundled", image_size=64),
         students=BlockStudents(max_epochs=2) if options.quick else BlockStudents(),
         random_state=0,
     ).fit(X_train[y_train == digit])
