@@ -25,7 +25,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 
-from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector
+from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector, __version__
 
 Task = tuple[str, object, object, np.ndarray]  # name of the normal class, X_normal, X_test, is_normal
 
@@ -104,10 +104,10 @@ def main() -> None:
             results.append(row)
             print("| {} | {:.3f} | {:.3f} | {:.3f} |".format(name, *row), flush=True)
     print("| mean | {:.3f} | {:.3f} | {:.3f} |".format(*np.mean(results, axis=0)))
-    packages = ", ".join(f"{name} {version(name)}" for name in ("skl-transformaly", "torch", "timm", "scikit-learn"))
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "scikit-learn"))
     print(
         f"\n{time.perf_counter() - start:.0f} s for fitting and scoring, {detector.extractor_.precision_}, "
-        f"seeds {options.seeds}, Python {platform.python_version()}, {packages}"
+        f"seeds {options.seeds}, Python {platform.python_version()}, skl-transformaly {__version__}, {packages}"
     )
 
 

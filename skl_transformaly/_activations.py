@@ -131,7 +131,9 @@ def inspect_blocks(images: Images, extractor: Any) -> tuple[dict[int, tuple[tupl
         order.append(index)
 
     for number in (1, 2):
-        _, pixels = next(images.batches(number))
+        _, pixels = next(images.batches(number), (None, None))
+        if pixels is None:
+            raise ValueError(f"None of the {len(images)} images could be read; first: {images.unreadable[0]}")
         order.clear()
         previous = None
         with torch.no_grad(), extractor.compute():

@@ -324,6 +324,11 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             self.students_ = _with_seed(students, random_state).fit(images, extractor=self.extractor_)
         embeddings, discrepancies = self._measure(images)
         readable = ~np.isnan(embeddings).any(axis=1)
+        if readable.sum() < 2:
+            first = next(iter(images.unreadable.values()))
+            raise ValueError(
+                f"fit needs 2 images, only {readable.sum()} of {len(images)} could be read; first: {first}"
+            )
         if "pretrained" in spaces:
             self.whitening_ = self._fit_whitening(embeddings[readable])
             density = _with_seed(clone(resolve_density(self.density)), random_state)
@@ -360,16 +365,21 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             rows.append(positions)
             z_ps.append(z_p)
             z_fs.append(z_f)
-        if not z_ps:
-            raise ValueError(f"None of the {len(images)} images could be read; first: {images.unreadable[0]}")
-        return tuple(_scatter(len(images), np.concatenate(rows), np.concatenate(z)) for z in (z_ps, z_fs))  # type: ignore
+        if not z_ps:  # not one image could be read
+            return np.full((len(images), 1), np.nan), np.full((len(images), 1), np.nan)
+        place = np.concatenate(rows)
+        return (
+            _scatter(len(images), place, np.concatenate(z_ps)),
+            _scatter(len(images), place, np.concatenate(z_fs)),
+        )
 
     def _spaces(self, embeddings: np.ndarray, discrepancies: np.ndarray) -> dict[str, np.ndarray]:
         spaces = {}
         if "pretrained" in self.feature_spaces:
             spaces["pretrained"] = self._whiten(embeddings)
         if "discrepancy" in self.feature_spaces:
-            spaces["discrepancy"] = discrepancies
+            # as wide as ever, where not one image could be read
+            spaces["discrepancy"] = discrepancies + np.zeros(len(self.students_.block_indices_))
         return spaces
 
     def _fit_whitening(self, embeddings: np.ndarray) -> PCA:
@@ -385,10 +395,11 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
 
     def _whiten(self, embeddings: np.ndarray) -> np.ndarray:
         readable = ~np.isnan(embeddings).any(axis=1)
-        embeddings = embeddings[readable]
-        if len(embeddings):
-            embeddings = self.whitening_.transform(normalize(embeddings) if self.normalize else embeddings)
-        return _scatter(len(readable), np.flatnonzero(readable), embeddings)
+        whitened = np.full((len(embeddings), self.whitening_.n_components_), np.nan)
+        if readable.any():
+            z_p = embeddings[readable]
+            whitened[readable] = self.whitening_.transform(normalize(z_p) if self.normalize else z_p)
+        return whitened
 
     def _scores(self, spaces: dict[str, np.ndarray]) -> np.ndarray:
         """Sum of log-densities over the spaces (Eq. 2); NaN rows stay NaN."""
@@ -396,8 +407,9 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         scores = np.zeros(len(next(iter(spaces.values()))))
         for space, z in spaces.items():
             readable = ~np.isnan(z).any(axis=1)
-            log_density = getattr(self, densities[space]).score_samples(z[readable])
-            scores += _scatter(len(z), np.flatnonzero(readable), np.asarray(log_density, dtype=np.float64))
+            scores[~readable] = np.nan
+            if readable.any():
+                scores[readable] += getattr(self, densities[space]).score_samples(z[readable])
         return scores
 
     @staticmethod

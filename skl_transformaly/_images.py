@@ -76,6 +76,7 @@ class Images(Sequence):
         self.stack = stack
         self.on_error = on_error
         self.unreadable: dict[int, str] = {}
+        self._warned = 0
 
     @property
     def image_shape(self) -> tuple[int, ...] | None:
@@ -102,10 +103,9 @@ class Images(Sequence):
         """Yield ``(positions, pixels)``, at most `batch_size` images at a time.
 
         `pixels` is a slice of the stack, or a list of arrays whose sizes may differ. With
-        ``on_error="skip"`` unreadable images are in neither, and one warning at the end counts those
-        that this pass found.
+        ``on_error="skip"`` unreadable images are in neither, and the end of the first whole pass warns
+        of them.
         """
-        found = len(self.unreadable)
         for start in range(0, len(self), batch_size):
             positions = np.arange(start, min(start + batch_size, len(self)))
             if self.stack is not None:
@@ -124,8 +124,9 @@ class Images(Sequence):
                     self.unreadable[int(i)] = str(error)
             if kept:
                 yield np.array(kept), pixels
-        if len(self.unreadable) > found:
-            messages = list(self.unreadable.values())[found:]
+        if len(self.unreadable) > self._warned:
+            messages = list(self.unreadable.values())[self._warned :]
+            self._warned = len(self.unreadable)
             shown = "; ".join(messages[:3]) + ("; ..." if len(messages) > 3 else "")
             warnings.warn(
                 f"{len(messages)} of {len(self)} images could not be read: they are left out of "

@@ -25,6 +25,12 @@ from skl_transformaly._torch import seeded
 
 __all__ = ["BlockStudents", "select_blocks"]
 
+# What lr="auto" means. Found on 300 images a class of CIFAR-10 (120 steps) and 70 to 110 chest X-rays (36 to 48 steps):
+# in few steps, higher rates give students that fit their images more closely and tell anomalies apart less well; in
+# more steps it is the reverse.
+_LR_PEAK = 2e-3
+_LR_PEAK_STEPS = 120
+
 
 class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Students of the teacher's last blocks; how far each deviates is the discrepancy z_f.
@@ -42,8 +48,10 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         sequence their places (negative ones count from the end), None all.
     max_epochs : int, default=12
         Passes over the training images for each student.
-    lr : float, default=2e-3
-        Learning rate; with ``schedule="one-cycle"`` its peak.
+    lr : float or "auto", default="auto"
+        Learning rate; with ``schedule="one-cycle"`` its peak. "auto" is 2e-3 for a training of 120
+        steps and more, and falls with the square of the number of steps below: the fewer images there are, the
+        less far a student may move towards them.
     batch_size : int, default=32
         Images in a training step, at most: an epoch's batches are of even size.
     schedule : {"one-cycle", "constant"}, default="one-cycle"
@@ -111,7 +119,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     _parameter_constraints: dict = {
         "n_blocks": [Interval(Integral, 1, None, closed="left"), "array-like", None],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
-        "lr": [Interval(Real, 0, None, closed="neither")],
+        "lr": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "schedule": [StrOptions({"one-cycle", "constant"})],
         "early_stopping": ["boolean"],
@@ -128,7 +136,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         *,
         n_blocks: int | Sequence[int] | None = 10,
         max_epochs: int = 12,
-        lr: float = 2e-3,
+        lr: float | str = "auto",
         batch_size: int = 32,
         schedule: str = "one-cycle",
         early_stopping: bool = False,
@@ -237,7 +245,8 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         steps = -(-len(rows) // self.batch_size)
         imitate = _Imitation(student, layer)
         parameters = list(student.parameters())
-        optimizer = torch.optim.Adam(parameters, lr=self.lr, fused=_can_fuse(parameters))
+        lr = _LR_PEAK * min(1, steps * self.max_epochs / _LR_PEAK_STEPS) ** 2 if self.lr == "auto" else self.lr
+        optimizer = torch.optim.Adam(parameters, lr=lr, fused=_can_fuse(parameters))
         total = steps * self.max_epochs if self.schedule == "one-cycle" else None
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, total))
         history: dict[str, list[float]] = {"loss": []}

@@ -213,6 +213,26 @@ def test_skipping_says_minus_one_of_what_it_cannot_read(tmp_path, images):
         assert detector.predict([*images[:2], tmp_path / "missing.png"])[2] == -1
 
 
+def test_the_first_images_may_be_the_unreadable_ones(tmp_path, images):
+    with pytest.warns(UserWarning, match="2 of 14 images could not be read"):
+        skipping = tiny_detector(on_error="skip").fit([tmp_path / "a.png", tmp_path / "b.png", *images])
+    np.testing.assert_allclose(skipping.offset_, tiny_detector().fit(images).offset_, rtol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:2 of 2 images could not be read")
+@pytest.mark.parametrize("spaces", [["pretrained"], ["discrepancy"], ["pretrained", "discrepancy"]])
+def test_nothing_but_unreadable_images(spaces, tmp_path, images):
+    """Scores are all NaN; a fit is an error."""
+    detector = tiny_detector(on_error="skip", feature_spaces=spaces).fit(images)
+    missing = [tmp_path / "a.png", tmp_path / "b.png"]
+    with pytest.warns(UserWarning, match="2 of 2 images"):
+        assert np.isnan(detector.score_samples(missing)).all()
+    with pytest.warns(UserWarning, match="2 of 2 images"):
+        assert detector.transform(missing).shape == (2, detector.get_feature_names_out().size)
+    with pytest.raises(ValueError, match=r"could be read.*a\.png"):
+        tiny_detector(on_error="skip", feature_spaces=spaces).fit(missing)
+
+
 def test_decompression_bomb_is_refused(tmp_path, monkeypatch, images):
     Image.fromarray(images[0]).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
