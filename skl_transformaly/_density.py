@@ -46,10 +46,11 @@ class GaussianDensity(_LogDensity):
 
     Parameters
     ----------
-    shrinkage : "auto" or float, default="auto"
-        How far the correlations are drawn towards none, in [0, 1]. "auto" is the share that Ledoit and Wolf
-        [2]_ estimate from the data: much where samples are few, next to nothing where they abound. The
-        paper draws by 0.
+    shrinkage : float or "ledoit-wolf", default=0.3
+        How far correlations are drawn towards none, in [0, 1]. With 0, as in the paper, the density turns on
+        the differences between strongly correlated features, which is where estimates are worst: for the
+        discrepancies of students, a step away from that is better. "ledoit-wolf" is the share that minimises the expected
+        squared error of the covariance [2]_.
     ridge : float, default=1e-6
         Added to the diagonal of the standardised covariance, as a share of a feature's variance. Directions
         without any variance get this one.
@@ -86,11 +87,11 @@ class GaussianDensity(_LogDensity):
     """
 
     _parameter_constraints: dict = {
-        "shrinkage": [StrOptions({"auto"}), Interval(Real, 0, 1, closed="both")],
+        "shrinkage": [StrOptions({"ledoit-wolf"}), Interval(Real, 0, 1, closed="both")],
         "ridge": [Interval(Real, 0, None, closed="neither")],
     }
 
-    def __init__(self, *, shrinkage: float | str = "auto", ridge: float = 1e-6):
+    def __init__(self, *, shrinkage: float | str = 0.3, ridge: float = 1e-6):
         self.shrinkage = shrinkage
         self.ridge = ridge
 
@@ -116,7 +117,7 @@ class GaussianDensity(_LogDensity):
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         self._scaler = StandardScaler().fit(X)
         Z = self._scaler.transform(X)
-        if self.shrinkage == "auto":
+        if self.shrinkage == "ledoit-wolf":
             self.shrinkage_ = float(ledoit_wolf_shrinkage(Z, assume_centered=True)) if Z.any() else 0.0
         else:
             self.shrinkage_ = float(self.shrinkage)

@@ -56,10 +56,20 @@ def test_gaussian_reports_the_covariance_of_the_data():
 
 
 @pytest.mark.parametrize("n, d", [(15, 10), (200, 4)])
+def test_shrinkage_draws_correlations_towards_none():
+    X = correlated(0, 300, 4)
+    got = GaussianDensity(shrinkage=0.6, ridge=1e-12).fit(X).covariance_
+    deviation = np.sqrt(np.diag(got))
+    expected = 0.4 * np.corrcoef(X, rowvar=False) + 0.6 * np.eye(4)
+    np.testing.assert_allclose(got / np.outer(deviation, deviation), expected, rtol=1e-6)
+
+
 def test_gaussian_shrinks_as_scikit_learns_ledoit_wolf(n, d):
     X = StandardScaler().fit_transform(correlated(n, n, d))
     expected = LedoitWolf().fit(X).covariance_ * n / (n - 1)
-    np.testing.assert_allclose(GaussianDensity(ridge=1e-12).fit(X).covariance_, expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        GaussianDensity(shrinkage="ledoit-wolf", ridge=1e-12).fit(X).covariance_, expected, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("density", [GaussianDensity(), KNNDensity(n_neighbors=2), GaussianMixture(1)])

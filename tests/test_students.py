@@ -149,13 +149,19 @@ def test_constant_schedule_is_plain_adam(batch_size, lr, images):
     np.testing.assert_allclose(students.transform(images)[:, 0], expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("batch_size, lr", [(12, 2e-3 * (3 / 120) ** 2), (1, 2e-3 * 0.3**2)])
+@pytest.mark.parametrize("batch_size, lr", [(12, 1e-3 * 3 / 150), (1, 1e-3 * 36 / 150)])
 def test_auto_learning_rate_grows_with_the_steps(batch_size, lr, images):
-    """Three epochs of 1 or 12 steps, beside the 120 steps that have the full rate."""
+    """Three epochs of 1 or 12 steps, beside the 150 steps that have the full rate."""
     auto, explicit = (
         tiny_students(extractor=tiny_extractor(), max_epochs=3, batch_size=batch_size, lr=rate).fit(images).history_
         for rate in ("auto", lr)
     )
+    assert auto == explicit
+
+
+def test_auto_learning_rate_is_full_with_batch_normalisation(images):
+    extractor = tiny_extractor("test_resnet", image_size=64)
+    auto, explicit = (tiny_students(extractor=extractor, lr=rate).fit(images).history_ for rate in ("auto", 1e-3))
     assert auto == explicit
 
 
