@@ -363,7 +363,7 @@ def _from_files(paths: Sequence, on_error: str) -> Images:
 def _from_items(items: Any, on_error: str) -> Images:
     def decode(i):
         item = items[i]
-        if isinstance(item, (tuple, list)) and len(item) and not np.isscalar(item[0]):
+        if isinstance(item, (tuple, list)) and len(item):
             item = item[0]  # Dataset of (image, label)
         return _decode_item(item)
 
