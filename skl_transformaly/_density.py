@@ -49,8 +49,8 @@ class GaussianDensity(_LogDensity):
     shrinkage : float or "ledoit-wolf", default=0.3
         How far correlations are drawn towards none, in [0, 1]. With 0, as in the paper, the density turns on
         the differences between strongly correlated features, which is where estimates are worst: for the
-        discrepancies of students, a step away from that is better. "ledoit-wolf" is the share that minimises the expected
-        squared error of the covariance [2]_.
+        discrepancies of students, a step away from that is better. "ledoit-wolf" is the share that minimises
+        the expected squared error of the covariance [2]_.
     ridge : float, default=1e-6
         Added to the diagonal of the standardised covariance, as a share of a feature's variance. Directions
         without any variance get this one.

@@ -54,9 +54,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         Which spaces the score sums over. Without "discrepancy" no student is trained.
     contamination : "auto" or float, default="auto"
         Sets `offset_`, the score below which `predict` says anomaly. A float in (0, 0.5] is the share of the
-        training images that shall fall below it. "auto" is Tukey's lower fence of the training scores: 1.5
-        interquartile ranges below their first quartile. Training scores are optimistic: students have seen
-        these images.
+        training images that shall fall below it; "auto" is 0.05. Training scores are optimistic, since students
+        have seen these images: of new normal images, rather more fall below.
     image_shape : tuple of int, default=None
         (H, W) or (H, W, C) of images that come as rows of values, as scikit-learn's own tools make them.
     on_error : {"raise", "skip"}, default="raise"
@@ -428,10 +427,8 @@ def _scatter(length: int, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _offset(scores: np.ndarray, contamination: float | str) -> float:
-    if contamination == "auto":
-        first, third = np.percentile(scores, [25, 75])
-        return float(first - 1.5 * (third - first))
-    return float(np.percentile(scores, 100.0 * contamination))  # type: ignore[operator]
+    share = 0.05 if contamination == "auto" else float(contamination)
+    return float(np.percentile(scores, 100.0 * share))
 
 
 def _with_seed(part: Any, random_state: np.random.RandomState) -> Any:

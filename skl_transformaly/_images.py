@@ -235,7 +235,7 @@ def as_images(X: Any, *, on_error: str = "raise") -> Images:
             if X.ndim != 1:
                 raise ValueError(f"An array of paths or images must be 1-D, got shape {X.shape}. {_EXPECTED}")
             X = X.tolist()
-        if len(X) and isinstance(X[0], (str, os.PathLike)):
+        if all(isinstance(item, (str, os.PathLike)) for item in X):
             return _from_files(X, on_error)
         return _from_items(X, on_error)
     raise TypeError(f"Cannot read images from {type(X).__name__}. {_EXPECTED}")

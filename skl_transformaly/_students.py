@@ -244,7 +244,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         steps = -(-len(rows) // self.batch_size)
         imitate = _Imitation(student, layer)
         parameters = list(student.parameters())
-        lr = _auto_lr(student, steps * self.max_epochs) if self.lr == "auto" else self.lr
+        lr = _auto_lr(student, steps * self.max_epochs) if self.lr == "auto" else float(self.lr)
         optimizer = torch.optim.Adam(parameters, lr=lr, fused=_can_fuse(parameters))
         total = steps * self.max_epochs if self.schedule == "one-cycle" else None
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, total))

@@ -55,7 +55,6 @@ def test_gaussian_reports_the_covariance_of_the_data():
     np.testing.assert_allclose(density.mean_, X.mean(axis=0))
 
 
-@pytest.mark.parametrize("n, d", [(15, 10), (200, 4)])
 def test_shrinkage_draws_correlations_towards_none():
     X = correlated(0, 300, 4)
     got = GaussianDensity(shrinkage=0.6, ridge=1e-12).fit(X).covariance_
@@ -64,6 +63,7 @@ def test_shrinkage_draws_correlations_towards_none():
     np.testing.assert_allclose(got / np.outer(deviation, deviation), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("n, d", [(15, 10), (200, 4)])
 def test_gaussian_shrinks_as_scikit_learns_ledoit_wolf(n, d):
     X = StandardScaler().fit_transform(correlated(n, n, d))
     expected = LedoitWolf().fit(X).covariance_ * n / (n - 1)
