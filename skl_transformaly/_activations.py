@@ -72,17 +72,18 @@ def iter_activations(
     """
     arguments, chained = inspect_blocks(images, extractor)
     blocks = extractor.blocks_
-    layer: BlockActivations | None = None
+    # One object throughout, changed in place: the caller's reference to it keeps no old layer alive.
+    layer = BlockActivations(-1, torch.empty(0), torch.empty(0), (), {})
     for index in indices:
-        if layer is None or not chained:
-            layer = None  # frees two layers before two others are made
-            inputs, outputs = _capture(images, extractor, index, cache, cache_bytes)
-            layer = BlockActivations(index, inputs, outputs, *arguments[index])
+        if layer.index < 0 or not chained:
+            layer.inputs = layer.outputs = torch.empty(0)  # frees two layers before two others are made
+            layer.inputs, layer.outputs = _capture(images, extractor, index, cache, cache_bytes)
+            layer.index = index
         while layer.index < index:
-            step = layer.index + 1
-            spare, inputs = layer.inputs, layer.outputs
-            outputs = _advance(blocks[step], inputs, spare, *arguments[step], extractor, cache, cache_bytes)
-            layer = BlockActivations(step, inputs, outputs, *arguments[step])
+            layer.index += 1
+            layer.args, layer.kwargs = arguments[layer.index]
+            _advance(layer, blocks[layer.index], extractor, cache, cache_bytes)
+        layer.args, layer.kwargs = arguments[index]
         yield layer
 
 
@@ -125,7 +126,7 @@ def inspect_blocks(images: Images, extractor: Any) -> tuple[dict[int, tuple[tupl
         if previous is not None:
             output_before, copy_before = previous
             chained &= output_before is args[0]
-            if not torch.equal(output_before, copy_before):
+            if not torch.allclose(output_before, copy_before, rtol=0, atol=0, equal_nan=True):
                 refuse(index, block, "changes its input in place")
         previous = (output, output.clone())
         order.append(index)
@@ -185,33 +186,27 @@ def _capture(images: Images, extractor: Any, index: int, cache: str, cache_bytes
     return layers[0][:filled], layers[1][:filled]
 
 
-def _advance(
-    block: nn.Module,
-    inputs: Tensor,
-    spare: Tensor,
-    args: tuple,
-    kwargs: dict,
-    extractor: Any,
-    cache: str,
-    cache_bytes: int,
-) -> Tensor:
-    """Run one block over stored `inputs`; its outputs overwrite `spare` where they fit."""
+def _advance(layer: BlockActivations, block: nn.Module, extractor: Any, cache: str, cache_bytes: int) -> None:
+    """Make `layer` that of the next block: its outputs become inputs, new outputs take the old inputs' place."""
+    spare: Tensor | None = layer.inputs
+    layer.inputs = layer.outputs
     outputs: Any = None
     parameter = next(block.parameters(), None)
-    device = inputs.device if parameter is None else parameter.device
-    for start in range(0, len(inputs), extractor.batch_size):
+    device = layer.inputs.device if parameter is None else parameter.device
+    for start in range(0, len(layer.inputs), extractor.batch_size):
         rows = slice(start, start + extractor.batch_size)
         with torch.no_grad(), extractor.compute():
-            batch = block(inputs[rows].to(device), *args, **kwargs)
+            batch = block(layer.inputs[rows].to(device), *layer.args, **layer.kwargs)
         if outputs is None:
-            if spare.shape[1:] == batch.shape[1:]:
+            if spare is not None and spare.shape[1:] == batch.shape[1:]:
                 outputs = spare
             else:
-                total = len(inputs) * (_row_bytes(batch) + _row_bytes(inputs[:1]))
+                spare = None  # frees it before another is made
+                total = len(layer.inputs) * (_row_bytes(batch) + _row_bytes(layer.inputs))
                 on_disk = cache == "disk" or (cache == "auto" and total > cache_bytes)
-                outputs = _allocate(len(inputs), batch, on_disk)
+                outputs = _allocate(len(layer.inputs), batch, on_disk)
         outputs[rows] = batch
-    return outputs
+    layer.outputs = outputs
 
 
 def _row_bytes(tensor: Tensor) -> int:

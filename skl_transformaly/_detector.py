@@ -308,6 +308,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             raise ValueError(
                 f"feature_spaces must name one or both of {_SPACES}, each once, got {self.feature_spaces!r}."
             )
+        for name in ("students_", "whitening_", "density_", "discrepancy_density_", "offset_"):
+            self.__dict__.pop(name, None)  # of an earlier fit with other feature spaces
         images = self._images(X, reset=True)
         random_state = check_random_state(self.random_state)
         self.extractor_ = clone(resolve_extractor(self.extractor), safe=False).fit(images)
@@ -365,7 +367,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             z_ps.append(z_p)
             z_fs.append(z_f)
         if not z_ps:  # not one image could be read
-            return np.full((len(images), 1), np.nan), np.full((len(images), 1), np.nan)
+            m = len(self.students_.block_indices_) if "discrepancy" in self.feature_spaces else 0
+            return np.full((len(images), 1), np.nan), np.full((len(images), m), np.nan)
         place = np.concatenate(rows)
         return (
             _scatter(len(images), place, np.concatenate(z_ps)),
@@ -377,8 +380,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         if "pretrained" in self.feature_spaces:
             spaces["pretrained"] = self._whiten(embeddings)
         if "discrepancy" in self.feature_spaces:
-            # as wide as ever, where not one image could be read
-            spaces["discrepancy"] = discrepancies + np.zeros(len(self.students_.block_indices_))
+            spaces["discrepancy"] = discrepancies
         return spaces
 
     def _fit_whitening(self, embeddings: np.ndarray) -> PCA:

@@ -1,5 +1,6 @@
 """Layer by layer gives what hooks on a whole run give, in bounded memory, and leaves nothing behind."""
 
+import gc
 import os
 import tempfile
 
@@ -47,15 +48,6 @@ def test_activations_are_those_of_a_whole_run(name, size, kind, number, images):
 
 
 def test_blocks_with_something_between_them_are_run_from_the_images(images):
-    class Between(MeanExtractor):
-        def embed(self, batch, visit=None):
-            for index, block in enumerate(self.blocks_):
-                output = block(batch)
-                if visit is not None:
-                    visit(index, block, (batch,), {}, output)
-                batch = output * 2 + 1
-            return batch.mean(1)
-
     extractor = Between().fit(images)
     layers = {index: (inputs, outputs) for index, inputs, outputs in walk(images, extractor, [0, 1])}
     np.testing.assert_allclose(layers[1][0], (layers[0][1] * 2 + 1).detach())
@@ -77,6 +69,45 @@ def test_two_layers_serve_all_blocks(images):
     for layer in iter_activations(as_images(images), extractor, range(6), cache="memory", cache_bytes=0):
         places |= {layer.inputs.data_ptr(), layer.outputs.data_ptr()}
     assert len(places) == 2
+
+
+class Between(MeanExtractor):
+    """A teacher that does something between its blocks."""
+
+    def embed(self, batch, visit=None):
+        for index, block in enumerate(self.blocks_):
+            output = block(batch)
+            if visit is not None:
+                visit(index, block, (batch,), {}, output)
+            batch = output * 2 + 1
+        return batch.mean(1)
+
+
+@pytest.mark.parametrize(
+    "extractor", [tiny_extractor("test_convnext", image_size=64), tiny_extractor("test_vit"), Between()], ids=str
+)
+def test_never_more_than_two_layers_are_alive(extractor, images, monkeypatch):
+    """Counted at each allocation, over all tensors that the interpreter knows."""
+    made, most = [], 0
+
+    def allocate(*args):
+        nonlocal most
+        tensor = _allocate(*args)
+        made.append(tensor.untyped_storage().data_ptr())
+        gc.collect()
+        tensors = [thing for thing in gc.get_objects() if type(thing) is torch.Tensor]
+        alive = {tensor.untyped_storage().data_ptr() for tensor in tensors} & set(made)
+        most = max(most, len(alive))
+        return tensor
+
+    monkeypatch.setattr("skl_transformaly._activations._allocate", allocate)
+    extractor.fit(images)
+    for layer in iter_activations(
+        as_images(images), extractor, range(len(extractor.blocks_)), cache="memory", cache_bytes=0
+    ):
+        assert len(layer.inputs) == len(images)
+    assert len(made) >= 2
+    assert most == 2
 
 
 def test_a_temporary_file_has_no_name(monkeypatch, tmp_path):
