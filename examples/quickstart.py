@@ -60,19 +60,23 @@ print("{:>8} {:>10.3f} {:>12.3f} {:>6.3f}".format("mean", *np.mean(aurocs, axis=
 
 # %%
 # The most and the least normal test images of each detector.
-figure, axes = plt.subplots(len(aurocs), 16, figsize=(12, 0.8 * len(aurocs) + 0.6), squeeze=False)
+figure, axes = plt.subplots(
+    len(aurocs), 17, figsize=(12, 0.75 * len(aurocs) + 0.5), squeeze=False, width_ratios=[1] * 8 + [0.5] + [1] * 8
+)
+for ax in axes[:, 8]:
+    ax.set_axis_off()
 for row, (digit, score) in zip(axes, scores.items()):
     order = np.argsort(score)
-    for ax, i in zip(row, np.concatenate([order[::-1][:8], order[:8][::-1]])):
+    for ax, i in zip(np.delete(row, 8), np.concatenate([order[::-1][:8], order[:8][::-1]])):
         ax.imshow(X_test[i], cmap="gray_r")
         ax.set(xticks=[], yticks=[])
         right = (y_test[i] == digit) == (i in order[-8:])
         for spine in ax.spines.values():
             spine.set(color="tab:green" if right else "tab:red", linewidth=1.5)
     row[0].set_ylabel(str(digit), rotation=0, labelpad=12, va="center")
-axes[0, 3].set_title("most normal", loc="left")
-axes[0, 11].set_title("least normal", loc="left")
-figure.suptitle("Each row: one digit is normal (green: the detector is right)", fontsize=10)
+axes[0, 0].set_title("most normal", loc="left")
+axes[0, 9].set_title("least normal", loc="left")
+figure.text(0.5, 0.05, "Each row: one digit is normal. Green: the detector is right; red: it is not.", ha="center")
 options.out.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(options.out, dpi=150, bbox_inches="tight")
 print(f"Wrote {options.out} after {time.perf_counter() - start:.0f} s")
