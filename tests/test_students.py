@@ -120,9 +120,11 @@ def test_history_has_the_loss_of_each_block_and_epoch(students):
     assert all(len(history["loss"]) == 4 for history in students.history_.values())
 
 
-def test_history_is_the_mean_squared_error_while_training(images):
-    """With a vanishing learning rate the loss of an epoch is that of the fresh student."""
-    students = tiny_students(extractor=tiny_extractor(), lr=1e-30, batch_size=5, schedule="constant").fit(images)
+@pytest.mark.parametrize("name, size", [("test_vit", 32), ("eva02_tiny_patch14_224", 28)])
+def test_history_is_the_mean_squared_error_while_training(name, size, images):
+    """With a vanishing learning rate the loss of an epoch is that of the fresh student, rotary embeddings and all."""
+    extractor = tiny_extractor(name, image_size=size)
+    students = tiny_students(extractor=extractor, lr=1e-30, batch_size=5, schedule="constant").fit(images)
     expected = students.transform(images).mean(axis=0)
     np.testing.assert_allclose([h["loss"][0] for h in students.history_.values()], expected, rtol=1e-9)
 
