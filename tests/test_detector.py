@@ -87,6 +87,12 @@ def test_contamination_is_the_share_of_training_images_below_the_threshold(image
     assert (detector.predict(images) == -1).sum() == 3
 
 
+def test_an_image_right_at_the_threshold_is_normal(images):
+    """Half of eleven: the threshold is the median training score itself."""
+    labels = tiny_detector(contamination=0.5).fit_predict(images[:11])
+    assert (labels == -1).sum() == 5
+
+
 def test_auto_threshold_is_the_lowest_twentieth_of_training_scores(fitted):
     detector, X = fitted
     assert detector.offset_ == pytest.approx(np.quantile(detector.score_samples(X), 0.05))
