@@ -315,6 +315,10 @@ def resolve_extractor(extractor: Any) -> Any:
     if isinstance(extractor, str):
         return TimmExtractor(BUNDLED_MODEL, weights="bundled") if extractor == "bundled" else TimmExtractor(extractor)
     # attributes that end in _ may be there only after fit
+    if isinstance(extractor, type):
+        raise TypeError(
+            f"extractor must be an object, got the class {extractor.__name__}: write {extractor.__name__}(...)."
+        )
     missing = [name for name in EXTRACTOR_PROTOCOL if not name.endswith("_") and not hasattr(extractor, name)]
     if missing:
         raise TypeError(

@@ -139,6 +139,8 @@ class Images(Sequence):
 class ImageInputMixin:
     """For estimators whose ``X`` is images: validates ``X`` and keeps scikit-learn's ``n_features_in_``."""
 
+    image_shape_: tuple[int, ...] | None
+
     def _check_images(
         self, X, *, reset: bool, image_shape: tuple[int, ...] | None = None, on_error: str = "raise"
     ) -> Images:
@@ -154,6 +156,11 @@ class ImageInputMixin:
         if isinstance(X, Images):  # checked by the estimator that holds this one
             images = X
         elif _is_table(X):
+            if not reset and image_shape is None and self.image_shape_ is None:
+                raise ValueError(
+                    f"Got a 2-D array, but {type(self).__name__} was fitted on images that are not rows. For one image "
+                    "pass image[np.newaxis]; for images as rows, X.reshape(n, H, W[, C])."
+                )
             rows = validate_data(self, X, reset=reset, dtype="numeric", ensure_min_samples=2 if reset else 1)
             images = _from_rows(rows, image_shape, warn=reset)
         else:
@@ -285,7 +292,11 @@ def _is_table(X) -> bool:
     if hasattr(X, "shape"):  # data frames, series, sparse matrices
         return len(X.shape) == 2
     if isinstance(X, (list, tuple)):
-        return not X or (not isinstance(X[0], (str, os.PathLike, Image.Image)) and np.ndim(X[0]) < 2)
+        if not X or isinstance(X[0], (str, os.PathLike, Image.Image)):
+            return False
+        if isinstance(X[0], (tuple, list)):  # numbers, or (image, label)
+            return not X[0] or (not isinstance(X[0][0], (str, os.PathLike, Image.Image)) and np.ndim(X[0][0]) == 0)
+        return np.ndim(X[0]) < 2
     return False
 
 

@@ -327,6 +327,11 @@ def test_a_users_own_extractor_works_in_its_place(images):
     assert detector.transform(images).shape[1] == detector.whitening_.n_components_ + 2
 
 
+def test_a_class_instead_of_an_object_says_so(images):
+    with pytest.raises(TypeError, match=r"TimmExtractor\(\.\.\.\)"):
+        tiny_detector(extractor=TimmExtractor).fit(images)
+
+
 def test_an_object_without_the_methods_is_refused_by_name(images):
     with pytest.raises(TypeError, match="lacks.*preprocess"):
         tiny_detector(extractor=BaseEstimatorWithFit()).fit(images)

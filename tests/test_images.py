@@ -37,6 +37,8 @@ def as_tensor(image):
 FORMS = {
     "rows": lambda X, folder: X.reshape(len(X), -1),
     "list of arrays": lambda X, folder: list(X),
+    "list of (array, label)": lambda X, folder: [(x, 0) for x in X],
+    "list of (PIL, label)": lambda X, folder: [(Image.fromarray(x), 0) for x in X],
     "paths": save_all,
     "str paths": lambda X, folder: [str(p) for p in save_all(X, folder)],
     "array of paths": lambda X, folder: np.array([str(p) for p in save_all(X, folder)]),
@@ -251,6 +253,7 @@ WRONG = {
     "complex": (np.zeros((4, 8, 8), complex), ValueError, "complex"),
     "a number": (3, (TypeError, ValueError), "Cannot read images"),
     "a PIL image alone": (Image.new("L", (8, 8)), TypeError, "Cannot read images"),
+    "an empty list": ([], ValueError, "no image in X"),
     "None inside": ([Image.new("L", (8, 8)), None], TypeError, "NoneType"),
     "a missing folder": ("no/such/folder", ValueError, "no/such/folder"),
     "one image to fit": (np.zeros((1, 8, 8)), ValueError, "n_samples = 1"),
@@ -296,6 +299,12 @@ def test_suspicious_values_are_warned_of(X, message):
 def test_another_array_shape_at_scoring_is_refused(fitted):
     with pytest.raises(ValueError, match=r"shape \(24, 20, 3\).*fitted on.*\(20, 24, 3\)"):
         fitted[0].score_samples(np.zeros((2, 24, 20, 3), np.uint8))
+
+
+def test_one_image_is_not_taken_for_rows(tmp_path, images):
+    detector = tiny_detector(feature_spaces=["pretrained"]).fit(save_all(images, tmp_path))
+    with pytest.raises(ValueError, match="newaxis"):
+        detector.score_samples(images[0, :, :, 0])
 
 
 def test_image_shape_must_fit_the_rows():
