@@ -226,9 +226,10 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         if not (isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8):
             pixels = [_eight_bits(image) for image in pixels]
         stacks = [pixels] if isinstance(pixels, np.ndarray) else [image[np.newaxis] for image in pixels]
-        batch = torch.cat([_resize(stack, size, mode) for stack in stacks]).to(parameter)
+        resized = [_unit_range(_resize(stack, size, mode), parameter) for stack in stacks]
+        batch = resized[0] if len(resized) == 1 else torch.cat(resized)
         mean, std = (torch.as_tensor(config[key]).to(batch).view(-1, 1, 1) for key in ("mean", "std"))
-        return (batch - mean) / std
+        return torch.sub(batch, mean).div_(std)
 
     def embed(self, batch: Tensor, visit: BlockVisitor | None = None) -> Tensor:
         """Run the teacher.
@@ -344,12 +345,12 @@ def _eight_bits(image: np.ndarray) -> np.ndarray:
 
 
 def _resize(pixels: np.ndarray, size: tuple[int, ...], mode: str) -> Tensor:
-    """Resize (B, H, W, C), C = 1, 3 or 4, to floats (B, 3, *size), in 0-1 where the images are; alpha laid on white.
+    """Resize (B, H, W, C), C = 1, 3 or 4, to (B, 3, *size), of the range that the images are in; alpha laid on white.
 
     8-bit images are resized in 8 bits, which agrees with Pillow and so with what networks are trained on.
     """
-    pixels = np.array(np.moveaxis(pixels, -1, 1), order="C")  # a copy: torch wants memory that it may write
-    batch = torch.from_numpy(pixels)
+    # A copy, since torch wants memory that it may write; with channels last, where resizing is 3 to 5 times as fast.
+    batch = torch.from_numpy(np.array(pixels, order="C")).permute(0, 3, 1, 2)
     white = 255 if batch.dtype == torch.uint8 else 1
     if batch.dtype == torch.float16:
         batch = batch.float()
@@ -363,6 +364,11 @@ def _resize(pixels: np.ndarray, size: tuple[int, ...], mode: str) -> Tensor:
         # cubic interpolation overshoots; keep floats to the image's own range, at least 0-1, as bytes keep to theirs
         if white == 1:
             batch = batch.clamp(low.clamp(max=0), high.clamp(min=1))
-    if white == 255:
-        batch = batch.double() / 255
     return batch.expand(-1, 3, -1, -1)
+
+
+def _unit_range(batch: Tensor, like: Tensor) -> Tensor:
+    """Bytes as numbers in 0-1, others as they are, on the device and in the dtype of `like`."""
+    if batch.dtype != torch.uint8:
+        return batch.to(like)
+    return batch.to(device=like.device).to(like.dtype, memory_format=torch.contiguous_format).div_(255)

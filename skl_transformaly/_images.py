@@ -99,6 +99,20 @@ class Images(Sequence):
         except ImageError as error:
             raise ImageError(f"{self._name(i)}: {error}") from error
 
+    def take(self, positions: Sequence[int] | np.ndarray) -> Images:
+        """Give the images at `positions` as images of their own, still decoded only when they are asked for."""
+        positions = np.asarray(positions, dtype=np.intp)
+        if positions.ndim != 1 or (positions < -len(self)).any() or (positions >= len(self)).any():
+            raise IndexError(f"positions must be a sequence of places among {len(self)} images.")
+        positions = positions % len(self) if len(self) else positions
+        return Images(
+            len(positions),
+            lambda i: self._decode(int(positions[i])),
+            stack=None if self.stack is None else self.stack[positions],
+            name=lambda i: self._name(int(positions[i])),
+            on_error=self.on_error,
+        )
+
     def batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray | list[np.ndarray]]]:
         """Yield ``(positions, pixels)``, at most `batch_size` images at a time.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -250,7 +251,8 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, total))
         history: dict[str, list[float]] = {"loss": []}
         best, best_state, waited = np.inf, None, 0
-        with seeded(seed):  # for architectures that drop out while training
+        # seeded for architectures that drop out while training
+        with seeded(seed), _fast_attention(student, extractor):
             for epoch in range(self.max_epochs):
                 losses = []
                 for batch in np.array_split(rng.permutation(rows), steps):
@@ -442,6 +444,25 @@ def _lr_factor(step: int, total: int | None) -> float:
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+
+@contextlib.contextmanager
+def _fast_attention(student: nn.Module, extractor: Any) -> Iterator[None]:
+    """Let timm's attention multiply its matrices one by one while a student trains in 16 bits on a CPU.
+
+    There the backward pass of torch's fused kernel takes three times as long (``benchmarks/speed/attention.py``).
+    """
+    with extractor.compute():
+        sixteen_bits = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu").itemsize == 2
+    on_cpu = next(student.parameters()).device.type == "cpu"
+    fused = [m for m in student.modules() if sixteen_bits and on_cpu and getattr(m, "fused_attn", False) is True]
+    for module in fused:
+        module.fused_attn = False
+    try:
+        yield
+    finally:
+        for module in fused:
+            module.fused_attn = True
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
