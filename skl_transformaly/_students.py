@@ -233,15 +233,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     def _train(self, student: nn.Module, layer: BlockActivations, extractor: Any, seed: int, progress: tqdm) -> dict:
         """Train one student on one layer's activations; gives its history."""
         rng = np.random.default_rng([seed, layer.index])
-        rows, held_out = np.arange(len(layer.inputs)), np.arange(0)
-        if self.early_stopping:
-            rng.shuffle(rows)
-            n_held_out = max(1, round(self.validation_fraction * len(rows)))
-            if n_held_out >= len(rows):
-                raise ValueError(
-                    f"validation_fraction={self.validation_fraction} of {len(rows)} images leaves none to train on."
-                )
-            held_out, rows = rows[:n_held_out], rows[n_held_out:]
+        rows, held_out = self._split(len(layer.inputs), rng)
         steps = -(-len(rows) // self.batch_size)
         imitate = _Imitation(student, layer)
         parameters = list(student.parameters())
@@ -292,6 +284,19 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
             else:
                 imitate.settle(rows, self.batch_size, extractor)
         return history
+
+    def _split(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Places of `n` images to train on, and of those held out for early stopping."""
+        rows = np.arange(n)
+        if not self.early_stopping:
+            return rows, rows[:0]
+        rng.shuffle(rows)
+        n_held_out = max(1, round(self.validation_fraction * n))
+        if n_held_out >= n:
+            raise ValueError(
+                f"validation_fraction={self.validation_fraction} of {n} images leaves none to train on."
+            )
+        return rows[n_held_out:], rows[:n_held_out]
 
     def transform(self, X: Any) -> np.ndarray:
         """Measure how far each student deviates from its teacher block.
@@ -455,7 +460,9 @@ def _fast_attention(student: nn.Module, extractor: Any) -> Iterator[None]:
     with extractor.compute():
         sixteen_bits = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu").itemsize == 2
     on_cpu = next(student.parameters()).device.type == "cpu"
-    fused = [m for m in student.modules() if sixteen_bits and on_cpu and getattr(m, "fused_attn", False) is True]
+    fused: list[Any] = [m for m in student.modules() if getattr(m, "fused_attn", False) is True]
+    if not (sixteen_bits and on_cpu):
+        fused = []
     for module in fused:
         module.fused_attn = False
     try:

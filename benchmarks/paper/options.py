@@ -1,0 +1,82 @@
+"""Options that every command here takes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from quirks import QUIRKS
+from rivals import RIVALS
+
+from skl_transformaly import datasets
+from skl_transformaly._images import as_images
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the shared options, to which a command adds its own."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=datasets.DATASETS, help="data set (see skl_transformaly.datasets)")
+    parser.add_argument("--root", type=Path, help="its folder or file")
+    parser.add_argument("--download", action="store_true", help="fetch it into --root, where that is possible")
+    parser.add_argument("--teacher", default="vit_tiny_patch16_224", help="timm name (default: %(default)s)")
+    parser.add_argument("--weights", default="hub", help="'hub', 'bundled', or the path of the teacher's weights")
+    parser.add_argument("--image-size", type=int, help="pixels (default: that of the weights)")
+    parser.add_argument(
+        "--interpolation", default="bilinear", choices=["bilinear", "bicubic"], help="default: %(default)s, the authors'"
+    )
+    parser.add_argument("--precision", default="auto", help="default: %(default)s; with --paper float32")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch-size", type=int, default=32, help="images that the teacher takes at a time")
+    parser.add_argument("--classes", nargs="+", help="names of the classes that take turns (default: all)")
+    parser.add_argument("--samples", type=int, help="at most so many training images a class")
+    parser.add_argument("--test-samples", type=int, help="at most so many test images a class")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--paper", action="store_true", help="the paper's training: Adam, 1e-4, 30 epochs, float32")
+    parser.add_argument("--epochs", type=int, help="epochs of the students (default: the library's, or the paper's)")
+    parser.add_argument("--n-blocks", type=int, default=10, help="students (default: %(default)s)")
+    parser.add_argument(
+        "--rivals", nargs="*", default=list(RIVALS), choices=list(RIVALS), help="for tables 1, 2, 5 (default: all)"
+    )
+    parser.add_argument(
+        "--quirks",
+        nargs="*",
+        default=[],
+        choices=list(QUIRKS),
+        help="ways in which the authors' code differs from their paper: "
+        + " ".join(f"{name}: {what}" for name, what in QUIRKS.items()),
+    )
+    parser.add_argument("--out", type=Path, default=Path("paper-results"), help="folder (default: %(default)s)")
+    parser.add_argument("--room", type=float, default=16, help="GiB below --out for the recording of the teacher's run")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="random weights and images, 64 pixels, one epoch: does it all run?"
+    )
+    return parser
+
+
+def complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.Namespace:
+    """Check the options, fill in what depends on others, make the folder of results."""
+    options.dataset = None
+    if options.dry_run:
+        options.weights, options.epochs = None, 1
+        options.image_size = options.image_size or 64
+        options.dataset = dry_data()
+        options.data = options.dataset.name
+    elif options.data is None:
+        parser.error("--data is needed (or --dry-run)")
+    options.out.mkdir(parents=True, exist_ok=True)
+    return options
+
+
+def dry_data() -> datasets.ImageDataset:
+    """Three classes of noise of three colours, eight training and four test images each."""
+    rng = np.random.default_rng(0)
+    colours = rng.integers(50, 200, (3, 1, 1, 1, 3))
+
+    def draw(n):
+        return np.concatenate([rng.integers(-40, 40, (n, 32, 32, 3)) + c for c in colours]).astype(np.uint8)
+
+    train, test = np.repeat(np.arange(3), 8), np.repeat(np.arange(3), 4)
+    return datasets.ImageDataset(
+        "dry", as_images(draw(8)), train, as_images(draw(4)), test, ["a", "b", "c"]
+    )

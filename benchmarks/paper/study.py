@@ -1,0 +1,289 @@
+"""One data set under one setting: the teacher's run, the students of each class and seed, the rivals; rows in a CSV."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import hashlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import quirks
+import spaces
+from recording import Recording, join
+from rivals import RIVALS
+from sklearn.metrics import roc_auc_score
+from tqdm.auto import tqdm
+
+from skl_transformaly import BlockStudents, GaussianDensity, TimmExtractor, __version__, datasets
+
+FIELDS = ["dataset", "setting", "class", "seed", "method", "auroc", "seconds", "key"]
+
+# What needs no gradient takes the images as the teacher saw them; the others need pixels.
+PIXEL_RIVALS = ("OC-SVM (pixels)", "Deep SVDD", "MSAD")
+SEEDED_RIVALS = ("Deep SVDD", "PANDA", "MSAD")
+
+
+class Rows:
+    """The CSV of results: what is done already, and what is added.
+
+    A row carries a key made of all that its figure depends on, so a changed option never finds a stale one.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows: list[dict[str, str]] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                # a row that a stopped run left half written lacks its last field
+                self.rows = [row for row in csv.DictReader(file) if row.get("key") and len(row["key"]) == 16]
+
+    def find(self, key: str, **fields: Any) -> list[dict[str, str]]:
+        """Rows of this key whose `fields` have these values."""
+        return [
+            row for row in self.rows if row["key"] == key and all(row[k] == str(v) for k, v in fields.items())
+        ]
+
+    def add(self, **row: Any) -> None:
+        """Write a row through to the disk."""
+        new = not self.path.exists() or not self.path.read_bytes().endswith(b"\n")
+        text = {field: str(row[field]) for field in FIELDS}
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            if not self.path.stat().st_size:
+                writer.writeheader()
+            elif new:
+                file.write("\n")
+            writer.writerow(text)
+        self.rows.append(text)
+
+
+class Study:
+    """A data set, a teacher's recorded run over it, and what is computed from that."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        data = options.dataset or datasets.load(options.data, options.root, download=options.download)
+        self.data = subsample(data, options.samples, options.test_samples)
+        image_size = 384 if "384px" in options.quirks else options.image_size
+        extractor = TimmExtractor(
+            options.teacher,
+            weights=options.weights,
+            image_size=image_size,
+            interpolation=options.interpolation,
+            batch_size=options.batch_size,
+            device=options.device,
+            precision="float32" if options.paper and options.precision == "auto" else options.precision,
+        )
+        self.live = extractor.fit(self.data.X_train)
+        self.n_train = len(self.data.y_train)
+        self._folder = tempfile.TemporaryDirectory(dir=options.out)
+        self.images = join(self.data.X_train, self.data.X_test)
+        need = len(self.images) * Recording.bytes_per_image(self.live, self.images[0], options.n_blocks) / 2**30
+        fits = need <= options.room
+        if not fits:
+            print(
+                f"# Recording {len(self.images)} images takes {need:.0f} GiB, more than --room {options.room:g}: the "
+                "teacher runs again for each class and seed.",
+                file=sys.stderr,
+            )
+        self.recording = Recording(self.live, self.images, fits and options.n_blocks, Path(self._folder.name))
+        # what students and PANDA look at: the recorded run, or the teacher itself
+        self.source = (self.recording.images, self.recording) if fits else (self.images, self.live)
+        z = self.recording.embeddings
+        self.z_p, self.z_p_test = z[: self.n_train], z[self.n_train :]
+        self.rows = Rows(options.out / "rows.csv")
+        self.features = options.out / "features"
+        self.features.mkdir(exist_ok=True)
+        labels = np.concatenate([self.data.y_train, self.data.y_test])
+        # The embeddings stand for the images, the weights, the precision and the preprocessing.
+        self.base = {
+            "embeddings": hashlib.sha256(z.tobytes() + labels.tobytes()).hexdigest(),
+            "version": __version__,
+            "one-component-fewer": "one-component-fewer" in options.quirks,
+        }
+
+    def students(self, seed: int) -> BlockStudents:
+        """Untrained students with the settings asked for."""
+        changes: dict[str, Any] = {"n_blocks": self.options.n_blocks, "random_state": seed}
+        if self.options.epochs:
+            changes["max_epochs"] = self.options.epochs
+        return BlockStudents.paper(**changes) if self.options.paper else BlockStudents(**changes)
+
+    def task(self, setting: str, label: int) -> tuple[np.ndarray, np.ndarray]:
+        """Places of the training images, and +1 or -1 for each test image."""
+        numbered = dataclasses.replace(self.data, X_train=np.arange(self.n_train), X_test=np.arange(len(self.z_p_test)))
+        rows, _, y_test = getattr(datasets, setting)(numbered, label)
+        return rows, y_test
+
+    def student_key(self, seed: int) -> str:
+        """Key of whatever depends on the students."""
+        settings = {k: v for k, v in self.students(seed).get_params().items() if k not in ("extractor", "verbose")}
+        chosen = sorted(q for q in self.options.quirks if q in quirks.QUIRKS)
+        return _key({**self.base, "students": settings, "quirks": chosen})
+
+    def discrepancies(self, setting: str, label: int, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """z_f of training and test images, and the seconds that training and measuring took; kept on disk."""
+        name = f"{setting}_{label}_{seed}_{self.student_key(seed)}.npz"
+        file = self.features / name
+        if file.exists():
+            with np.load(file) as kept:
+                return kept["train"], kept["test"], float(kept["seconds"])
+        start = time.perf_counter()
+        rows, y_test = self.task(setting, label)
+        students = self.students(seed)
+        images, extractor = self.source
+        test_rows = np.arange(self.n_train, len(images))
+        fit_rows = rows
+        if "best-epoch-on-test" in self.options.quirks:
+            test_normal = test_rows[y_test == 1]
+            students = quirks.BestEpochOnTest(**students.get_params(deep=False), n_held_out=len(test_normal))
+            fit_rows = np.concatenate([rows, test_normal])
+        if "teacher-dropout" in self.options.quirks:
+            with quirks.teacher_dropout(self.live, seed):
+                students.fit(self.images.take(fit_rows), extractor=self.live)
+            students.extractor_ = extractor
+        else:
+            students.fit(images.take(fit_rows), extractor=extractor)
+        X_train, X_test = images.take(rows), images.take(test_rows)
+        train, test = students.transform(X_train), students.transform(X_test)
+        seconds = time.perf_counter() - start
+        temporary = file.with_suffix(".tmp.npz")
+        np.savez(temporary, train=train, test=test, seconds=seconds)
+        temporary.replace(file)  # a stopped run leaves no half file under the real name
+        return train, test, seconds
+
+    def run(self, setting: str, groups: list[str]) -> None:
+        """Compute the rows of `groups` for each class and seed: "embedding", "students" or a rival's name."""
+        work = [
+            (label, seed, group) for label in self.labels() for seed in self.options.seeds for group in groups
+        ]
+        with tqdm(work, desc=f"{self.data.name} {setting}", unit="task") as progress:
+            for label, seed, group in progress:
+                name = self.data.class_names[label]
+                progress.set_postfix_str(f"{name}, seed {seed}, {group}")
+                if group in RIVALS and group not in SEEDED_RIVALS:
+                    seed = 0
+                key = self.group_key(group, seed)
+                where = {"dataset": self.data.name, "setting": setting, "class": name, "seed": seed}
+                mark = {"embedding": "embedding", "students": "Transformaly"}.get(group, group)
+                if self.rows.find(key, method=mark, **where):
+                    continue
+                start = time.perf_counter()
+                *results, extra = self._results(setting, label, seed, group)
+                seconds = time.perf_counter() - start + extra
+                # the mark comes last: a stopped run does the whole group again
+                for method, auroc in sorted(results, key=lambda result: result[0] == mark):
+                    self.rows.add(**where, method=method, auroc=f"{auroc:.6f}", seconds=f"{seconds:.1f}", key=key)
+
+    def _results(self, setting: str, label: int, seed: int, group: str) -> Iterator[Any]:
+        """Yield (method, AUROC) of a group, and last the seconds spent in an earlier run."""
+        rows, y_test = self.task(setting, label)
+        if group in RIVALS:
+            yield group, roc_auc_score(y_test, self._rival_scores(group, rows, seed))
+            yield 0.0
+            return
+        whitening = spaces.Whitening(
+            self.z_p[rows], self.z_p_test, fewer=int("one-component-fewer" in self.options.quirks)
+        )
+        if group == "embedding":
+            yield from spaces.embedding_rows(whitening, y_test, seed)
+            yield 0.0
+            return
+        start = time.perf_counter()
+        train, test, seconds = self.discrepancies(setting, label, seed)
+        density = quirks.unscaled_gaussian if "unscaled-ridge" in self.options.quirks else GaussianDensity
+        spent = time.perf_counter() - start
+        yield from spaces.both_rows(whitening, (train, test), y_test, density)
+        yield seconds - spent if spent < 0.5 * seconds else 0.0
+
+    def _rival_scores(self, name: str, rows: np.ndarray, seed: int) -> np.ndarray:
+        images, extractor = self.recording.images, self.recording
+        if name in PIXEL_RIVALS:
+            images, extractor = self.images, self.live
+        elif name == "PANDA":
+            images, extractor = self.source
+        rival = RIVALS[name](extractor).set_params(**self.rival_settings(name, seed))
+        test = np.arange(self.n_train, len(self.images))
+        return rival.fit(images.take(rows)).score_samples(images.take(test))
+
+    def rival_settings(self, name: str, seed: int) -> dict[str, Any]:
+        """Parameters of a rival: its own defaults, the seed, and fewer epochs for a dry run."""
+        known = RIVALS[name]().get_params(deep=False)
+        settings = {"random_state": seed} if "random_state" in known else {}
+        if self.options.dry_run:
+            settings.update({k: 1 for k in ("max_epochs", "pretrain_epochs") if k in known})
+        return settings
+
+    def group_key(self, group: str, seed: int) -> str:
+        """Key of all that a group's figures depend on."""
+        if group == "students":
+            return self.student_key(seed)
+        if group == "embedding":
+            return _key(self.base)
+        parameters = {**RIVALS[group]().get_params(deep=False), **self.rival_settings(group, seed)}
+        return _key({**self.base, "rival": group, "parameters": parameters})
+
+    def labels(self) -> list[int]:
+        """The classes that take turns."""
+        names = self.data.class_names
+        if not self.options.classes:
+            return list(range(len(names)))
+        unknown = set(self.options.classes) - set(names)
+        if unknown:
+            raise SystemExit(f"{self.data.name} has no class {sorted(unknown)}; it has {names}.")
+        return [names.index(name) for name in self.options.classes]
+
+    def values(self, setting: str, group: str, method: str) -> np.ndarray:
+        """AUROC of classes by seeds; NaN where not computed."""
+        table = np.full((len(self.labels()), len(self.options.seeds)), np.nan)
+        for i, label in enumerate(self.labels()):
+            for j, seed in enumerate(self.options.seeds):
+                if group in RIVALS and group not in SEEDED_RIVALS:
+                    seed = 0
+                where = {"dataset": self.data.name, "setting": setting, "class": self.data.class_names[label]}
+                found = self.rows.find(self.group_key(group, seed), seed=seed, method=method, **where)
+                if found:
+                    table[i, j] = float(found[-1]["auroc"])
+        return table
+
+    def seconds(self, setting: str, groups: list[str]) -> float:
+        """Seconds that all rows of these groups took, over classes and seeds."""
+        keys = {self.group_key(group, seed) for group in groups for seed in [0, *self.options.seeds]}
+        tasks = {
+            (row["key"], row["class"], row["seed"]): float(row["seconds"])
+            for row in self.rows.rows
+            if row["key"] in keys and row["setting"] == setting
+        }
+        return sum(tasks.values())
+
+
+def subsample(data: Any, samples: int | None, test_samples: int | None) -> Any:
+    """At most so many images a class, drawn once with a seed of its own."""
+
+    def keep(labels: np.ndarray, number: int | None) -> np.ndarray:
+        if number is None:
+            return np.arange(len(labels))
+        rng = np.random.default_rng(0)
+        places = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        return np.sort(np.concatenate([rng.permutation(place)[:number] for place in places]))
+
+    train, test = keep(data.y_train, samples), keep(data.y_test, test_samples)
+    return dataclasses.replace(
+        data,
+        X_train=data.X_train.take(train),
+        y_train=data.y_train[train],
+        X_test=data.X_test.take(test),
+        y_test=data.y_test[test],
+    )
+
+
+def _key(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,0 +1,142 @@
+"""The paper's tables, each from one command, on a data set of yours.
+
+    python benchmarks/paper/tables.py 1 3 4 7 --data covid19 --root DIR --weights FILE
+    python benchmarks/paper/tables.py 5 6 --data fashion_mnist --samples 500 --epochs 2 --weights FILE
+    python benchmarks/paper/tables.py all --dry-run
+
+1 and 2: unimodal AUROC, rivals and this detector (the paper splits its data sets over two tables). 3: embedding alone,
+discrepancies of the last 1, 3, 10 blocks, both. 4 and 6: densities on the embedding, unimodal and multimodal. 5:
+multimodal AUROC. 7: explained variance. The teacher runs once over the data set, and students are trained once for each
+class and seed, whatever the number of tables. Rows go to OUT/rows.csv as each class finishes, tables to OUT/*.md; a
+stopped run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shlex
+import sys
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import published
+import spaces
+from options import complete
+from options import parser as common_options
+from rivals import RIVALS
+from study import Study
+
+from skl_transformaly import __version__
+
+TITLES = {
+    "1": "Table 1, unimodal",
+    "2": "Table 2, unimodal",
+    "3": "Table 3, which features",
+    "4": "Table 4, density of the embedding, unimodal",
+    "5": "Table 5, multimodal",
+    "6": "Table 6, density of the embedding, multimodal",
+    "7": "Table 7, explained variance",
+}
+# The paper's table 1 has the common benchmarks, table 2 the others.
+TABLE_1 = ("cifar10", "cifar100", "fashion_mnist", "cats_vs_dogs")
+
+
+def plan(table: str, options: argparse.Namespace) -> tuple[str, list[str], list[tuple[str, str, str]]]:
+    """Setting, groups to compute, and the columns (title, group, method) of a table."""
+    setting = "multimodal" if table in "56" else "unimodal"
+    ours = [("embedding", "embedding", "embedding"), ("Transformaly", "students", "Transformaly")]
+    if table in "125":
+        columns = [(name, name, name) for name in RIVALS if name in options.rivals] + ours
+    elif table == "3":
+        blocks = [m for m in spaces.BLOCKS if m <= options.n_blocks]
+        columns = ours[:1]
+        columns += [(f"discrepancy {m}", "students", f"discrepancy, {m} blocks") for m in blocks]
+        columns += [(f"both {m}", "students", f"both, {m} blocks") for m in blocks]
+    elif table in "46":
+        columns = [(name, "embedding", name) for name in spaces.DENSITIES]
+    else:
+        columns = [
+            (f"{share:.0%}", "students", f"both, {share:.0%} variance") for share in spaces.EXPLAINED_VARIANCES
+        ]
+    return setting, list(dict.fromkeys(group for _, group, _ in columns)), columns
+
+
+def markdown(table: str, study: Study, command: str, seconds: float) -> str:
+    """One table with what is needed to make it again."""
+    options = study.options
+    setting, groups, columns = plan(table, options)
+    values = [study.values(setting, group, method) for _, group, method in columns]
+    turn = "normal" if setting == "unimodal" else "anomalous"
+    lines = [
+        f"### {TITLES[table]}: {study.data.name}",
+        "",
+        f"AUROC in per cent; each class in turn is {turn}."
+        + (" Mean and standard deviation over the seeds." if len(options.seeds) > 1 else ""),
+        "",
+        f"| {turn} class | " + " | ".join(title for title, _, _ in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for i, label in enumerate(study.labels()):
+        lines.append(f"| {study.data.class_names[label]} | " + " | ".join(_cell(v[i]) for v in values) + " |")
+    lines.append("| **mean** | " + " | ".join(f"**{_cell(v.mean(axis=0))}**" for v in values) + " |")
+    for source, quoted in published.rows(table, study.data.name, [title for title, _, _ in columns]):
+        lines.append(f"| *{source}* | " + " | ".join("" if q is None else f"*{q:.1f}*" for q in quoted) + " |")
+    if table == "3":
+        lift = values[-1] - values[0]
+        lines += ["", f"Lift of both over the embedding alone: {_cell(lift.mean(axis=0), sign=True)} points."]
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "scikit-learn"))
+    notes = f"{study.n_train} training and {len(study.z_p_test)} test images, seeds {options.seeds}"
+    if any(group == "students" for group in groups):
+        students = study.students(options.seeds[0])
+        notes += f", {students.max_epochs} epochs of batches of {students.batch_size}"
+    lines += [
+        "",
+        f"{notes}; {options.teacher} at {study.live.image_size_[0]} pixels in {study.live.precision_}. "
+        f"{study.seconds(setting, groups):.0f} s for the rows, {seconds:.0f} s for the teacher's run. "
+        f"skl-transformaly {__version__}, {packages}, Python {platform.python_version()}.",
+        "",
+        f"    {command}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(aurocs: np.ndarray, sign: bool = False) -> str:
+    """Mean over seeds in per cent, and standard deviation where there are several."""
+    if np.isnan(aurocs).all():
+        return "-"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        mean, deviation = 100 * np.nanmean(aurocs), 100 * np.nanstd(aurocs)
+    text = f"{mean:+.1f}" if sign else f"{mean:.1f}"
+    return text + (f" ± {deviation:.1f}" if len(aurocs) > 1 else "")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = common_options(__doc__)
+    parser.add_argument("tables", nargs="+", choices=[*TITLES, "all"], metavar="TABLE", help="1 to 7, or all")
+    options = complete(parser, parser.parse_args(arguments))
+    if "all" in options.tables:
+        options.tables = ["1" if options.data in TABLE_1 else "2", "3", "4", "5", "6", "7"]
+    shown = sys.argv[1:] if arguments is None else arguments
+    command = "python benchmarks/paper/tables.py " + shlex.join(shown)
+    start = time.perf_counter()
+    study = Study(options)
+    seconds = time.perf_counter() - start
+    for table in options.tables:
+        setting, groups, _ = plan(table, options)
+        study.run(setting, groups)
+        text = markdown(table, study, command, seconds)
+        (options.out / f"table{table}_{study.data.name}.md").write_text(text)
+        print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main()
