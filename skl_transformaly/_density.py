@@ -125,8 +125,8 @@ class GaussianDensity(_LogDensity):
         self._cholesky = cho_factor(correlation, lower=True)[0]
         self.mean_ = self._scaler.mean_
         self.covariance_ = correlation * np.outer(self._scaler.scale_, self._scaler.scale_)
-        # log|Sigma| of the features as they came: Cholesky factor and scales together
-        self._log_determinant = 2 * float(np.sum(np.log(np.diag(self._cholesky)) + np.log(self._scaler.scale_)))
+        # half of log|Sigma| of the features as they came: Cholesky factor and scales together
+        self._log_scales = np.log(np.diag(self._cholesky)) + np.log(self._scaler.scale_)
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -141,12 +141,26 @@ class GaussianDensity(_LogDensity):
         log_density : ndarray of shape (n_samples,), float64
             In nats.
         """
+        return self.conditional_terms(X).sum(axis=1)
+
+    def conditional_terms(self, X: Any) -> np.ndarray:
+        """Take the log-density apart by the chain rule: each feature given those before it.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        terms : ndarray of shape (n_samples, n_features), float64
+            ``terms[:, j] = log p(x_j | x_0, ..., x_{j-1})`` in nats; rows sum to the log-density.
+        """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
         Z = self._scaler.transform(X)
-        # log N(x | mu, Sigma) with Sigma = S L L' S: the squared norm of L^-1 S^-1 (x - mu)
-        white = solve_triangular(self._cholesky, Z.T, lower=True)
-        return -0.5 * (np.sum(white**2, axis=0) + self._log_determinant + X.shape[1] * np.log(2 * np.pi))
+        # log N(x | mu, Sigma) with Sigma = S L L' S: the squares of L^-1 S^-1 (x - mu), and log|Sigma| by its diagonal
+        white = solve_triangular(self._cholesky, Z.T, lower=True).T
+        return -0.5 * (white**2 + np.log(2 * np.pi)) - self._log_scales
 
 
 class KNNDensity(_LogDensity):

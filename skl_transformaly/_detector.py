@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from numbers import Real
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from sklearn.base import BaseEstimator, OutlierMixin, TransformerMixin, _fit_context, clone
 from sklearn.decomposition import PCA
-from sklearn.preprocessing import normalize
-from sklearn.utils import check_random_state
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler, normalize
+from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from skl_transformaly._density import resolve_density
+from skl_transformaly._cache import Cache, fingerprint, identity
+from skl_transformaly._density import GaussianDensity, resolve_density
 from skl_transformaly._extractor import resolve_extractor
 from skl_transformaly._images import ImageInputMixin, Images
 from skl_transformaly._students import BlockStudents
@@ -56,6 +61,12 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         Sets `offset_`, the score below which `predict` says anomaly. A float in (0, 0.5] is the share of the
         training images that shall fall below it; "auto" is 0.05. Training scores are optimistic, since students
         have seen these images: of new normal images, rather more fall below.
+    memory : str, joblib.Memory or None, default=None
+        A folder in which embeddings, trained students and discrepancies are kept and found again, by the content of
+        the images, the weights, the preprocessing, the precision, the parameters and the versions of libraries: clones,
+        folds, grids and other processes share them. A grid over densities or `explained_variance` then costs the
+        densities, and one over the number of blocks trains each block once. Students are found only with an integer
+        `random_state`. Like any pickle, a cache is for your own files only.
     image_shape : tuple of int, default=None
         (H, W) or (H, W, C) of images that come as rows of values, as scikit-learn's own tools make them.
     on_error : {"raise", "skip"}, default="raise"
@@ -64,7 +75,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
     random_state : int, RandomState or None, default=None
         Seeds every part that takes a `random_state` and has none of its own.
     verbose : int, default=0
-        1 shows the students' progress.
+        1 shows the students' progress, and what `memory` finds.
 
     Attributes
     ----------
@@ -135,6 +146,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         "normalize": ["boolean"],
         "feature_spaces": ["array-like"],
         "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
+        "memory": [str, HasMethods("cache"), None],
         "image_shape": ["array-like", None],
         "on_error": [StrOptions({"raise", "skip"})],
         "random_state": ["random_state"],
@@ -152,6 +164,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         normalize: bool = False,
         feature_spaces: Sequence[str] = _SPACES,
         contamination: float | str = "auto",
+        memory: Any = None,
         image_shape: tuple[int, ...] | None = None,
         on_error: str = "raise",
         random_state: Any = None,
@@ -165,6 +178,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         self.normalize = normalize
         self.feature_spaces = feature_spaces
         self.contamination = contamination
+        self.memory = memory
         self.image_shape = image_shape
         self.on_error = on_error
         self.random_state = random_state
@@ -282,6 +296,135 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         check_is_fitted(self)
         return np.hstack(list(self._features(self._images(X, reset=False)).values()))
 
+    def anomaly_map(self, X: Any, *, block: int | None = None) -> np.ndarray | list[np.ndarray]:
+        """Show where in each image the students deviate from the teacher.
+
+        Parameters
+        ----------
+        X : images
+            See Notes for their forms.
+        block : int, default=None
+            One block's map alone, by its index in ``students_.block_indices_``; None is the mean over blocks, each
+            in units of its own mean over the training images, so that no block drowns the others.
+
+        Returns
+        -------
+        maps : ndarray of shape (n_samples, H, W), float32; or list of such (H, W)
+            One map an image, at the image's own size (a list where sizes differ). 1 is what is usual for normal
+            images; higher is less normal. NaN for unreadable images with ``on_error="skip"`` (as a 1 x 1 map in lists).
+
+        Raises
+        ------
+        ValueError
+            No students (``feature_spaces`` without "discrepancy"), or no student of `block`.
+        TypeError
+            The extractor cannot say where in the image a block's output is.
+        """
+        check_is_fitted(self)
+        if "discrepancy" not in self.feature_spaces:
+            raise ValueError("An anomaly map shows what students miss: fit with 'discrepancy' among feature_spaces.")
+        indices = self.students_.block_indices_.tolist()
+        if block is not None and block not in indices:
+            raise ValueError(f"block={block!r} has no student; those with one are {indices}.")
+        chosen = [indices.index(block)] if block is not None else list(range(len(indices)))
+        images = self._images(X, reset=False)
+        usual = np.nanmean(self._training_discrepancies, axis=0)[chosen, np.newaxis, np.newaxis]
+        blank = np.full(images.image_shape[:2] if images.image_shape else (1, 1), np.nan, dtype=np.float32)
+        maps = [blank] * len(images)
+        for positions, pixels in images.batches(self.extractor_.batch_size):
+            coarse = self.students_.measure_maps(self.extractor_.preprocess(pixels))
+            for position, image, single in zip(positions, pixels, coarse):
+                maps[position] = _enlarge((single[chosen] / usual).mean(axis=0), image.shape[:2])
+        same_size = len({single.shape for single in maps}) == 1
+        return np.stack(maps) if same_size else maps
+
+    def explain(self, X: Any, *, n_neighbors: int = 3) -> dict[str, np.ndarray]:
+        """Take each image's score apart.
+
+        Parameters
+        ----------
+        X : images
+            See Notes for their forms.
+        n_neighbors : int, default=3
+            How many of the nearest training images to name; at most as many as there are.
+
+        Returns
+        -------
+        table : dict of str to ndarray of shape (n_samples,)
+            Columns, ready for ``pandas.DataFrame(table)``, all NaN (neighbours -1) for unreadable images:
+
+            - ``score``: the sum of
+            - ``pretrained`` and ``discrepancy``: log-likelihoods in the two spaces, of those in use;
+            - ``block2``, ...: each student's part in ``discrepancy``, which they add up to: the log-density of its
+              discrepancy given those of the blocks before it. Only with :class:`GaussianDensity`, where the chain rule
+              is exact;
+            - ``neighbor0``, ...: positions in the training images of the nearest ones, nearest first, and
+              ``distance0``, ...: their Euclidean distances, in the whitened embedding where it is in use, else in
+              the standardised discrepancies.
+        """
+        check_is_fitted(self)
+        spaces = self._features(self._images(X, reset=False))
+        table = {"score": self._scores(spaces)}
+        for space, z in spaces.items():
+            table[space] = self._scores({space: z})
+        if "discrepancy" in spaces and isinstance(self.discrepancy_density_, GaussianDensity):
+            terms = _where_readable(spaces["discrepancy"], self.discrepancy_density_.conditional_terms)
+            table.update({f"block{i}": term for i, term in zip(self.students_.block_indices_.tolist(), terms.T)})
+        table.update(self._nearest(spaces, n_neighbors))
+        return table
+
+    def explained_variance_path(self, X: Any, y: Any = None) -> dict[str, np.ndarray]:
+        """Scores for every number of whitened components, from the one decomposition that `fit` made.
+
+        Choosing `explained_variance` by a grid search fits once for each value and fold; on one validation set this
+        gives all of them at once.
+
+        Parameters
+        ----------
+        X : images
+            Validation images, normal and anomalous.
+        y : array-like of shape (n_samples,), default=None
+            +1 normal, -1 anomaly.
+
+        Returns
+        -------
+        path : dict of str to ndarray
+            - ``n_components``, shape (K,): 1 ... K;
+            - ``explained_variance``, shape (K,): the share that so many explain; any smaller value of the parameter
+              `explained_variance` above the share before gives so many components;
+            - ``scores``, shape (K, n_samples): what `score_samples` would give;
+            - ``auroc``, shape (K,): only with `y`.
+
+        Raises
+        ------
+        ValueError
+            The pre-trained space is not in use, or `y` is not of +1 and -1.
+        """
+        check_is_fitted(self)
+        if "pretrained" not in self.feature_spaces:
+            raise ValueError("There is no whitening to vary: fit with 'pretrained' among feature_spaces.")
+        embeddings, discrepancies = self._measure(self._images(X, reset=False))
+        spaces = {"discrepancy": discrepancies} if "discrepancy" in self.feature_spaces else {}
+        rest = self._scores(spaces) if spaces else np.zeros(len(embeddings))
+        training = self._training_embeddings[~np.isnan(self._training_embeddings).any(axis=1)]
+        pca = PCA(whiten=True, svd_solver="full").fit(self._scaled(training))
+        rank = int((pca.explained_variance_ratio_ > 1e-12).sum())
+        z = _where_readable(embeddings, lambda rows: pca.transform(self._scaled(rows))[:, :rank])
+        z_training = pca.transform(self._scaled(training))[:, :rank]
+        numbers = np.arange(1, rank + 1)
+        scores = np.empty((rank, len(z)))
+        for row, k in zip(scores, numbers):
+            density = clone(self.density_).fit(z_training[:, :k])
+            row[:] = rest + _where_readable(z[:, :k], density.score_samples)
+        explained = np.cumsum(pca.explained_variance_ratio_)[:rank]
+        path = {"n_components": numbers, "explained_variance": explained, "scores": scores}
+        if y is not None:
+            y = column_or_1d(y)
+            if set(np.unique(y).tolist()) != {-1, 1}:
+                raise ValueError(f"y must hold both +1 (normal) and -1 (anomaly), got {np.unique(y)[:5].tolist()}.")
+            path["auroc"] = np.array([roc_auc_score(y, row) for row in scores])
+        return path
+
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Names of what `transform` gives.
 
@@ -322,7 +465,9 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
                 )
             if self.verbose and not students.verbose:
                 students.set_params(verbose=self.verbose)
-            self.students_ = _with_seed(students, random_state).fit(images, extractor=self.extractor_)
+            self.students_ = _with_seed(students, random_state).fit(
+                images, extractor=self.extractor_, cache=self._cache()
+            )
         embeddings, discrepancies = self._measure(images)
         readable = ~np.isnan(embeddings).any(axis=1)
         if readable.sum() < 2:
@@ -337,6 +482,10 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         if "discrepancy" in spaces:
             density = _with_seed(clone(resolve_density(self.discrepancy_density)), random_state)
             self.discrepancy_density_ = density.fit(discrepancies[readable])
+        # float32 holds what any teacher but a float64 one gives
+        compact = embeddings.astype(np.float32)
+        self._training_embeddings = compact if np.array_equal(compact, embeddings, equal_nan=True) else embeddings
+        self._training_discrepancies = discrepancies
         scores = self._scores(self._spaces(embeddings, discrepancies))
         self.offset_ = _offset(scores[readable], self.contamination)
         self._training_decisions = scores - self.offset_
@@ -347,8 +496,38 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
     def _features(self, images: Images) -> dict[str, np.ndarray]:
         return self._spaces(*self._measure(images))
 
+    def _cache(self) -> Cache:
+        return Cache(self.memory, self.verbose)
+
     def _measure(self, images: Images) -> tuple[np.ndarray, np.ndarray]:
-        """z_p (n, D) and z_f (n, m; no columns where not in use), NaN where an image is unreadable."""
+        """z_p (n, D) and z_f (n, m; no columns where not in use), NaN where an image is unreadable.
+
+        What the cache has is taken from there; if anything is missing, the teacher and all students run.
+        """
+        cache = self._cache()
+        if not cache.active:
+            return self._run(images)
+        computed: list[tuple[np.ndarray, np.ndarray]] = []
+
+        def run() -> tuple[np.ndarray, np.ndarray]:
+            if not computed:
+                computed.append(self._run(images))
+            return computed[0]
+
+        seen = {"images": fingerprint(images)}
+        z_p = cache("embeddings", {**seen, "teacher": identity(self.extractor_)}, lambda: run()[0])
+        if "discrepancy" not in self.feature_spaces:
+            return z_p, np.empty((len(images), 0))
+        keys = self.students_._keys
+        if not keys:  # students that were fitted without a cache have no name there
+            return run()
+        z_f = []
+        for j, index in enumerate(self.students_.block_indices_.tolist()):
+            key = {**seen, "student": keys[index]}
+            z_f.append(cache(f"discrepancies of block {index}", key, partial(lambda j: run()[1][:, j], j)))
+        return z_p, np.stack(z_f, axis=1)
+
+    def _run(self, images: Images) -> tuple[np.ndarray, np.ndarray]:
         rows = [np.arange(0)]
         z_ps: list[np.ndarray] = []
         z_fs: list[np.ndarray] = []
@@ -368,7 +547,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             z_fs.append(z_f)
         if not z_ps:  # not one image could be read
             m = len(self.students_.block_indices_) if "discrepancy" in self.feature_spaces else 0
-            return np.full((len(images), 1), np.nan), np.full((len(images), m), np.nan)
+            width = self.whitening_.n_features_in_ if hasattr(self, "whitening_") else 1
+            return np.full((len(images), width), np.nan), np.full((len(images), m), np.nan)
         place = np.concatenate(rows)
         return (
             _scatter(len(images), place, np.concatenate(z_ps)),
@@ -385,7 +565,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
 
     def _fit_whitening(self, embeddings: np.ndarray) -> PCA:
         """Fewest principal components that explain enough variance, scaled to unit variance (Section 3.3)."""
-        embeddings = normalize(embeddings) if self.normalize else embeddings
+        embeddings = self._scaled(embeddings)
         scale = np.abs(embeddings).max()
         if not np.ptp(embeddings, axis=0).max() > 1e-12 * scale:
             raise ValueError(
@@ -394,24 +574,36 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             )
         return PCA(self.explained_variance, whiten=True, svd_solver="full").fit(embeddings)
 
+    def _scaled(self, embeddings: np.ndarray) -> np.ndarray:
+        embeddings = embeddings.astype(np.float64)
+        return normalize(embeddings) if self.normalize else embeddings
+
     def _whiten(self, embeddings: np.ndarray) -> np.ndarray:
-        readable = ~np.isnan(embeddings).any(axis=1)
-        whitened = np.full((len(embeddings), self.whitening_.n_components_), np.nan)
+        return _where_readable(embeddings, lambda rows: self.whitening_.transform(self._scaled(rows)))
+
+    def _nearest(self, spaces: dict[str, np.ndarray], n_neighbors: int) -> dict[str, np.ndarray]:
+        """Positions and distances of the nearest training images, as columns."""
+        if "pretrained" in spaces:
+            z, training = spaces["pretrained"], self._whiten(self._training_embeddings)
+        else:
+            scaler = StandardScaler().fit(self._training_discrepancies)
+            z, training = scaler.transform(spaces["discrepancy"]), scaler.transform(self._training_discrepancies)
+        places = np.flatnonzero(~np.isnan(training).any(axis=1))
+        readable = ~np.isnan(z).any(axis=1)
+        k = min(n_neighbors, len(places))
+        distances, positions = np.full((len(z), k), np.nan), np.full((len(z), k), -1)
         if readable.any():
-            z_p = embeddings[readable]
-            whitened[readable] = self.whitening_.transform(normalize(z_p) if self.normalize else z_p)
-        return whitened
+            neighbors = NearestNeighbors(n_neighbors=k).fit(training[places])
+            distances[readable], found = neighbors.kneighbors(z[readable])
+            positions[readable] = places[found]
+        named = {f"neighbor{i}": column for i, column in enumerate(positions.T)}
+        return {**named, **{f"distance{i}": column for i, column in enumerate(distances.T)}}
 
     def _scores(self, spaces: dict[str, np.ndarray]) -> np.ndarray:
         """Sum of log-densities over the spaces (Eq. 2); NaN rows stay NaN."""
         densities = {"pretrained": "density_", "discrepancy": "discrepancy_density_"}
-        scores = np.zeros(len(next(iter(spaces.values()))))
-        for space, z in spaces.items():
-            readable = ~np.isnan(z).any(axis=1)
-            scores[~readable] = np.nan
-            if readable.any():
-                scores[readable] += getattr(self, densities[space]).score_samples(z[readable])
-        return scores
+        parts = [_where_readable(z, getattr(self, densities[space]).score_samples) for space, z in spaces.items()]
+        return np.sum(parts, axis=0)
 
     @staticmethod
     def _labels(decisions: np.ndarray) -> np.ndarray:
@@ -419,6 +611,22 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "offset_")
+
+
+def _where_readable(rows: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Apply `function` to the rows without NaN; the others get NaN."""
+    readable = ~np.isnan(rows).any(axis=1)
+    if not readable.any():
+        shape = function(np.zeros((1, rows.shape[1]))).shape[1:]
+        return np.full((len(rows), *shape), np.nan)
+    values = function(rows[readable])
+    return _scatter(len(rows), np.flatnonzero(readable), values)
+
+
+def _enlarge(coarse: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """A map at the size of its image, bilinear."""
+    image = Image.fromarray(coarse.astype(np.float32))
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def _scatter(length: int, rows: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -262,6 +262,39 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         """Context manager in which teacher and students compute, in the precision in use."""
         return autocast(self._parameter().device, self.precision_)
 
+    def identity(self) -> dict[str, Any]:
+        """What tells this fitted teacher from all that give other values; for caches."""
+        return {
+            "model": self.model_name,
+            "weights": self.weights_sha256_,
+            "size": self.image_size_,
+            "interpolation": self.interpolation,
+            "precision": self.precision_,
+            "device": self._parameter().device.type,
+            "processor": torch.backends.cpu.get_cpu_capability(),
+        }
+
+    def to_maps(self, activations: Tensor) -> Tensor:
+        """Give a block's tokens or feature maps their places in the image.
+
+        Parameters
+        ----------
+        activations : Tensor of shape (B, T, ...) or (B, C, H, W) or (B, H, W, C)
+            What a block got or gave: tokens, with class token and registers first where the model has them, or
+            maps, with channels where the model has them.
+
+        Returns
+        -------
+        maps : Tensor of shape (B, C, h, w)
+            Tokens that stand for no place are left out.
+
+        Raises
+        ------
+        ValueError
+            The tokens do not fill a grid.
+        """
+        return self.teacher_.to_maps(activations)
+
     @property
     def teacher_(self) -> _teacher.Teacher:
         """The loaded network. After unpickling, the first access loads the weights again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -20,8 +20,9 @@ from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
 from skl_transformaly._activations import BlockActivations, iter_activations
+from skl_transformaly._cache import Cache, fingerprint, identity
 from skl_transformaly._extractor import resolve_extractor
-from skl_transformaly._images import ImageInputMixin
+from skl_transformaly._images import ImageInputMixin, Images
 from skl_transformaly._torch import seeded
 
 __all__ = ["BlockStudents", "select_blocks"]
@@ -182,7 +183,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         return cls(**{"max_epochs": 30, "lr": 1e-4, "batch_size": 32, "schedule": "constant", **changes})
 
     @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X: Any, y: Any = None, *, extractor: Any = None) -> BlockStudents:
+    def fit(self, X: Any, y: Any = None, *, extractor: Any = None, cache: Cache | None = None) -> BlockStudents:
         """Train a student for each chosen block.
 
         Parameters
@@ -192,6 +193,8 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         y : ignored
         extractor : fitted extractor, default=None
             The teacher to use instead of a fresh one; how a detector hands over its own.
+        cache : Cache, default=None
+            Where trained students are kept and found again; how a detector hands over its `memory`.
 
         Returns
         -------
@@ -216,19 +219,46 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
 
         fresh = extractor.new_blocks(seed)
-        students = [fresh[index] for index in self.block_indices_]
+        students = {int(index): fresh[index] for index in self.block_indices_}
         del fresh
         self.history_: dict[int, dict[str, list[float]]] = {}
+        cache = Cache(None) if cache is None else cache
+        self._keys = self._cache_keys(images, extractor, seed) if cache.active else {}
+        # a generator: the teacher runs when the first student is trained, and never where all are found
         layers = iter_activations(
-            images, extractor, self.block_indices_.tolist(), cache=self.cache, cache_bytes=int(self.cache_size * 2**20)
+            images, extractor, list(students), cache=self.cache, cache_bytes=int(self.cache_size * 2**20)
         )
         total = len(students) * self.max_epochs
         with tqdm(total=total, desc="Students", unit="epoch", disable=not self.verbose, leave=True) as progress:
-            for student, layer in zip(students, layers):
-                self.history_[layer.index] = self._train(student, layer, extractor, seed, progress)
+            for index, student in students.items():
+
+                def train(index: int = index, student: nn.Module = student) -> tuple[dict, dict]:
+                    layer = next(layers)
+                    while layer.index != index:
+                        layer = next(layers)
+                    history = self._train(student, layer, extractor, seed, progress)
+                    return {name: tensor.cpu() for name, tensor in student.state_dict().items()}, history
+
+                if cache.active:
+                    state, self.history_[index] = cache(f"student of block {index}", self._keys[index], train)
+                    student.load_state_dict(state)
+                else:
+                    self.history_[index] = train()[1]
         layers.close()
-        self.students_ = [student.eval().requires_grad_(False) for student in students]
+        self.students_ = [student.eval().requires_grad_(False) for student in students.values()]
         return self
+
+    def _cache_keys(self, images: Images, extractor: Any, seed: int) -> dict[int, dict[str, Any]]:
+        """All that each student depends on: one trained with these may stand in for it."""
+        elsewhere = ("n_blocks", "cache", "cache_size", "extractor", "random_state", "verbose")
+        training = {name: value for name, value in self.get_params(deep=False).items() if name not in elsewhere}
+        shared = {
+            "images": fingerprint(images),
+            "teacher": identity(extractor),
+            "training": training,
+            "seed": seed,
+        }
+        return {int(index): {**shared, "block": int(index)} for index in self.block_indices_}
 
     def _train(self, student: nn.Module, layer: BlockActivations, extractor: Any, seed: int, progress: tqdm) -> dict:
         """Train one student on one layer's activations; gives its history."""
@@ -293,9 +323,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         rng.shuffle(rows)
         n_held_out = max(1, round(self.validation_fraction * n))
         if n_held_out >= n:
-            raise ValueError(
-                f"validation_fraction={self.validation_fraction} of {n} images leaves none to train on."
-            )
+            raise ValueError(f"validation_fraction={self.validation_fraction} of {n} images leaves none to train on.")
         return rows[n_held_out:], rows[:n_held_out]
 
     def transform(self, X: Any) -> np.ndarray:
@@ -326,7 +354,6 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
             Z[positions] = self.measure(self.extractor_.preprocess(pixels))[1]
         return Z
 
-    @torch.no_grad()
     def measure(self, batch: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Embedding and discrepancies of preprocessed images, from one run of the teacher.
 
@@ -343,19 +370,63 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         z_p : ndarray of shape (B, D), float64
         z_f : ndarray of shape (B, m), float64
         """
-        students = dict(zip(self.block_indices_.tolist(), self.students_))
         discrepancies: dict[int, Tensor] = {}
 
-        def visit(index, block, args, kwargs, output):
+        def visit(index: int, squares: Tensor) -> None:
+            discrepancies[index] = squares.flatten(1).mean(1)
+
+        z_p = self._compare(batch, visit)
+        z_f = torch.stack([discrepancies[index] for index in self.block_indices_.tolist()], dim=1)
+        return z_p.double().cpu().numpy(), z_f.double().cpu().numpy()
+
+    def measure_maps(self, batch: Tensor) -> np.ndarray:
+        """Where in the image each student deviates.
+
+        Parameters
+        ----------
+        batch : Tensor of shape (B, C, H, W)
+            From ``extractor_.preprocess``.
+
+        Returns
+        -------
+        maps : ndarray of shape (B, m, h, w), float64
+            Mean over channels of the squared difference at each token or place. Where blocks differ in
+            resolution, all maps have that of the finest, larger places being repeated.
+
+        Raises
+        ------
+        TypeError
+            The extractor cannot say where tokens are (it has no ``to_maps``).
+        """
+        to_maps = getattr(self.extractor_, "to_maps", None)
+        if to_maps is None:
+            raise TypeError(
+                f"{type(self.extractor_).__name__} has no method to_maps, which gives a block's output its places in "
+                "the image; see TimmExtractor.to_maps."
+            )
+        maps: dict[int, Tensor] = {}
+
+        def visit(index: int, squares: Tensor) -> None:
+            maps[index] = to_maps(squares).double().mean(1, keepdim=True)
+
+        self._compare(batch, visit)
+        size = max(tuple(single.shape[2:]) for single in maps.values())
+        same = [nn.functional.interpolate(maps[index], size=size, mode="nearest") for index in sorted(maps)]
+        return torch.cat(same, dim=1).cpu().numpy()
+
+    @torch.no_grad()
+    def _compare(self, batch: Tensor, visit: Callable[[int, Tensor], None]) -> Tensor:
+        """Run teacher and students; call ``visit(index, squared difference)`` for each block; give the embedding."""
+        students = dict(zip(self.block_indices_.tolist(), self.students_))
+
+        def compare(index, block, args, kwargs, output):
             student = students.get(index)
             if student is not None:
                 difference = _at_least_float32(student.to(output.device)(*args, **kwargs)) - _at_least_float32(output)
-                discrepancies[index] = difference.square().flatten(1).mean(1)
+                visit(index, difference.square())
 
         with self.extractor_.compute():
-            z_p = self.extractor_.embed(batch, visit)
-        z_f = torch.stack([discrepancies[index] for index in students], dim=1)
-        return z_p.double().cpu().numpy(), z_f.double().cpu().numpy()
+            return self.extractor_.embed(batch, compare)
 
     @property
     def _n_features_out(self) -> int:

@@ -79,6 +79,25 @@ class Teacher:
         finally:
             self._watching.visit = None
 
+    def to_maps(self, activations: Tensor) -> Tensor:
+        """Tokens (B, T, C) or maps as (B, C, h, w), without the tokens that stand for no place."""
+        if activations.ndim == 4:
+            last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+            return activations.permute(0, 3, 1, 2) if last else activations
+        if activations.ndim != 3:
+            raise ValueError(
+                f"Activations of shape {tuple(activations.shape)} have no places; expected tokens (B, T, C) or maps."
+            )
+        tokens = activations[:, getattr(self.model, "num_prefix_tokens", 0) :]
+        count = tokens.shape[1]
+        grid = getattr(getattr(self.model, "patch_embed", None), "grid_size", None)
+        if grid is None or grid[0] * grid[1] != count:
+            side = round(count**0.5)
+            grid = (side, side)
+        if grid[0] * grid[1] != count:
+            raise ValueError(f"{count} tokens of {type(self.model).__name__} do not fill a grid.")
+        return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
+
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:
     """The parts of `model` that students imitate, in order of depth, found by structure.

@@ -1,0 +1,224 @@
+"""`memory=`: what is computed once is found again, and nothing else is."""
+
+import os
+import subprocess
+import sys
+
+import joblib
+import numpy as np
+import pytest
+from conftest import tiny_detector, tiny_extractor, tiny_students
+from sklearn.base import clone
+from sklearn.mixture import GaussianMixture
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from skl_transformaly import BlockStudents, TransformalyDetector
+from skl_transformaly._cache import Cache, fingerprint
+from skl_transformaly._images import as_images
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """Counts how often students are trained and the teacher is run for scores."""
+    counts = {"trained": [], "runs": 0}
+    train, run = BlockStudents._train, TransformalyDetector._run
+
+    def counted_train(self, student, layer, *rest):
+        counts["trained"].append(layer.index)
+        return train(self, student, layer, *rest)
+
+    def counted_run(self, images):
+        counts["runs"] += 1
+        return run(self, images)
+
+    monkeypatch.setattr(BlockStudents, "_train", counted_train)
+    monkeypatch.setattr(TransformalyDetector, "_run", counted_run)
+    return counts
+
+
+def test_a_second_fit_computes_nothing(tmp_path, images, work):
+    first = tiny_detector(memory=str(tmp_path)).fit(images).score_samples(images)
+    done = (list(work["trained"]), work["runs"])
+    second = tiny_detector(memory=str(tmp_path)).fit(images).score_samples(images)
+    assert (work["trained"], work["runs"]) == done
+    np.testing.assert_array_equal(first, second)
+
+
+def test_scores_are_those_without_memory(tmp_path, images):
+    np.testing.assert_array_equal(
+        tiny_detector(memory=str(tmp_path)).fit(images).score_samples(images),
+        tiny_detector().fit(images).score_samples(images),
+    )
+
+
+def test_found_students_score_new_images_as_trained_ones(tmp_path, images, rng):
+    new = rng.integers(0, 256, (3, 20, 24, 3), dtype=np.uint8)
+    tiny_detector(memory=str(tmp_path)).fit(images)
+    found = tiny_detector(memory=str(tmp_path)).fit(images)
+    assert found.students_.history_ == tiny_detector().fit(images).students_.history_
+    np.testing.assert_array_equal(found.score_samples(new), tiny_detector().fit(images).score_samples(new))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"explained_variance": 0.5},
+        {"density": GaussianMixture(2, random_state=0)},
+        {"discrepancy_density": "knn"},
+        {"normalize": True},
+        {"contamination": 0.2},
+    ],
+    ids=str,
+)
+def test_another_density_costs_the_density(tmp_path, images, work, change):
+    tiny_detector(memory=str(tmp_path)).fit(images)
+    done = (list(work["trained"]), work["runs"])
+    tiny_detector(memory=str(tmp_path), **change).fit(images)
+    assert (work["trained"], work["runs"]) == done
+
+
+def test_more_blocks_train_only_the_new_ones(tmp_path, images, work):
+    for n_blocks in (2, 4, 3):
+        tiny_detector(memory=str(tmp_path), students=tiny_students(n_blocks=n_blocks)).fit(images)
+    assert work["trained"] == [4, 5, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"students": tiny_students(max_epochs=2)},
+        {"students": tiny_students(lr=1e-3)},
+        {"students": tiny_students(batch_size=4)},
+        {"students": tiny_students(random_state=1)},
+        {"extractor": tiny_extractor("test_vit2")},
+        {"extractor": tiny_extractor(image_size=48)},
+        {"extractor": tiny_extractor(interpolation="bilinear")},
+        {"extractor": tiny_extractor(precision="float32")},
+    ],
+    ids=str,
+)
+def test_a_changed_setting_trains_again(tmp_path, images, work, change):
+    tiny_detector(memory=str(tmp_path)).fit(images)
+    tiny_detector(memory=str(tmp_path), **change).fit(images)
+    assert len(work["trained"]) == 4
+
+
+def test_a_changed_weight_file_trains_again(tmp_path, images, work):
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    model = timm.create_model("test_vit", num_classes=0)
+    for name in ("one", "two"):
+        save_file(model.state_dict(), tmp_path / f"{name}.safetensors")
+        tiny_detector(
+            extractor=tiny_extractor(weights=tmp_path / f"{name}.safetensors"), memory=str(tmp_path / "cache")
+        ).fit(images)
+        with torch.no_grad():
+            model.blocks[5].mlp.fc1.weight[0, 0] += 0.1
+    assert len(work["trained"]) == 4
+
+
+@pytest.mark.parametrize("package", ["torch", "timm", "skl-transformaly"])
+def test_another_version_of_a_library_trains_again(tmp_path, images, work, monkeypatch, package):
+    from skl_transformaly import _cache
+
+    tiny_detector(memory=str(tmp_path)).fit(images)
+    found = _cache._versions()
+    monkeypatch.setattr(_cache, "_versions", lambda: {**found, package: "99"})
+    tiny_detector(memory=str(tmp_path)).fit(images)
+    assert len(work["trained"]) == 4
+
+
+def test_a_changed_pixel_is_another_image(images):
+    before = fingerprint(as_images(images))
+    images[3, 2, 1, 0] += 1
+    assert fingerprint(as_images(images)) != before
+
+
+def test_order_and_form_of_images_are_part_of_them(images):
+    prints = {
+        fingerprint(as_images(images)),
+        fingerprint(as_images(images[::-1])),
+        fingerprint(as_images(images[:-1])),
+        fingerprint(as_images(images / 255)),
+        fingerprint(as_images(np.moveaxis(images, 1, 2))),
+    }
+    assert len(prints) == 5
+
+
+def test_the_same_pixels_as_files_are_found(tmp_path, images, work):
+    from PIL import Image
+
+    paths = [tmp_path / f"{i}.png" for i in range(len(images))]
+    for path, image in zip(paths, images):
+        Image.fromarray(image).save(path)
+    tiny_detector(memory=str(tmp_path / "cache")).fit(images)
+    tiny_detector(memory=str(tmp_path / "cache")).fit(paths)
+    assert len(work["trained"]) == 2
+
+
+def test_clones_and_pipelines_share_it(tmp_path, images, work):
+    detector = tiny_detector(memory=joblib.Memory(tmp_path, verbose=0))
+    clone(detector).fit(images)
+    make_pipeline(FunctionTransformer(), clone(detector)).fit(images)
+    assert len(work["trained"]) == 2
+
+
+def test_verbose_says_what_is_found(tmp_path, images, capsys):
+    tiny_detector(memory=str(tmp_path)).fit(images)
+    tiny_detector(memory=str(tmp_path), verbose=1).fit(images)
+    printed = capsys.readouterr().out
+    assert "found: student of block 5" in printed and "found: embeddings" in printed and "computing" not in printed
+
+
+def test_a_cache_that_cannot_be_made_is_a_warning(tmp_path, images):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.warns(UserWarning, match="cache cannot be used"):
+        detector = tiny_detector(memory=str(tmp_path / "file")).fit(images)
+    np.testing.assert_array_equal(detector.score_samples(images), tiny_detector().fit(images).score_samples(images))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_is_a_warning_and_the_result_is_there(tmp_path, monkeypatch):
+    cache = Cache(str(tmp_path))
+
+    def full(*args, **kwargs):
+        with open("/dev/full", "w") as file:
+            file.write("x" * 10_000)
+
+    monkeypatch.setattr(cache._call.store_backend, "dump_item", full)
+    calls = []
+    with pytest.warns(UserWarning, match=r"cache cannot be used.*No space"):
+        assert cache("thing", {"k": 1}, lambda: calls.append(1) or 42) == 42
+    assert calls == [1]
+
+
+def test_what_computing_raises_is_raised(tmp_path):
+    def fail():
+        raise OSError("no room for activations")
+
+    with pytest.raises(OSError, match="no room for activations"):
+        Cache(str(tmp_path))("thing", {"k": 1}, fail)
+
+
+def test_a_damaged_entry_is_computed_again(tmp_path, images):
+    expected = tiny_detector(memory=str(tmp_path)).fit(images).score_samples(images)
+    for path in tmp_path.rglob("output.pkl"):
+        path.write_bytes(path.read_bytes()[:20])
+    scores = tiny_detector(memory=str(tmp_path)).fit(images).score_samples(images)
+    np.testing.assert_array_equal(scores, expected)
+
+
+def test_two_processes_on_one_cache(tmp_path):
+    code = (
+        "import sys; sys.path[:0] = ['tests', '.']; import numpy as np, torch; torch.set_num_threads(1)\n"
+        "from conftest import tiny_detector\n"
+        "X = np.random.default_rng(0).integers(0, 256, (12, 20, 24, 3), dtype=np.uint8)\n"
+        f"for _ in range(3): print(tiny_detector(memory={str(tmp_path)!r}).fit(X).score_samples(X).sum())\n"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = {line for process in processes for line in process.communicate(timeout=120)[0].split()}
+    assert all(process.returncode == 0 for process in processes)
+    assert len(printed) == 1

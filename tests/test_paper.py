@@ -1,0 +1,210 @@
+"""The paper's tables: one teacher's run and one training serve all, and give what separate ones give."""
+
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import tiny_extractor
+from sklearn.decomposition import PCA
+from sklearn.metrics import roc_auc_score
+
+from skl_transformaly import BlockStudents, GaussianDensity, TransformalyDetector, datasets
+from skl_transformaly._images import as_images
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "paper"))
+
+import confusion
+import options
+import quirks
+import spaces
+import tables
+from recording import Recording, join
+from study import Rows, Study
+
+
+@pytest.fixture
+def data(rng):
+    """Three classes of noise that differ a little in colour, so that no AUROC is perfect."""
+    colours = rng.integers(90, 130, (3, 1, 1, 1, 3))
+
+    def draw(n):
+        return as_images(np.concatenate([rng.integers(-60, 60, (n, 20, 24, 3)) + c for c in colours]).astype(np.uint8))
+
+    train, test = np.repeat(np.arange(3), 10), np.repeat(np.arange(3), 6)
+    return datasets.ImageDataset("noise", draw(10), train, draw(6), test, ["a", "b", "c"])
+
+
+@pytest.fixture
+def study(data, tmp_path):
+    def make(*arguments, tables=("3",)):
+        parser = options.parser(None)
+        given = parser.parse_args(
+            ["--teacher", "test_vit", "--image-size", "32", "--precision", "float64", "--epochs", "1", "--n-blocks", "3",
+             "--interpolation", "bicubic", "--out", str(tmp_path), "--data", "folder", *arguments]
+        )  # fmt: skip
+        given = options.complete(parser, given)
+        given.dataset, given.weights = data, None
+        return Study(given)
+
+    return make
+
+
+def test_a_recording_plays_back_what_the_teacher_did(data, tmp_path):
+    extractor = tiny_extractor().fit(data.X_train)
+    recording = Recording(extractor, data.X_train, 3, tmp_path)
+    live, played = {}, {}
+    batch = extractor.preprocess(data.X_train.stack[[4, 7]])
+    z_live = extractor.embed(batch, lambda i, block, args, kwargs, output: live.update({i: (args[0], output)}))
+    z_played = recording.embed(
+        recording.preprocess(recording.images.take([4, 7])[:]),
+        lambda i, block, args, kwargs, output: played.update({i: (args[0], output)}),
+    )
+    np.testing.assert_allclose(z_played, z_live, rtol=1e-12)
+    for index in (3, 4, 5):
+        for a, b in zip(live[index], played[index]):
+            np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def test_a_recording_leaves_nothing_behind(data, tmp_path):
+    Recording(tiny_extractor().fit(data.X_train), data.X_train, 3, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_joined_images_are_those_of_the_parts_in_order(rng):
+    files = [rng.integers(0, 256, (3 + i, 4, 3), dtype=np.uint8) for i in range(5)]
+    joined = join(as_images(files[:2]), as_images(files[2:]))
+    assert all((one == other).all() for one, other in zip(joined[:], files))
+
+
+
+def test_figures_are_the_detectors(study, data):
+    study = study("--seeds", "5")
+    study.run("unimodal", ["embedding", "students"])
+    rows, y_test = study.task("unimodal", 1)
+    students = BlockStudents(n_blocks=3, max_epochs=1, random_state=5)
+    detector = TransformalyDetector(
+        tiny_extractor(interpolation="bicubic"), students=students
+    ).fit(data.X_train.take(rows))
+    expected = roc_auc_score(data.y_test == 1, detector.score_samples(data.X_test))
+    assert study.values("unimodal", "students", "Transformaly")[1, 0] == pytest.approx(expected, abs=1e-6)
+    alone = TransformalyDetector(tiny_extractor(interpolation="bicubic"), feature_spaces=["pretrained"])
+    expected = roc_auc_score(data.y_test == 1, alone.fit(data.X_train.take(rows)).score_samples(data.X_test))
+    assert study.values("unimodal", "embedding", "embedding")[1, 0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_blocks_trained_together_are_those_trained_alone(study, data):
+    study = study("--seeds", "3")
+    rows, _ = study.task("multimodal", 2)
+    together, together_test, _ = study.discrepancies("multimodal", 2, 3)
+    for m in (1, 2):
+        students = BlockStudents(n_blocks=m, max_epochs=1, random_state=3, extractor=study.live)
+        alone = students.fit(data.X_train.take(rows))
+        np.testing.assert_allclose(alone.transform(data.X_train.take(rows)), together[:, -m:], rtol=1e-6)
+        np.testing.assert_allclose(alone.transform(data.X_test), together_test[:, -m:], rtol=1e-6)
+
+
+def test_without_room_for_a_recording_the_teacher_runs_again(study, capsys):
+    recorded, live = study("--out", "recorded"), study("--out", "live", "--room", "0")
+    assert "more than --room 0" in capsys.readouterr().err
+    for one, other in zip(recorded.discrepancies("unimodal", 0, 0)[:2], live.discrepancies("unimodal", 0, 0)[:2]):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_a_finished_study_computes_nothing_again(study, monkeypatch):
+    study("--seeds", "0", "1").run("unimodal", ["embedding", "students", "DN2"])
+    again = study("--seeds", "0", "1")
+    monkeypatch.setattr(Study, "_results", None)
+    again.run("unimodal", ["embedding", "students", "DN2"])
+    assert np.isfinite(again.values("unimodal", "students", "Transformaly")).all()
+    assert np.isfinite(again.values("unimodal", "DN2", "DN2")).all()
+
+
+@pytest.mark.parametrize(
+    "changed", [["--epochs", "2"], ["--paper"], ["--image-size", "48"], ["--samples", "9"], ["--quirks", "unscaled-ridge"]]
+)
+def test_a_changed_option_finds_no_stale_row(study, changed):
+    study().run("unimodal", ["students"])
+    assert np.isnan(study(*changed).values("unimodal", "students", "Transformaly")).all()
+
+
+def test_a_row_that_was_half_written_is_not_there(tmp_path):
+    path = tmp_path / "rows.csv"
+    row = {"dataset": "d", "setting": "s", "class": "c", "seed": 0, "auroc": 0.5, "seconds": 1, "key": "k" * 16}
+    rows = Rows(path)
+    rows.add(**row, method="first")
+    rows.add(**row, method="second")
+    path.write_bytes(path.read_bytes()[:-12])
+    rows = Rows(path)
+    assert [r["method"] for r in rows.find("k" * 16)] == ["first"]
+    rows.add(**row, method="third")
+    assert [r["method"] for r in Rows(path).find("k" * 16)] == ["first", "third"]
+    assert len(list(csv.reader(path.open()))) == 4
+
+
+@pytest.mark.parametrize("share", [0.5, 0.85, 0.9, 0.99])
+def test_whitening_is_scikit_learns_at_every_threshold(rng, share):
+    train, test = rng.normal(size=(30, 12)) * np.arange(1, 13), rng.normal(size=(8, 12))
+    pca = PCA(share, whiten=True, svd_solver="full").fit(train)
+    for mine, theirs in zip(spaces.Whitening(train, test).cut(share), (pca.transform(train), pca.transform(test))):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-8, atol=1e-10)
+    assert spaces.Whitening(train, test, fewer=1).cut(share)[0].shape[1] == pca.n_components_ - 1
+
+
+def test_best_epoch_is_chosen_on_the_images_held_out(data):
+    students = quirks.BestEpochOnTest(
+        n_blocks=1, max_epochs=3, n_held_out=6, random_state=0, extractor=tiny_extractor()
+    )
+    rows, held_out = students._split(16, np.random.default_rng(0))
+    assert held_out.tolist() == [10, 11, 12, 13, 14, 15] and rows.tolist() == list(range(10))
+    history = students.fit(data.X_train.take(np.arange(16))).history_[5]
+    assert len(history["validation_loss"]) == 3
+
+
+def test_teacher_drops_out_only_within(data):
+    extractor = tiny_extractor().fit(data.X_train)
+    batch = extractor.preprocess(data.X_train.stack[:4])
+    before = extractor.embed(batch)
+    with quirks.teacher_dropout(extractor, seed=0):
+        assert not np.allclose(extractor.embed(batch), before)
+    np.testing.assert_array_equal(extractor.embed(batch), before)
+
+
+@pytest.mark.parametrize("name", ["best-epoch-on-test", "teacher-dropout"])
+def test_quirks_of_training_change_the_students(study, name):
+    plain, odd = study("--epochs", "3"), study("--epochs", "3", "--quirks", name)
+    assert not np.allclose(plain.discrepancies("unimodal", 0, 0)[1], odd.discrepancies("unimodal", 0, 0)[1])
+
+
+def test_confusion_is_the_share_of_other_classes_among_neighbours():
+    Z = np.array([[0.0], [0.1], [0.2], [5.0], [5.1], [0.15]])
+    y = np.array([0, 0, 0, 1, 1, 1])
+    shares = confusion.class_confusion(Z, y, n_neighbors=1)
+    np.testing.assert_allclose(shares, [[1 / 3, 2 / 3], [1 / 3, 2 / 3]])
+    assert confusion.ranked_pairs(shares)[0] == (1, 0, pytest.approx(0.5))
+
+
+def test_subsample_keeps_so_many_of_each_class(study, data):
+    small = study("--samples", "4", "--test-samples", "2").data
+    assert np.bincount(small.y_train).tolist() == [4, 4, 4] and np.bincount(small.y_test).tolist() == [2, 2, 2]
+    rows = [np.flatnonzero((data.X_train.stack == image).all((1, 2, 3)))[0] for image in small.X_train[:]]
+    assert (data.y_train[rows] == small.y_train).all()
+
+
+def test_density_rows_against_scikit_learn(rng):
+    train, test = rng.normal(size=(40, 6)), rng.normal(size=(30, 6))
+    y = np.where(test[:, 0] > 0, 1, -1)
+    rows = dict(spaces.embedding_rows(spaces.Whitening(train, test), y, seed=0))
+    pca = PCA(0.9, whiten=True, svd_solver="full").fit(train)
+    distance = np.sort(np.linalg.norm(pca.transform(test)[:, None] - pca.transform(train)[None], axis=2), axis=1)
+    assert rows["kNN k = 5"] == pytest.approx(roc_auc_score(y, -distance[:, 4]))
+    density = GaussianDensity().fit(pca.transform(train))
+    assert rows["embedding"] == pytest.approx(roc_auc_score(y, density.score_samples(pca.transform(test))))
+
+
+def test_every_table_runs_dry(tmp_path, capsys):
+    tables.main(["all", "--dry-run", "--teacher", "test_vit", "--rivals", "DN2", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert all(title in printed for number, title in tables.TITLES.items() if number != "1")
+    assert len(list(tmp_path.glob("table?_dry.md"))) == 6
