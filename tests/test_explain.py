@@ -1,0 +1,178 @@
+"""Why an image is an anomaly: maps, the parts of a score, and scores for every number of components."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_detector, tiny_extractor, tiny_students
+from PIL import Image
+from scipy.stats import multivariate_normal
+from sklearn.decomposition import PCA
+from sklearn.metrics import roc_auc_score
+from test_extractor import FAMILIES
+
+from skl_transformaly import GaussianDensity, TransformalyDetector
+
+
+def test_map_is_the_mean_over_blocks_of_token_wise_discrepancies(fitted):
+    detector, X = fitted
+    students = detector.students_
+    batch = students.extractor_.preprocess(X[:2])
+    tokens, usual = {}, students.transform(X).mean(axis=0)
+
+    def visit(index, block, args, kwargs, output):
+        if index in (4, 5):
+            difference = (students.students_[index - 4](*args, **kwargs) - output) ** 2
+            tokens[index] = difference.mean(-1)[:, 1:].reshape(2, 2, 2)
+
+    students.extractor_.embed(batch, visit)
+    coarse = (tokens[4].numpy() / usual[0] + tokens[5].numpy() / usual[1]) / 2
+    maps = detector.anomaly_map(X[:2])
+    assert maps.shape == (2, 20, 24) and maps.dtype == np.float32
+    for single, expected in zip(maps, coarse):
+        image = Image.fromarray(expected.astype(np.float32)).resize((24, 20), Image.Resampling.BILINEAR)
+        np.testing.assert_allclose(single, np.asarray(image), rtol=1e-5)
+
+
+def test_map_of_one_block_in_its_own_units_averages_to_its_discrepancy():
+    extractor = tiny_extractor("test_convnext", image_size=64)
+    X = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    detector = tiny_detector(extractor=extractor).fit(X)
+    z_f = detector.students_.transform(X)
+    maps = detector.students_.measure_maps(detector.extractor_.preprocess(X))
+    np.testing.assert_allclose(maps.mean(axis=(2, 3)), z_f, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name, size, kind, number", FAMILIES)
+def test_every_family_has_maps(name, size, kind, number, images):
+    detector = tiny_detector(extractor=tiny_extractor(name, image_size=size, precision="float32")).fit(images)
+    maps = detector.anomaly_map(images[:2])
+    assert maps.shape == (2, 20, 24) and np.isfinite(maps).all() and maps.min() >= 0
+
+
+def test_map_points_at_the_changed_corner():
+    rng = np.random.default_rng(0)
+    X = rng.integers(120, 136, (24, 96, 96, 3), dtype=np.uint8)
+    detector = tiny_detector(extractor=tiny_extractor(image_size=96), students=tiny_students(max_epochs=20)).fit(X)
+    odd = X[:1].copy()
+    odd[:, :32, 64:] = rng.integers(0, 256, (1, 32, 32, 3))
+    grid = detector.anomaly_map(odd)[0].reshape(3, 32, 3, 32).mean(axis=(1, 3))
+    assert np.unravel_index(grid.argmax(), grid.shape) == (0, 2)
+
+
+def test_maps_have_the_size_of_their_images(fitted, rng):
+    detector, _ = fitted
+    images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((10, 12), (33, 7))]
+    assert [single.shape for single in detector.anomaly_map(images)] == [(10, 12), (33, 7)]
+
+
+def test_an_unreadable_image_has_a_map_of_nan(tmp_path, images):
+    Image.fromarray(images[0]).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    detector = tiny_detector(on_error="skip").fit(images)
+    with pytest.warns(UserWarning, match="could not be read"):
+        maps = detector.anomaly_map([tmp_path / "good.png", tmp_path / "bad.png"])
+    assert maps[0].shape == (20, 24) and np.isnan(maps[1]).all()
+
+
+def test_maps_need_students_and_a_block_that_has_one(fitted, images):
+    with pytest.raises(ValueError, match="'discrepancy' among feature_spaces"):
+        tiny_detector(feature_spaces=["pretrained"]).fit(images).anomaly_map(images)
+    with pytest.raises(ValueError, match=r"block=3 has no student; those with one are \[4, 5\]"):
+        fitted[0].anomaly_map(images, block=3)
+
+
+def test_an_extractor_without_places_says_so(images):
+    from test_extractor import MeanExtractor
+
+    detector = TransformalyDetector(MeanExtractor(), students=tiny_students(n_blocks=1)).fit(images)
+    with pytest.raises(TypeError, match="no method to_maps"):
+        detector.anomaly_map(images)
+
+
+def test_tokens_that_fill_no_grid_are_refused(fitted):
+    with pytest.raises(ValueError, match="3 tokens of VisionTransformer do not fill a grid"):
+        fitted[0].extractor_.to_maps(torch.zeros(1, 4, 8))
+
+
+def test_explanation_adds_up(fitted, images):
+    detector, _ = fitted
+    table = detector.explain(images)
+    np.testing.assert_allclose(table["score"], detector.score_samples(images), rtol=1e-12)
+    np.testing.assert_allclose(table["pretrained"] + table["discrepancy"], table["score"], rtol=1e-12)
+    np.testing.assert_allclose(table["block4"] + table["block5"], table["discrepancy"], rtol=1e-9)
+
+
+def test_terms_are_scipys_conditional_densities(rng):
+    X = rng.normal(size=(50, 3)) @ rng.normal(size=(3, 3))
+    density = GaussianDensity().fit(X)
+    terms = density.conditional_terms(X)
+    for j in range(3):
+        joint = multivariate_normal(density.mean_[: j + 1], density.covariance_[: j + 1, : j + 1]).logpdf(X[:, : j + 1])
+        np.testing.assert_allclose(terms[:, : j + 1].sum(axis=1), joint, rtol=1e-6)
+
+
+def test_nearest_images_are_the_nearest(fitted, images):
+    detector, X = fitted
+    table = detector.explain(images, n_neighbors=2)
+    k = detector.whitening_.n_components_
+    distances = np.linalg.norm(detector.transform(images)[:, None, :k] - detector.transform(X)[None, :, :k], axis=2)
+    np.testing.assert_array_equal(table["neighbor0"], distances.argmin(axis=1))
+    np.testing.assert_allclose(table["distance1"], np.sort(distances, axis=1)[:, 1], rtol=1e-6)
+
+
+def test_a_training_image_is_its_own_neighbour_in_discrepancies_alone(images):
+    detector = tiny_detector(feature_spaces=["discrepancy"]).fit(images)
+    assert detector.explain(images, n_neighbors=1)["neighbor0"].tolist() == list(range(len(images)))
+
+
+def test_without_a_gaussian_there_are_no_blocks_in_the_table(images):
+    table = tiny_detector(discrepancy_density="knn").fit(images).explain(images)
+    assert not [name for name in table if name.startswith("block")] and "discrepancy" in table
+
+
+def test_an_explanation_is_a_data_frame(fitted, images):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(fitted[0].explain(images))
+    assert len(frame) == len(images) and frame.loc[:, "neighbor0"].dtype.kind == "i"
+
+
+def test_an_unreadable_image_is_a_row_of_nan(tmp_path, images):
+    Image.fromarray(images[0]).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    detector = tiny_detector(on_error="skip").fit(images)
+    with pytest.warns(UserWarning, match="could not be read"):
+        table = detector.explain([tmp_path / "good.png", tmp_path / "bad.png"])
+    assert np.isnan(table["score"][1]) and np.isnan(table["block4"][1]) and table["neighbor0"][1] == -1
+    assert np.isfinite(table["score"][0])
+
+
+@pytest.mark.parametrize("density", ["gaussian", "knn"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_path_gives_what_a_fit_at_each_threshold_gives(images, rng, density, normalize):
+    settings = {"density": density, "normalize": normalize}
+    new = rng.integers(0, 256, (5, 20, 24, 3), dtype=np.uint8)
+    path = tiny_detector(**settings).fit(images).explained_variance_path(new)
+    for share in (0.3, 0.75, 0.95):
+        detector = tiny_detector(explained_variance=share, **settings).fit(images)
+        row = detector.whitening_.n_components_ - 1
+        np.testing.assert_allclose(path["scores"][row], detector.score_samples(new), rtol=1e-6)
+        assert path["explained_variance"][row] > share
+        assert row == 0 or path["explained_variance"][row - 1] <= share
+
+
+def test_path_covers_every_component_there_is(images):
+    detector = tiny_detector(feature_spaces=["pretrained"]).fit(images)
+    path = detector.explained_variance_path(images)
+    rank = PCA().fit(detector.extractor_.transform(images)).n_components_ - 1  # centring takes one
+    assert path["n_components"].tolist() == list(range(1, rank + 1)) and path["scores"].shape == (rank, len(images))
+
+
+def test_paths_auroc_is_scikit_learns(fitted, images):
+    y = np.where(np.arange(len(images)) % 3 == 0, -1, 1)
+    path = fitted[0].explained_variance_path(images, y)
+    assert path["auroc"].tolist() == [roc_auc_score(y, row) for row in path["scores"]]
+
+
+def test_path_refuses_labels_of_zero_and_one(fitted, images):
+    with pytest.raises(ValueError, match=r"y must hold both \+1 \(normal\) and -1"):
+        fitted[0].explained_variance_path(images, np.arange(len(images)) % 2)
