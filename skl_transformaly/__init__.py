@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from skl_transformaly._calibration import ConformalDetector
     from skl_transformaly._density import GaussianDensity, KNNDensity
     from skl_transformaly._detector import TransformalyDetector
     from skl_transformaly._extractor import TimmExtractor
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BlockStudents",
+    "ConformalDetector",
     "GaussianDensity",
     "ImageError",
     "KNNDensity",
@@ -25,6 +27,7 @@ __all__ = [
 # Names are imported when they are first used: `import skl_transformaly` loads no torch.
 _HOMES = {
     "BlockStudents": "_students",
+    "ConformalDetector": "_calibration",
     "GaussianDensity": "_density",
     "ImageError": "_images",
     "KNNDensity": "_density",

@@ -23,6 +23,7 @@ from skl_transformaly._density import GaussianDensity, resolve_density
 from skl_transformaly._extractor import resolve_extractor
 from skl_transformaly._images import ImageInputMixin, Images
 from skl_transformaly._students import BlockStudents
+from skl_transformaly.model_selection import check_normal_only
 
 __all__ = ["TransformalyDetector"]
 
@@ -193,6 +194,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         X : images
             Normal images only; see Notes for their forms.
         y : ignored
+            With a warning where it says that images are anomalies (-1): fit takes all as normal.
 
         Returns
         -------
@@ -208,6 +210,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         FloatingPointError
             A student's loss, an embedding or a discrepancy is not finite.
         """
+        check_normal_only(y)
         self._fit(X)
         return self
 

@@ -23,7 +23,10 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--weights", default="hub", help="'hub', 'bundled', or the path of the teacher's weights")
     parser.add_argument("--image-size", type=int, help="pixels (default: that of the weights)")
     parser.add_argument(
-        "--interpolation", default="bilinear", choices=["bilinear", "bicubic"], help="default: %(default)s, the authors'"
+        "--interpolation",
+        default="bilinear",
+        choices=["bilinear", "bicubic"],
+        help="default: the authors', bilinear",
     )
     parser.add_argument("--precision", default="auto", help="default: %(default)s; with --paper float32")
     parser.add_argument("--device", default="auto")
@@ -77,6 +80,4 @@ def dry_data() -> datasets.ImageDataset:
         return np.concatenate([rng.integers(-40, 40, (n, 32, 32, 3)) + c for c in colours]).astype(np.uint8)
 
     train, test = np.repeat(np.arange(3), 8), np.repeat(np.arange(3), 4)
-    return datasets.ImageDataset(
-        "dry", as_images(draw(8)), train, as_images(draw(4)), test, ["a", "b", "c"]
-    )
+    return datasets.ImageDataset("dry", as_images(draw(8)), train, as_images(draw(4)), test, ["a", "b", "c"])

@@ -17,14 +17,14 @@ from skl_transformaly import BlockStudents
 from skl_transformaly._torch import seeded
 
 QUIRKS = {
-    "best-epoch-on-test": "Each student keeps the epoch of the lowest loss on the test set's normal images (looks at "
-    "test data; the paper says nothing of it).",
-    "teacher-dropout": "The frozen teacher drops out a tenth of its values while students are trained. The authors draw "
-    "anew in each step; here once for each training image, since the teacher sees each once.",
+    "best-epoch-on-test": "Each student keeps the epoch of the lowest loss on the test set's normal images: a look at "
+    "test data.",
+    "teacher-dropout": "The frozen teacher drops out a tenth of its values while students train (the authors draw "
+    "anew in each step; here once for each training image, since the teacher sees each once).",
     "one-component-fewer": "Whitening keeps one principal component fewer than are needed to reach the threshold.",
     "384px": "Images are 384 pixels wide rather than 224.",
-    "unscaled-ridge": "The Gaussian of the discrepancies adds 1e-6 to the variances of unscaled discrepancies, and does "
-    "not shrink correlations.",
+    "unscaled-ridge": "The Gaussian of the discrepancies adds 1e-6 to variances of unscaled discrepancies and does not "
+    "shrink correlations.",
 }
 
 

@@ -70,9 +70,7 @@ def both_rows(
 ) -> Iterator[tuple[str, float]]:
     """Yield method and AUROC of everything that needs discrepancies (tables 1, 2, 3, 5, 7)."""
     z_f, z_f_test = discrepancies
-    embedding = {
-        share: log_density(GaussianDensity(), *whitening.cut(share)) for share in EXPLAINED_VARIANCES
-    }
+    embedding = {share: log_density(GaussianDensity(), *whitening.cut(share)) for share in EXPLAINED_VARIANCES}
     for m in BLOCKS:
         if m > z_f.shape[1]:
             continue

@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,9 +46,7 @@ class Rows:
 
     def find(self, key: str, **fields: Any) -> list[dict[str, str]]:
         """Rows of this key whose `fields` have these values."""
-        return [
-            row for row in self.rows if row["key"] == key and all(row[k] == str(v) for k, v in fields.items())
-        ]
+        return [row for row in self.rows if row["key"] == key and all(row[k] == str(v) for k, v in fields.items())]
 
     def add(self, **row: Any) -> None:
         """Write a row through to the disk."""
@@ -68,7 +65,7 @@ class Rows:
 class Study:
     """A data set, a teacher's recorded run over it, and what is computed from that."""
 
-    def __init__(self, options: argparse.Namespace):
+    def __init__(self, options: argparse.Namespace, record: bool = True):
         self.options = options
         data = options.dataset or datasets.load(options.data, options.root, download=options.download)
         self.data = subsample(data, options.samples, options.test_samples)
@@ -84,17 +81,16 @@ class Study:
         )
         self.live = extractor.fit(self.data.X_train)
         self.n_train = len(self.data.y_train)
-        self._folder = tempfile.TemporaryDirectory(dir=options.out)
         self.images = join(self.data.X_train, self.data.X_test)
         need = len(self.images) * Recording.bytes_per_image(self.live, self.images[0], options.n_blocks) / 2**30
-        fits = need <= options.room
-        if not fits:
+        fits = record and need <= options.room
+        if record and not fits:
             print(
                 f"# Recording {len(self.images)} images takes {need:.0f} GiB, more than --room {options.room:g}: the "
                 "teacher runs again for each class and seed.",
                 file=sys.stderr,
             )
-        self.recording = Recording(self.live, self.images, fits and options.n_blocks, Path(self._folder.name))
+        self.recording = Recording(self.live, self.images, fits and options.n_blocks, options.out)
         # what students and PANDA look at: the recorded run, or the teacher itself
         self.source = (self.recording.images, self.recording) if fits else (self.images, self.live)
         z = self.recording.embeddings
@@ -162,9 +158,7 @@ class Study:
 
     def run(self, setting: str, groups: list[str]) -> None:
         """Compute the rows of `groups` for each class and seed: "embedding", "students" or a rival's name."""
-        work = [
-            (label, seed, group) for label in self.labels() for seed in self.options.seeds for group in groups
-        ]
+        work = [(label, seed, group) for label in self.labels() for seed in self.options.seeds for group in groups]
         with tqdm(work, desc=f"{self.data.name} {setting}", unit="task") as progress:
             for label, seed, group in progress:
                 name = self.data.class_names[label]

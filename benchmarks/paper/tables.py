@@ -62,9 +62,7 @@ def plan(table: str, options: argparse.Namespace) -> tuple[str, list[str], list[
     elif table in "46":
         columns = [(name, "embedding", name) for name in spaces.DENSITIES]
     else:
-        columns = [
-            (f"{share:.0%}", "students", f"both, {share:.0%} variance") for share in spaces.EXPLAINED_VARIANCES
-        ]
+        columns = [(f"{share:.0%}", "students", f"both, {share:.0%} variance") for share in spaces.EXPLAINED_VARIANCES]
     return setting, list(dict.fromkeys(group for _, group, _ in columns)), columns
 
 
@@ -86,8 +84,13 @@ def markdown(table: str, study: Study, command: str, seconds: float) -> str:
     for i, label in enumerate(study.labels()):
         lines.append(f"| {study.data.class_names[label]} | " + " | ".join(_cell(v[i]) for v in values) + " |")
     lines.append("| **mean** | " + " | ".join(f"**{_cell(v.mean(axis=0))}**" for v in values) + " |")
-    for source, quoted in published.rows(table, study.data.name, [title for title, _, _ in columns]):
-        lines.append(f"| *{source}* | " + " | ".join("" if q is None else f"*{q:.1f}*" for q in quoted) + " |")
+    figures = published.quoted(table, study.data.name)
+    if figures:
+        cells = [f"*{figures[title]:.1f}*" if title in figures else "" for title, _, _ in columns]
+        lines.append("| *quoted: all images, other teachers* | " + " | ".join(cells) + " |")
+    others = {name: figure for name, figure in figures.items() if name not in [title for title, _, _ in columns]}
+    if others:
+        lines += ["", "Quoted too: " + ", ".join(f"{name} {figure:.1f}" for name, figure in others.items()) + "."]
     if table == "3":
         lift = values[-1] - values[0]
         lines += ["", f"Lift of both over the embedding alone: {_cell(lift.mean(axis=0), sign=True)} points."]
