@@ -68,8 +68,9 @@ class OneClassSplit(BaseCrossValidator):
     ``GridSearchCV(refit=True)``, the default, fits the best setting once more on all of `X`, anomalies included:
     wrap the detector in :class:`NormalOnly`, or pass ``refit=False``.
 
-    A successive halving over samples draws from the test folds as well; with few anomalies, start it with enough
-    samples (``min_resources``) that each test fold still holds both kinds.
+    Training folds of one kind have no AUROC: leave ``return_train_score=False``, which successive halving has to be
+    told. A halving over samples draws from the test folds as well; with few anomalies, start it with enough samples
+    (``min_resources``) that each test fold still holds both kinds.
 
     Examples
     --------
@@ -339,7 +340,7 @@ class NormalOnly(DelegatingMixin, BaseEstimator):
         check_consistent_length(samples, labels)
         if len(normal) < len(labels):
             X = take_samples(samples, normal, on_error=_on_error(self.estimator))
-        self.estimator_ = clone(self.estimator).fit(X)
+        self.estimator_ = clone(self.estimator).fit(X, None)
         return self
 
     def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
@@ -486,7 +487,7 @@ def synthetic_outliers(
     References
     ----------
     .. [1] C.-L. Li, K. Sohn, J. Yoon and T. Pfister, "CutPaste: Self-Supervised Learning for Anomaly Detection and
-       Localization", CVPR 2021, Section 2.2.
+       Localization", CVPR 2021.
     .. [2] M. Noroozi and P. Favaro, "Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles",
        ECCV 2016.
 
@@ -505,10 +506,7 @@ def synthetic_outliers(
         raise ValueError(f"kind must be one of {(*_KINDS, 'all')}, got {kind!r}.")
     if return_masks and kind != "cutpaste":
         raise ValueError(f"return_masks=True needs kind='cutpaste': {kind!r} changes the image as a whole.")
-    if _is_table(X):
-        images = _rows_as_images(X, image_shape)
-    else:
-        images = as_images(X)
+    images = _rows_as_images(X, image_shape) if _is_table(X) else as_images(X)
     corrupt = _corrupter(images, kind, random_state)
     pairs = [corrupt(i) for i in range(len(images))]
     outliers: Any = [outlier for outlier, _ in pairs]
@@ -602,7 +600,7 @@ class SyntheticOutlierScorer(BaseEstimator):
         self._validate_params()
         X = _normal_samples(estimator, X, y)
         outliers: Any
-        if _is_table(X) or isinstance(X, np.ndarray):
+        if _is_table(X) or (isinstance(X, np.ndarray) and X.dtype.kind not in "OUST"):
             outliers = synthetic_outliers(X, self.kind, image_shape=self.image_shape, random_state=self.random_state)
         else:
             images = as_images(X, on_error=_on_error(estimator))
@@ -614,7 +612,7 @@ class SyntheticOutlierScorer(BaseEstimator):
         scores = np.concatenate([inside, outside])
         labels = np.repeat([1, -1], [len(inside), len(outside)])
         readable = ~np.isnan(scores)
-        metric = roc_auc_score if self.metric == "roc_auc" else self.metric
+        metric: Any = roc_auc_score if self.metric == "roc_auc" else self.metric
         return float(metric(labels[readable], scores[readable]))
 
 

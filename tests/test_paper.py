@@ -104,8 +104,8 @@ def test_blocks_trained_together_are_those_trained_alone(study, data):
         np.testing.assert_allclose(alone.transform(data.X_test), together_test[:, -m:], rtol=1e-6)
 
 
-def test_without_room_for_a_recording_the_teacher_runs_again(study, capsys):
-    recorded, live = study("--out", "recorded"), study("--out", "live", "--room", "0")
+def test_without_room_for_a_recording_the_teacher_runs_again(study, tmp_path, capsys):
+    recorded, live = study(), study("--room", "0", "--out", str(tmp_path / "live"))
     assert "more than --room 0" in capsys.readouterr().err
     for one, other in zip(recorded.discrepancies("unimodal", 0, 0)[:2], live.discrepancies("unimodal", 0, 0)[:2]):
         np.testing.assert_allclose(one, other, rtol=1e-6)

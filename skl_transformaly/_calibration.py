@@ -1,0 +1,370 @@
+"""ConformalDetector: thresholds that keep a promised false-positive rate, around any outlier detector."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from copy import deepcopy
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from scipy.stats import false_discovery_control
+from sklearn.base import BaseEstimator, OutlierMixin, _fit_context, clone
+from sklearn.model_selection import KFold, check_cv, train_test_split
+from sklearn.utils import get_tags
+from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt
+from sklearn.utils.validation import _num_samples, check_is_fitted
+
+from skl_transformaly.model_selection import DelegatingMixin, _on_error, as_sequence, check_normal_only, take_samples
+
+__all__ = ["ConformalDetector"]
+
+
+class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
+    """Turns the scores of any outlier detector into p-values, and keeps a promised false-positive rate.
+
+    The p-value of an image is the share of normal calibration images, itself counted among them, that score as low
+    as it does [1]_ [2]_: ``p(x) = (1 + #{i : s(x_i) <= s(x)}) / (n + 1)``. The calibration images are kept out of
+    the detector's fit.
+
+    Parameters
+    ----------
+    estimator : outlier detector
+        With `fit` and `score_samples`, higher is more normal: :class:`TransformalyDetector`, or scikit-learn's
+        ``IsolationForest``, ``OneClassSVM``, ``LocalOutlierFactor(novelty=True)``, ...
+    alpha : float, default=0.05
+        The false-positive rate to keep, in (0, 1): `predict` says -1 where the p-value is at most this. It needs at
+        least ``1 / alpha - 1`` calibration images, since no p-value is below ``1 / (n + 1)``: 19 for 0.05.
+    calibration : float, int, splitter, list or tuple, default=0.2
+        Where the calibration images come from.
+
+        - A float in (0, 1): this share of `X` is set aside at random, and the detector is fitted on the rest.
+        - An integer of at least 2, a splitter of scikit-learn or a list of (train, test) positions: cross-conformal
+          [4]_. Each fold's detector scores its held-out part, so that every image calibrates; a new image is scored
+          by all K of them. For few images; K + 1 fits.
+        - A tuple ``(X_cal,)``: normal images of your own; the detector is fitted on all of `X`. With a detector
+          that is fitted already, in ``sklearn.frozen.FrozenEstimator``, nothing is fitted again.
+    random_state : int, RandomState or None, default=None
+        Shuffles `X` before it is split by a float or an integer. The detector's own random state is its own.
+
+    Attributes
+    ----------
+    estimator_ : outlier detector
+        The fitted one; of all of `X` where `calibration` gives folds.
+    estimators_ : list of outlier detector
+        Those of the folds; only where `calibration` gives folds.
+    calibration_scores_ : ndarray of shape (n_calibration,), float64
+        Scores of the calibration images, in ascending order, without NaN.
+    offset_ : float
+        ``decision_function = score_samples - offset_``; the smallest score that is not flagged. Not where
+        `calibration` gives folds.
+    n_features_in_ : int
+        That of `estimator_`, where it has one.
+    feature_names_in_ : ndarray of str
+        That of `estimator_`, where it has one.
+
+    See Also
+    --------
+    TransformalyDetector : Its `contamination` is a quantile of training scores.
+
+    Notes
+    -----
+    *Why not a quantile of the training scores?* A detector has adapted to the images it was fitted on: they lie
+    closer to its mean, its neighbours or its students' memory than new ones do, and score higher. A threshold below
+    which 5 % of them fall flags more than 5 % of new normal images, and how many more is not known. Images kept out
+    of the fit score as new ones do.
+
+    *What is promised.* If a new normal image and the calibration images are exchangeable (drawn independently from
+    one source, say), it is flagged with a probability of at most `alpha`, for any detector, any distribution and any
+    number of images. The promise is marginal: an average over calibration sets and images. With one calibration set
+    the rate varies around `alpha` (about a Beta distribution, with a standard deviation of
+    ``sqrt(alpha (1 - alpha) / n)``), and it may differ between kinds of normal images. It does not hold where new
+    images come from another camera, site or season; nor where images come in groups, as several of one patient do,
+    and a group is split: for those, ``calibration=list(GroupKFold(5).split(X, groups=groups))`` at least keeps the
+    detector from knowing the patient. It says nothing on how many anomalies are found.
+
+    *Cross-conformal.* The rate is proven to be at most ``2 alpha + 2 (1 - 1/K) / (n/K + 1)``: the K p-values of the
+    folds are averaged, which costs at most a factor of 2 [5]_ [6]_. It is usually near `alpha`. `decision_function` is
+    then ``log p`` shifted, and so has n + 1 values at most: to rank images use `score_samples`, that of
+    `estimator_`.
+
+    *Training images.* `fit_predict`, and p-values of images in `X`, promise nothing: the detector has seen most of
+    them.
+
+    References
+    ----------
+    .. [1] V. Vovk, A. Gammerman and G. Shafer, "Algorithmic Learning in a Random World", Springer, 2005.
+    .. [2] R. Laxhammar and G. Falkman, "Inductive Conformal Anomaly Detection for Sequential Detection of Anomalous
+       Sub-Trajectories", Annals of Mathematics and Artificial Intelligence 74, 2015.
+    .. [3] S. Bates, E. Candes, L. Lei, Y. Romano and M. Sesia, "Testing for Outliers with Conformal p-Values",
+       Annals of Statistics 51(1), 2023.
+    .. [4] V. Vovk, "Cross-Conformal Predictors", Annals of Mathematics and Artificial Intelligence 74, 2015.
+    .. [5] V. Vovk and R. Wang, "Combining p-Values via Averaging", Biometrika 107(4), 2020.
+    .. [6] R. F. Barber, E. J. Candes, A. Ramdas and R. J. Tibshirani, "Predictive Inference with the Jackknife+",
+       Annals of Statistics 49(1), 2021, Theorem 4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.ensemble import IsolationForest
+    >>> from skl_transformaly import ConformalDetector
+    >>> X = np.random.default_rng(0).normal(size=(500, 2))
+    >>> detector = ConformalDetector(IsolationForest(random_state=0), alpha=0.05, random_state=0).fit(X)
+    >>> detector.predict([[0, 0], [6, 6]])
+    array([ 1, -1])
+    >>> detector.p_values([[6, 6]]).round(4)  # 100 calibration samples, all more normal
+    array([0.0099])
+    """
+
+    _parameter_constraints: dict = {
+        "estimator": [HasMethods(["fit", "score_samples"])],
+        "alpha": [Interval(Real, 0, 1, closed="neither")],
+        "calibration": [
+            Interval(RealNotInt, 0, 1, closed="neither"),
+            Interval(Integral, 2, None, closed="left"),
+            HasMethods(["split", "get_n_splits"]),
+            tuple,
+            list,
+        ],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(self, estimator: Any, *, alpha: float = 0.05, calibration: Any = 0.2, random_state: Any = None):
+        self.estimator = estimator
+        self.alpha = alpha
+        self.calibration = calibration
+        self.random_state = random_state
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X: Any, y: Any = None) -> ConformalDetector:
+        """Fit the detector, and calibrate it on images that it has not seen.
+
+        Parameters
+        ----------
+        X : samples
+            Normal ones only, as `estimator` takes them: rows, or images in any form that
+            :class:`TransformalyDetector` takes.
+        y : ignored
+
+        Returns
+        -------
+        self : ConformalDetector
+
+        Raises
+        ------
+        ValueError
+            Too few calibration images for `alpha`; the folds do not hold out each image once; or a parameter is out
+            of its range.
+
+        Warns
+        -----
+        UserWarning
+            Calibration images scored NaN and were left out; or `y` says that some images are anomalies.
+        """
+        check_normal_only(y)
+        for name in ("estimator_", "estimators_", "calibration_scores_", "offset_"):
+            self.__dict__.pop(name, None)  # of an earlier fit, perhaps with another calibration
+        crossed = isinstance(self.calibration, Integral) or not isinstance(self.calibration, (Real, tuple))
+        folds = []
+        for training, calibration in self._folds(X):
+            detector = clone(self.estimator).fit(training, None)  # FrozenEstimator wants a y
+            scores = np.asarray(detector.score_samples(calibration), dtype=np.float64)
+            folds.append((detector, np.sort(scores[~np.isnan(scores)])))
+            if np.isnan(scores).any():
+                warnings.warn(
+                    f"{np.isnan(scores).sum()} of {len(scores)} calibration images scored NaN and are left out.",
+                    UserWarning,
+                    stacklevel=3,
+                )
+        scores = np.sort(np.concatenate([part for _, part in folds]))
+        self._check_enough(len(scores))
+        # counted with the very division that p_values makes, so that predict and decision_function agree on ties
+        flagged = int(np.count_nonzero(np.arange(1, len(scores) + 2) / (len(scores) + 1) <= self.alpha))
+        self.estimator_ = clone(self.estimator).fit(X, None) if crossed else folds[0][0]
+        self.calibration_scores_ = scores
+        self._scored_folds = folds
+        self._first_normal = (1 + flagged) / (len(scores) + 1)
+        if crossed:
+            self.estimators_ = [detector for detector, _ in folds]
+        else:
+            self.offset_ = float(scores[flagged - 1])
+        return self
+
+    def p_values(self, X: Any) -> np.ndarray:
+        """How rare a score as low as each image's is among normal images.
+
+        Parameters
+        ----------
+        X : samples
+            As `estimator` takes them.
+
+        Returns
+        -------
+        p : ndarray of shape (n_samples,), float64
+            Multiples of ``1 / (n + 1)`` in (0, 1], n the number of calibration images; small for anomalies. NaN where
+            a score is NaN: unreadable images with ``on_error="skip"``.
+
+        Raises
+        ------
+        NotFittedError
+            `fit` was not called.
+        """
+        check_is_fitted(self)
+        count: Any = 1
+        for detector, calibration in self._scored_folds:
+            scores = np.asarray(detector.score_samples(X), dtype=np.float64)
+            count = count + np.where(np.isnan(scores), np.nan, np.searchsorted(calibration, scores, side="right"))
+        return count / (len(self.calibration_scores_) + 1)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Say which images are anomalies, with a false-positive rate of at most `alpha`.
+
+        Parameters
+        ----------
+        X : samples
+            As `estimator` takes them.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,), int
+            -1 where the p-value is at most `alpha`, and where it is NaN; else +1.
+        """
+        # NaN compares false
+        return np.where(self.p_values(X) >= self._first_normal, 1, -1)
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Scores shifted so that 0 is the threshold; its sign is what `predict` says.
+
+        Parameters
+        ----------
+        X : samples
+            As `estimator` takes them.
+
+        Returns
+        -------
+        decisions : ndarray of shape (n_samples,), float64
+            ``score_samples(X) - offset_``; where `calibration` gives folds, log p-value less the log of the smallest
+            p-value above `alpha`. Negative for anomalies.
+        """
+        check_is_fitted(self)
+        if hasattr(self, "estimators_"):
+            return np.log(self.p_values(X)) - np.log(self._first_normal)
+        scores = np.asarray(self.estimator_.score_samples(X), dtype=np.float64)
+        decisions = np.zeros_like(scores)
+        # a density may be zero, and -inf less -inf is no number
+        return np.subtract(scores, self.offset_, out=decisions, where=scores != self.offset_)
+
+    def select(self, X: Any, *, fdr: float = 0.1) -> np.ndarray:
+        """Choose the images of a batch to declare anomalies, so that few of those declared are false.
+
+        The procedure of Benjamini and Hochberg, over the p-values of the batch. `predict` keeps the share of normal
+        images that are flagged; of a batch with few anomalies, most of what it flags may be normal. Here, of what is
+        declared, a share of at most `fdr` is normal, in expectation. This is proven for conformal p-values although
+        they share one calibration set [3]_; where `calibration` gives folds, it is not.
+
+        Parameters
+        ----------
+        X : samples
+            The batch, as `estimator` takes them; what is chosen depends on all of it.
+        fdr : float, default=0.1
+            False discovery rate, in (0, 1).
+
+        Returns
+        -------
+        selected : ndarray of shape (n_samples,), bool
+            True for images declared anomalies. Unreadable images, which score NaN, are True as well, since somebody
+            should look at them; they do not count among the discoveries.
+
+        Raises
+        ------
+        ValueError
+            `fdr` is out of its range, or below ``1 / (n + 1)``: then nothing could be declared, whatever the batch.
+
+        Warns
+        -----
+        UserWarning
+            Nothing is declared although some images score below all calibration images: too few of those.
+        """
+        if not 0 < fdr < 1:
+            raise ValueError(f"fdr must be in (0, 1), got {fdr!r}.")
+        p = self.p_values(X)
+        n = len(self.calibration_scores_)
+        smallest = 1 / (n + 1)
+        # at best all m p-values are the smallest one, and the m-th is compared to fdr * m / m
+        if smallest > fdr:
+            raise ValueError(
+                f"fdr={fdr} needs at least {_needed(fdr)} calibration images, this detector has {n}: no p-value is "
+                f"below 1 / {n + 1}, so nothing could be declared. Fit with more calibration images, or raise fdr."
+            )
+        selected = np.isnan(p)
+        tested = p[~selected]
+        m, lowest = len(tested), int(np.sum(tested == smallest))
+        if m:
+            declared = false_discovery_control(tested, method="bh") <= fdr
+            selected[~selected] = declared
+            if lowest and not declared.any():
+                warnings.warn(
+                    f"{lowest} of {m} images score below all {n} calibration images, and yet none can be declared at "
+                    f"fdr={fdr}: in a batch of {m} it takes {int(np.ceil(m * smallest / fdr))} such images, or about "
+                    f"{int(np.ceil(m / (lowest * fdr))) - 1} calibration images.",
+                    UserWarning,
+                    stacklevel=2,
+                )
+        return selected
+
+    def _folds(self, X: Any) -> Iterator[tuple[Any, Any]]:
+        """Yield what to fit on and what to calibrate on."""
+        if isinstance(self.calibration, tuple):
+            if len(self.calibration) != 1 or self.calibration[0] is X:
+                raise ValueError(
+                    "calibration as a tuple must hold normal images that are not in X, as its one item: (X_cal,). "
+                    f"Got {'X itself' if len(self.calibration) == 1 else f'{len(self.calibration)} items'}."
+                )
+            self._check_enough(_num_samples(as_sequence(self.calibration[0])))
+            yield X, self.calibration[0]
+            return
+        samples = as_sequence(X)
+        splits = self._splits(_num_samples(samples))
+        self._check_enough(sum(len(test) for _, test in splits))
+        on_error = _on_error(self.estimator)
+        for train, test in splits:
+            yield take_samples(samples, train, on_error=on_error), take_samples(samples, test, on_error=on_error)
+
+    def _splits(self, n: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        places = np.arange(n)
+        if isinstance(self.calibration, Integral):
+            folds = KFold(int(self.calibration), shuffle=True, random_state=self.random_state)
+            return list(folds.split(places))
+        if isinstance(self.calibration, Real):
+            return [tuple(train_test_split(places, test_size=self.calibration, random_state=self.random_state))]
+        splits = [(places[train], places[test]) for train, test in check_cv(self.calibration).split(places)]
+        held_out = np.sort(np.concatenate([test for _, test in splits]))
+        if not np.array_equal(held_out, places) or any(np.isin(train, test).any() for train, test in splits):
+            raise ValueError(
+                f"calibration={self.calibration!r} must hold out each image exactly once, and not fit on what it holds "
+                "out: KFold and GroupKFold do; ShuffleSplit and repeated splitters do not."
+            )
+        return splits
+
+    def _check_enough(self, n: int) -> None:
+        if 1 / (n + 1) > self.alpha:
+            way = "or pass calibration=5, by which all of X calibrates" if isinstance(self.calibration, float) else ""
+            raise ValueError(
+                f"alpha={self.alpha} needs at least {_needed(self.alpha)} calibration images, got {n}: no p-value is "
+                f"below 1 / (n + 1), so nothing could ever be flagged. Give more images, raise alpha"
+                f"{', ' + way if way else ''}."
+            )
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        inner = deepcopy(get_tags(self.estimator))
+        tags.input_tags = inner.input_tags
+        tags.transformer_tags = inner.transformer_tags
+        return tags
+
+
+def _needed(rate: float) -> int:
+    """Give the smallest n with 1 / (n + 1) <= rate, by that very division."""
+    n = max(round(1 / rate), 1)
+    return n - 1 if 1 / n <= rate else n
