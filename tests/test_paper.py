@@ -40,10 +40,8 @@ def data(rng):
 def study(data, tmp_path):
     def make(*arguments, tables=("3",)):
         parser = options.parser(None)
-        given = parser.parse_args(
-            ["--teacher", "test_vit", "--image-size", "32", "--precision", "float64", "--epochs", "1", "--n-blocks", "3",
-             "--interpolation", "bicubic", "--out", str(tmp_path), "--data", "folder", *arguments]
-        )  # fmt: skip
+        settings = "--teacher test_vit --image-size 32 --interpolation bicubic --precision float64 --epochs 1 --n-blocks 3"
+        given = parser.parse_args([*settings.split(), "--data", "folder", "--out", str(tmp_path), *arguments])
         given = options.complete(parser, given)
         given.dataset, given.weights = data, None
         return Study(given)

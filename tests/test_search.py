@@ -1,0 +1,124 @@
+"""scikit-learn's searches over a detector: what they can vary, and what they must not fit on."""
+
+import warnings
+
+import numpy as np
+import pytest
+from conftest import tiny_detector
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, RandomizedSearchCV, cross_val_score
+from sklearn.pipeline import Pipeline
+
+from skl_transformaly import BlockStudents, TransformalyDetector
+from skl_transformaly.model_selection import NormalOnly, OneClassSplit
+
+
+@pytest.fixture
+def labelled(rng):
+    """Sixteen dark images, and eight light ones that are anomalies."""
+    X = np.concatenate(
+        [rng.integers(20, 120, (16, 20, 24, 3)), rng.integers(140, 250, (8, 20, 24, 3))]
+    ).astype(np.uint8)  # fmt: skip
+    return X, np.repeat([1, -1], [16, 8])
+
+
+GRIDS = [
+    {"estimator__explained_variance": [0.5, 0.9]},
+    {"estimator__density__n_components": [1, 2]},
+    {"estimator__students__n_blocks": [1, 2]},
+    {"estimator__extractor__model_name": ["test_vit", "test_vit2"]},
+]
+
+
+def detector(**changes):
+    from sklearn.mixture import GaussianMixture
+
+    return tiny_detector(density=GaussianMixture(1, random_state=0), **changes)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: next(iter(grid)))
+def test_grid_search_varies_every_part_and_refits_on_normal_images(labelled, grid, tmp_path):
+    X, y = labelled
+    search = GridSearchCV(
+        NormalOnly(detector(memory=str(tmp_path))), grid, cv=OneClassSplit(2, random_state=0), scoring="roc_auc"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        search.fit(X, y)
+    best = {name.removeprefix("estimator__"): value for name, value in search.best_params_.items()}
+    alone = detector().set_params(**best).fit(X[y == 1])
+    np.testing.assert_allclose(search.best_estimator_.score_samples(X), alone.score_samples(X), rtol=1e-9)
+
+
+def test_a_folds_score_is_that_of_a_fit_on_its_normal_images(labelled):
+    X, y = labelled
+    cv = OneClassSplit(3, random_state=0)
+    scores = cross_val_score(tiny_detector(), X, y, cv=cv, scoring="roc_auc")
+    expected = []
+    for train, test in cv.split(X, y):
+        fold = tiny_detector().fit(X[train][y[train] == 1])
+        expected.append(roc_auc_score(y[test], fold.score_samples(X[test])))
+    np.testing.assert_allclose(scores, expected)
+
+
+def test_randomized_and_halving_searches(labelled):
+    X, y = labelled
+    grid = {"estimator__explained_variance": [0.5, 0.7, 0.9]}
+    cv = OneClassSplit(2, random_state=0)
+    bare = NormalOnly(TransformalyDetector(tiny_detector().extractor, feature_spaces=["pretrained"]))
+    randomized = RandomizedSearchCV(bare, grid, n_iter=2, cv=cv, scoring="roc_auc", random_state=0).fit(X, y)
+    halving = HalvingGridSearchCV(
+        bare, grid, cv=cv, scoring="roc_auc", min_resources=16, random_state=0, return_train_score=False
+    ).fit(X, y)
+    assert randomized.best_score_ > 0.5 and halving.best_score_ > 0.5
+
+
+def test_paths_and_pipelines_can_be_searched(labelled, tmp_path):
+    from PIL import Image
+
+    X, y = labelled
+    paths = [str(tmp_path / f"{i}.png") for i in range(len(X))]
+    for path, image in zip(paths, X):
+        Image.fromarray(image).save(path)
+    pipeline = Pipeline([("detector", tiny_detector(feature_spaces=["pretrained"]))])
+    search = GridSearchCV(
+        NormalOnly(pipeline),
+        {"estimator__detector__explained_variance": [0.5, 0.9]},
+        cv=OneClassSplit(2, random_state=0),
+        scoring="roc_auc",
+    ).fit(paths, y)
+    assert search.best_score_ > 0.5
+
+
+def test_a_grid_with_memory_trains_once_a_fold(labelled, tmp_path, monkeypatch):
+    X, y = labelled
+    trained = []
+    train = BlockStudents._train
+    monkeypatch.setattr(BlockStudents, "_train", lambda self, *rest: trained.append(1) or train(self, *rest))
+    grid = {"explained_variance": [0.5, 0.7, 0.9]}
+    search = GridSearchCV(
+        tiny_detector(memory=str(tmp_path)), grid, cv=OneClassSplit(2, random_state=0), scoring="roc_auc", refit=False
+    )
+    search.fit(X, y)
+    assert len(trained) == 2 * 2  # folds by blocks, not by candidates
+
+
+def test_refitting_on_anomalies_says_so(labelled):
+    X, y = labelled
+    search = GridSearchCV(
+        tiny_detector(feature_spaces=["pretrained"]), {"explained_variance": [0.5]}, cv=OneClassSplit(2, random_state=0),
+        scoring="roc_auc",
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match=r"8 of 24 samples are anomalies.*NormalOnly.*refit=False"):
+        search.fit(X, y)
+
+
+def test_fitting_on_labelled_anomalies_says_so_and_other_labels_are_ignored(labelled):
+    X, y = labelled
+    with pytest.warns(UserWarning, match="takes them as normal"):
+        tiny_detector(feature_spaces=["pretrained"]).fit(X, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for other in (np.ones(24, int), np.arange(24) % 2, np.array(["a", "b"] * 12)):
+            tiny_detector(feature_spaces=["pretrained"]).fit(X, other)
