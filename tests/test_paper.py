@@ -40,7 +40,9 @@ def data(rng):
 def study(data, tmp_path):
     def make(*arguments, tables=("3",)):
         parser = options.parser(None)
-        settings = "--teacher test_vit --image-size 32 --interpolation bicubic --precision float64 --epochs 1 --n-blocks 3"
+        settings = (
+            "--teacher test_vit --image-size 32 --interpolation bicubic --precision float64 --epochs 1 --n-blocks 3"
+        )
         given = parser.parse_args([*settings.split(), "--data", "folder", "--out", str(tmp_path), *arguments])
         given = options.complete(parser, given)
         given.dataset, given.weights = data, None
@@ -111,8 +113,9 @@ def test_without_room_for_a_recording_the_teacher_runs_again(study, tmp_path, ca
 
 def test_a_finished_study_computes_nothing_again(study, monkeypatch):
     study("--seeds", "0", "1").run("unimodal", ["embedding", "students", "DN2"])
-    again = study("--seeds", "0", "1")
     monkeypatch.setattr(Study, "_results", None)
+    monkeypatch.setattr(Study, "_embeddings", None)
+    again = study("--seeds", "0", "1")
     again.run("unimodal", ["embedding", "students", "DN2"])
     assert np.isfinite(again.values("unimodal", "students", "Transformaly")).all()
     assert np.isfinite(again.values("unimodal", "DN2", "DN2")).all()

@@ -106,10 +106,9 @@ def test_a_grid_with_memory_trains_once_a_fold(labelled, tmp_path, monkeypatch):
 
 def test_refitting_on_anomalies_says_so(labelled):
     X, y = labelled
-    search = GridSearchCV(
-        tiny_detector(feature_spaces=["pretrained"]), {"explained_variance": [0.5]}, cv=OneClassSplit(2, random_state=0),
-        scoring="roc_auc",
-    )  # fmt: skip
+    bare = tiny_detector(feature_spaces=["pretrained"])
+    cv = OneClassSplit(2, random_state=0)
+    search = GridSearchCV(bare, {"explained_variance": [0.5]}, cv=cv, scoring="roc_auc")
     with pytest.warns(UserWarning, match=r"8 of 24 samples are anomalies.*NormalOnly.*refit=False"):
         search.fit(X, y)
 

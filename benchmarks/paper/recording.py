@@ -31,8 +31,8 @@ class Recording:
         The blocks to record, as in BlockStudents; False records embeddings alone.
     folder : path
         Where the recording lies until this object goes.
-    desc : str
-        For the progress bar.
+    embeddings : ndarray of shape (n, D), default=None
+        Embeddings that are known already: with ``n_blocks=False`` the teacher does not run at all.
 
     Attributes
     ----------
@@ -41,17 +41,22 @@ class Recording:
     embeddings : ndarray of shape (n, D), float64
     """
 
-    def __init__(self, extractor: Any, images: Images, n_blocks: Any, folder: Path, desc: str = "Teacher"):
+    def __init__(
+        self, extractor: Any, images: Images, n_blocks: Any, folder: Path, *, embeddings: np.ndarray | None = None
+    ):
         self.extractor = extractor
         self.images = Images(len(images), lambda i: np.array([[[i]]]))
         self.blocks_ = extractor.blocks_
         self.batch_size = extractor.batch_size
         self.precision_ = extractor.precision_
         self.embedding_size_ = extractor.embedding_size_
-        self._arguments, chained = inspect_blocks(images, extractor)
         self._chosen = set() if n_blocks is False else set(select_blocks(n_blocks, len(self.blocks_)).tolist())
         self._first = min(self._chosen, default=0)
         self._store: dict[tuple[str, int], Tensor] = {}
+        if embeddings is not None and not self._chosen:
+            self.embeddings = embeddings
+            return
+        self._arguments, chained = inspect_blocks(images, extractor)
         sixteen = extractor.precision_ in ("bfloat16", "float16")
         dtype = {"float64": torch.float64}.get(extractor.precision_, torch.bfloat16 if sixteen else torch.float32)
         self.embeddings = np.zeros((len(images), extractor.embedding_size_))
@@ -69,7 +74,7 @@ class Recording:
                     keep("input", index, args[0])
                 keep("output", index, output)
 
-        with tqdm(total=len(images), desc=desc, unit="image") as progress:
+        with tqdm(total=len(images), desc="Teacher", unit="image") as progress:
             for positions, pixels in images.batches(extractor.batch_size):
                 place = slice(int(positions[0]), int(positions[-1]) + 1)
                 batch = extractor.preprocess(pixels)

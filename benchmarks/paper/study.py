@@ -22,6 +22,8 @@ from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
 from skl_transformaly import BlockStudents, GaussianDensity, TimmExtractor, __version__, datasets
+from skl_transformaly._cache import Cache, fingerprint, identity
+from skl_transformaly._images import Images
 
 FIELDS = ["dataset", "setting", "class", "seed", "method", "auroc", "seconds", "key"]
 
@@ -82,18 +84,13 @@ class Study:
         self.live = extractor.fit(self.data.X_train)
         self.n_train = len(self.data.y_train)
         self.images = join(self.data.X_train, self.data.X_test)
-        need = len(self.images) * Recording.bytes_per_image(self.live, self.images[0], options.n_blocks) / 2**30
-        fits = record and need <= options.room
-        if record and not fits:
-            print(
-                f"# Recording {len(self.images)} images takes {need:.0f} GiB, more than --room {options.room:g}: the "
-                "teacher runs again for each class and seed.",
-                file=sys.stderr,
-            )
-        self.recording = Recording(self.live, self.images, fits and options.n_blocks, options.out)
-        # what students and PANDA look at: the recorded run, or the teacher itself
-        self.source = (self.recording.images, self.recording) if fits else (self.images, self.live)
-        z = self.recording.embeddings
+        self._record = record
+        self._source: tuple[Images, Any] | None = None
+        # Found again by content: with its rows at hand, a table is printed without a run of the teacher.
+        cache = Cache(str(options.out / "memory"))
+        key = {"images": fingerprint(self.images), "teacher": identity(self.live)}
+        z = cache("embeddings", key, self._embeddings)
+        self.recording = Recording(self.live, self.images, False, options.out, embeddings=z)
         self.z_p, self.z_p_test = z[: self.n_train], z[self.n_train :]
         self.rows = Rows(options.out / "rows.csv")
         self.features = options.out / "features"
@@ -105,6 +102,30 @@ class Study:
             "version": __version__,
             "one-component-fewer": "one-component-fewer" in options.quirks,
         }
+
+    def _embeddings(self) -> np.ndarray:
+        """Run the teacher over all images; keep what its blocks do, too, where students will want it."""
+        if self._record and isinstance(self.source[1], Recording):
+            return self.source[1].embeddings
+        return Recording(self.live, self.images, False, self.options.out).embeddings
+
+    @property
+    def source(self) -> tuple[Images, Any]:
+        """What students and PANDA look at: the recorded run where there is room for one, or the teacher itself."""
+        if self._source is None:
+            options = self.options
+            need = len(self.images) * Recording.bytes_per_image(self.live, self.images[0], options.n_blocks) / 2**30
+            if need <= options.room:
+                recording = Recording(self.live, self.images, options.n_blocks, options.out)
+                self._source = recording.images, recording
+            else:
+                print(
+                    f"# Recording {len(self.images)} images takes {need:.0f} GiB, more than --room {options.room:g}: "
+                    "the teacher runs again for each class and seed.",
+                    file=sys.stderr,
+                )
+                self._source = self.images, self.live
+        return self._source
 
     def students(self, seed: int) -> BlockStudents:
         """Untrained students with the settings asked for."""
