@@ -17,7 +17,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "paper"))
 
 import confusion
 import options
+import published
 import quirks
+import results
 import spaces
 import tables
 from recording import Recording, join
@@ -215,3 +217,61 @@ def test_every_table_runs_dry(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(title in printed for number, title in tables.TITLES.items() if number != "1")
     assert len(list(tmp_path.glob("table?_dry.md"))) == 6
+
+
+@pytest.fixture
+def table_3(monkeypatch):
+    """Two data sets of which table 3 can be read: one wholly, one without "both"."""
+    read = {"cifar10": {"embedding": 90.0, "both 10": 92.5}, "covid19": {"embedding": 80.0}}
+    cells = {data: {t: published.Figure(v, "PANDA") for t, v in row.items()} for data, row in read.items()}
+    monkeypatch.setitem(published._TABLES, "3", cells)
+
+
+@pytest.mark.parametrize("table", list(tables.TITLES))
+def test_every_quoted_figure_is_a_per_cent_of_a_known_source_and_data_set(table):
+    for data, row in published._TABLES[table].items():
+        assert data in datasets.DATASETS
+        assert all(50 <= auroc <= 100 and source in published.SOURCES for auroc, source in row.values())
+
+
+@pytest.mark.parametrize("table", ["3", "4", "6", "7"])
+def test_figures_of_the_papers_own_studies_have_a_column(table):
+    columns = {title for title, _, _ in tables.plan(table, options.parser(None).parse_args([]))[2]}
+    assert all(set(row) <= columns for row in published._TABLES[table].values())
+
+
+def test_a_subset_is_quoted_as_its_data_set():
+    assert published.quoted("1", "cifar10_subset") == published.quoted("1", "cifar10") != {}
+
+
+def test_nothing_is_quoted_where_nothing_was_read():
+    assert all(published.quoted(table, "noise") == {} for table in tables.TITLES)
+
+
+def test_the_papers_lift_needs_both_cells(table_3):
+    assert published.paper_lift("cifar10_subset") == pytest.approx(2.5)
+    assert published.paper_lift("covid19") is None and published.paper_lift("weather") is None
+
+
+def test_lifts_stand_beside_the_papers(table_3):
+    text = "| **mean** | **81.0** | **70.0** | **82.0** |\nLift of both over the embedding alone: +1.0 points."
+    lines = results.lifts([("1", "cifar10", "no lift"), ("3", "cifar10", text), ("3", "covid19", text)])
+    assert lines[2:4] == ["| cifar10 | 81.0 | 82.0 | +1.0 | +2.5 |", "| covid19 | 81.0 | 82.0 | +1.0 | - |"]
+    assert "could not be read" in lines[-1]
+
+
+def test_each_source_is_named_once_with_what_is_quoted_from_it():
+    files = [("1", "cifar10", ""), ("2", "cifar10", ""), ("1", "cats_vs_dogs", ""), ("3", "cifar10", "")]
+    lines = results.sources(files)
+    assert len(lines) == len({line.split(":")[0] for line in lines})
+    assert sum(line.count(" (cifar10)") for line in lines) == len(published.quoted("1", "cifar10"))
+    assert sum(line.count(" (cats_vs_dogs)") for line in lines) == len(published.quoted("1", "cats_vs_dogs"))
+
+
+def test_results_put_the_tables_into_one_file(tmp_path, monkeypatch, capsys):
+    tables.main(["3", "--dry-run", "--teacher", "test_vit", "--n-blocks", "1", "--out", str(tmp_path)])
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["results.py", str(tmp_path)])
+    results.main()
+    printed = capsys.readouterr().out
+    assert "| dry |" in printed and (tmp_path / "table3_dry.md").read_text().strip() in printed

@@ -2,7 +2,7 @@
 
     python benchmarks/paper/results.py paper-results > benchmarks/paper/RESULTS.md
 
-Reads what tables.py and figure4.py left there, and INTRODUCTION.md from beside this file.
+Reads what tables.py and figure4.py left there, INTRODUCTION.md from beside this file, and the figures of published.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,12 @@ import argparse
 import os
 import platform
 import re
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import published
 
 TABLE = re.compile(r"table(\d)_(.+)\.md")
 LIFT = re.compile(r"Lift of both over the embedding alone: (.+) points\.")
@@ -31,13 +36,31 @@ def machine() -> str:
 
 
 def lifts(files: list[tuple[str, str, str]]) -> list[str]:
-    """The table of the discrepancy's lift on each data set."""
-    lines = ["| data set | embedding | both | lift |", "|---|---|---|---|"]
+    """The table of the discrepancy's lift on each data set, beside the paper's."""
+    lines = ["| data set | embedding | both | lift | the paper's lift |", "|---|---|---|---|---|"]
+    unread = False
     for number, name, text in files:
         if number == "3":
             means = MEANS.search(text).group(1).replace("*", "").split(" | ")
-            lines.append(f"| {name} | {means[0]} | {means[-1]} | {LIFT.search(text).group(1)} |")
+            theirs = published.paper_lift(name)
+            unread |= theirs is None
+            shown = "-" if theirs is None else f"{theirs:+.1f}"
+            lines.append(f"| {name} | {means[0]} | {means[-1]} | {LIFT.search(text).group(1)} | {shown} |")
+    if unread:
+        lines += ["", "-: the cells of the paper's table 3 could not be read."]
     return lines
+
+
+def sources(files: list[tuple[str, str, str]]) -> list[str]:
+    """Where the quoted figures of these tables were read: a line for each source."""
+    quotes: dict[str, list[str]] = {}
+    for number, name, _ in files:
+        for title, figure in published.figures(number, name).items():
+            quote = f"{title} {figure.auroc:.1f} ({name})"
+            lines = quotes.setdefault(figure.source, [])
+            if quote not in lines:
+                lines.append(quote)
+    return [f"- {published.SOURCES[key]}: {', '.join(lines)}." for key, lines in quotes.items()]
 
 
 def main() -> None:
@@ -55,6 +78,10 @@ def main() -> None:
     print("\n".join(lifts(files)))
     print("\n## Tables\n")
     print("\n".join(text for _, _, text in files).strip())
+    quotes = sources(files)
+    if quotes:
+        print("\n## Sources of the quoted figures\n")
+        print("\n".join(quotes))
     reports = [path.read_text() for folder in options.folders for path in sorted(folder.glob("confusion_*.md"))]
     if reports:
         print("\n## Pre-training confusion\n")
