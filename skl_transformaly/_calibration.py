@@ -211,11 +211,7 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
             `fit` was not called.
         """
         check_is_fitted(self)
-        count: Any = 1
-        for detector, calibration in self._scored_folds:
-            scores = np.asarray(detector.score_samples(X), dtype=np.float64)
-            count = count + np.where(np.isnan(scores), np.nan, np.searchsorted(calibration, scores, side="right"))
-        return count / (len(self.calibration_scores_) + 1)
+        return self._p_values([detector.score_samples(X) for detector, _ in self._scored_folds])
 
     def predict(self, X: Any) -> np.ndarray:
         """Say which images are anomalies, with a false-positive rate of at most `alpha`.
@@ -230,8 +226,7 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         labels : ndarray of shape (n_samples,), int
             -1 where the p-value is at most `alpha`, and where it is NaN; else +1.
         """
-        # NaN compares false
-        return np.where(self.p_values(X) >= self._first_normal, 1, -1)
+        return self._labels(self.p_values(X))
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Scores shifted so that 0 is the threshold; its sign is what `predict` says.
@@ -249,11 +244,39 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         if hasattr(self, "estimators_"):
-            return np.log(self.p_values(X)) - np.log(self._first_normal)
-        scores = np.asarray(self.estimator_.score_samples(X), dtype=np.float64)
-        decisions = np.zeros_like(scores)
-        # a density may be zero, and -inf less -inf is no number
-        return np.subtract(scores, self.offset_, out=decisions, where=scores != self.offset_)
+            return self._log_excess(self.p_values(X))
+        return self._above_offset(self.estimator_.score_samples(X))
+
+    def score_table(self, X: Any) -> dict[str, np.ndarray]:
+        """Score, decision, p-value and prediction of each image, from one scoring.
+
+        What `score_samples`, `decision_function`, `p_values` and `predict` give, each of which would score the images
+        once more. Where `calibration` gives folds, their detectors score the images too.
+
+        Parameters
+        ----------
+        X : samples
+            As `estimator` takes them.
+
+        Returns
+        -------
+        table : dict of str to ndarray of shape (n_samples,)
+            Columns ``score``, ``decision`` and ``p_value``, float64, and ``prediction``, int; ready for
+            ``pandas.DataFrame(table)``.
+
+        Raises
+        ------
+        NotFittedError
+            `fit` was not called.
+        """
+        check_is_fitted(self)
+        score = np.asarray(self.estimator_.score_samples(X), dtype=np.float64)
+        if hasattr(self, "estimators_"):
+            p = self.p_values(X)
+            decision = self._log_excess(p)
+        else:
+            p, decision = self._p_values([score]), self._above_offset(score)
+        return {"score": score, "decision": decision, "p_value": p, "prediction": self._labels(p)}
 
     def select(self, X: Any, *, fdr: float = 0.1) -> np.ndarray:
         """Choose the images of a batch to declare anomalies, so that few of those declared are false.
@@ -312,6 +335,25 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
                     stacklevel=2,
                 )
         return selected
+
+    def _p_values(self, scores_by_fold: list[Any]) -> np.ndarray:
+        count: Any = 1
+        for scores, (_, calibration) in zip(scores_by_fold, self._scored_folds):
+            scores = np.asarray(scores, dtype=np.float64)
+            count = count + np.where(np.isnan(scores), np.nan, np.searchsorted(calibration, scores, side="right"))
+        return count / (len(self.calibration_scores_) + 1)
+
+    def _labels(self, p: np.ndarray) -> np.ndarray:
+        return np.where(p >= self._first_normal, 1, -1)  # NaN compares false
+
+    def _log_excess(self, p: np.ndarray) -> np.ndarray:
+        return np.log(p) - np.log(self._first_normal)
+
+    def _above_offset(self, scores: Any) -> np.ndarray:
+        scores = np.asarray(scores, dtype=np.float64)
+        decisions = np.zeros_like(scores)
+        # a density may be zero, and -inf less -inf is no number
+        return np.subtract(scores, self.offset_, out=decisions, where=scores != self.offset_)
 
     def _folds(self, X: Any) -> Iterator[tuple[Any, Any]]:
         """Yield what to fit on and what to calibrate on."""

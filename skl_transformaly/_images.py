@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from sklearn.utils.validation import validate_data
 
-__all__ = ["ImageError", "Images", "ImageInputMixin", "as_images", "list_images"]
+__all__ = ["ImageError", "Images", "ImageInputMixin", "as_images", "image_suffixes", "list_images"]
 
 # A pixel array is looked through in pieces of this many bytes, so that a memory-mapped array larger
 # than memory can be checked.
@@ -278,8 +278,7 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
         raise ValueError(f"{str(folder)!r} is one file; expected a folder. For single files pass a list: [path].")
     if not folder.is_dir():
         raise ValueError(f"There is no folder {str(folder)!r}; expected a folder of images.")
-    Image.init()
-    suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN}
+    suffixes = image_suffixes()
     paths = []
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -294,6 +293,12 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
             "(.png, .jpg, .tif, ...)."
         )
     return sorted(paths)
+
+
+def image_suffixes() -> frozenset[str]:
+    """Suffixes, in small letters and with their dot, of the files that Pillow can open."""
+    Image.init()
+    return frozenset(suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN)
 
 
 def _is_table(X) -> bool:

@@ -99,6 +99,26 @@ def test_predict_decision_function_and_p_values_agree(calibration, new, alpha):
     np.testing.assert_array_equal(detector.decision_function(X), detector.score_samples(X) - detector.offset_)
 
 
+@pytest.mark.parametrize("calibration", [0.3, 4])
+def test_the_table_is_what_the_four_methods_give(rng, calibration):
+    new = column([*rng.normal(size=9), np.nan])
+    detector = ConformalDetector(FirstValue(), alpha=0.1, calibration=calibration, random_state=0)
+    detector.fit(rng.normal(size=(60, 1)))
+    table = detector.score_table(new)
+    assert list(table) == ["score", "decision", "p_value", "prediction"]
+    for name, method in zip(table, ("score_samples", "decision_function", "p_values", "predict")):
+        np.testing.assert_array_equal(table[name], getattr(detector, method)(new))
+
+
+def test_the_table_scores_once(rng, monkeypatch):
+    detector = with_scores(rng.normal(size=40))
+    calls = []
+    score = FirstValue.score_samples
+    monkeypatch.setattr(FirstValue, "score_samples", lambda self, X: calls.append(1) or score(self, X))
+    detector.score_table(column([0.0]))
+    assert calls == [1]
+
+
 def test_zero_densities_are_no_trouble():
     X = column(np.r_[np.linspace(0, 1, 30), 5, 9])
     density = KernelDensity(kernel="tophat", bandwidth=0.2)
