@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from skl_transformaly._detector import TransformalyDetector
     from skl_transformaly._extractor import TimmExtractor
     from skl_transformaly._images import ImageError
+    from skl_transformaly._modelfile import ModelFileError
     from skl_transformaly._students import BlockStudents
+    from skl_transformaly.persistence import load, save
 
 __all__ = [
     "BlockStudents",
@@ -19,9 +21,12 @@ __all__ = [
     "GaussianDensity",
     "ImageError",
     "KNNDensity",
+    "ModelFileError",
     "TimmExtractor",
     "TransformalyDetector",
     "__version__",
+    "load",
+    "save",
 ]
 
 # Names are imported when they are first used: `import skl_transformaly` loads no torch.
@@ -31,8 +36,11 @@ _HOMES = {
     "GaussianDensity": "_density",
     "ImageError": "_images",
     "KNNDensity": "_density",
+    "ModelFileError": "_modelfile",
     "TimmExtractor": "_extractor",
     "TransformalyDetector": "_detector",
+    "load": "persistence",
+    "save": "persistence",
 }
 
 

