@@ -151,9 +151,9 @@ def test_constant_schedule_is_plain_adam(batch_size, lr, images):
     np.testing.assert_allclose(students.transform(images)[:, 0], expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("batch_size, lr", [(12, 1e-3 * 3 / 150), (1, 1e-3 * 36 / 150)])
+@pytest.mark.parametrize("batch_size, lr", [(12, 1.5e-3 * 3 / 100), (1, 1.5e-3 * 36 / 100)])
 def test_auto_learning_rate_grows_with_the_steps(batch_size, lr, images):
-    """Three epochs of 1 or 12 steps, beside the 150 steps that have the full rate."""
+    """Three epochs of 1 or 12 steps, beside the 100 steps that have the full rate."""
     auto, explicit = (
         tiny_students(extractor=tiny_extractor(), max_epochs=3, batch_size=batch_size, lr=rate).fit(images).history_
         for rate in ("auto", lr)
