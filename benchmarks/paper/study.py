@@ -27,6 +27,9 @@ from skl_transformaly._images import Images
 
 FIELDS = ["dataset", "setting", "class", "seed", "method", "auroc", "seconds", "key"]
 
+# Parameters of students that change no figure.
+ELSEWHERE = ("extractor", "verbose", "n_jobs", "checkpoint")
+
 # What needs no gradient takes the images as the teacher saw them; the others need pixels.
 PIXEL_RIVALS = ("OC-SVM (pixels)", "Deep SVDD", "MSAD")
 SEEDED_RIVALS = ("Deep SVDD", "PANDA", "MSAD")
@@ -142,7 +145,7 @@ class Study:
 
     def student_key(self, seed: int) -> str:
         """Key of whatever depends on the students."""
-        settings = {k: v for k, v in self.students(seed).get_params().items() if k not in ("extractor", "verbose")}
+        settings = {k: v for k, v in self.students(seed).get_params().items() if k not in ELSEWHERE}
         chosen = sorted(q for q in self.options.quirks if q in quirks.QUIRKS)
         return _key({**self.base, "students": settings, "quirks": chosen})
 
