@@ -1,8 +1,9 @@
 """The container of a saved detector: one safetensors file of arrays and a JSON document, checked before it is believed.
 
 The layout is that of safetensors, so that any tool for it can list and read the arrays: 8 bytes with the length of the
-header, the header in JSON, the arrays. The header begins with `_MAGIC`; its metadata hold the format's version, a SHA-256
-and the document. The SHA-256 is that of the whole file with zeros in its own place. It finds damage; it is no signature.
+header, the header in JSON, the arrays. The header begins with `_MAGIC`; its metadata hold the format's version, a
+SHA-256 and the document. The SHA-256 is that of the whole file with zeros in its own place. It finds damage; it is no
+signature.
 
 Nothing in this module knows about detectors, and none of it needs torch.
 """
@@ -41,7 +42,7 @@ _MAX_DEPTH = 32
 _MAX_DIGITS = 20
 
 # safetensors' names of the dtypes that a detector is made of
-_DTYPES = {
+_DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "I64": np.dtype(np.int64),
@@ -264,8 +265,8 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"{os.fspath(path)} was not saved ({error.strerror}); nothing was left behind. Make room, or choose a folder "
-            "that exists and can be written",
+            f"{os.fspath(path)} was not saved ({error.strerror}); nothing was left behind. Make room, or choose a "
+            "folder that exists and can be written",
         ) from error
 
 
@@ -298,7 +299,7 @@ class _Start:
         if version > VERSION:
             _refuse(
                 path,
-                f"is of format {version}, and this version of skl-transformaly reads up to format {VERSION}: upgrade it",
+                f"is of format {version}, and this skl-transformaly reads formats up to {VERSION}: upgrade it",
             )
         if version != VERSION:
             _refuse(path, f"is of format {version}, which there never was")

@@ -1,0 +1,995 @@
+"""What a saved detector consists of: each class's attributes, of what kind and shape, to JSON and arrays and back.
+
+The description lists objects; each names one of a fixed list of classes, its parameters and its fitted attributes, and
+refers to earlier objects and to arrays. `PARTS` is that list. What it does not foresee is an error, at saving and at
+loading.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from numbers import Real
+from pathlib import PurePath
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.decomposition import PCA
+from sklearn.frozen import FrozenEstimator
+from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from skl_transformaly import _teacher
+from skl_transformaly._calibration import ConformalDetector
+from skl_transformaly._density import GaussianDensity, KNNDensity
+from skl_transformaly._detector import TransformalyDetector
+from skl_transformaly._extractor import TimmExtractor
+from skl_transformaly._modelfile import ArrayInfo, ModelFile
+from skl_transformaly._students import BlockStudents
+from skl_transformaly._torch import PRECISIONS, resolve_device
+from skl_transformaly.model_selection import NormalOnly
+
+__all__ = ["DETECTORS", "PARTS", "Array", "Numbers", "Reader", "Unfit", "Writer", "brief", "encode_float", "unfit"]
+
+# Parameters that say where this machine keeps things, not what the detector is.
+_LEFT_OUT = frozenset(("memory", "checkpoint"))
+_MAX_OBJECTS = 10_000
+_MAX_JOBS = 1024
+
+
+class Unfit(ValueError):
+    """What is wrong with a file's content, or cannot be in one; whoever catches it adds which file, or which part."""
+
+
+def unfit(what: str) -> NoReturn:
+    """Raise :class:`Unfit`, where an expression is wanted."""
+    raise Unfit(what)
+
+
+# ----- fitted attributes: what kinds there are
+
+
+@dataclass(frozen=True)
+class Array:
+    """An array; its axes have the sizes that these letters stand for within one object, or these numbers.
+
+    None is any shape.
+    """
+
+    axes: tuple[str | int, ...] | None
+    dtypes: tuple[str, ...] = ("float64",)
+    nan: bool = False
+
+    def encode(self, value: Any, writer: Writer, name: str) -> Any:
+        return writer.array(name, value)
+
+    def decode(self, value: Any, reader: Reader, sizes: dict[str, int]) -> np.ndarray:
+        shape = reader.shape(value)
+        if self.axes is not None:
+            if len(shape) != len(self.axes):
+                unfit(f"is an array of shape {shape}; expected {len(self.axes)} axes")
+            for axis, size in zip(self.axes, shape):
+                _bind(sizes, axis, size)
+        return reader.array(value, self.dtypes, nan=self.nan)
+
+
+@dataclass(frozen=True)
+class _Count:
+    """A whole number from `low`, perhaps the size of an axis."""
+
+    low: int = 0
+    axis: str | None = None
+
+    def encode(self, value: Any, writer: Writer, name: str) -> int:
+        return int(value)
+
+    def decode(self, value: Any, reader: Reader, sizes: dict[str, int]) -> int:
+        if type(value) is not int or value < self.low or value >= 2**63:
+            unfit(f"is {brief(value)}; expected a whole number from {self.low}")
+        if self.axis is not None:
+            _bind(sizes, self.axis, value)
+        return value
+
+
+@dataclass(frozen=True)
+class _Number:
+    """A float."""
+
+    finite: bool = True
+
+    def encode(self, value: Any, writer: Writer, name: str) -> Any:
+        return encode_float(float(value))
+
+    def decode(self, value: Any, reader: Reader, sizes: dict[str, int]) -> float:
+        value = decode_float(value)
+        if type(value) not in (int, float) or (self.finite and not math.isfinite(value)):
+            unfit(f"is {brief(value)}; expected a number")
+        return float(value)
+
+
+@dataclass(frozen=True)
+class _Flag:
+    def encode(self, value: Any, writer: Writer, name: str) -> bool:
+        return bool(value)
+
+    def decode(self, value: Any, reader: Reader, sizes: dict[str, int]) -> bool:
+        if type(value) is not bool:
+            unfit(f"is {brief(value)}; expected true or false")
+        return value
+
+
+@dataclass(frozen=True)
+class _Text:
+    """One of some words, or a text of some length."""
+
+    words: tuple[str, ...] = ()
+    length: int | None = None
+
+    def encode(self, value: Any, writer: Writer, name: str) -> str:
+        return str(value)
+
+    def decode(self, value: Any, reader: Reader, sizes: dict[str, int]) -> str:
+        if type(value) is not str or (self.words and value not in self.words):
+            unfit(f"is {brief(value)}; expected {' or '.join(self.words) or 'text'}")
+        if self.length is not None and len(value) != self.length:
+            unfit(f"is {brief(value)}; expected {self.length} characters")
+        return value
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A list of floats."""
+
+    def encode(self, value: Any, writer: Writer, name: str) -> list:
+        return [encode_float(float(number)) for number in value]
+
+    def decode(self, value: Any, reader: Reader, sizes: dict[str, int]) -> list[float]:
+        if not isinstance(value, list):
+            unfit(f"is {brief(value)}; expected a list of numbers")
+        return [_Number(finite=False).decode(number, reader, sizes) for number in value]
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """A tuple of `length` positive whole numbers, or None where that is allowed."""
+
+    length: int
+    optional: bool = False
+    high: int = 2**31
+
+    def encode(self, value: Any, writer: Writer, name: str) -> list[int] | None:
+        return None if value is None else [int(size) for size in value]
+
+    def decode(self, value: Any, reader: Reader, sizes: dict[str, int]) -> tuple[int, ...] | None:
+        if value is None and self.optional:
+            return None
+        if not isinstance(value, list) or len(value) != self.length:
+            unfit(f"is {brief(value)}; expected {self.length} whole numbers")
+        if not all(type(size) is int and 1 <= size <= self.high for size in value):
+            unfit(f"is {brief(value)}; expected whole numbers from 1 to {self.high}")
+        return tuple(value)
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Column names, an array of str."""
+
+    axis: str
+
+    def encode(self, value: Any, writer: Writer, name: str) -> list[str]:
+        return [str(name) for name in value]
+
+    def decode(self, value: Any, reader: Reader, sizes: dict[str, int]) -> np.ndarray:
+        if not isinstance(value, list) or not all(type(name) is str for name in value):
+            unfit(f"is {brief(value)}; expected a list of names")
+        _bind(sizes, self.axis, len(value))
+        return np.array(value, dtype=object)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Another fitted object, of one of these classes; `axes` says which of its sizes are which of this object's."""
+
+    classes: tuple[str, ...]
+    axes: Mapping[str, str] = field(default_factory=dict)
+
+    def encode(self, value: Any, writer: Writer, name: str) -> int:
+        name = type(value).__name__
+        if name not in self.classes or type(value) is not PARTS[name].cls:
+            raise TypeError(
+                f"A model file cannot hold a {type(value).__module__}.{name} here; it can hold "
+                f"{', '.join(self.classes)}. joblib.dump can save any of them, as a pickle."
+            )
+        return writer.add(value)
+
+    def decode(self, value: Any, reader: Reader, sizes: dict[str, int]) -> Any:
+        part, inner = reader.fitted(value, self.classes)
+        for theirs, ours in self.axes.items():
+            if theirs in inner:
+                _bind(sizes, ours, inner[theirs])
+        return part
+
+
+def _bind(sizes: dict[str, int], axis: str | int, size: int) -> None:
+    """Note that `axis` has this size; refuse where it has another already."""
+    expected = axis if isinstance(axis, int) else sizes.setdefault(axis, size)
+    if expected != size:
+        unfit(f"has size {size} where {expected} was expected")
+
+
+# ----- what each class is made of
+
+
+@dataclass(frozen=True)
+class _Class:
+    """A class that a file may name.
+
+    Attributes
+    ----------
+    cls : type
+    attributes : dict of str to a kind
+        Those that its fit sets, in the order in which they are decoded.
+    optional : set of str
+        Those of them that may be absent.
+    pack, unpack : callable
+        For state that is no plain attribute: ``pack(part, writer)`` gives a dict for the file, of the keys `packed`;
+        ``unpack(part, state, reader, sizes)`` sets it.
+    check : callable
+        ``check(part, sizes)`` refuses attributes that do not go together.
+    """
+
+    cls: Any
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    optional: frozenset[str] = frozenset()
+    packed: tuple[str, ...] = ()
+    pack: Callable[[Any, Writer], dict[str, Any]] = lambda part, writer: {}
+    unpack: Callable[[Any, dict[str, Any], Reader, dict[str, int]], None] = lambda part, state, reader, sizes: None
+    check: Callable[[Any, dict[str, int]], None] = lambda part, sizes: None
+
+
+def _pack_teacher(extractor: TimmExtractor, writer: Writer) -> dict[str, Any]:
+    return {"teacher": writer.teacher(extractor)}
+
+
+def _unpack_teacher(extractor: TimmExtractor, state: dict, reader: Reader, sizes: dict[str, int]) -> None:
+    place = _Count().decode(state["teacher"], reader, sizes)
+    if place >= len(reader.teachers):
+        unfit(f"names teacher {place}, and there are {len(reader.teachers)}")
+    entry = reader.teachers[place]
+    if (entry["model_name"], entry["image_size"], entry["sha256"], tuple(entry["data_config"]["input_size"][1:])) != (
+        extractor.model_name,
+        extractor.image_size,
+        extractor.weights_sha256_,
+        extractor.image_size_,
+    ):
+        unfit("does not go with its teacher")
+    if entry["stored"]:
+        reader.use_prefix(f"teachers.{place}.")
+        reader.device(extractor)
+        # loaded now, so that whatever is wrong with it is said by load
+        extractor.teacher_  # noqa: B018
+
+
+def _pack_students(students: BlockStudents, writer: Writer) -> dict[str, Any]:
+    prefixes = []
+    for index, student in zip(students.block_indices_.tolist(), students.students_):
+        prefixes.append(writer.network(f"block{index}.", student))
+    return {
+        "students": prefixes,
+        "history": [
+            [index, {name: [encode_float(v) for v in values] for name, values in history.items()}]
+            for index, history in students.history_.items()
+        ],
+    }
+
+
+def _unpack_students(students: BlockStudents, state: dict, reader: Reader, sizes: dict[str, int]) -> None:
+    extractor = students.extractor_
+    indices = students.block_indices_.tolist()
+    outlines = reader.outline_blocks(extractor)
+    if any(not 0 <= index < len(outlines) for index in indices) or sorted(set(indices)) != indices:
+        unfit(f"has students of blocks {indices[:20]}, and the teacher has {len(outlines)} blocks")
+    prefixes = state["students"]
+    if not isinstance(prefixes, list) or len(prefixes) != len(indices) or not all(type(p) is str for p in prefixes):
+        unfit("does not have one student for each of its blocks")
+    dtype = PRECISIONS[_weight_dtype(extractor)]
+    states = [reader.network(prefix, outlines[index], dtype) for index, prefix in zip(indices, prefixes)]
+    device = reader.device(extractor)
+    fresh = reader.fresh_blocks(extractor)
+    students.students_ = []
+    for index, tensors in zip(indices, states):
+        student = deepcopy(fresh[index])
+        student.to(dtype).load_state_dict(tensors)
+        students.students_.append(extractor.adapt(student).to(device).eval().requires_grad_(False))
+    students.history_ = _decode_history(state["history"], indices, reader)
+    students._keys = {}  # names in a cache that stayed where it was
+
+
+def _decode_history(encoded: Any, indices: list[int], reader: Reader) -> dict[int, dict[str, list[float]]]:
+    pairs: list[Any] = encoded if isinstance(encoded, list) else [None]
+    if not all(isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], dict) for pair in pairs):
+        unfit("has a history that is no table of losses")
+    if [index for index, _ in pairs] != indices:
+        unfit("has a history of other blocks than those of its students")
+    return {
+        index: {str(name): Numbers().decode(values, reader, {}) for name, values in history.items()}
+        for index, history in pairs
+    }
+
+
+def _pack_neighbors(density: KNNDensity, writer: Writer) -> dict[str, Any]:
+    return {"samples": writer.array("samples", density.neighbors_._fit_X)}
+
+
+def _unpack_neighbors(density: KNNDensity, state: dict, reader: Reader, sizes: dict[str, int]) -> None:
+    samples = Array(("n", "d")).decode(state["samples"], reader, sizes)
+    if not density.n_neighbors <= len(samples):
+        unfit(f"has n_neighbors={density.n_neighbors} of {len(samples)} samples")
+    # the tree is built anew from the samples, as fit built it
+    density.neighbors_ = NearestNeighbors(n_neighbors=density.n_neighbors, n_jobs=density.n_jobs).fit(samples)
+
+
+def _pack_folds(detector: ConformalDetector, writer: Writer) -> dict[str, Any]:
+    part = _Part(DETECTORS)
+    return {
+        "folds": [
+            [part.encode(fitted, writer, "fold"), writer.array(f"fold{k}", scores)]
+            for k, (fitted, scores) in enumerate(detector._scored_folds)
+        ],
+        "crossed": hasattr(detector, "estimators_"),
+    }
+
+
+def _unpack_folds(detector: ConformalDetector, state: dict, reader: Reader, sizes: dict[str, int]) -> None:
+    folds = state["folds"]
+    if not isinstance(folds, list) or not folds or not all(isinstance(f, list) and len(f) == 2 for f in folds):
+        unfit("has no list of folds")
+    detector._scored_folds = [
+        (
+            _Part(DETECTORS).decode(fitted, reader, {}),
+            Array(("fold",), nan=True).decode(scores, reader, {}),
+        )
+        for fitted, scores in folds
+    ]
+    together = np.concatenate([scores for _, scores in detector._scored_folds])
+    if not np.array_equal(np.sort(together), detector.calibration_scores_):
+        unfit("has calibration scores that are not those of its folds")
+    if _Flag().decode(state["crossed"], reader, {}):
+        detector.estimators_ = [fitted for fitted, _ in detector._scored_folds]
+    elif len(folds) != 1 or not hasattr(detector, "offset_"):
+        unfit("has neither folds nor an offset")
+
+
+def _check_frozen(frozen: FrozenEstimator, sizes: dict[str, int]) -> None:
+    if type(frozen.estimator).__name__ not in DETECTORS or not frozen.__sklearn_is_fitted__():
+        unfit("holds no fitted detector")
+
+
+def _check_gaussian(density: GaussianDensity, sizes: dict[str, int]) -> None:
+    if not (np.diag(density._cholesky) > 0).all():
+        unfit("has a covariance that is not positive definite")
+
+
+def _check_scaler(scaler: StandardScaler, sizes: dict[str, int]) -> None:
+    if not (scaler.scale_ > 0).all():
+        unfit("has scales that are not positive")
+
+
+def _check_mixture(mixture: GaussianMixture, sizes: dict[str, int]) -> None:
+    k, d = sizes["k"], sizes["d"]
+    shape = {"full": (k, d, d), "tied": (d, d), "diag": (k, d), "spherical": (k,)}[mixture.covariance_type]
+    for name in ("covariances_", "precisions_", "precisions_cholesky_"):
+        if getattr(mixture, name).shape != shape:
+            unfit(f"has {name} of shape {getattr(mixture, name).shape}; expected {shape}")
+    if mixture.n_components != k:
+        unfit(f"has {k} components, and n_components={mixture.n_components}")
+
+
+def _check_detector(detector: TransformalyDetector, sizes: dict[str, int]) -> None:
+    expected = {"pretrained": {"whitening_", "density_"}, "discrepancy": {"students_", "discrepancy_density_"}}
+    spaces = list(detector.feature_spaces)
+    if not spaces or len(set(spaces)) < len(spaces) or not set(spaces) <= set(expected):
+        unfit(f"has feature_spaces {brief(spaces)}")
+    for space, names in expected.items():
+        for name in names:
+            if hasattr(detector, name) != (space in spaces):
+                unfit(f"has feature_spaces {spaces}, which do not go with {name}")
+    if "discrepancy" in spaces and detector.students_.extractor_ is not detector.extractor_:
+        unfit("has students of another teacher")
+    if detector._training_discrepancies.shape[1] != (sizes["m"] if "discrepancy" in spaces else 0):
+        unfit("has training discrepancies of other blocks than its students'")
+    _check_image_shape(detector, sizes)
+
+
+def _check_image_shape(part: Any, sizes: dict[str, int]) -> None:
+    shape = getattr(part, "image_shape_", None)
+    if shape is not None and hasattr(part, "n_features_in_") and math.prod(shape) != part.n_features_in_:
+        unfit(f"has image_shape_ {shape}, and n_features_in_ {part.n_features_in_}")
+
+
+# what ImageInputMixin sets
+_IMAGES = {
+    "image_shape_": _Sizes(3, optional=True),
+    "n_features_in_": _Count(1, "features"),
+    "feature_names_in_": _Names("features"),
+}
+_IMAGES_OPTIONAL = frozenset(_IMAGES)
+# what scikit-learn's validate_data sets
+_ROWS = {"n_features_in_": _Count(1, "d"), "feature_names_in_": _Names("d")}
+_ROWS_OPTIONAL = frozenset({"feature_names_in_"})
+
+_DENSITIES = ("GaussianDensity", "KNNDensity", "GaussianMixture")
+DETECTORS = ("TransformalyDetector", "ConformalDetector", "NormalOnly", "FrozenEstimator")
+_REAL = ("float64", "float32")
+
+PARTS: dict[str, _Class] = {
+    "TimmExtractor": _Class(
+        TimmExtractor,
+        {
+            **_IMAGES,
+            "embedding_size_": _Count(1, "D"),
+            "image_size_": _Sizes(2, high=_teacher.MAX_IMAGE_SIZE),
+            "precision_": _Text(tuple(PRECISIONS)),
+            "weights_sha256_": _Text(length=64),
+        },
+        _IMAGES_OPTIONAL,
+        ("teacher",),
+        _pack_teacher,
+        _unpack_teacher,
+        _check_image_shape,
+    ),
+    "BlockStudents": _Class(
+        BlockStudents,
+        {
+            **_IMAGES,
+            "extractor_": _Part(("TimmExtractor",)),
+            "block_indices_": Array(("m",), ("int64",)),
+        },
+        _IMAGES_OPTIONAL,
+        ("students", "history"),
+        _pack_students,
+        _unpack_students,
+        _check_image_shape,
+    ),
+    "StandardScaler": _Class(
+        StandardScaler,
+        {
+            **_ROWS,
+            "mean_": Array(("d",)),
+            "var_": Array(("d",)),
+            "scale_": Array(("d",)),
+            "n_samples_seen_": _Count(1),
+        },
+        _ROWS_OPTIONAL,
+        check=_check_scaler,
+    ),
+    "GaussianDensity": _Class(
+        GaussianDensity,
+        {
+            **_ROWS,
+            "_scaler": _Part(("StandardScaler",), {"d": "d"}),
+            "mean_": Array(("d",)),
+            "covariance_": Array(("d", "d")),
+            "_cholesky": Array(("d", "d")),
+            "_log_scales": Array(("d",)),
+            "shrinkage_": _Number(),
+        },
+        _ROWS_OPTIONAL,
+        check=_check_gaussian,
+    ),
+    "KNNDensity": _Class(
+        KNNDensity,
+        {**_ROWS, "_floor": _Number()},
+        _ROWS_OPTIONAL,
+        ("samples",),
+        _pack_neighbors,
+        _unpack_neighbors,
+    ),
+    "GaussianMixture": _Class(
+        GaussianMixture,
+        {
+            **_ROWS,
+            "weights_": Array(("k",)),
+            "means_": Array(("k", "d")),
+            "covariances_": Array(None),
+            "precisions_": Array(None),
+            "precisions_cholesky_": Array(None),
+            "converged_": _Flag(),
+            "n_iter_": _Count(),
+            "lower_bound_": _Number(finite=False),
+            "lower_bounds_": Numbers(),
+        },
+        _ROWS_OPTIONAL | {"lower_bounds_"},  # scikit-learn 1.7
+        check=_check_mixture,
+    ),
+    "PCA": _Class(
+        PCA,
+        {
+            **_ROWS,
+            "n_components_": _Count(1, "k"),
+            "n_samples_": _Count(1),
+            "mean_": Array(("d",)),
+            "components_": Array(("k", "d")),
+            "explained_variance_": Array(("k",)),
+            "explained_variance_ratio_": Array(("k",)),
+            "singular_values_": Array(("k",)),
+            "noise_variance_": _Number(),
+            "_fit_svd_solver": _Text(("full",)),
+        },
+        _ROWS_OPTIONAL,
+    ),
+    "TransformalyDetector": _Class(
+        TransformalyDetector,
+        {
+            **_IMAGES,
+            "extractor_": _Part(("TimmExtractor",), {"D": "D"}),
+            "students_": _Part(("BlockStudents",), {"m": "m"}),
+            "whitening_": _Part(("PCA",), {"d": "D", "k": "k"}),
+            "density_": _Part(_DENSITIES, {"d": "k"}),
+            "discrepancy_density_": _Part(_DENSITIES, {"d": "m"}),
+            "offset_": _Number(finite=False),
+            "_training_embeddings": Array(("n", "D"), _REAL, nan=True),
+            "_training_discrepancies": Array(("n", "columns"), nan=True),
+            "_training_decisions": Array(("n",), nan=True),
+        },
+        _IMAGES_OPTIONAL | {"students_", "whitening_", "density_", "discrepancy_density_"},
+        check=_check_detector,
+    ),
+    "ConformalDetector": _Class(
+        ConformalDetector,
+        {
+            "estimator_": _Part(DETECTORS),
+            "calibration_scores_": Array(("n",), nan=True),
+            "_first_normal": _Number(),
+            "offset_": _Number(finite=False),
+        },
+        frozenset({"offset_"}),
+        ("folds", "crossed"),
+        _pack_folds,
+        _unpack_folds,
+    ),
+    "NormalOnly": _Class(NormalOnly, {"estimator_": _Part(DETECTORS)}),
+    "FrozenEstimator": _Class(FrozenEstimator, check=_check_frozen),
+}
+
+
+# ----- writing
+
+
+class Writer:
+    """Gathers objects, arrays and teachers of a detector, each once.
+
+    Parameters
+    ----------
+    with_teacher : bool
+        Whether the teachers' weights are among the arrays.
+
+    Attributes
+    ----------
+    objects, teachers : list of dict
+        For the document.
+    arrays : dict of str to ndarray
+    """
+
+    def __init__(self, *, with_teacher: bool):
+        self.with_teacher = with_teacher
+        self.objects: list[dict[str, Any]] = []
+        self.arrays: dict[str, np.ndarray] = {}
+        self.teachers: list[dict[str, Any]] = []
+        self._places: dict[tuple[int, bool], int] = {}
+        self._networks: dict[int, int] = {}
+        self._kept: list[Any] = []  # so that no id is given twice
+
+    def add(self, part: Any, *, fitted: bool = True) -> int:
+        """Give the place of `part` among the objects; parameters are added as `clone` would take them, not fitted."""
+        fitted = fitted or isinstance(part, FrozenEstimator)  # which clone takes as it is
+        key = (id(part), fitted)
+        if key not in self._places:
+            name = type(part).__name__
+            spec = PARTS.get(name)
+            if spec is None or type(part) is not spec.cls:
+                raise TypeError(
+                    f"A model file cannot hold a {type(part).__module__}.{type(part).__qualname__}; it can hold "
+                    f"{', '.join(PARTS)}. joblib.dump can save any of them, as a pickle."
+                )
+            self._kept.append(part)
+            params = self._encode_params(part, spec)
+            state = self._encode_state(part, spec) if fitted else None
+            self.objects.append({"class": name, "params": params, "state": state})
+            self._places[key] = len(self.objects) - 1
+        return self._places[key]
+
+    def array(self, name: str, value: np.ndarray) -> dict[str, str]:
+        """Keep an array under a name of its own; whether its first axis is the fast one, which decides on rounding."""
+        value = np.asarray(value)
+        name = f"arrays.{len(self.arrays)}.{name}"
+        if value.ndim > 1 and abs(value.strides[0]) < abs(value.strides[-1]):
+            self.arrays[name] = np.ascontiguousarray(value.T)
+            return {"array": name, "order": "F"}
+        self.arrays[name] = np.ascontiguousarray(value).reshape(value.shape)
+        return {"array": name, "order": "C"}
+
+    def network(self, name: str, module: nn.Module) -> str:
+        """Keep parameters and buffers; give what their names begin with."""
+        prefix = f"arrays.{len(self.arrays)}.{name}"
+        self._keep(prefix, module)
+        return prefix
+
+    def teacher(self, extractor: TimmExtractor) -> int:
+        """Keep the teacher, once for all extractors that share it; give its place."""
+        if any(mark in extractor.model_name for mark in ":/"):
+            raise ValueError(
+                f"A model file cannot hold a teacher from {extractor.model_name!r}, whose architecture is described "
+                "elsewhere; give TimmExtractor the name of a timm model, and the weights as a file."
+            )
+        teacher = extractor.teacher_
+        place = self._networks.setdefault(id(teacher), len(self.teachers))
+        if place == len(self.teachers):
+            if max(extractor.image_size_) > _teacher.MAX_IMAGE_SIZE:
+                raise ValueError(f"A model file holds teachers of up to {_teacher.MAX_IMAGE_SIZE} pixels a side.")
+            self._kept.append(teacher)
+            config = teacher.data_config
+            self.teachers.append(
+                {
+                    "model_name": extractor.model_name,
+                    "image_size": None if extractor.image_size is None else int(extractor.image_size),
+                    "sha256": teacher.weights_sha256,
+                    "stored": self.with_teacher,
+                    "weights": _source(extractor.weights),
+                    "data_config": {
+                        "input_size": [int(size) for size in config["input_size"]],
+                        "mean": [float(value) for value in config["mean"]],
+                        "std": [float(value) for value in config["std"]],
+                        "interpolation": str(config["interpolation"]),
+                    },
+                }
+            )
+            if self.with_teacher:
+                self._keep(f"teachers.{place}.", teacher.model, torch.float32)
+        return place
+
+    def _keep(self, prefix: str, module: nn.Module, dtype: torch.dtype | None = None) -> None:
+        for name, tensor in module.state_dict().items():
+            tensor = tensor.detach().cpu()
+            if dtype is not None and tensor.is_floating_point():
+                tensor = tensor.to(dtype)
+            self.arrays[prefix + name] = tensor.contiguous().numpy()
+
+    def _encode_params(self, part: Any, spec: _Class) -> dict[str, Any]:
+        params = {}
+        for name, value in part.get_params(deep=False).items():
+            if name in _LEFT_OUT:
+                continue
+            if spec.cls is TimmExtractor and name in ("weights", "device"):
+                value = _source(value) if name == "weights" else str(value)
+            if spec.cls is ConformalDetector and name == "calibration" and not isinstance(value, Real):
+                value = ()  # images, or a splitter: scoring needs neither
+            try:
+                params[name] = self._encode(name, value, fitted=spec.cls is FrozenEstimator)
+            except Unfit as error:
+                raise ValueError(f"A model file cannot hold {spec.cls.__name__}({name}={value!r}): {error}.") from None
+        return params
+
+    def _encode_state(self, part: Any, spec: _Class) -> dict[str, Any]:
+        state: dict[str, Any] = {}
+        for name, kind in spec.attributes.items():
+            if name in vars(part) or name not in spec.optional:
+                state[name] = kind.encode(getattr(part, name), self, name)
+        state.update(spec.pack(part, self))
+        if "_sklearn_output_config" in vars(part):
+            state["output"] = part._sklearn_output_config.get("transform")
+        known = {*spec.attributes, *part.get_params(deep=False), *_DERIVED}
+        unknown = sorted(set(vars(part)) - known)
+        if unknown:
+            warnings.warn(
+                f"Attributes of {spec.cls.__name__} that are none of its own are not saved: {', '.join(unknown)}.",
+                UserWarning,
+                stacklevel=5,
+            )
+        return state
+
+    def _encode(self, name: str, value: Any, *, fitted: bool) -> Any:
+        if isinstance(value, np.generic):
+            value = value.item()
+        if value is None or isinstance(value, (bool, int, str)):
+            if isinstance(value, int) and abs(value) >= 2**63:
+                unfit("it is beyond 64 bits")
+            return value
+        if isinstance(value, float):
+            return encode_float(value)
+        if isinstance(value, (list, tuple)):
+            return {type(value).__name__: [self._encode(name, item, fitted=fitted) for item in value]}
+        if isinstance(value, np.ndarray) and value.dtype.kind in "UO" and all(isinstance(v, str) for v in value.flat):
+            return {"strings": [str(item) for item in value.reshape(-1)]}
+        if isinstance(value, np.ndarray):
+            return self.array(name, value)
+        if isinstance(value, np.random.RandomState):
+            return {"random_state": self._encode_random_state(value)}
+        if isinstance(value, BaseEstimator):
+            return {"object": self.add(value, fitted=fitted)}
+        unfit(f"a {type(value).__name__} is no number, text, array or one of {', '.join(PARTS)}")
+
+    def _encode_random_state(self, random_state: np.random.RandomState) -> dict[str, Any]:
+        state: Any = random_state.get_state(legacy=False)
+        if state["bit_generator"] != "MT19937":
+            unfit(f"its bit generator {state['bit_generator']} is not MT19937")
+        return {
+            "key": self.array("random_state", state["state"]["key"].astype(np.int64)),
+            "pos": int(state["state"]["pos"]),
+            "has_gauss": int(state["has_gauss"]),
+            "gauss": float(state["gauss"]),
+        }
+
+
+# Attributes that are packed by functions above, made again, or belong to this process alone.
+_DERIVED = frozenset(
+    (
+        "_teacher",
+        "students_",
+        "history_",
+        "_keys",
+        "neighbors_",
+        "_scored_folds",
+        "estimators_",
+        "_sklearn_output_config",
+    )
+)
+
+
+def _source(weights: Any) -> Any:
+    """Where weights came from, without the folder: "hub", "bundled", None, or the name of a file."""
+    if weights in ("hub", "bundled", None):
+        return weights
+    return PurePath(os.fspath(weights)).name
+
+
+def encode_float(value: float) -> Any:
+    return value if math.isfinite(value) else {"float": repr(value)}
+
+
+def decode_float(value: Any) -> Any:
+    if isinstance(value, dict) and set(value) == {"float"} and value["float"] in ("nan", "inf", "-inf"):
+        return float(value["float"])
+    return value
+
+
+def brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _weight_dtype(extractor: TimmExtractor) -> str:
+    return "float64" if extractor.precision_ == "float64" else "float32"
+
+
+# ----- reading
+
+
+class Reader:
+    """Makes objects from a checked file's description.
+
+    Parameters
+    ----------
+    file : ModelFile
+        Opened.
+    device, weights : as in `load`
+
+    Raises
+    ------
+    Unfit
+        By all methods: what is wrong with the file.
+    """
+
+    def __init__(self, file: ModelFile, *, device: Any, weights: Any):
+        self.file = file
+        self.teachers = _teacher.stored_teachers(file)
+        self._device = device
+        self._weights = weights
+        self._made: list[tuple[Any, dict[str, int], bool]] = []
+        self._used: set[str] = set()
+        self._blocks: dict[tuple[str, int | None, bool], list[nn.Module]] = {}
+
+    def read(self) -> Any:
+        """Make all objects in their order; give the last, the detector."""
+        document = self.file.document
+        if not isinstance(objects := document.get("objects"), list) or len(objects) > _MAX_OBJECTS:
+            unfit(f"has no list of up to {_MAX_OBJECTS} objects")
+        for place, entry in enumerate(objects):
+            if not isinstance(entry, dict) or set(entry) != {"class", "params", "state"}:
+                unfit(f"has an object {place} that is none")
+            name = entry["class"]
+            if not isinstance(name, str) or name not in PARTS:
+                unfit(f"names the class {brief(name)}; allowed are {', '.join(PARTS)}")
+            try:
+                self._made.append(self._make(PARTS[name], entry))
+            except Unfit as error:
+                unfit(f"holds a {name} that {error}")
+        detector, _ = self.fitted(len(objects) - 1, DETECTORS)
+        if type(detector).__name__ != document.get("class"):
+            unfit(f"says that it holds a {brief(document.get('class'))}, and holds a {type(detector).__name__}")
+        return detector
+
+    def finish(self) -> None:
+        """Refuse arrays that nothing has asked for."""
+        unused = sorted(set(self.file.arrays) - self._used)
+        if unused:
+            unfit(f"holds arrays that belong to nothing: {brief(unused)}")
+
+    def fitted(self, place: Any, classes: Sequence[str]) -> tuple[Any, dict[str, int]]:
+        """Give an object that was made before, with its sizes."""
+        if type(place) is not int or not 0 <= place < len(self._made):
+            unfit(f"names an object {brief(place)} that does not come before it")
+        part, sizes, is_fitted = self._made[place]
+        if type(part).__name__ not in classes or not is_fitted:
+            unfit(f"holds {'a' if is_fitted else 'an unfitted'} {type(part).__name__}; expected {' or '.join(classes)}")
+        return part, sizes
+
+    def info(self, value: Any) -> ArrayInfo:
+        """What the header says of an array."""
+        if not isinstance(value, dict) or set(value) != {"array", "order"} or value["order"] not in ("C", "F"):
+            unfit(f"is {brief(value)}; expected an array")
+        if not isinstance(value["array"], str) or value["array"] not in self.file.arrays:
+            unfit(f"is an array {brief(value['array'])} that is not there")
+        return self.file.arrays[value["array"]]
+
+    def shape(self, value: Any) -> tuple[int, ...]:
+        """The shape that an array will have, known before it is read."""
+        shape = self.info(value).shape
+        return shape[::-1] if value["order"] == "F" else shape
+
+    def array(self, value: Any, dtypes: Sequence[str] | None = None, *, nan: bool = False) -> np.ndarray:
+        """Read an array, in the order of axes in memory that it had."""
+        info = self.info(value)
+        if dtypes is not None and info.dtype.name not in dtypes:
+            unfit(f"is an array of {info.dtype.name}; expected {' or '.join(dtypes)}")
+        self._used.add(value["array"])
+        array = self.file.array(value["array"])
+        if array.dtype.kind == "f" and not nan and not np.isfinite(array).all():
+            unfit("is an array with NaN or infinity")
+        return array.T if value["order"] == "F" else array
+
+    def use_prefix(self, prefix: str) -> None:
+        """Note that all arrays whose names begin so belong to something."""
+        self._used.update(name for name in self.file.arrays if name.startswith(prefix))
+
+    def network(self, prefix: str, outline: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """Read parameters and buffers, once their shapes are those of `outline`."""
+        if not prefix.startswith("arrays."):
+            unfit(f"has weights under {brief(prefix)}")
+        self.use_prefix(prefix)
+        return _teacher.read_state(self.file, prefix, outline, dtype)
+
+    def outline_blocks(self, extractor: TimmExtractor) -> list[nn.Module]:
+        """The blocks of the teacher's architecture, without memory for weights."""
+        return self._build(extractor, real=False)
+
+    def fresh_blocks(self, extractor: TimmExtractor) -> list[nn.Module]:
+        """The blocks of the teacher's architecture, with weights to be loaded; shared, so to be copied."""
+        return self._build(extractor, real=True)
+
+    def _build(self, extractor: TimmExtractor, *, real: bool) -> list[nn.Module]:
+        key = (extractor.model_name, extractor.image_size, real)
+        if key not in self._blocks:
+            build = _teacher.empty_model if real else _teacher.outline
+            try:
+                self._blocks[key] = _teacher.find_blocks(build(extractor.model_name, extractor.image_size))
+            except ValueError as error:
+                unfit(f"needs an architecture that cannot be built here: {error}")
+        return self._blocks[key]
+
+    def device(self, extractor: TimmExtractor) -> torch.device:
+        """Where the extractor computes on this machine."""
+        try:
+            return resolve_device(extractor.device)
+        except ValueError as error:
+            unfit(f"computes elsewhere: {error} Pass load(..., device='cpu')")
+
+    def _make(self, spec: _Class, entry: dict[str, Any]) -> tuple[Any, dict[str, int], bool]:
+        part = self._construct(spec, entry["params"])
+        state = entry["state"]
+        sizes: dict[str, int] = {}
+        if state is None:
+            return part, sizes, False
+        required = {*spec.attributes, *spec.packed} - spec.optional
+        if not isinstance(state, dict) or not required <= set(state) <= {*spec.attributes, *spec.packed, "output"}:
+            unfit("does not have the attributes of its class")
+        for name, kind in spec.attributes.items():
+            if name in state:
+                try:
+                    setattr(part, name, kind.decode(state[name], self, sizes))
+                except Unfit as error:
+                    unfit(f"has {name}, which {error}")
+        spec.unpack(part, state, self, sizes)
+        spec.check(part, sizes)
+        if "output" in state:
+            part._sklearn_output_config = {
+                "transform": _Text(("default", "pandas", "polars")).decode(state["output"], self, {})
+            }
+        return part, sizes, True
+
+    def _construct(self, spec: _Class, params: Any) -> Any:
+        """Make the unfitted object, by its own rules for parameters."""
+        if not isinstance(params, dict) or not set(params) <= set(spec.cls._get_param_names()):
+            unfit(f"has parameters that its class does not have here: {brief(params)}")
+        values = {name: self._decode(value) for name, value in params.items()}
+        try:
+            part = spec.cls(**values)
+            if spec.cls is TimmExtractor:
+                self._localise(part)
+            if hasattr(part, "_parameter_constraints"):
+                part._validate_params()
+        except Unfit:
+            raise
+        except (TypeError, ValueError) as error:
+            unfit(f"cannot have its parameters: {str(error)[:300]}")
+        jobs = values.get("n_jobs")
+        if jobs is not None and abs(jobs) > _MAX_JOBS:
+            unfit(f"has n_jobs={jobs}")
+        return part
+
+    def _localise(self, extractor: TimmExtractor) -> None:
+        """Point the extractor to this machine's weights and device."""
+        if self._device is not None:
+            extractor.device = self._device
+        if any(
+            entry["stored"]
+            and (entry["model_name"], entry["image_size"]) == (extractor.model_name, extractor.image_size)
+            for entry in self.teachers
+        ):
+            extractor.weights = os.path.abspath(self.file.path)
+        elif self._weights is not None:
+            extractor.weights = self._weights
+        elif extractor.weights not in ("hub", "bundled", None):
+            name = extractor.weights
+            if name in ("", ".", "..") or name != PurePath(name).name or any(mark in name for mark in "/\\:\0"):
+                unfit(f"names weights {brief(name)}, which is not the plain name of a file beside it")
+            extractor.weights = str(self.file.path.absolute().with_name(name))
+
+    def _decode(self, value: Any) -> Any:
+        if value is None or type(value) in (bool, int, float, str):
+            return value
+        if not isinstance(value, dict):
+            unfit(f"has a parameter {brief(value)}")
+        if "array" in value:
+            return self.array(value, nan=True)
+        if len(value) == 1:
+            ((kind, content),) = value.items()
+            if kind in ("list", "tuple") and isinstance(content, list):
+                return {"list": list, "tuple": tuple}[kind](self._decode(item) for item in content)
+            if kind == "strings" and isinstance(content, list) and all(type(item) is str for item in content):
+                return np.array(content, dtype=object)
+            if kind == "object":
+                if type(content) is int and 0 <= content < len(self._made):
+                    return self._made[content][0]
+                unfit(f"names an object {brief(content)} that does not come before it")
+            if kind == "random_state":
+                return self._decode_random_state(content)
+            if kind == "float":
+                return _Number(finite=False).decode(value, self, {})
+        unfit(f"has a parameter {brief(value)}")
+
+    def _decode_random_state(self, content: Any) -> np.random.RandomState:
+        if not isinstance(content, dict) or set(content) != {"key", "pos", "has_gauss", "gauss"}:
+            unfit("has a random state that is none")
+        key = Array((624,), ("int64",)).decode(content["key"], self, {})
+        pos, has_gauss = (_Count().decode(content[name], self, {}) for name in ("pos", "has_gauss"))
+        if key.min() < 0 or key.max() >= 2**32 or pos > 624 or has_gauss > 1:
+            unfit("has a random state that is none")
+        random_state = np.random.RandomState()
+        random_state.set_state(
+            {
+                "bit_generator": "MT19937",
+                "state": {"key": key.astype(np.uint32), "pos": pos},
+                "has_gauss": has_gauss,
+                "gauss": _Number().decode(content["gauss"], self, {}),
+            }
+        )
+        return random_state
