@@ -5,15 +5,18 @@ Every error about input images is raised here. Nothing in this module knows abou
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from sklearn.utils.validation import validate_data
 
 __all__ = ["ImageError", "Images", "ImageInputMixin", "as_images", "image_suffixes", "list_images"]
@@ -21,6 +24,10 @@ __all__ = ["ImageError", "Images", "ImageInputMixin", "as_images", "image_suffix
 # A pixel array is looked through in pieces of this many bytes, so that a memory-mapped array larger
 # than memory can be checked.
 _CHECK_BYTES = 2**26
+
+# Beyond this many times the full range of their dtype, pixels follow no convention at all: float32 loses the rest of
+# the image beside them, or overflows.
+_TOO_LARGE = 2**16
 
 _EXPECTED = (
     "Expected images as: an array (n, H, W) or (n, H, W, C) with C = 1, 3 or 4, uint8 0-255 or float "
@@ -98,6 +105,8 @@ class Images(Sequence):
             return self._decode(i)
         except ImageError as error:
             raise ImageError(f"{self._name(i)}: {error}") from error
+        except MemoryError as error:
+            raise MemoryError(f"{self._name(i)}: there is not enough memory to decode it.") from error
 
     def take(self, positions: Sequence[int] | np.ndarray) -> Images:
         """Give the images at `positions` as images of their own, still decoded only when they are asked for."""
@@ -170,7 +179,8 @@ class ImageInputMixin:
         if isinstance(X, Images):  # checked by the estimator that holds this one
             images = X
         elif _is_table(X):
-            if not reset and image_shape is None and self.image_shape_ is None:
+            X = _without_mask(X)
+            if not reset and image_shape is None and self.image_shape_ is None and np.ndim(X) == 2:
                 raise ValueError(
                     f"Got a 2-D array, but {type(self).__name__} was fitted on images that are not rows. For one image "
                     "pass image[np.newaxis]; for images as rows, X.reshape(n, H, W[, C])."
@@ -231,16 +241,20 @@ def as_images(X: Any, *, on_error: str = "raise") -> Images:
     TypeError
         `X` is none of these.
     ValueError
-        `X` has a wrong shape, NaN or infinite pixels, or is an empty or missing folder.
+        `X` has a wrong shape, masked, NaN, infinite or absurdly large pixels, or is an empty or missing folder.
     """
     if isinstance(X, Images):
         return X
     if isinstance(X, (str, os.PathLike)):
         return _from_files(list_images(X), on_error)
     if _is_torch(X, "Tensor"):
-        X = X.detach().cpu().numpy()
+        X = _from_tensor(X)
         if X.ndim == 4:  # torch's (n, C, H, W)
             X = np.moveaxis(X, 1, -1)
+        elif X.ndim == 3 and X.shape[0] in (3, 4):
+            _warn_one_image(X.shape, X.shape[0], X.shape[1:], "image.unsqueeze(0)")
+    elif isinstance(X, np.ndarray) and X.ndim == 3 and X.shape[2] in (3, 4) and min(X.shape[:2]) > 4:
+        _warn_one_image(X.shape, X.shape[0], X.shape[1:], "image[np.newaxis]")
     if isinstance(X, np.ndarray) and X.dtype.kind not in "OUST":
         return _from_array(X)
     if _is_torch(X, "utils.data.Dataset"):
@@ -250,7 +264,7 @@ def as_images(X: Any, *, on_error: str = "raise") -> Images:
                 "IterableDataset has neither. Score a stream batch by batch instead."
             )
         return _from_items(X, on_error)
-    if hasattr(X, "__len__") and hasattr(X, "__getitem__") and not isinstance(X, (dict, set, bytes)):
+    if hasattr(X, "__len__") and hasattr(X, "__getitem__") and not isinstance(X, (dict, bytes, bytearray, memoryview)):
         X = getattr(X, "to_numpy", lambda: X)()  # a pandas or polars Series of paths
         if isinstance(X, np.ndarray):
             if X.ndim != 1:
@@ -314,8 +328,8 @@ def _is_table(X) -> bool:
         if not X or isinstance(X[0], (str, os.PathLike, Image.Image)):
             return False
         if isinstance(X[0], (tuple, list)):  # numbers, or (image, label)
-            return not X[0] or (not isinstance(X[0][0], (str, os.PathLike, Image.Image)) and np.ndim(X[0][0]) == 0)
-        return np.ndim(X[0]) < 2
+            return not X[0] or isinstance(X[0][0], Number)
+        return isinstance(X[0], Number) or getattr(X[0], "ndim", 2) < 2
     return False
 
 
@@ -325,6 +339,38 @@ def _is_torch(X, name: str) -> bool:
     for part in name.split("."):
         kind = getattr(kind, part, None)
     return kind is not None and isinstance(X, kind)
+
+
+def _from_tensor(tensor) -> np.ndarray:
+    """A torch tensor's values, in a dtype that numpy has."""
+    dense = tensor.detach()
+    try:
+        if dense.is_floating_point() and dense.dtype.itemsize < 4 and str(dense.dtype) != "torch.float16":
+            dense = dense.float()  # bfloat16 and float8
+        return dense.cpu().resolve_conj().resolve_neg().numpy()
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(
+            f"A tensor of layout {tensor.layout} and dtype {tensor.dtype} on device {tensor.device} cannot be read "
+            f"({error}). Expected a dense tensor of uint8 0-255, or float 0-1."
+        ) from error
+
+
+def _without_mask(X):
+    """`X`, or the data of a masked array that hides none of its values."""
+    if not isinstance(X, np.ma.MaskedArray):
+        return X
+    if np.ma.is_masked(X):
+        raise ImageError("holds pixels hidden by a mask; give them a value (X.filled(value)), or drop the image.")
+    return X.data
+
+
+def _warn_one_image(shape: tuple[int, ...], count: int, size: tuple[int, ...], advice: str) -> None:
+    warnings.warn(
+        f"X of shape {shape} is taken as {count} grey images of {size[0]} x {size[1]} pixels. If it is one image in "
+        f"colour, pass {advice}.",
+        UserWarning,
+        stacklevel=4,
+    )
 
 
 def _forget_features(estimator) -> None:
@@ -360,6 +406,7 @@ def _from_array(X: np.ndarray) -> Images:
         raise ValueError(f"Got an array of shape {X.shape}. {_EXPECTED}")
     if X.ndim == 3:
         X = X[..., np.newaxis]
+    X = _without_mask(X)
     _check_layout(X.shape[1:])
     _check_values(X)
     return Images(len(X), X.__getitem__, stack=_full_range(X))
@@ -370,24 +417,36 @@ def _from_files(paths: Sequence, on_error: str) -> Images:
         return f"{str(paths[i])!r}"
 
     def decode(i):
-        try:
+        with _pillow_errors():
+            if not stat.S_ISREG(os.stat(paths[i]).st_mode):  # opening a pipe would wait for its writer
+                raise ImageError("is not a regular file.")
+            with Image.open(paths[i]) as image:
+                if image.format != "PNG" or ImageFile.LOAD_TRUNCATED_IMAGES:
+                    return _from_pil(image)
+                # The checksums of a PNG's pixels: Pillow looks at them here alone, and cannot decode after.
+                image.verify()
             with Image.open(paths[i]) as image:
                 return _from_pil(image)
-        except ImageError:
-            raise
-        except FileNotFoundError as error:
-            raise ImageError("there is no such file.") from error
-        except Image.DecompressionBombError as error:
-            raise ImageError(f"{error} If the file is trusted, raise PIL.Image.MAX_IMAGE_PIXELS.") from error
-        except Exception as error:  # Pillow's plugins raise nearly anything on broken files
-            if isinstance(error, MemoryError):
-                raise
-            raise ImageError(
-                f"cannot be decoded as an image ({type(error).__name__}: {error}). Remove or repair it, "
-                "or pass on_error='skip'."
-            ) from error
 
     return Images(len(paths), decode, name=name, on_error=on_error)
+
+
+@contextlib.contextmanager
+def _pillow_errors() -> Iterator[None]:
+    """What Pillow raises on a broken image, as :class:`ImageError`."""
+    try:
+        yield
+    except (ImageError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise ImageError("there is no such file.") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{error} If the file is trusted, raise PIL.Image.MAX_IMAGE_PIXELS.") from error
+    except Exception as error:  # Pillow's plugins raise nearly anything on broken files
+        raise ImageError(
+            f"cannot be decoded as an image ({type(error).__name__}: {error}). Remove or repair it, "
+            "or pass on_error='skip'."
+        ) from error
 
 
 def _from_items(items: Any, on_error: str) -> Images:
@@ -395,7 +454,10 @@ def _from_items(items: Any, on_error: str) -> Images:
         item = items[i]
         if isinstance(item, (tuple, list)) and len(item):
             item = item[0]  # Dataset of (image, label)
-        return _decode_item(item)
+        try:
+            return _decode_item(item)
+        except TypeError as error:
+            raise TypeError(f"image {i}: {error}") from error
 
     return Images(len(items), decode, on_error=on_error)
 
@@ -405,13 +467,17 @@ def _decode_item(item) -> np.ndarray:
     if isinstance(item, (str, os.PathLike)):
         return _from_files([item], "raise")[0]
     if isinstance(item, Image.Image):
-        return _from_pil(item)
+        with _pillow_errors():  # the file behind it may not have been read yet
+            return _from_pil(item)
     if _is_torch(item, "Tensor"):
-        item = item.detach().cpu().numpy()
+        item = _from_tensor(item)
         if item.ndim == 3:  # torch's (C, H, W)
             item = np.moveaxis(item, 0, -1)
+    elif not isinstance(item, np.ndarray) and hasattr(item, "__array__"):
+        item = np.asarray(item)  # an array by protocol alone
     if not isinstance(item, np.ndarray):
-        raise TypeError(f"An item of X is a {type(item).__name__}, not an image. {_EXPECTED}")
+        raise TypeError(f"an item of X is a {type(item).__name__}, not an image. {_EXPECTED}")
+    item = _without_mask(item)
     if item.ndim == 2:
         item = item[..., np.newaxis]
     if item.ndim != 3:
@@ -448,7 +514,13 @@ def _check_values(X: np.ndarray) -> None:
         low, high = min(low, piece.min()), max(high, piece.max())
         if not (np.isfinite(piece.min()) and np.isfinite(piece.max())):
             raise ImageError("pixels contain NaN or infinity; replace them (numpy.nan_to_num) or drop the image.")
-    if X.dtype == np.uint16:
+    full = 1 if X.dtype.kind == "f" else 255
+    if X.dtype.type != np.uint16 and max(-float(low), float(high)) > _TOO_LARGE * full:
+        raise ImageError(
+            f"{X.dtype} pixels span {float(low):.3g} to {float(high):.3g}, too large for pixels: expected 0-{full}. "
+            "Rescale them."
+        )
+    if X.dtype.type == np.uint16:
         if high <= 255:
             _warn_range(f"uint16 pixels are expected in 0-65535 but reach only {high}", "cast 8-bit values to uint8")
     elif X.dtype.kind in "ui":
@@ -466,9 +538,11 @@ def _warn_range(found: str, advice: str) -> None:
 
 
 def _full_range(X: np.ndarray) -> np.ndarray:
-    """Bring dtypes whose convention is not their full range to one whose is; uint8 stays as it is."""
+    """Bring dtypes whose convention is not their full range, or that torch lacks, to others; uint8 stays as it is."""
     if X.dtype.kind == "b":
         return X.astype(np.float32)
+    if X.dtype == np.longdouble or not X.dtype.isnative:
+        X = X.astype(np.float64 if X.dtype == np.longdouble else X.dtype.newbyteorder("="))
     if X.dtype.kind in "ui" and X.dtype not in (np.uint8, np.uint16):
         if X.size and X.min() >= 0 and X.max() <= 255:
             return X.astype(np.uint8)
@@ -478,27 +552,35 @@ def _full_range(X: np.ndarray) -> np.ndarray:
 
 def _from_pil(image: Image.Image) -> np.ndarray:
     """First frame, upright, as (H, W, C); palettes and exotic colour spaces become RGB or RGBA."""
-    image = ImageOps.exif_transpose(image)
+    _check_layout((image.height, image.width, 3))
+    image.load()
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception as error:  # of any kind, as the parser stumbles on it
+        warnings.warn(
+            f"The EXIF data of an image cannot be read ({type(error).__name__}: {error}): it is taken as upright.",
+            UserWarning,
+            stacklevel=2,
+        )
     mode = image.mode
-    if mode.startswith("I;16"):
-        array = np.asarray(image).astype(np.uint16)
-    elif mode == "I":
+    if mode == "I" or mode.startswith("I;16"):
         array = np.asarray(image)
         if array.min() < 0 or array.max() > 65535:
             raise ImageError(
                 f"32-bit integer pixels span {array.min()} to {array.max()}; expected 0-65535. Rescale it."
             )
         array = array.astype(np.uint16)
+        _check_values(array)
+        hole = image.info.get("transparency")
+        if isinstance(hole, int):  # one value stands for nothing
+            array = np.stack([array] * 3 + [np.where(array == hole, 0, 65535).astype(np.uint16)], axis=-1)
     elif mode == "F":
         array = np.asarray(image)
         _check_values(array)
-    elif mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        array = np.asarray(image.convert("RGBA"))
+    elif image.has_transparency_data:
+        array = np.asarray((image.convert("LA") if mode == "La" else image).convert("RGBA"))
     elif mode in ("1", "L"):
         array = np.asarray(image.convert("L"))
     else:
         array = np.asarray(image.convert("RGB"))
-    if array.ndim == 2:
-        array = array[..., np.newaxis]
-    _check_layout(array.shape)
-    return array
+    return array[..., np.newaxis] if array.ndim == 2 else array
