@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 import torch
 
-__all__ = ["PRECISIONS", "autocast", "resolve_device", "resolve_precision", "seeded"]
+__all__ = ["PRECISIONS", "autocast", "limited_threads", "own_settings", "resolve_device", "resolve_precision", "seeded"]
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -64,11 +65,56 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 @contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global generator within, and give the caller's state back after.
+def own_settings() -> Iterator[None]:
+    """Compute as if the caller had set nothing: no autocast, inference mode, default device, or ban on gradients."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        if torch.cuda.is_available():
+            stack.enter_context(torch.autocast("cuda", enabled=False))
+        if torch.get_default_device().type != "cpu":  # its context slows each operation a little
+            stack.enter_context(torch.device("cpu"))
+        yield
 
-    timm's initialisers draw from the global generator and take no other.
+
+_generator_lock = threading.RLock()
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's global generator within, and give the caller's state back after; one thread at a time.
+
+    timm's initialisers draw from the global generator and take no other. It is the whole process's: were two threads
+    within at once, each would draw from the other's numbers.
     """
-    with torch.random.fork_rng(devices=[]):
+    with _generator_lock, torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
         yield
+
+
+_limits: list[int] = []  # one for each limited_threads in force in this process, whatever its thread
+_limits_lock = threading.Lock()
+_unlimited = 0
+
+
+@contextlib.contextmanager
+def limited_threads(n: int) -> Iterator[None]:
+    """Let this thread's torch operations use `n` threads within.
+
+    torch keeps one number for the process and OpenMP one for each thread. Several threads may be within at a time; the
+    last to leave gives the process its number back.
+    """
+    global _unlimited
+    with _limits_lock:
+        if not _limits:
+            _unlimited = torch.get_num_threads()
+        _limits.append(n)
+        torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        with _limits_lock:
+            _limits.remove(n)
+            if not _limits:
+                torch.set_num_threads(_unlimited)

@@ -1,0 +1,358 @@
+"""Scoring by partitions: every scheduler gives what the detector gives, and a dead worker costs nothing."""
+
+import builtins
+import os
+import pickle
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_detector
+from PIL import Image
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+
+from skl_transformaly import ConformalDetector, ImageError, distributed
+from skl_transformaly._torch import limited_threads
+from skl_transformaly.distributed import BatchScorer, map_detector
+from skl_transformaly.persistence import save
+
+da = pytest.importorskip("dask.array", reason="dask is not installed")
+import dask
+import dask.bag as db
+
+
+@pytest.fixture(autouse=True)
+def synchronous():
+    with dask.config.set(scheduler="synchronous"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Ten files of different sizes."""
+    rng = np.random.default_rng(2)
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(10):
+        pixels = rng.integers(0, 256, (16 + i, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+    return folder
+
+
+def paths_of(folder):
+    return sorted(str(path) for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("method", ["score_samples", "decision_function", "predict", "transform"])
+@pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
+def test_array_of_pixels(fitted, method, scheduler):
+    detector, X = fitted
+    lazy = map_detector(detector, da.from_array(X, chunks=(5, -1, -1, -1)), method=method)
+    expected = getattr(detector, method)(X)
+    assert lazy.shape == expected.shape and lazy.dtype == expected.dtype
+    values = lazy.compute(scheduler=scheduler)
+    assert values.dtype == expected.dtype
+    np.testing.assert_allclose(values, expected, rtol=1e-9)
+
+
+def test_nothing_is_computed_before_it_is_asked_for(fitted, monkeypatch):
+    monkeypatch.setattr(distributed, "_apply", lambda *_: pytest.fail("computed"))
+    lazy = map_detector(fitted[0], da.from_array(fitted[1], chunks=(5, -1, -1, -1)))
+    assert lazy.chunks == ((5, 5, 2),)
+
+
+def test_chunks_that_cut_images_apart_are_merged(fitted):
+    detector, X = fitted
+    lazy = map_detector(detector, da.from_array(X, chunks=(6, 7, -1, 1)))
+    np.testing.assert_allclose(lazy.compute(), detector.score_samples(X), rtol=1e-9)
+
+
+def test_rows_are_scored_where_the_detector_takes_rows(images):
+    rows = images.reshape(len(images), -1)
+    detector = tiny_detector(image_shape=images.shape[1:]).fit(rows)
+    for method in ("score_samples", "transform"):
+        lazy = map_detector(detector, da.from_array(rows, chunks=(5, 100)), method=method)
+        np.testing.assert_allclose(lazy.compute(), getattr(detector, method)(rows), rtol=1e-9)
+
+
+def test_partitions_that_a_filter_emptied(fitted):
+    detector, X = fitted
+    array = da.from_array(X, chunks=(4, -1, -1, -1))
+    keep = np.arange(12) >= 8
+    lazy = map_detector(detector, array[da.from_array(keep, chunks=4)])
+    np.testing.assert_allclose(lazy.compute(), detector.score_samples(X[keep]), rtol=1e-9)
+
+
+@pytest.mark.parametrize("form", ["folder", "list", "array", "dask array", "transform"])
+def test_paths(fitted, folder, form):
+    detector, paths = fitted[0], paths_of(folder)
+    method = "transform" if form == "transform" else "score_samples"
+    X = {"folder": folder, "array": np.array(paths), "dask array": da.from_array(np.array(paths, object), chunks=4)}
+    lazy = map_detector(detector, X.get(form, paths), method=method, partition_size=4)
+    assert lazy.chunks[0] == (4, 4, 2)
+    np.testing.assert_allclose(lazy.compute(), getattr(detector, method)(paths), rtol=1e-9)
+
+
+def test_bag_of_paths(fitted, folder):
+    paths = paths_of(folder)
+    lazy = map_detector(fitted[0], db.from_sequence(paths, npartitions=3))
+    assert lazy.npartitions == 3
+    np.testing.assert_allclose(lazy.compute(), fitted[0].score_samples(paths), rtol=1e-9)
+
+
+def test_bag_of_images_of_different_sizes(fitted, folder):
+    pixels = [np.asarray(Image.open(path)) for path in paths_of(folder)]
+    lazy = map_detector(fitted[0], db.from_sequence(pixels, npartitions=3), method="predict")
+    np.testing.assert_array_equal(lazy.compute(), fitted[0].predict(pixels))
+
+
+def test_series_of_paths_keeps_its_index(fitted, folder):
+    dd = pytest.importorskip("dask.dataframe", reason="dask.dataframe needs pandas and pyarrow")
+    pd = pytest.importorskip("pandas")
+    paths = pd.Series(paths_of(folder), index=np.arange(10) * 3, name="path")
+    scores = map_detector(fitted[0], dd.from_pandas(paths, npartitions=3)).compute()
+    assert scores.name == "score_samples" and scores.index.tolist() == paths.index.tolist()
+    np.testing.assert_allclose(scores, fitted[0].score_samples(paths), rtol=1e-9)
+    with pytest.raises(TypeError, match="column of paths"):
+        map_detector(fitted[0], dd.from_pandas(paths.to_frame(), npartitions=3))
+    with pytest.raises(TypeError, match="to_bag"):
+        map_detector(fitted[0], dd.from_pandas(paths, npartitions=3), method="transform")
+
+
+def test_p_values_of_a_conformal_detector(fitted, rng):
+    X = rng.integers(0, 256, (25, 20, 24, 3), dtype=np.uint8)
+    conformal = ConformalDetector(FrozenEstimator(fitted[0]), calibration=(X,), alpha=0.1).fit(fitted[1])
+    lazy = map_detector(conformal, da.from_array(fitted[1], chunks=(5, -1, -1, -1)), method="p_values")
+    np.testing.assert_array_equal(lazy.compute(), conformal.p_values(fitted[1]))
+
+
+def test_an_unreadable_file_is_named(fitted, folder, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    lazy = map_detector(fitted[0], [*paths_of(folder), str(broken)], partition_size=4)
+    with pytest.raises(ImageError, match="broken.png"):
+        lazy.compute()
+
+
+@pytest.mark.filterwarnings("ignore:1 of 3 images could not be read")
+def test_an_unreadable_file_is_skipped_where_the_detector_skips(images, folder, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    detector = tiny_detector(on_error="skip").fit(images)
+    scores = map_detector(detector, [*paths_of(folder), str(broken)], partition_size=4).compute()
+    assert np.flatnonzero(np.isnan(scores)).tolist() == [10]
+
+
+def test_images_of_another_shape_are_refused_at_once(fitted):
+    with pytest.raises(ValueError, match="shape"):
+        map_detector(fitted[0], da.zeros((8, 20, 25, 3), chunks=(4, -1, -1, -1), dtype=np.uint8))
+    with pytest.raises(ValueError, match="channels"):
+        map_detector(fitted[0], da.zeros((8, 20, 24, 5), chunks=(4, -1, -1, -1), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    "X, error, message",
+    [
+        (np.zeros((4, 20, 24, 3), np.uint8), TypeError, "from_array"),
+        (7, TypeError, "Cannot partition a int"),
+        ([], ValueError, "no path"),
+        ("no/such/folder", ValueError, "no folder"),
+        (dask.delayed(1), TypeError, "Delayed"),
+    ],
+)
+def test_what_is_no_partitioned_input_is_refused(fitted, X, error, message):
+    with pytest.raises(error, match=message):
+        map_detector(fitted[0], X)
+
+
+def test_wrong_parameters_are_refused(fitted, folder):
+    with pytest.raises(ValueError, match="method must be one of"):
+        map_detector(fitted[0], folder, method="fit")
+    with pytest.raises(ValueError, match="partition_size"):
+        map_detector(fitted[0], folder, partition_size=0)
+    with pytest.raises(AttributeError, match="p_values"):
+        map_detector(fitted[0], folder, method="p_values")
+    with pytest.raises(NotFittedError):
+        map_detector(tiny_detector(), folder)
+
+
+def test_a_detector_that_cannot_be_pickled_is_refused(images, folder):
+    detector = tiny_detector().fit(images)
+    detector.lock = threading.Lock()
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        map_detector(detector, folder)
+
+
+def test_without_dask_the_error_names_the_extra(fitted, folder, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.partition(".")[0] == "dask":
+            raise ImportError("No module named 'dask'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ModuleNotFoundError, match=r"skl-transformaly\[dask\]"):
+        map_detector(fitted[0], folder)
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Counts detectors that this process unpickles."""
+    counted = []
+
+    class Counting:
+        PicklingError = pickle.PicklingError
+
+        @staticmethod
+        def loads(data):
+            counted.append(len(data))
+            return pickle.loads(data)
+
+    monkeypatch.setattr(distributed, "_loaded", type(distributed._loaded)())
+    monkeypatch.setattr(distributed, "pickle", Counting)
+    return counted
+
+
+@pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
+def test_a_process_loads_a_detector_once(fitted, scheduler, loads):
+    array = da.from_array(fitted[1], chunks=(1, -1, -1, -1))
+    for method in ("score_samples", "predict"):
+        map_detector(fitted[0], array, method=method).compute(scheduler=scheduler)
+    assert len(loads) == 1
+
+
+def test_a_saved_detector_is_read_by_the_workers(fitted, tmp_path, monkeypatch):
+    path = tmp_path / "detector.tfm"
+    save(fitted[0], path)
+    read = []
+    monkeypatch.setattr(distributed, "_loaded", type(distributed._loaded)())
+    real = distributed._read
+    lazy = map_detector(path, da.from_array(fitted[1], chunks=(3, -1, -1, -1)))
+    monkeypatch.setattr(distributed, "_read", lambda found: read.append(found) or real(found))
+    np.testing.assert_allclose(lazy.compute(), fitted[0].score_samples(fitted[1]), rtol=1e-9)
+    assert read == [str(path)]
+    np.testing.assert_array_equal(
+        BatchScorer(path, column="image")({"image": fitted[1]})["score_samples"], fitted[0].score_samples(fitted[1])
+    )
+
+
+def test_a_process_keeps_two_detectors(fitted, loads):
+    array = da.from_array(fitted[1], chunks=(6, -1, -1, -1))
+    detectors = [tiny_detector(contamination=share).fit(fitted[1]) for share in (0.1, 0.2, 0.3)]
+    for detector in detectors:
+        map_detector(detector, array).compute()
+    assert len(loads) == 3 and len(distributed._loaded) == 2
+
+
+def test_tasks_beside_each_other_use_one_thread_each(fitted, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        type(fitted[0]), "predict", lambda self, X: seen.append(torch.get_num_threads()) or [0] * len(X)
+    )
+    array = da.from_array(fitted[1], chunks=(3, -1, -1, -1))
+    before = torch.get_num_threads()
+    map_detector(fitted[0], array, method="predict").compute(scheduler="threads", num_workers=2)
+    assert set(seen) == {1}
+    seen.clear()
+    map_detector(fitted[0], array, method="predict", threads=3).compute(scheduler="threads", num_workers=2)
+    assert set(seen) == {3}
+    assert torch.get_num_threads() == before
+
+
+def test_limits_of_threads_end_with_the_last():
+    before = torch.get_num_threads()
+    first, second = limited_threads(before + 1), limited_threads(before + 2)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.get_num_threads() == before + 2
+    second.__exit__(None, None, None)
+    assert torch.get_num_threads() == before
+
+
+def test_batches_in_columns(fitted, folder):
+    paths = np.array(paths_of(folder))
+    batch = BatchScorer(fitted[0])({"path": paths, "id": np.arange(10)})
+    assert list(batch) == ["path", "id", "score_samples"]
+    np.testing.assert_array_equal(batch["score_samples"], fitted[0].score_samples(list(paths)))
+
+
+def test_batches_of_images_of_different_sizes(fitted, folder):
+    column = np.empty(10, dtype=object)
+    column[:] = [np.asarray(Image.open(path)) for path in paths_of(folder)]
+    batch = pickle.loads(pickle.dumps(BatchScorer(fitted[0], column="image", method="predict")))({"image": column})
+    np.testing.assert_array_equal(batch["predict"], fitted[0].predict(list(column)))
+
+
+def test_a_batch_without_the_column_is_refused(fitted):
+    with pytest.raises(KeyError, match="no column 'path'.*'image'"):
+        BatchScorer(fitted[0])({"image": fitted[1]})
+
+
+# A real cluster of two processes
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    distributed_library = pytest.importorskip("distributed", reason="distributed is not installed")
+    with (
+        distributed_library.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0
+        ) as local,
+        distributed_library.Client(local) as client,
+        dask.config.set(scheduler=None),
+    ):
+        yield client
+
+
+def _slowly(pixels, seconds):
+    time.sleep(seconds)
+    return pixels
+
+
+@pytest.mark.slow
+def test_a_cluster_of_two_processes_gives_the_detectors_own_scores(cluster, fitted, folder):
+    detector, X = fitted
+    slow = da.from_array(X, chunks=(1, -1, -1, -1)).map_blocks(_slowly, seconds=0.1, dtype=X.dtype)
+    with dask.config.set(scheduler=cluster.get):
+        for _ in range(2):
+            np.testing.assert_allclose(map_detector(detector, slow).compute(), detector.score_samples(X), rtol=1e-9)
+        paths = paths_of(folder)
+        lazy = map_detector(detector, folder, partition_size=2)
+        np.testing.assert_allclose(lazy.compute(), detector.score_samples(paths), rtol=1e-9)
+    state = cluster.run(_state_of_worker)
+    assert len({pid for pid, _, _ in state.values()} - {os.getpid()}) == 2
+    assert [(loaded, threads) for _, loaded, threads in state.values()] == [(1, 1), (1, 1)]
+
+
+def _state_of_worker():
+    from skl_transformaly import distributed
+
+    return os.getpid(), len(distributed._loaded), torch.get_num_threads()
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_in_the_middle_loses_no_score(cluster, fitted):
+    from distributed import futures_of
+
+    detector, X = fitted
+    X = np.concatenate([X, X[::-1]])
+    slow = da.from_array(X, chunks=(1, -1, -1, -1)).map_blocks(_slowly, seconds=0.25, dtype=X.dtype)
+    expected = detector.score_samples(X)
+    pids = cluster.run(os.getpid)
+    with dask.config.set(scheduler=cluster.get):
+        scores = map_detector(detector, slow).persist()
+    futures = futures_of(scores)
+    while sum(future.done() for future in futures) < len(futures) // 3:
+        time.sleep(0.05)
+    held = {address: len(keys) for address, keys in cluster.has_what().items()}
+    victim = max(held, key=held.get)
+    assert held[victim] > 1 and not all(future.done() for future in futures)
+    os.kill(pids[victim], signal.SIGKILL)
+    with dask.config.set(scheduler=cluster.get):
+        np.testing.assert_allclose(scores.compute(), expected, rtol=1e-9)
+    assert pids[victim] not in cluster.run(os.getpid).values()
