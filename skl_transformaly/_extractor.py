@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from skl_transformaly import _teacher
 from skl_transformaly._images import ImageInputMixin
 from skl_transformaly._teacher import BUNDLED_MODEL, BlockVisitor
-from skl_transformaly._torch import PRECISIONS, autocast, resolve_device, resolve_precision
+from skl_transformaly._torch import PRECISIONS, autocast, own_settings, resolve_device, resolve_precision
 
 __all__ = ["TimmExtractor", "resolve_extractor"]
 
@@ -134,6 +134,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         self.precision = precision
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @own_settings()
     def fit(self, X: Any, y: Any = None) -> TimmExtractor:
         """Load the teacher; of the images only their form is looked at.
 
@@ -202,6 +203,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         """The teacher's blocks, in order of depth (stages, for models in stages)."""
         return self.teacher_.blocks
 
+    @own_settings()
     def preprocess(self, pixels: np.ndarray | list[np.ndarray]) -> Tensor:
         """Resize and normalise decoded images.
 
@@ -231,6 +233,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         mean, std = (torch.as_tensor(config[key]).to(batch).view(-1, 1, 1) for key in ("mean", "std"))
         return torch.sub(batch, mean).div_(std)
 
+    @own_settings()
     def embed(self, batch: Tensor, visit: BlockVisitor | None = None) -> Tensor:
         """Run the teacher.
 
@@ -250,13 +253,20 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         with self.compute():
             return self.teacher_.embed(batch, visit)
 
+    @own_settings()
     def new_blocks(self, seed: int) -> list[nn.Module]:
         """All blocks of the architecture with weights drawn anew from `seed`, in training mode, on the device.
 
         A block's weights depend on `seed` and on its depth alone.
         """
         blocks = _teacher.new_blocks(self.model_name, self.image_size, seed)
-        return [block.to(self._parameter()).train() for block in blocks]
+        return [self.adapt(block).to(self._parameter()).train() for block in blocks]
+
+    def adapt(self, block: nn.Module) -> nn.Module:
+        """Have a block of the architecture compute by the same kernels as the teacher's; changes and gives `block`."""
+        if self._explicit(self._parameter().device):
+            _teacher.make_attention_explicit(block)
+        return block
 
     def compute(self) -> contextlib.AbstractContextManager:
         """Context manager in which teacher and students compute, in the precision in use."""
@@ -312,8 +322,15 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
             self._teacher = teacher
         return self._teacher
 
+    @own_settings()
     def _load(self, device: torch.device, dtype: torch.dtype) -> _teacher.Teacher:
-        return _teacher.load_teacher(self.model_name, self.weights, self.image_size, device, dtype)
+        explicit = self._explicit(device)
+        return _teacher.load_teacher(self.model_name, self.weights, self.image_size, device, dtype, explicit)
+
+    def _explicit(self, device: torch.device) -> bool:
+        """Whether attention is computed without torch's fused kernel."""
+        sixteen_bits = PRECISIONS[resolve_precision(self.precision, device)].itemsize == 2
+        return device.type == "cpu" and sixteen_bits
 
     def _parameter(self) -> Tensor:
         """Any parameter of the teacher: it carries device and dtype."""

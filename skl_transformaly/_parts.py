@@ -32,7 +32,8 @@ from skl_transformaly._calibration import ConformalDetector
 from skl_transformaly._density import GaussianDensity, KNNDensity
 from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly._extractor import TimmExtractor
-from skl_transformaly._modelfile import ArrayInfo, ModelFile
+from skl_transformaly._modelfile import ArrayInfo, ModelFile, ModelFileError
+from skl_transformaly._residuals import ResidualStatistics
 from skl_transformaly._students import BlockStudents
 from skl_transformaly._torch import PRECISIONS, resolve_device
 from skl_transformaly.model_selection import NormalOnly
@@ -273,9 +274,17 @@ def _unpack_teacher(extractor: TimmExtractor, state: dict, reader: Reader, sizes
         unfit("does not go with its teacher")
     if entry["stored"]:
         reader.use_prefix(f"teachers.{place}.")
-        reader.device(extractor)
-        # loaded now, so that whatever is wrong with it is said by load
+    try:
+        resolve_device(extractor.device)
+    except ValueError as error:
+        unfit(f"computes elsewhere: {error} Pass load(..., device='cpu')")
+    try:
+        # now, so that whatever is wrong with the weights is said by load
         extractor.teacher_  # noqa: B018
+    except ModelFileError:
+        raise
+    except ValueError as error:
+        unfit(f"cannot have its weights: {error}")
 
 
 def _pack_students(students: BlockStudents, writer: Writer) -> dict[str, Any]:
@@ -287,6 +296,10 @@ def _pack_students(students: BlockStudents, writer: Writer) -> dict[str, Any]:
         "history": [
             [index, {name: [encode_float(v) for v in values] for name, values in history.items()}]
             for index, history in students.history_.items()
+        ],
+        "residuals": [
+            None if statistics is None else {name: writer.array(name, getattr(statistics, name)) for name in _RESIDUALS}
+            for statistics in students._residuals
         ],
     }
 
@@ -302,15 +315,38 @@ def _unpack_students(students: BlockStudents, state: dict, reader: Reader, sizes
         unfit("does not have one student for each of its blocks")
     dtype = PRECISIONS[_weight_dtype(extractor)]
     states = [reader.network(prefix, outlines[index], dtype) for index, prefix in zip(indices, prefixes)]
-    device = reader.device(extractor)
+    like = next(extractor.teacher_.model.parameters())
     fresh = reader.fresh_blocks(extractor)
     students.students_ = []
     for index, tensors in zip(indices, states):
-        student = deepcopy(fresh[index])
-        student.to(dtype).load_state_dict(tensors)
-        students.students_.append(extractor.adapt(student).to(device).eval().requires_grad_(False))
+        student = extractor.adapt(deepcopy(fresh[index]).to(like))
+        student.load_state_dict(tensors)
+        students.students_.append(student.eval().requires_grad_(False))
     students.history_ = _decode_history(state["history"], indices, reader)
+    students._residuals = _decode_residuals(state["residuals"], len(indices), reader)
     students._keys = {}  # names in a cache that stayed where it was
+
+
+# fields of ResidualStatistics, and their axes
+_RESIDUALS = {"mean": ("C", "h", "w"), "whitening": ("C", "C"), "level": ("h", "w"), "spread": ("h", "w")}
+
+
+def _decode_residuals(encoded: Any, number: int, reader: Reader) -> list[ResidualStatistics | None]:
+    if not isinstance(encoded, list) or len(encoded) != number:
+        unfit("does not say what is usual for each of its students")
+    found: list[ResidualStatistics | None] = []
+    for entry in encoded:
+        if entry is None:
+            found.append(None)
+            continue
+        if not isinstance(entry, dict) or set(entry) != set(_RESIDUALS):
+            unfit("does not say what is usual for each of its students")
+        sizes: dict[str, int] = {}
+        arrays = {
+            name: Array(axes, ("float32",)).decode(entry[name], reader, sizes) for name, axes in _RESIDUALS.items()
+        }
+        found.append(ResidualStatistics(**arrays))
+    return found
 
 
 def _decode_history(encoded: Any, indices: list[int], reader: Reader) -> dict[int, dict[str, list[float]]]:
@@ -454,7 +490,7 @@ PARTS: dict[str, _Class] = {
             "block_indices_": Array(("m",), ("int64",)),
         },
         _IMAGES_OPTIONAL,
-        ("students", "history"),
+        ("students", "history", "residuals"),
         _pack_students,
         _unpack_students,
         _check_image_shape,
@@ -735,6 +771,7 @@ _DERIVED = frozenset(
         "_teacher",
         "students_",
         "history_",
+        "_residuals",
         "_keys",
         "neighbors_",
         "_scored_folds",
@@ -884,13 +921,6 @@ class Reader:
             except ValueError as error:
                 unfit(f"needs an architecture that cannot be built here: {error}")
         return self._blocks[key]
-
-    def device(self, extractor: TimmExtractor) -> torch.device:
-        """Where the extractor computes on this machine."""
-        try:
-            return resolve_device(extractor.device)
-        except ValueError as error:
-            unfit(f"computes elsewhere: {error} Pass load(..., device='cpu')")
 
     def _make(self, spec: _Class, entry: dict[str, Any]) -> tuple[Any, dict[str, int], bool]:
         part = self._construct(spec, entry["params"])

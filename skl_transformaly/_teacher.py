@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -149,12 +150,18 @@ _shared_lock = threading.Lock()
 
 
 def load_teacher(
-    model_name: str, weights: str | os.PathLike | None, image_size: int | None, device: torch.device, dtype: torch.dtype
+    model_name: str,
+    weights: str | os.PathLike | None,
+    image_size: int | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    explicit: bool = False,
 ) -> Teacher:
     """Build the teacher, or hand out the one that lives already.
 
     Frozen teachers are shared by all estimators of a process that ask for the same one: a grid of a
-    hundred candidates holds one copy of the weights. It goes when the last of them goes.
+    hundred candidates holds one copy of the weights. It goes when the last of them goes. With `explicit`, see
+    :func:`make_attention_explicit`.
     """
     file = None
     if weights not in ("hub", "bundled", None):
@@ -164,12 +171,15 @@ def load_teacher(
                 f"weights={str(weights)!r} is no file. Expected 'hub', 'bundled', None (random) or the path of a "
                 ".safetensors or .pth file."
             )
-        file = (str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size)
-    key = (model_name, file or weights, image_size, str(device), dtype)
+        status = path.stat()
+        file = (str(path.resolve()), status.st_mtime_ns, status.st_size, status.st_ino)
+    key = (model_name, file or weights, image_size, str(device), dtype, explicit)
     with _shared_lock:
         teacher = _shared.get(key)
         if teacher is None:
             teacher = _build_teacher(model_name, weights, image_size, device, dtype)
+            if explicit:
+                make_attention_explicit(teacher.model)
             _shared[key] = teacher
     return teacher
 
@@ -185,6 +195,17 @@ def _build_teacher(model_name, weights, image_size, device, dtype) -> Teacher:
         set_image_size(model, image_size)
         config["input_size"] = (config["input_size"][0], image_size, image_size)
     return Teacher(model.to(device=device, dtype=dtype), config, digest)
+
+
+def make_attention_explicit(module: nn.Module) -> None:
+    """Let timm's attention multiply its matrices one by one, instead of torch's fused kernel.
+
+    In 16 bits on a CPU the fused kernel takes twice as long forward and three times as long backward
+    (``benchmarks/speed/attention.py``); the two differ by rounding.
+    """
+    for part in module.modules():
+        if getattr(part, "fused_attn", False) is True:
+            part.fused_attn = False
 
 
 def create_model(model_name: str, weights: str | os.PathLike | None) -> nn.Module:
@@ -206,13 +227,20 @@ def create_model(model_name: str, weights: str | os.PathLike | None) -> nn.Modul
 
 
 def _random_model(model_name: str, seed: int) -> nn.Module:
-    default = torch.get_default_dtype()
-    try:
-        torch.set_default_dtype(torch.float32)  # timm builds in the default dtype; the caller's may differ
-        with seeded(seed):
-            return timm.create_model(model_name, pretrained=False, num_classes=0)
-    finally:
-        torch.set_default_dtype(default)
+    with _building(seed):
+        return timm.create_model(model_name, pretrained=False, num_classes=0)
+
+
+@contextlib.contextmanager
+def _building(seed: int) -> Iterator[None]:
+    """Where timm builds: it draws from torch's one generator, and builds in the default dtype, which may be another."""
+    with seeded(seed):  # one thread at a time, or a thread would restore another's dtype
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)
 
 
 def new_blocks(model_name: str, image_size: int | None, seed: int) -> list[nn.Module]:
@@ -279,7 +307,8 @@ class _LeaveUnfilled(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if args and isinstance(args[0], Tensor):
-            if getattr(func, "__name__", "") in (self._ON_META if args[0].is_meta else self._FILLING):
+            left_out = self._ON_META if args[0].is_meta else self._FILLING
+            if getattr(func, "__name__", "") in left_out:
                 return args[0]
         return func(*args, **(kwargs or {}))
 
@@ -295,10 +324,15 @@ def empty_model(model_name: str, image_size: int | None) -> nn.Module:
     # other names would have timm read a folder or ask a hub
     if not timm.is_model(model_name) or ":" in model_name:
         raise ValueError(f"timm {timm.__version__} knows no model {model_name[:100]!r}; another version may.")
-    with _LeaveUnfilled():
-        model = _random_model(model_name, seed=0)
-    if image_size is not None:
-        set_image_size(model, image_size)
+    try:
+        with _LeaveUnfilled():
+            model = _random_model(model_name, seed=0)
+        if image_size is not None:
+            set_image_size(model, image_size)
+    except Exception as error:  # each architecture stumbles in its own way over a size that it cannot have
+        raise ValueError(
+            f"timm {timm.__version__} cannot build {model_name!r} at image_size={image_size}: {error}"
+        ) from error
     return model
 
 
@@ -389,7 +423,11 @@ def _from_model_file(model_name: str, path: Path, image_size: int | None) -> tup
             )
         place, entry = held[model_name, image_size]
         # the outline first: a file that only claims to hold a large network takes no memory for one
-        state = read_state(file, f"teachers.{place}.", outline(model_name, image_size), torch.float32)
+        try:
+            like = outline(model_name, image_size)
+        except ValueError as error:
+            raise ModelFileError(f"{os.fspath(path)!r} needs an architecture that is not here: {error}") from error
+        state = read_state(file, f"teachers.{place}.", like, torch.float32)
     model = empty_model(model_name, image_size)
     model.load_state_dict(state)
     return model, dict(entry["data_config"]), entry["sha256"]
@@ -397,7 +435,8 @@ def _from_model_file(model_name: str, path: Path, image_size: int | None) -> tup
 
 def _from_hub(model_name: str) -> nn.Module:
     try:
-        return timm.create_model(model_name, pretrained=True, num_classes=0)
+        with _building(0):
+            return timm.create_model(model_name, pretrained=True, num_classes=0)
     except Exception as error:  # the hub's client, its HTTP library and the socket each raise their own
         raise ConnectionError(
             f"The weights of {model_name!r} could not be had from timm's hub ({type(error).__name__}: "
