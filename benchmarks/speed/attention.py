@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,10 @@ def main() -> None:
                 output = forward(attend)
                 output.backward(output.detach())
 
-            fused = F.scaled_dot_product_attention
+            ways = {"fused": F.scaled_dot_product_attention, "explicit": explicit}
             with torch.no_grad():
-                ahead = interleaved({"fused": lambda f=forward: f(fused), "explicit": lambda f=forward: f(explicit)})
-            both = interleaved({"fused": lambda b=backward: b(fused), "explicit": lambda b=backward: b(explicit)})
+                ahead = interleaved({name: partial(forward, way) for name, way in ways.items()})
+            both = interleaved({name: partial(backward, way) for name, way in ways.items()})
             for name, times in (("forward", ahead), ("forward and backward", both)):
                 quotient = ratio(times["fused"], times["explicit"])
                 rows.append([str(heads), str(dtype).removeprefix("torch."), name, times["fused"].show(),

@@ -4,8 +4,8 @@
     python benchmarks/speed/run.py score epoch --models vit_tiny_patch16_224
 
 Ratios are of timings that alternate within the run, so a machine whose speed drifts does not move them; each figure is
-the median of five, with minimum and maximum. The floor is the floating-point operations of the work over the rate that one
-large matrix product reaches in the same precision at that moment. Nothing is compared with an earlier run.
+the median of five, with minimum and maximum. The floor is the floating-point operations of the work over the rate that
+one large matrix product reaches in the same precision at that moment. Nothing is compared with an earlier run.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def fit(options: argparse.Namespace) -> str:
     header = ["teacher", "epochs", "fit, an image", f"plain loop, an image in {PAPER_EPOCHS} epochs", "times as fast"]
     return (
         f"### Fit against the plain loop (target: 20 times as fast)\n\n{table(header, rows)}\n\n"
-        f"`TransformalyDetector.fit` with the defaults on {options.images} images, scoring of the training images included; one step of the "
-        f"plain loop (batch {BATCH}, {BLOCKS} students, float32), times {PAPER_EPOCHS} epochs."
+        f"`TransformalyDetector.fit` with the defaults on {options.images} images, scoring of the training images "
+        f"included; a step of the plain loop (batch {BATCH}, {BLOCKS} students, float32), times {PAPER_EPOCHS} epochs."
     )
 
 
