@@ -1,0 +1,285 @@
+"""The same seed gives the same scores wherever it runs, and no call leaves a trace in the user's program."""
+
+import os
+import pickle
+import random
+import subprocess
+import sys
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_detector, tiny_extractor, tiny_students
+from PIL import Image, ImageFile
+from sklearn.base import clone
+
+from skl_transformaly import ConformalDetector, load, save
+
+# The same seed, the same scores
+
+
+PROGRAM = """
+import sys; sys.path[:0] = ['tests', '.']
+import numpy as np, torch
+torch.set_num_threads(1)
+from conftest import tiny_detector, tiny_extractor
+X = np.random.default_rng(1).integers(0, 256, (12, 20, 24, 3), dtype=np.uint8)
+for model, precision in (("test_vit", "float32"), ("test_vit", "bfloat16"), ("test_efficientnet", "float32")):
+    detector = tiny_detector(extractor=tiny_extractor(model, precision=precision)).fit(X)
+    print(detector.score_samples(X).tobytes().hex())
+"""
+
+
+def scores_of_a_process(**environment):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={**os.environ, **environment},
+        cwd=os.path.dirname(os.path.dirname(__file__)),
+    )
+    return done.stdout
+
+
+def test_two_processes_give_the_same_bits():
+    # another order of sets and dicts of strings must change nothing either
+    first, second = (scores_of_a_process(PYTHONHASHSEED=seed) for seed in ("1", "2"))
+    assert first.count("\n") == 3
+    assert first == second
+
+
+@pytest.mark.parametrize("model, precision", [("test_vit", "float32"), ("test_efficientnet", "float32")])
+def test_a_second_fit_gives_the_same_bits(model, precision, images):
+    first, second = (
+        tiny_detector(extractor=tiny_extractor(model, precision=precision)).fit(images).score_samples(images)
+        for _ in range(2)
+    )
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("model", ["test_vit", "test_efficientnet"])
+@pytest.mark.parametrize("precision, tolerance", [("float64", 1e-9), ("float32", 1e-3)])
+def test_batches_of_any_size_give_the_same_scores(model, precision, tolerance, images):
+    detector = tiny_detector(extractor=tiny_extractor(model, precision=precision)).fit(images)
+    expected = detector.score_samples(images)
+    for batch_size in (1, 5, 100):
+        detector.extractor_.batch_size = batch_size
+        np.testing.assert_allclose(detector.score_samples(images), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("precision, tolerance", [("float64", 1e-9), ("float32", 1e-3)])
+def test_any_number_of_threads_gives_the_same_scores(precision, tolerance, images):
+    before = torch.get_num_threads()
+    detector = tiny_detector(extractor=tiny_extractor(precision=precision)).fit(images)
+    scores = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            scores.append(detector.score_samples(images))
+    finally:
+        torch.set_num_threads(before)
+    for other in scores[1:]:
+        np.testing.assert_allclose(other, scores[0], rtol=0, atol=tolerance)
+
+
+def test_order_of_images_is_order_of_scores(fitted):
+    detector, X = fitted
+    order = np.random.default_rng(0).permutation(len(X))
+    np.testing.assert_allclose(detector.score_samples(X[order]), detector.score_samples(X)[order], rtol=1e-9)
+
+
+# Threads
+
+
+@pytest.mark.parametrize("precision", ["float64", "bfloat16"])
+@pytest.mark.parametrize("fresh", [False, True], ids=["at hand", "after unpickling"])
+def test_eight_threads_at_once_score_as_one(precision, fresh, images, rng):
+    """After unpickling all of them find the teacher not loaded yet."""
+    detector = tiny_detector(extractor=tiny_extractor(precision=precision)).fit(images)
+    batches = [rng.integers(0, 256, (n, 20, 24, 3), dtype=np.uint8) for n in range(1, 9)]
+    expected = [detector.score_samples(batch) for batch in batches]
+    expected_maps = [detector.anomaly_map(batch) for batch in batches]
+    if fresh:
+        detector = pickle.loads(pickle.dumps(detector))
+    start = threading.Barrier(8)
+
+    def work(i):
+        start.wait()
+        return [(detector.score_samples(batches[i]), detector.anomaly_map(batches[i])) for _ in range(5)]
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(work, range(8)))
+    for i in range(8):
+        for scores, maps in found[i]:
+            np.testing.assert_array_equal(scores, expected[i])
+            np.testing.assert_array_equal(maps, expected_maps[i])
+
+
+@pytest.mark.parametrize("model", ["test_vit", "test_efficientnet"])
+def test_fits_in_threads_give_what_fits_one_by_one_give(model, images):
+    """Weights are drawn from torch's one generator for the whole process."""
+    detectors = [
+        tiny_detector(extractor=tiny_extractor(model), students=tiny_students(random_state=seed)) for seed in range(4)
+    ]
+    expected = [clone(detector).fit(images).score_samples(images) for detector in detectors]
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda detector: detector.fit(images).score_samples(images), detectors))
+    for scores, alone in zip(found, expected):
+        np.testing.assert_array_equal(scores, alone)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_fits_in_threads_keep_the_default_dtype(images):
+    detectors = [tiny_detector(students=tiny_students(random_state=seed)) for seed in range(8)]
+    torch.set_default_dtype(torch.float64)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda detector: detector.fit(images), detectors))
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+# The user's program
+
+
+def world():
+    """All that a program may have set for itself and a call might change."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "numpy's generator": (kind, keys.tobytes(), *rest),
+        "python's generator": random.getstate(),
+        "torch's generator": torch.get_rng_state().numpy().tobytes(),
+        "torch's seed": torch.initial_seed(),
+        "threads within": torch.get_num_threads(),
+        "threads between": torch.get_num_interop_threads(),
+        "default dtype": torch.get_default_dtype(),
+        "default device": torch.get_default_device(),
+        "gradients": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "autocast": (
+            torch.is_autocast_enabled("cpu"),
+            torch.get_autocast_dtype("cpu"),
+            torch.is_autocast_cache_enabled(),
+        ),
+        "deterministic": (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark),
+        "matrix products": torch.get_float32_matmul_precision(),
+        "attention": (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()),
+        "onednn": torch.backends.mkldnn.enabled,
+        "numpy's errors": np.geterr(),
+        "numpy's printing": str(np.get_printoptions()),
+        "Pillow": (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES),
+        "warnings": list(warnings.filters),
+        "environment": dict(os.environ),
+        "folder": os.getcwd(),
+        # tqdm keeps one of its own
+        "threads of the program": {thread.name for thread in threading.enumerate()} - {"tqdm_monitor"},
+    }
+
+
+def calls(detector, X, folder):
+    """Each thing that a user may ask, by name."""
+
+    def fail_in_training():
+        broken = clone(detector).set_params(students__lr=1e30, students__max_epochs=3)
+        with pytest.raises((FloatingPointError, ValueError)):
+            broken.fit(X)
+
+    def fail_on_input():
+        with pytest.raises(ValueError):
+            detector.score_samples(np.full((2, 20, 24, 3), np.nan))
+
+    return {
+        "fit": lambda: clone(detector).fit(X),
+        "fit with a cache": lambda: clone(detector).set_params(memory=str(folder / "cache")).fit(X),
+        "fit, showing progress": lambda: clone(detector).set_params(verbose=1).fit(X),
+        "fit without a seed": lambda: clone(detector).set_params(random_state=0, students__random_state=None).fit(X),
+        "fit_predict": lambda: clone(detector).fit_predict(X),
+        "score_samples": lambda: detector.score_samples(X),
+        "decision_function": lambda: detector.decision_function(X),
+        "predict": lambda: detector.predict(X),
+        "transform": lambda: detector.transform(X),
+        "anomaly_map": lambda: detector.anomaly_map(X),
+        "explain": lambda: detector.explain(X),
+        "explained_variance_path": lambda: detector.explained_variance_path(X),
+        "pickle": lambda: pickle.loads(pickle.dumps(detector)).score_samples(X),
+        "save and load": lambda: (save(detector, folder / "model.tfm"), load(folder / "model.tfm").score_samples(X)),
+        "ConformalDetector": lambda: ConformalDetector(detector, alpha=0.4, random_state=0).fit(X).p_values(X),
+        "a failing fit": fail_in_training,
+        "a failing score": fail_on_input,
+    }
+
+
+@pytest.fixture(scope="module")
+def module_images():
+    return np.random.default_rng(1).integers(0, 256, (12, 20, 24, 3), dtype=np.uint8)
+
+
+NAMES = list(calls(tiny_detector(), None, None))
+
+
+@pytest.mark.filterwarnings("ignore:.*calibration")
+@pytest.mark.parametrize("name", NAMES)
+def test_no_call_leaves_a_trace(name, fitted, tmp_path):
+    detector, X = fitted
+    call = calls(detector, X, tmp_path)[name]
+    np.random.seed(7)
+    random.seed(7)
+    torch.manual_seed(7)
+    before = world()
+    call()
+    after = world()
+    for key, value in before.items():
+        assert after[key] == value, key
+
+
+CIRCUMSTANCES = {
+    "no_grad": lambda: torch.no_grad(),
+    "inference_mode": lambda: torch.inference_mode(),
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "a default device": lambda: torch.device("meta"),
+    "numpy raises": lambda: np.errstate(all="raise"),
+    "a default dtype": lambda: _DefaultDtype(torch.float64),
+    "deterministic": lambda: _Deterministic(),
+}
+
+
+class _DefaultDtype:
+    def __init__(self, dtype):
+        self.dtype = dtype
+
+    def __enter__(self):
+        torch.set_default_dtype(self.dtype)
+
+    def __exit__(self, *_):
+        torch.set_default_dtype(torch.float32)
+
+
+class _Deterministic:
+    def __enter__(self):
+        torch.use_deterministic_algorithms(True)
+
+    def __exit__(self, *_):
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("model", ["test_vit", "test_efficientnet"])
+@pytest.mark.parametrize("name", CIRCUMSTANCES)
+def test_what_the_program_has_set_changes_no_score(name, model, images):
+    def work():
+        detector = tiny_detector(extractor=tiny_extractor(model, precision="float32")).fit(images)
+        return detector.score_samples(images), detector.anomaly_map(images), detector
+
+    scores, maps, detector = work()
+    with CIRCUMSTANCES[name]():
+        scored_within = detector.score_samples(images)
+        scores_within, maps_within, detector_within = work()
+    np.testing.assert_array_equal(scored_within, scores)
+    np.testing.assert_array_equal(scores_within, scores)
+    np.testing.assert_array_equal(maps_within, maps)
+    np.testing.assert_array_equal(detector_within.score_samples(images), scores)
