@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import tempfile
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from skl_transformaly._halving import Halving
 from skl_transformaly._images import Images
 
 __all__ = ["BlockActivations", "iter_activations"]
@@ -168,14 +170,17 @@ def _capture(images: Images, extractor: Any, index: int, cache: str, cache_bytes
             caught[:] = args[0], output
             raise _Stop
 
+    def run(batch: Tensor) -> tuple[Tensor, ...]:
+        with contextlib.suppress(_Stop), torch.no_grad(), extractor.compute():
+            extractor.embed(batch, visit)
+        return tuple(tensor.cpu() for tensor in caught)
+
     layers: list[Tensor] = []
     filled = 0
+    halving = Halving("running the teacher on")
     for _, pixels in images.batches(extractor.batch_size):
-        try:
-            with torch.no_grad(), extractor.compute():
-                extractor.embed(extractor.preprocess(pixels), visit)
-        except _Stop:
-            pass
+        parts = halving(run, extractor.preprocess(pixels))
+        caught[:] = [torch.cat(tensors) if len(parts) > 1 else tensors[0] for tensors in zip(*parts)]
         if not layers:
             total = sum(len(images) * _row_bytes(tensor) for tensor in caught)
             on_disk = cache == "disk" or (cache == "auto" and total > cache_bytes)
@@ -193,10 +198,17 @@ def _advance(layer: BlockActivations, block: nn.Module, extractor: Any, cache: s
     outputs: Any = None
     parameter = next(block.parameters(), None)
     device = layer.inputs.device if parameter is None else parameter.device
+
+    @torch.no_grad()
+    def run(inputs: Tensor) -> Tensor:
+        with extractor.compute():
+            return block(inputs.to(device), *layer.args, **layer.kwargs).cpu()
+
+    halving = Halving("running the teacher on")
     for start in range(0, len(layer.inputs), extractor.batch_size):
         rows = slice(start, start + extractor.batch_size)
-        with torch.no_grad(), extractor.compute():
-            batch = block(layer.inputs[rows].to(device), *layer.args, **layer.kwargs)
+        parts = halving(run, layer.inputs[rows])
+        batch = torch.cat(parts) if len(parts) > 1 else parts[0]
         if outputs is None:
             if spare is not None and spare.shape[1:] == batch.shape[1:]:
                 outputs = spare

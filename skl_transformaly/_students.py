@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from skl_transformaly._activations import BlockActivations, iter_activations
 from skl_transformaly._cache import Cache, fingerprint, identity
 from skl_transformaly._extractor import resolve_extractor
+from skl_transformaly._halving import Halving
 from skl_transformaly._images import ImageInputMixin, Images
 from skl_transformaly._residuals import ResidualStatistics
 from skl_transformaly._tokens import draw_tokens, partial_forward
@@ -293,6 +294,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         optimizer = torch.optim.Adam(parameters, lr=lr, fused=_can_fuse(parameters))
         total = steps * self.max_epochs if self.schedule == "one-cycle" else None
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, total))
+        halving = Halving("training a student on")
         history: dict[str, list[float]] = {"loss": []}
         best, best_state, waited = np.inf, None, 0
         # architectures that drop out while training draw from torch's generator
@@ -300,12 +302,19 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
             for epoch in range(self.max_epochs):
                 losses = []
                 for batch in np.array_split(rng.permutation(rows), steps):
-                    loss = imitate.loss(batch, extractor, imitate.draw_tokens(rng))
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
+                    tokens = imitate.draw_tokens(rng)
+
+                    def descend(part: np.ndarray, batch: np.ndarray = batch, tokens: Any = tokens) -> Tensor:
+                        if part[0] == batch[0]:  # also when a pass that ran out of memory is done again
+                            optimizer.zero_grad(set_to_none=True)
+                        loss = imitate.loss(part, extractor, tokens) * (len(part) / len(batch))
+                        loss.backward()
+                        return loss.detach()
+
+                    loss = sum(halving(descend, batch))
                     optimizer.step()
                     scheduler.step()
-                    losses.append(loss.detach() * len(batch))
+                    losses.append(loss * len(batch))
                 history["loss"].append(float(torch.stack(losses).sum() / len(rows)))
                 if self.early_stopping:
                     imitate.settle(rows, self.batch_size, extractor)
@@ -393,6 +402,11 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         z_p : ndarray of shape (B, D), float64
         z_f : ndarray of shape (B, m), float64
         """
+        halving = self.__dict__.setdefault("_halving", Halving("scoring"))
+        z_ps, z_fs = zip(*halving(self._measure, batch))
+        return np.concatenate(z_ps), np.concatenate(z_fs)
+
+    def _measure(self, batch: Tensor) -> tuple[np.ndarray, np.ndarray]:
         discrepancies: dict[int, Tensor] = {}
 
         def visit(index: int, residual: Tensor) -> None:
@@ -411,8 +425,8 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         batch : Tensor of shape (B, C, H, W)
             From ``extractor_.preprocess``.
         standardize : bool, default=False
-            Say how unusual that is: the log of the squared difference, with channels decorrelated and the mean difference
-            at the place taken off, in standard deviations over training images at the place; 0 is their mean.
+            Say how unusual that is: the log of the squared difference, with channels decorrelated and the mean
+            difference at the place taken off, in standard deviations over training images there; 0 is their mean.
 
         Returns
         -------
@@ -425,8 +439,8 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         TypeError
             The extractor cannot say where tokens are (it has no ``to_maps``).
         ValueError
-            A block's tokens fill no grid; or ``standardize=True`` and the students were trained by a version that did not
-            keep what that takes.
+            A block's tokens fill no grid; or ``standardize=True`` and the students were trained by a version that did
+            not keep what that takes.
         """
         to_maps = getattr(self.extractor_, "to_maps", None)
         if to_maps is None:
@@ -476,6 +490,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     def __getstate__(self) -> dict:
         # students trained on a GPU must unpickle on a machine without one
         state = super().__getstate__()
+        state.pop("_halving", None)  # another machine has another memory
         if "students_" in state:
             state["students_"] = [copy.deepcopy(student).cpu() for student in state["students_"]]
         return state
@@ -586,20 +601,24 @@ def _residual_statistics(student: nn.Module, layer: BlockActivations, extractor:
     rows = torch.from_numpy(np.linspace(0, len(layer.outputs) - 1, count).round().astype(np.int64))
     like = next(student.parameters())
     student.eval()
-    residuals = []
-    for batch in rows.split(extractor.batch_size):
+
+    def run(batch: Tensor) -> Tensor:
         inputs, targets = (t[batch].to(like) for t in (layer.inputs, layer.outputs))
         with extractor.compute():
             outputs = student(inputs, *layer.args, **layer.kwargs)
+        return to_maps(_at_least_float32(outputs) - targets)
+
+    residuals, halving = [], Halving("running a student on")
+    for batch in rows.split(extractor.batch_size):
         try:
-            residuals.append(to_maps(_at_least_float32(outputs) - targets))
+            residuals += halving(run, batch)
         except ValueError:  # tokens that fill no grid: who asks for a map is told
             return None
     return ResidualStatistics.fit(torch.cat(residuals))
 
 
 def _drops_out(student: nn.Module) -> bool:
-    """Whether `student` draws random numbers in training mode: timm's and torch's layers that drop out, by their names."""
+    """Whether `student` draws random numbers in training: layers of timm and torch that drop out, by their names."""
     drops = [module for module in student.modules() if "drop" in type(module).__name__.lower()]
     return any(getattr(module, name, None) for module in drops for name in ("p", "prob", "drop_prob"))
 
