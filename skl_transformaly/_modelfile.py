@@ -31,7 +31,7 @@ __all__ = ["ModelFile", "ModelFileError", "is_model_file", "parse_json", "read_h
 VERSION = 1
 
 _MAGIC = b'{"__metadata__":{"format":"skl-transformaly model","version":"'
-_START = re.compile(re.escape(_MAGIC) + rb'(\d{1,9})","sha256":"([0-9a-f]{64})","document":"')
+_START = re.compile(re.escape(_MAGIC) + rb'([1-9]\d{0,8})","sha256":"([0-9a-f]{64})","document":"')
 _START_BYTES = 256  # more than _START can match
 _DIGEST_BYTES = 64
 
@@ -214,7 +214,7 @@ def write_model_file(path: str | os.PathLike, document: dict[str, Any], arrays: 
         }
     header = json.dumps(table, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    problem = _too_large(header)
+    problem = _too_large(text.encode()) or _too_large(header)
     if problem:
         raise ValueError(f"{os.fspath(path)} was not saved: what describes the detector {problem}. Pass less metadata.")
     with replacing(path) as file:

@@ -502,7 +502,7 @@ PARTS: dict[str, _Class] = {
             "mean_": Array(("d",)),
             "var_": Array(("d",)),
             "scale_": Array(("d",)),
-            "n_samples_seen_": _Count(1),
+            "n_samples_seen_": _Number(),
         },
         _ROWS_OPTIONAL,
         check=_check_scaler,
@@ -947,7 +947,8 @@ class Reader:
 
     def _construct(self, spec: _Class, params: Any) -> Any:
         """Make the unfitted object, by its own rules for parameters."""
-        if not isinstance(params, dict) or not set(params) <= set(spec.cls._get_param_names()):
+        # a cache folder above all: what is in it would be unpickled
+        if not isinstance(params, dict) or not set(params) <= set(spec.cls._get_param_names()) - _LEFT_OUT:
             unfit(f"has parameters that its class does not have here: {brief(params)}")
         values = {name: self._decode(value) for name, value in params.items()}
         try:
