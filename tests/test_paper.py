@@ -275,3 +275,11 @@ def test_results_put_the_tables_into_one_file(tmp_path, monkeypatch, capsys):
     results.main()
     printed = capsys.readouterr().out
     assert "| dry |" in printed and (tmp_path / "table3_dry.md").read_text().strip() in printed
+
+
+def test_commands_are_shown_without_the_places_of_files():
+    arguments = ["3", "--data", "covid19", "--root", "/home/me/x", "--weights", "/w.safetensors", "--out", "/o"]
+    assert options.command("tables.py", arguments) == (
+        "python benchmarks/paper/tables.py 3 --data covid19 --root DIR --weights FILE --out OUT"
+    )
+    assert options.command("tables.py", ["3", "--weights", "bundled"]).endswith("--weights bundled")

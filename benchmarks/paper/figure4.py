@@ -13,7 +13,6 @@ multimodal figures into the same OUT, how well a class's confusion predicts them
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 
@@ -23,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from confusion import class_confusion, ranked_pairs
-from options import complete
+from options import command, complete
 from options import parser as common_options
 from PIL import Image, ImageDraw
 from scipy.stats import spearmanr
@@ -101,7 +100,7 @@ def shape_aurocs(Z: np.ndarray, shapes: np.ndarray) -> np.ndarray:
     return table
 
 
-def report(study: Study, shares: np.ndarray, synthetic: dict, command: str) -> str:
+def report(study: Study, shares: np.ndarray, synthetic: dict, shown: str) -> str:
     """The confusion report as Markdown."""
     names = study.data.class_names
     table = shape_aurocs(synthetic["Z"], synthetic["shapes"])
@@ -137,7 +136,7 @@ def report(study: Study, shares: np.ndarray, synthetic: dict, command: str) -> s
         if len(turns) > 2:
             rho = spearmanr(columns["confusion"], columns[title]).statistic
             lines += ["", f"Rank correlation of confusion with multimodal AUROC ({title}): {rho:+.2f}."]
-    return "\n".join([*lines, "", f"    {command}", ""])
+    return "\n".join([*lines, "", f"    {shown}", ""])
 
 
 def figure(study: Study, shares: np.ndarray, synthetic: dict, path: Path) -> None:
@@ -179,11 +178,11 @@ def figure(study: Study, shares: np.ndarray, synthetic: dict, path: Path) -> Non
 def main(arguments: list[str] | None = None) -> None:
     parser = common_options(__doc__)
     options = complete(parser, parser.parse_args(arguments))
-    command = "python benchmarks/paper/figure4.py " + shlex.join(sys.argv[1:] if arguments is None else arguments)
+    shown = command("figure4.py", sys.argv[1:] if arguments is None else arguments)
     study = Study(options, record=False)
     synthetic = shape_embeddings()
     shares = class_confusion(study.z_p_test, study.data.y_test)
-    text = report(study, shares, synthetic, command)
+    text = report(study, shares, synthetic, shown)
     (options.out / f"confusion_{study.data.name}.md").write_text(text)
     figure(study, shares, synthetic, options.out / f"figure4_{study.data.name}.png")
     print(text)

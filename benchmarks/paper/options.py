@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,16 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="random weights and images, 64 pixels, one epoch: does it all run?"
     )
     return parser
+
+
+def command(script: str, arguments: list[str]) -> str:
+    """The command as a table shows it: where files lie is each reader's own affair."""
+    places = {"--root": "DIR", "--weights": "FILE", "--out": "OUT"}
+    shown = list(arguments)
+    for i, argument in enumerate(shown[:-1]):
+        if argument in places and shown[i + 1] not in ("hub", "bundled"):
+            shown[i + 1] = places[argument]
+    return f"python benchmarks/paper/{script} {shlex.join(shown)}"
 
 
 def complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.Namespace:

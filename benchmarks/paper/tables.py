@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import shlex
 import sys
 import time
 import warnings
@@ -28,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import published
 import spaces
-from options import complete
+from options import command, complete
 from options import parser as common_options
 from rivals import RIVALS
 from study import Study
@@ -66,7 +65,7 @@ def plan(table: str, options: argparse.Namespace) -> tuple[str, list[str], list[
     return setting, list(dict.fromkeys(group for _, group, _ in columns)), columns
 
 
-def markdown(table: str, study: Study, command: str, seconds: float) -> str:
+def markdown(table: str, study: Study, shown: str, seconds: float) -> str:
     """One table with what is needed to make it again."""
     options = study.options
     setting, groups, columns = plan(table, options)
@@ -105,7 +104,7 @@ def markdown(table: str, study: Study, command: str, seconds: float) -> str:
         f"{study.seconds(setting, groups):.0f} s for the rows, {seconds:.0f} s for the teacher's run. "
         f"skl-transformaly {__version__}, {packages}, Python {platform.python_version()}.",
         "",
-        f"    {command}",
+        f"    {shown}",
         "",
     ]
     return "\n".join(lines)
@@ -128,15 +127,14 @@ def main(arguments: list[str] | None = None) -> None:
     options = complete(parser, parser.parse_args(arguments))
     if "all" in options.tables:
         options.tables = ["1" if options.data in TABLE_1 else "2", "3", "4", "5", "6", "7"]
-    shown = sys.argv[1:] if arguments is None else arguments
-    command = "python benchmarks/paper/tables.py " + shlex.join(shown)
+    shown = command("tables.py", sys.argv[1:] if arguments is None else arguments)
     start = time.perf_counter()
     study = Study(options)
     seconds = time.perf_counter() - start
     for table in options.tables:
         setting, groups, _ = plan(table, options)
         study.run(setting, groups)
-        text = markdown(table, study, command, seconds)
+        text = markdown(table, study, shown, seconds)
         (options.out / f"table{table}_{study.data.name}.md").write_text(text)
         print(text, flush=True)
 
