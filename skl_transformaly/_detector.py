@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Real
@@ -28,6 +29,14 @@ from skl_transformaly.model_selection import check_normal_only
 __all__ = ["TransformalyDetector"]
 
 _SPACES = ("pretrained", "discrepancy")
+
+# Parts that may be a name or None, and how to give the object instead.
+_PARTS = {
+    "extractor": "such as extractor=TimmExtractor('vit_tiny_patch16_224')",
+    "students": "students=BlockStudents()",
+    "density": "such as density=GaussianDensity() or GaussianMixture(5)",
+    "discrepancy_density": "such as discrepancy_density=GaussianDensity() or GaussianMixture(5)",
+}
 
 
 class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, BaseEstimator):
@@ -62,7 +71,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         Sets `offset_`, the score below which `predict` says anomaly. A float in (0, 0.5] is the share of the
         training images that shall fall below it; "auto" is 0.05. Training scores are optimistic, since students
         have seen these images: of new normal images, rather more fall below.
-    memory : str, joblib.Memory or None, default=None
+    memory : str, path, joblib.Memory or None, default=None
         A folder in which embeddings, trained students and discrepancies are kept and found again, by the content of
         the images, the weights, the preprocessing, the precision, the parameters and the versions of libraries: clones,
         folds, grids and other processes share them. A grid over densities or `explained_variance` then costs the
@@ -147,7 +156,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         "normalize": ["boolean"],
         "feature_spaces": ["array-like"],
         "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
-        "memory": [str, HasMethods("cache"), None],
+        "memory": [str, os.PathLike, HasMethods("cache"), None],
         "image_shape": ["array-like", None],
         "on_error": [StrOptions({"raise", "skip"})],
         "random_state": ["random_state"],
@@ -184,6 +193,32 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         self.on_error = on_error
         self.random_state = random_state
         self.verbose = verbose
+
+    def set_params(self, **params: Any) -> TransformalyDetector:
+        """Set parameters, those of a part as ``part__name``.
+
+        Parameters
+        ----------
+        **params
+            Parameters of the detector, and of parts that are objects: ``students__n_blocks``.
+
+        Returns
+        -------
+        self : TransformalyDetector
+
+        Raises
+        ------
+        ValueError
+            There is no such parameter; or the part is a name or None, which has no parameters.
+        """
+        for name in params:
+            part, nested, _ = name.partition("__")
+            if nested and part in _PARTS and isinstance(value := params.get(part, getattr(self, part)), (str, type(None))):
+                raise ValueError(
+                    f"{name} cannot be set: {part}={value!r} stands for an object that is made in fit. Give the object "
+                    f"itself, {_PARTS[part]}, whose parameters can then be set and searched."
+                )
+        return super().set_params(**params)
 
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: Any = None) -> TransformalyDetector:
@@ -300,21 +335,21 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         return np.hstack(list(self._features(self._images(X, reset=False)).values()))
 
     def anomaly_map(self, X: Any, *, block: int | None = None) -> np.ndarray | list[np.ndarray]:
-        """Show where in each image the students deviate from the teacher.
+        """Show where in each image the students deviate from the teacher as they do not on normal images.
 
         Parameters
         ----------
         X : images
             See Notes for their forms.
         block : int, default=None
-            One block's map alone, by its index in ``students_.block_indices_``; None is the mean over blocks, each
-            in units of its own mean over the training images, so that no block drowns the others.
+            One block's map alone, by its index in ``students_.block_indices_``; None is the mean over blocks.
 
         Returns
         -------
         maps : ndarray of shape (n_samples, H, W), float32; or list of such (H, W)
-            One map an image, at the image's own size (a list where sizes differ). 1 is what is usual for normal
-            images; higher is less normal. NaN for unreadable images with ``on_error="skip"`` (as a 1 x 1 map in lists).
+            One map an image, at the image's own size (a list where sizes differ). In standard deviations over training
+            images at the same place: 0 is their mean, higher is less normal. NaN for unreadable images with
+            ``on_error="skip"`` (as a 1 x 1 map in lists).
 
         Raises
         ------
@@ -322,6 +357,14 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             No students (``feature_spaces`` without "discrepancy"), or no student of `block`.
         TypeError
             The extractor cannot say where in the image a block's output is.
+
+        Notes
+        -----
+        The plain squared difference shows what is hard to imitate in any image, edges and outlying tokens, more than what
+        is wrong with this one. So each token's difference is compared with those of training images at the same place:
+        their mean, their covariance over channels, and the mean and standard deviation of the log of the distance. How
+        much that matters is measured in ``benchmarks/maps.md``. It takes images that are framed alike to be of most use,
+        and does no harm where they are not.
         """
         check_is_fitted(self)
         if "discrepancy" not in self.feature_spaces:
@@ -331,13 +374,12 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             raise ValueError(f"block={block!r} has no student; those with one are {indices}.")
         chosen = [indices.index(block)] if block is not None else list(range(len(indices)))
         images = self._images(X, reset=False)
-        usual = np.nanmean(self._training_discrepancies, axis=0)[chosen, np.newaxis, np.newaxis]
         blank = np.full(images.image_shape[:2] if images.image_shape else (1, 1), np.nan, dtype=np.float32)
         maps = [blank] * len(images)
         for positions, pixels in images.batches(self.extractor_.batch_size):
-            coarse = self.students_.measure_maps(self.extractor_.preprocess(pixels))
+            coarse = self.students_.measure_maps(self.extractor_.preprocess(pixels), standardize=True)
             for position, image, single in zip(positions, pixels, coarse):
-                maps[position] = _enlarge((single[chosen] / usual).mean(axis=0), image.shape[:2])
+                maps[position] = _enlarge(single[chosen].mean(axis=0), image.shape[:2])
         same_size = len({single.shape for single in maps}) == 1
         return np.stack(maps) if same_size else maps
 
@@ -468,7 +510,10 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
                 )
             if self.verbose and not students.verbose:
                 students.set_params(verbose=self.verbose)
-            self.students_ = _with_seed(students, random_state).fit(
+            # a checkpoint of an unseeded fit keeps the seed that was drawn
+            if self.random_state is not None or getattr(students, "checkpoint", None) is None:
+                students = _with_seed(students, random_state)
+            self.students_ = students.fit(
                 images, extractor=self.extractor_, cache=self._cache()
             )
         embeddings, discrepancies = self._measure(images)

@@ -1,0 +1,91 @@
+"""What a student's errors are like on normal images, place by place, so that a map shows what is out of the ordinary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["ResidualStatistics"]
+
+# Of the mean variance over channels, added to each: directions in which hardly anything happens are mostly rounding.
+_RIDGE = 0.01
+_TINY = 1e-6
+
+
+@dataclass
+class ResidualStatistics:
+    """Distribution of one student's residuals, the teacher's output less its own, over normal images.
+
+    Some places of an image (edges, letters, organs) are harder to imitate than others, and some channels of a
+    transformer are far larger than all others: the plain squared error shows these, whatever the image. Here a residual is
+    compared with the mean of its place, in units of the covariance of all places, as PaDiM [1]_ does with features; and
+    the logarithm of that distance with its own mean and standard deviation at the place.
+
+    Parameters
+    ----------
+    mean : ndarray of shape (C, h, w), float32
+        Mean residual at each place.
+    whitening : ndarray of shape (C, C), float32
+        Lower triangular: makes the covariance of residuals around `mean`, pooled over places, the identity.
+    level : ndarray of shape (h, w), float32
+        Mean of the log squared distance at each place.
+    spread : ndarray of shape (h, w), float32
+        Its standard deviation.
+
+    References
+    ----------
+    .. [1] T. Defard, A. Setkov, A. Loesch and R. Audigier, "PaDiM: A Patch Distribution Modeling Framework for Anomaly
+       Detection and Localization", ICPR Workshops 2021.
+    """
+
+    mean: np.ndarray
+    whitening: np.ndarray
+    level: np.ndarray
+    spread: np.ndarray
+
+    @classmethod
+    def fit(cls, residuals: Tensor) -> ResidualStatistics:
+        """Estimate from residuals of normal images.
+
+        Parameters
+        ----------
+        residuals : Tensor of shape (n, C, h, w)
+        """
+        mean = residuals.mean(0)
+        rows = (residuals - mean).movedim(1, -1).flatten(0, -2)
+        channels = rows.shape[1]
+        covariance = (rows.T @ rows / len(rows)).double().cpu().numpy()
+        scale = np.trace(covariance) / channels or _TINY  # one image, or none that differs: nothing varies
+        covariance[np.diag_indices(channels)] += _RIDGE * scale
+        whitening = np.linalg.inv(np.linalg.cholesky(covariance))
+        found = cls(mean.float().cpu().numpy(), whitening.astype(np.float32), np.zeros(0), np.zeros(0))
+        logs = found._log_distance(residuals)
+        found.level = logs.mean(0).float().cpu().numpy()
+        # that of a Gaussian is the least to expect; with few images, or a place that is always black, there may be less
+        spread = logs.std(0, correction=0).clamp(min=(2 / channels) ** 0.5)
+        found.spread = spread.float().cpu().numpy()
+        return found
+
+    def standardize(self, residuals: Tensor) -> Tensor:
+        """How unusual residuals are at their places.
+
+        Parameters
+        ----------
+        residuals : Tensor of shape (B, C, h, w)
+
+        Returns
+        -------
+        z : Tensor of shape (B, h, w)
+            In standard deviations over normal images; 0 is their mean.
+        """
+        level, spread = (torch.from_numpy(array).to(residuals) for array in (self.level, self.spread))
+        return (self._log_distance(residuals) - level) / spread
+
+    def _log_distance(self, residuals: Tensor) -> Tensor:
+        mean, whitening = (torch.from_numpy(array).to(residuals) for array in (self.mean, self.whitening))
+        with torch.autocast(residuals.device.type, enabled=False):
+            white = torch.einsum("dc,bchw->bdhw", whitening, residuals - mean)
+        return (white.square().mean(1) + _TINY).log()
