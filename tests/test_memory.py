@@ -159,6 +159,12 @@ def test_the_same_pixels_as_files_are_found(tmp_path, images, work):
     assert len(work["trained"]) == 2
 
 
+def test_a_folder_may_be_a_path_object(tmp_path, images, work):
+    tiny_detector(memory=tmp_path).fit(images)
+    tiny_detector(memory=str(tmp_path)).fit(images)
+    assert len(work["trained"]) == 2
+
+
 def test_clones_and_pipelines_share_it(tmp_path, images, work):
     detector = tiny_detector(memory=joblib.Memory(tmp_path, verbose=0))
     clone(detector).fit(images)

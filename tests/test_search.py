@@ -121,3 +121,28 @@ def test_fitting_on_labelled_anomalies_says_so_and_other_labels_are_ignored(labe
         warnings.simplefilter("error", UserWarning)
         for other in (np.ones(24, int), np.arange(24) % 2, np.array(["a", "b"] * 12)):
             tiny_detector(feature_spaces=["pretrained"]).fit(X, other)
+
+
+@pytest.mark.parametrize(
+    "name, value, way",
+    [
+        ("students__n_blocks", 2, "students=BlockStudents()"),
+        ("density__n_components", 2, "GaussianMixture(5)"),
+        ("discrepancy_density__shrinkage", 0, "GaussianDensity()"),
+        ("extractor__model_name", "test_vit", "TimmExtractor("),
+    ],
+)
+def test_parameters_of_a_part_by_name_are_refused_with_a_way_out(labelled, name, value, way):
+    X, y = labelled
+    bare = NormalOnly(TransformalyDetector("bundled"))
+    search = GridSearchCV(bare, {f"estimator__{name}": [value]}, cv=OneClassSplit(2), scoring="roc_auc")
+    with pytest.raises(ValueError, match=f"{name} cannot be set") as caught:
+        search.fit(X, y)
+    assert way in str(caught.value)
+
+
+def test_a_part_and_its_parameters_can_be_set_at_once():
+    detector = TransformalyDetector().set_params(students=BlockStudents(), students__n_blocks=3)
+    assert detector.students.n_blocks == 3
+    with pytest.raises(ValueError, match="students__n_blocks cannot be set"):
+        detector.set_params(students=None, students__n_blocks=3)
