@@ -368,7 +368,7 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
             return
         samples = as_sequence(X)
         splits = self._splits(_num_samples(samples))
-        self._check_enough(sum(len(test) for _, test in splits))
+        self._check_enough(sum(len(test) for _, test in splits), of=_num_samples(samples))
         on_error = _on_error(self.estimator)
         for train, test in splits:
             yield take_samples(samples, train, on_error=on_error), take_samples(samples, test, on_error=on_error)
@@ -389,13 +389,15 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
             )
         return splits
 
-    def _check_enough(self, n: int) -> None:
+    def _check_enough(self, n: int, *, of: int | None = None) -> None:
+        """Refuse `n` calibration images, a part of `of`, where they cannot give a p-value as small as `alpha`."""
         if 1 / (n + 1) > self.alpha:
-            way = "or pass calibration=5, by which all of X calibrates" if isinstance(self.calibration, float) else ""
+            ways = ["give more images", "raise alpha"]
+            if isinstance(self.calibration, Real) and of is not None and of >= _needed(self.alpha):
+                ways.append(f"pass calibration=5, by which all {of} images calibrate")
             raise ValueError(
                 f"alpha={self.alpha} needs at least {_needed(self.alpha)} calibration images, got {n}: no p-value is "
-                f"below 1 / (n + 1), so nothing could ever be flagged. Give more images, raise alpha"
-                f"{', ' + way if way else ''}."
+                f"below 1 / (n + 1), so nothing could ever be flagged. Either {', or '.join(ways)}."
             )
 
     def __sklearn_tags__(self):

@@ -359,6 +359,15 @@ def test_just_enough_calibration_images_suffice(rng, calibration, n, got):
         detector.fit(rng.normal(size=(n - 4 if n > 20 else n - 1, 1)))
 
 
+@pytest.mark.parametrize("calibration, n, helps", [(0.2, 30, True), (0.2, 18, False), (5, 18, False)])
+def test_folds_are_advised_only_where_they_would_be_enough(rng, calibration, n, helps):
+    with pytest.raises(ValueError, match="at least 19 calibration images") as caught:
+        ConformalDetector(FirstValue(), calibration=calibration).fit(rng.normal(size=(n, 1)))
+    assert ("pass calibration=5, by which all 30 images calibrate" in str(caught.value)) == helps
+    if helps:
+        ConformalDetector(FirstValue(), calibration=5).fit(rng.normal(size=(n, 1)))
+
+
 def test_too_few_are_refused_before_anything_is_fitted(rng):
     class Never(FirstValue):
         def fit(self, X, y=None):
