@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
 import joblib
 import numpy as np
+from joblib._store_backends import FileSystemStoreBackend  # what joblib.register_store_backend is to be given
 from sklearn.utils.validation import check_memory
 
 from skl_transformaly._images import Images
@@ -29,21 +33,26 @@ class Cache:
 
     Parameters
     ----------
-    memory : None, str or joblib.Memory
+    memory : None, str, path or joblib.Memory
         As in scikit-learn's Pipeline.
     verbose : int, default=0
         1 prints each hit and miss.
+    parameter : str, default="memory"
+        What the user calls it, for messages.
     """
 
-    def __init__(self, memory: Any, verbose: int = 0):
+    def __init__(self, memory: Any, verbose: int = 0, parameter: str = "memory"):
         self.verbose = verbose
+        self.parameter = parameter
         self._call: Any = None
         try:
+            if isinstance(memory, (str, os.PathLike)):
+                memory = joblib.Memory(os.fspath(memory), backend=_STORE, verbose=0)
             memory = check_memory(memory)
             if getattr(memory, "location", True) is not None:
                 self._call = memory.cache(_remember, ignore=["compute"], verbose=0)
         except OSError as error:
-            _warn(error)
+            self._warn(error)
 
     @property
     def active(self) -> bool:
@@ -82,21 +91,49 @@ class Cache:
         except OSError as error:
             if started and not result:
                 raise
-            _warn(error)
+            self._warn(error)
             return result[0] if result else compute()
+
+    def forget(self, what: str, key: dict[str, Any]) -> None:
+        """Remove what is kept under `what` and `key`."""
+        key = {**key, "versions": _versions()}
+        try:
+            if self._call is not None and self._call.check_call_in_cache(what, key, None):
+                self._call.call_and_shelve(what, key, None).clear()
+        except OSError as error:
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        warnings.warn(
+            f"The cache cannot be used ({error}); the work goes on without it. Give `{self.parameter}` a folder that can "
+            "be written and has room.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+class _Store(FileSystemStoreBackend):
+    """joblib's folder of files, but where it cannot write it says so, and leaves no part of a file."""
+
+    def dump_item(self, call_id: Sequence[str], item: Any, verbose: int = 1) -> None:
+        path = os.path.join(self.location, *call_id, "output.pkl")
+        temporary = f"{path}.{uuid.uuid4().hex}"
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            joblib.dump(item, temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
+_STORE = "skl_transformaly"
+joblib.register_store_backend(_STORE, _Store)
 
 
 def _remember(what: str, key: dict[str, Any], compute: Callable[[], Any]) -> Any:
     return compute()
-
-
-def _warn(error: OSError) -> None:
-    warnings.warn(
-        f"The cache cannot be used ({error}); the work goes on without it. Give `memory` a folder that can be written "
-        "and has room.",
-        UserWarning,
-        stacklevel=3,
-    )
 
 
 def fingerprint(images: Images) -> str:

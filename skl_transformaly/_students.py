@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
@@ -85,6 +87,11 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         `cache_size`, then a nameless temporary file that goes with the process, however that ends.
     cache_size : float, default=512
         MiB that the activations of the two layers may take in memory with ``cache="auto"``.
+    checkpoint : str, path or None, default=None
+        A folder in which each student is kept as soon as it is trained, until `fit` ends. Where a fit was killed, the
+        next one with the same images, teacher, parameters and versions of libraries goes on after the last trained
+        student, and ends with the very same students; with ``random_state=None`` the seed is kept as well. Like any
+        pickle, a checkpoint is for your own files only.
     extractor : str, extractor or None, default=None
         The teacher, for use outside a :class:`TransformalyDetector`: a timm name, "bundled", or an
         extractor; None is ``TimmExtractor()``. Inside a detector it must be None: the detector's is used.
@@ -144,6 +151,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
         "cache": [StrOptions({"auto", "memory", "disk"})],
         "cache_size": [Interval(Real, 0, None, closed="left")],
+        "checkpoint": [str, os.PathLike, None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -162,6 +170,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         n_iter_no_change: int = 3,
         cache: str = "auto",
         cache_size: float = 512,
+        checkpoint: str | os.PathLike | None = None,
         extractor: Any = None,
         random_state: Any = None,
         verbose: int = 0,
@@ -177,6 +186,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         self.n_iter_no_change = n_iter_no_change
         self.cache = cache
         self.cache_size = cache_size
+        self.checkpoint = checkpoint
         self.extractor = extractor
         self.random_state = random_state
         self.verbose = verbose
@@ -237,14 +247,18 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         self.extractor_ = extractor
         self.block_indices_ = select_blocks(self.n_blocks, len(extractor.blocks_))
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        cache = Cache(None) if cache is None else cache
+        checkpoint = Cache(self.checkpoint, parameter="checkpoint")
+        key = self._cache_key(images, extractor) if cache.active or checkpoint.active else {}
+        if self.random_state is None:
+            seed = checkpoint("seed", key, partial(int, seed))
 
         fresh = extractor.new_blocks(seed)
         students = {int(index): fresh[index] for index in self.block_indices_}
         del fresh
         self.history_: dict[int, dict[str, list[float]]] = {}
         self._residuals: list[ResidualStatistics | None] = []
-        cache = Cache(None) if cache is None else cache
-        self._keys = self._cache_keys(images, extractor, seed) if cache.active else {}
+        self._keys = {index: {**key, "seed": seed, "block": index} for index in students} if key else {}
         # a generator: the teacher runs when the first student is trained, and never where all are found
         layers = iter_activations(
             images, extractor, list(students), cache=self.cache, cache_bytes=int(self.cache_size * 2**20)
@@ -261,27 +275,29 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
                     residuals = _residual_statistics(student, layer, extractor)
                     return {name: tensor.cpu() for name, tensor in student.state_dict().items()}, history, residuals
 
-                state, history, residuals = cache(f"student of block {index}", self._keys.get(index, {}), train)
-                if cache.active:
+                named = f"student of block {index}", self._keys.get(index, {})
+                state, history, residuals = cache(*named, partial(checkpoint, *named, train))
+                if self._keys:
                     student.load_state_dict(state)
                 self.history_[index] = history
                 self._residuals.append(residuals)
         layers.close()
         self.students_ = [student.eval().requires_grad_(False) for student in students.values()]
+        for index, kept in self._keys.items():
+            checkpoint.forget(f"student of block {index}", kept)
+        checkpoint.forget("seed", key)
         return self
 
-    def _cache_keys(self, images: Images, extractor: Any, seed: int) -> dict[int, dict[str, Any]]:
-        """All that each student depends on: one trained with these may stand in for it."""
-        elsewhere = ("n_blocks", "cache", "cache_size", "extractor", "random_state", "verbose")
+    def _cache_key(self, images: Images, extractor: Any) -> dict[str, Any]:
+        """All that a student depends on, beside seed and block: one trained with these may stand in for it."""
+        elsewhere = ("n_blocks", "cache", "cache_size", "checkpoint", "extractor", "random_state", "verbose")
         training = {name: value for name, value in self.get_params(deep=False).items() if name not in elsewhere}
-        shared = {
+        return {
             "images": fingerprint(images),
             "teacher": identity(extractor),
             "training": training,
-            "seed": seed,
             "kept": "weights, history, residuals",
         }
-        return {int(index): {**shared, "block": int(index)} for index in self.block_indices_}
 
     def _train(self, student: nn.Module, layer: BlockActivations, extractor: Any, seed: int, progress: tqdm) -> dict:
         """Train one student on one layer's activations; gives its history."""
