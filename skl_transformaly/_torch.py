@@ -61,7 +61,9 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     if precision in ("float32", "float64"):
         # switched off, not absent: a caller's own autocast must not change the scores
         return torch.autocast(device.type, enabled=False)
-    return torch.autocast(device.type, dtype=PRECISIONS[precision])
+    # Without its cache, which outlives this context within another of autocast: students would go on with the weights
+    # that they had at first. Each weight is used once in a pass, so there is nothing to gain.
+    return torch.autocast(device.type, dtype=PRECISIONS[precision], cache_enabled=False)
 
 
 @contextlib.contextmanager

@@ -101,6 +101,16 @@ def test_blocks_that_are_not_there_are_refused(wrong):
         select_blocks(wrong, 4)
 
 
+def test_training_in_16_bits_learns_as_in_32(images):
+    first, second = (
+        tiny_students(extractor=tiny_extractor(precision=precision), max_epochs=3, batch_size=4, lr=1e-3).fit(images)
+        for precision in ("float32", "bfloat16")
+    )
+    for block, history in first.history_.items():
+        assert history["loss"][-1] < 0.9 * history["loss"][0]
+        np.testing.assert_allclose(second.history_[block]["loss"], history["loss"], rtol=0.05)
+
+
 def test_a_student_does_not_depend_on_how_many_others_there_are(students, images):
     X = np.random.default_rng(1).integers(0, 256, (12, 20, 24, 3), dtype=np.uint8)
     alone = tiny_students(extractor=tiny_extractor(), n_blocks=[4], max_epochs=4, lr=1e-3).fit(X)
