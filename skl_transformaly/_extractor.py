@@ -268,6 +268,28 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
             _teacher.make_attention_explicit(block)
         return block
 
+    def restore_blocks(self, states: dict[int, dict[str, np.ndarray]], *, explicit: bool) -> list[nn.Module]:
+        """Blocks of the architecture with these weights and buffers, on the CPU, in eval mode.
+
+        The teacher's own weights are not needed.
+
+        Parameters
+        ----------
+        states : dict of int to dict of str to ndarray
+            By the block's place, what its ``state_dict()`` was.
+        explicit : bool
+            Whether they compute attention as after :meth:`adapt`.
+        """
+        fresh = _teacher.find_blocks(_teacher.empty_model(self.model_name, self.image_size))
+        blocks = []
+        for index, state in states.items():
+            block = fresh[index].to(PRECISIONS["float64" if self.precision_ == "float64" else "float32"])
+            block.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
+            if explicit:
+                _teacher.make_attention_explicit(block)
+            blocks.append(block.eval().requires_grad_(False))
+        return blocks
+
     def compute(self) -> contextlib.AbstractContextManager:
         """Context manager in which teacher and students compute, in the precision in use."""
         return autocast(self._parameter().device, self.precision_)
@@ -345,7 +367,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
     def __getstate__(self) -> dict:
         # The teacher can be loaded again by name or path, and is far larger than all else.
-        state = super().__getstate__()
+        state = dict(super().__getstate__())  # which from Python 3.11 on is the object's own
         state.pop("_teacher", None)
         return state
 

@@ -11,7 +11,6 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import PurePath
@@ -314,14 +313,10 @@ def _unpack_students(students: BlockStudents, state: dict, reader: Reader, sizes
     if not isinstance(prefixes, list) or len(prefixes) != len(indices) or not all(type(p) is str for p in prefixes):
         unfit("does not have one student for each of its blocks")
     dtype = PRECISIONS[_weight_dtype(extractor)]
-    states = [reader.network(prefix, outlines[index], dtype) for index, prefix in zip(indices, prefixes)]
-    like = next(extractor.teacher_.model.parameters())
-    fresh = reader.fresh_blocks(extractor)
-    students.students_ = []
-    for index, tensors in zip(indices, states):
-        student = extractor.adapt(deepcopy(fresh[index]).to(like))
-        student.load_state_dict(tensors)
-        students.students_.append(student.eval().requires_grad_(False))
+    states = {index: reader.network(prefix, outlines[index], dtype) for index, prefix in zip(indices, prefixes)}
+    device = next(extractor.teacher_.model.parameters()).device
+    explicit = extractor._explicit(device)
+    students.students_ = [student.to(device) for student in extractor.restore_blocks(states, explicit=explicit)]
     students.history_ = _decode_history(state["history"], indices, reader)
     students._residuals = _decode_residuals(state["residuals"], len(indices), reader)
     students._keys = {}  # names in a cache that stayed where it was
@@ -773,6 +768,7 @@ _DERIVED = frozenset(
         "history_",
         "_residuals",
         "_keys",
+        "_halving",
         "neighbors_",
         "_scored_folds",
         "estimators_",
@@ -832,7 +828,7 @@ class Reader:
         self._weights = weights
         self._made: list[tuple[Any, dict[str, int], bool]] = []
         self._used: set[str] = set()
-        self._blocks: dict[tuple[str, int | None, bool], list[nn.Module]] = {}
+        self._outlines: dict[tuple[str, int | None], list[nn.Module]] = {}
 
     def read(self) -> Any:
         """Make all objects in their order; give the last, the detector."""
@@ -897,7 +893,7 @@ class Reader:
         """Note that all arrays whose names begin so belong to something."""
         self._used.update(name for name in self.file.arrays if name.startswith(prefix))
 
-    def network(self, prefix: str, outline: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    def network(self, prefix: str, outline: nn.Module, dtype: torch.dtype) -> dict[str, np.ndarray]:
         """Read parameters and buffers, once their shapes are those of `outline`."""
         if not prefix.startswith("arrays."):
             unfit(f"has weights under {brief(prefix)}")
@@ -906,21 +902,13 @@ class Reader:
 
     def outline_blocks(self, extractor: TimmExtractor) -> list[nn.Module]:
         """The blocks of the teacher's architecture, without memory for weights."""
-        return self._build(extractor, real=False)
-
-    def fresh_blocks(self, extractor: TimmExtractor) -> list[nn.Module]:
-        """The blocks of the teacher's architecture, with weights to be loaded; shared, so to be copied."""
-        return self._build(extractor, real=True)
-
-    def _build(self, extractor: TimmExtractor, *, real: bool) -> list[nn.Module]:
-        key = (extractor.model_name, extractor.image_size, real)
-        if key not in self._blocks:
-            build = _teacher.empty_model if real else _teacher.outline
+        key = (extractor.model_name, extractor.image_size)
+        if key not in self._outlines:
             try:
-                self._blocks[key] = _teacher.find_blocks(build(extractor.model_name, extractor.image_size))
+                self._outlines[key] = _teacher.find_blocks(_teacher.outline(*key))
             except ValueError as error:
                 unfit(f"needs an architecture that cannot be built here: {error}")
-        return self._blocks[key]
+        return self._outlines[key]
 
     def _make(self, spec: _Class, entry: dict[str, Any]) -> tuple[Any, dict[str, int], bool]:
         part = self._construct(spec, entry["params"])

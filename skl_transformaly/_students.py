@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from skl_transformaly._activations import BlockActivations, iter_activations
 from skl_transformaly._cache import Cache, fingerprint, identity
-from skl_transformaly._extractor import resolve_extractor
+from skl_transformaly._extractor import TimmExtractor, resolve_extractor
 from skl_transformaly._halving import Halving
 from skl_transformaly._images import ImageInputMixin, Images
 from skl_transformaly._residuals import ResidualStatistics
@@ -505,11 +505,25 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
     def __getstate__(self) -> dict:
         # students trained on a GPU must unpickle on a machine without one
-        state = super().__getstate__()
+        state = dict(super().__getstate__())  # which from Python 3.11 on is the object's own
         state.pop("_halving", None)  # another machine has another memory
         if "students_" in state:
-            state["students_"] = [copy.deepcopy(student).cpu() for student in state["students_"]]
+            students = state["students_"]
+            if type(self.extractor_) is TimmExtractor and ":" not in self.extractor_.model_name:
+                # weights alone: modules are bound to one version of timm, and skops cannot hold them
+                states = [student.state_dict() for student in students]
+                state["students_"] = [{name: tensor.cpu().numpy() for name, tensor in s.items()} for s in states]
+                state["_explicit"] = any(getattr(m, "fused_attn", None) is False for s in students for m in s.modules())
+            else:
+                state["students_"] = [copy.deepcopy(student).cpu() for student in students]
         return state
+
+    def __setstate__(self, state: dict) -> None:
+        explicit = state.pop("_explicit", None)
+        super().__setstate__(state)
+        if explicit is not None:
+            states = dict(zip(self.block_indices_.tolist(), self.students_))
+            self.students_ = self.extractor_.restore_blocks(states, explicit=explicit)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "students_")

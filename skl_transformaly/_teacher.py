@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
@@ -110,7 +111,7 @@ class Teacher:
             grid = (side, side)
         if grid[0] * grid[1] != count:
             raise ValueError(f"{count} tokens of {type(self.model).__name__} do not fill a grid.")
-        return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
+        return tokens.transpose(1, 2).unflatten(2, grid)  # no length read: an exported graph takes any batch
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:
@@ -342,7 +343,7 @@ def outline(model_name: str, image_size: int | None) -> nn.Module:
         return empty_model(model_name, image_size)
 
 
-def read_state(file: ModelFile, prefix: str, like: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+def read_state(file: ModelFile, prefix: str, like: nn.Module, dtype: torch.dtype) -> dict[str, np.ndarray]:
     """Parameters and buffers from a model file, once their names and shapes are those of `like`.
 
     Raises
@@ -365,7 +366,7 @@ def read_state(file: ModelFile, prefix: str, like: nn.Module, dtype: torch.dtype
             f"{os.fspath(file.path)!r} does not hold the weights of a {type(like).__name__} of timm {timm.__version__} "
             f"under {prefix!r}: {'; '.join(problems[:3])}{more}. Another version of timm may fit."
         )
-    return {name: torch.from_numpy(file.array(prefix + name)) for name in own}
+    return {name: file.array(prefix + name) for name in own}
 
 
 def stored_teachers(file: ModelFile) -> list[dict[str, Any]]:
@@ -429,7 +430,7 @@ def _from_model_file(model_name: str, path: Path, image_size: int | None) -> tup
             raise ModelFileError(f"{os.fspath(path)!r} needs an architecture that is not here: {error}") from error
         state = read_state(file, f"teachers.{place}.", like, torch.float32)
     model = empty_model(model_name, image_size)
-    model.load_state_dict(state)
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
     return model, dict(entry["data_config"]), entry["sha256"]
 
 

@@ -26,7 +26,21 @@ from skl_transformaly._images import as_images
 from skl_transformaly._modelfile import ModelFile, ModelFileError, read_header, write_model_file
 from skl_transformaly._parts import DETECTORS, PARTS, Array, Numbers, Reader, Unfit, Writer, brief, encode_float, unfit
 
-__all__ = ["DriftWarning", "ModelFileError", "load", "read_header", "save"]
+__all__ = ["SKOPS_TYPES", "DriftWarning", "ModelFileError", "load", "read_header", "save"]
+
+SKOPS_TYPES = (
+    "skl_transformaly._calibration.ConformalDetector",
+    "skl_transformaly._density.GaussianDensity",
+    "skl_transformaly._density.KNNDensity",
+    "skl_transformaly._detector.TransformalyDetector",
+    "skl_transformaly._extractor.TimmExtractor",
+    "skl_transformaly._residuals.ResidualStatistics",
+    "skl_transformaly._students.BlockStudents",
+    "skl_transformaly.model_selection.NormalOnly",
+    "sklearn.metrics._dist_metrics.EuclideanDistance64",
+    "sklearn.neighbors._kd_tree.KDTree",
+)
+"""The types beyond skops' own that a detector is made of: ``skops.io.load(file, trusted=list(SKOPS_TYPES))``."""
 
 _PACKAGES = ("skl-transformaly", "torch", "timm", "numpy", "scipy", "scikit-learn", "pillow", "safetensors")
 
@@ -177,7 +191,8 @@ def load(
     none. A checksum is no signature: whoever can write the file can make a detector that scores as they like.
 
     Pickles, which ``joblib.load`` reads as well, run any code that is in them: load those only from people whom you
-    would let log in.
+    would let log in. ``skops.io.load`` runs none, given the types that it may make: ``trusted=list(SKOPS_TYPES)``, of
+    this module. Like a pickle, such a file does not hold the teacher's weights.
     """
     path = Path(path)
     try:

@@ -37,7 +37,7 @@ from skl_transformaly import (
     save,
 )
 from skl_transformaly.model_selection import NormalOnly
-from skl_transformaly.persistence import DriftWarning, read_header
+from skl_transformaly.persistence import SKOPS_TYPES, DriftWarning, read_header
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "faults"))
 
@@ -831,3 +831,35 @@ def test_any_mutant_loads_right_or_is_refused(small, tmp_path, kind, number):
     assert not found.startswith("WRONG")
     if kind in DAMAGE and mutant != contents[0]:
         assert found == "refused" or mutant in contents
+
+
+# ----- the other ways
+
+
+@pytest.mark.parametrize("variant", ["default", "knn", "gmm", "settings", "embedding alone"])
+def test_skops_loads_it_with_the_listed_types(variant, many):
+    skops = pytest.importorskip("skops.io")
+    detector = tiny_detector(**VARIANTS[variant]).fit(many)
+    content = skops.dumps(detector)
+    assert set(skops.get_untrusted_types(data=content)) <= set(SKOPS_TYPES)
+    assert_same(skops.loads(content, trusted=list(SKOPS_TYPES)), detector, many)
+
+
+def test_skops_loads_wrappers_with_the_listed_types(many):
+    skops = pytest.importorskip("skops.io")
+    detector = NormalOnly(ConformalDetector(tiny_detector(), alpha=0.2, calibration=2, random_state=0))
+    detector.fit(many, np.ones(len(many)))
+    content = skops.dumps(detector)
+    assert set(skops.get_untrusted_types(data=content)) <= set(SKOPS_TYPES)
+    loaded = skops.loads(content, trusted=list(SKOPS_TYPES))
+    np.testing.assert_array_equal(loaded.estimator_.p_values(many), detector.estimator_.p_values(many))
+
+
+def test_pickling_leaves_the_detector_as_it_is(many):
+    """From Python 3.11 on, what scikit-learn gives as an estimator's state is its own dict."""
+    detector = tiny_detector().fit(many)
+    teacher, students = detector.extractor_.teacher_, list(detector.students_.students_)
+    copied = pickle.loads(pickle.dumps(detector))
+    assert vars(detector.extractor_)["_teacher"] is teacher
+    assert all(one is other for one, other in zip(detector.students_.students_, students))
+    assert_same(copied, detector, many)
