@@ -367,14 +367,15 @@ class NormalOnly(DelegatingMixin, BaseEstimator):
 
 
 def check_normal_only(y: Any, *, stacklevel: int = 4) -> None:
-    """Warn where the labels given to a one-class `fit` say that some samples are anomalies.
+    """Warn where the labels given to a one-class `fit` say that some samples are anomalies, or may say so.
 
-    One-class detectors ignore `y`, and so take those as normal: ``GridSearchCV(refit=True)`` does this quietly.
+    One-class detectors ignore `y`, and so take those as normal: ``GridSearchCV(refit=True)`` does this quietly. With labels
+    0 and 1 a search by AUROC would moreover take the worst setting for the best, without a word.
 
     Parameters
     ----------
     y : array-like or None
-        Looked at only if it is integers, all +1 or -1.
+        Looked at only if it is numbers, all +1 or -1, or both 0 and 1 and nothing else.
     stacklevel : int, default=4
         Of the warning: 4 names the caller of a decorated `fit`.
     """
@@ -382,7 +383,17 @@ def check_normal_only(y: Any, *, stacklevel: int = 4) -> None:
         labels = np.asarray(y)
     except (TypeError, ValueError, RuntimeError):  # y is ignored, whatever it is
         return
-    if labels.dtype.kind != "i" or labels.ndim != 1 or not np.isin(labels, (-1, 1)).all() or not (labels == -1).any():
+    if labels.dtype.kind not in "iufb" or labels.ndim != 1 or len(values := np.unique(labels)) > 2:
+        return
+    if values.tolist() == [0, 1]:
+        warnings.warn(
+            f"y holds 0 and 1, but fit ignores y and takes all {len(labels)} samples as normal. If one of the two means "
+            "anomaly, pass normal samples only; and where y is used to score, label normal samples +1 and anomalies -1, "
+            f"or roc_auc may silently come out as 1 - AUROC. {_CONVERT}",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+    if not np.isin(values, (-1, 1)).all() or not (labels == -1).any():
         return
     warnings.warn(
         f"y says that {np.sum(labels == -1)} of {len(labels)} samples are anomalies (-1), but fit ignores y and takes "

@@ -377,14 +377,21 @@ def test_search_over_a_detector_of_images(images):
 # check_normal_only
 
 
-def test_anomalies_in_a_fit_are_warned_of():
+@pytest.mark.parametrize("y", [[1, -1, 1, -1, 1], [1.0, -1.0, 1.0, -1.0, 1.0]])
+def test_anomalies_in_a_fit_are_warned_of(y):
     with pytest.warns(UserWarning, match=r"2 of 5 samples are anomalies.*NormalOnly"):
-        check_normal_only([1, -1, 1, -1, 1])
+        check_normal_only(y)
+
+
+@pytest.mark.parametrize("y", [[0, 1, 1], [0.0, 1.0], [True, False], np.array([1, 0], np.uint8)])
+def test_labels_of_zero_and_one_in_a_fit_are_warned_of(y):
+    with pytest.warns(UserWarning, match=r"y holds 0 and 1.*1 - AUROC.*np\.where"):
+        check_normal_only(y)
 
 
 @pytest.mark.parametrize(
     "y",
-    [None, [1, 1, 1], [0, 1, 1], [1.0, -1.0], [True, False], ["a", "b"], [[1, -1]], 3, [[1], [1, 2]], [], [1, -1, 2]],
+    [None, [1, 1, 1], [0, 0], [True], [0.0, np.nan], [0, 1, 2], ["a", "b"], [[1, -1]], 3, [[1], [1, 2]], [], [1, -1, 2]],
 )
 def test_any_other_y_is_ignored(y):
     with warnings.catch_warnings():

@@ -7,7 +7,13 @@ import pytest
 from conftest import tiny_detector
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, RandomizedSearchCV, cross_val_score
+from sklearn.model_selection import (
+    GridSearchCV,
+    HalvingGridSearchCV,
+    RandomizedSearchCV,
+    StratifiedKFold,
+    cross_val_score,
+)
 from sklearn.pipeline import Pipeline
 
 from skl_transformaly import BlockStudents, TransformalyDetector
@@ -113,13 +119,21 @@ def test_refitting_on_anomalies_says_so(labelled):
         search.fit(X, y)
 
 
+def test_cross_validation_with_labels_of_zero_and_one_says_that_auroc_is_inverted(labelled):
+    X, y = labelled
+    cv = StratifiedKFold(2, shuffle=True, random_state=0)
+    with pytest.warns(UserWarning, match="y holds 0 and 1.*1 - AUROC"):
+        scores = cross_val_score(tiny_detector(feature_spaces=["pretrained"]), X, y == -1, cv=cv, scoring="roc_auc")
+    assert scores.mean() < 0.5
+
+
 def test_fitting_on_labelled_anomalies_says_so_and_other_labels_are_ignored(labelled):
     X, y = labelled
     with pytest.warns(UserWarning, match="takes them as normal"):
         tiny_detector(feature_spaces=["pretrained"]).fit(X, y)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        for other in (np.ones(24, int), np.arange(24) % 2, np.array(["a", "b"] * 12)):
+        for other in (np.ones(24, int), np.arange(24) % 3, np.array(["a", "b"] * 12)):
             tiny_detector(feature_spaces=["pretrained"]).fit(X, other)
 
 
