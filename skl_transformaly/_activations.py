@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from skl_transformaly._halving import Halving
 from skl_transformaly._images import Images
 
-__all__ = ["BlockActivations", "iter_activations"]
+__all__ = ["BlockActivations", "iter_activations", "map_file"]
 
 
 @dataclass
@@ -232,7 +232,19 @@ def _allocate(n: int, like: Tensor, on_disk: bool) -> Tensor:
         return torch.empty(shape, dtype=like.dtype)
     size = math.prod(shape) * like.element_size()
     # The file has no name (POSIX) or goes with its handle (Windows): no way of dying leaves it behind.
-    file = tempfile.TemporaryFile(prefix="skl_transformaly_")  # noqa: SIM115 (the memory map keeps it)
+    with tempfile.TemporaryFile(prefix="skl_transformaly_") as file:
+        raw = torch.from_numpy(map_file(file, size))
+    return raw.view(like.dtype).view(shape)
+
+
+def map_file(file: Any, size: int) -> np.memmap:
+    """Map an open file as `size` bytes that can be written; the mapping outlives the handle, and holds the file.
+
+    Raises
+    ------
+    OSError
+        The disk has no room for them.
+    """
     try:
         # Reserve the blocks now: on a full disk, a write into a mapped hole would kill the process.
         if hasattr(os, "posix_fallocate"):
@@ -240,12 +252,9 @@ def _allocate(n: int, like: Tensor, on_disk: bool) -> Tensor:
         else:
             file.truncate(size)
     except OSError as error:
-        file.close()
         raise OSError(
             error.errno,
             f"No room for {size / 2**20:.0f} MiB of activations in {tempfile.gettempdir()} ({error.strerror}). Set "
             "TMPDIR to a larger disk, use cache='memory', or fit on fewer images.",
         ) from error
-    with file:  # the mapping outlives the handle, and holds the file
-        raw = torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,)))
-    return raw.view(like.dtype).view(shape)
+    return np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,))

@@ -59,6 +59,13 @@ class Cache:
         """Whether anything is remembered at all."""
         return self._call is not None
 
+    def has(self, what: str, key: dict[str, Any]) -> bool:
+        """Whether a result is kept under `what` and `key`; the others need not be computed one after another."""
+        try:
+            return self.active and bool(self._call.check_call_in_cache(what, {**key, "versions": _versions()}, None))
+        except OSError:
+            return False
+
     def __call__(self, what: str, key: dict[str, Any], compute: Callable[[], T]) -> T:
         """Give the result of `compute`, from the cache where it has one under `what` and `key`.
 

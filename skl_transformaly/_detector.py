@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,9 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
     on_error : {"raise", "skip"}, default="raise"
         What to do with an image that cannot be read: raise, naming it, or warn, leave it out of fitting, and
         score it NaN (`predict` then says -1).
+    n_jobs : int or None, default=None
+        Students trained at a time, where `students` does not say itself: None is 1, or what ``joblib.parallel_config``
+        says; see :class:`BlockStudents`.
     random_state : int, RandomState or None, default=None
         Seeds every part that takes a `random_state` and has none of its own.
     verbose : int, default=0
@@ -159,6 +162,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         "memory": [str, os.PathLike, HasMethods("cache"), None],
         "image_shape": ["array-like", None],
         "on_error": [StrOptions({"raise", "skip"})],
+        "n_jobs": [Integral, None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -177,6 +181,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         memory: Any = None,
         image_shape: tuple[int, ...] | None = None,
         on_error: str = "raise",
+        n_jobs: int | None = None,
         random_state: Any = None,
         verbose: int = 0,
     ):
@@ -191,6 +196,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         self.memory = memory
         self.image_shape = image_shape
         self.on_error = on_error
+        self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
 
@@ -508,6 +514,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
                     "students.extractor must be None inside a TransformalyDetector, whose own extractor they imitate; "
                     "set the detector's extractor instead."
                 )
+            if self.n_jobs is not None and students.get_params(deep=False).get("n_jobs", 0) is None:
+                students.set_params(n_jobs=self.n_jobs)
             if self.verbose and not students.verbose:
                 students.set_params(verbose=self.verbose)
             # a checkpoint of an unseeded fit keeps the seed that was drawn

@@ -292,7 +292,9 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
     def compute(self) -> contextlib.AbstractContextManager:
         """Context manager in which teacher and students compute, in the precision in use."""
-        return autocast(self._parameter().device, self.precision_)
+        # a copy without the network needs none: workers that train students have such
+        loaded = getattr(self, "_teacher", None) is not None
+        return autocast(self._parameter().device if loaded else resolve_device(self.device), self.precision_)
 
     def identity(self) -> dict[str, Any]:
         """What tells this fitted teacher from all that give other values; for caches."""

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -26,6 +26,7 @@ from skl_transformaly._cache import Cache, fingerprint, identity
 from skl_transformaly._extractor import TimmExtractor, resolve_extractor
 from skl_transformaly._halving import Halving
 from skl_transformaly._images import ImageInputMixin, Images
+from skl_transformaly._parallel import count_jobs, train_in_waves
 from skl_transformaly._residuals import ResidualStatistics
 from skl_transformaly._tokens import draw_tokens, partial_forward
 from skl_transformaly._torch import own_settings, seeded
@@ -92,6 +93,9 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         next one with the same images, teacher, parameters and versions of libraries goes on after the last trained
         student, and ends with the very same students; with ``random_state=None`` the seed is kept as well. Like any
         pickle, a checkpoint is for your own files only.
+    n_jobs : int or None, default=None
+        Students trained at a time, by joblib: None is 1, or what ``joblib.parallel_config`` says, whose backends
+        "dask" and "ray" spread them over a cluster; -1 is as many as there are cores. See Notes.
     extractor : str, extractor or None, default=None
         The teacher, for use outside a :class:`TransformalyDetector`: a timm name, "bundled", or an
         extractor; None is ``TimmExtractor()``. Inside a detector it must be None: the detector's is used.
@@ -123,6 +127,14 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     Memory holds two layers' activations, whatever the number of blocks. In bfloat16 or float16 precision
     the products of matrices are computed in it; weights, residual sums and losses are float32.
 
+    *In parallel* (`n_jobs`), as many students as there are workers are trained at a time, and besides those two as many
+    layers and one more are kept, in memory while all that is held here and by the workers fits in `cache_size`, else in
+    files of a temporary folder, which goes when `fit` ends (if the process is killed, it stays). Workers on this
+    machine map the files; to others joblib sends the two layers of a student by value, so each needs memory for them.
+    Workers need no weights of the teacher. The cores are shared out among workers of one machine, and on clusters each
+    has the threads that the engine gives it. Students are bit for bit those of one after another, on the same kind of
+    processor with the same number of torch's threads; another number may add in another order, and so round otherwise.
+
     References
     ----------
     .. [1] M. J. Cohen and S. Avidan, "Transformaly - Two (Feature Spaces) Are Better Than One", CVPR
@@ -152,6 +164,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         "cache": [StrOptions({"auto", "memory", "disk"})],
         "cache_size": [Interval(Real, 0, None, closed="left")],
         "checkpoint": [str, os.PathLike, None],
+        "n_jobs": [Integral, None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -171,6 +184,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         cache: str = "auto",
         cache_size: float = 512,
         checkpoint: str | os.PathLike | None = None,
+        n_jobs: int | None = None,
         extractor: Any = None,
         random_state: Any = None,
         verbose: int = 0,
@@ -187,6 +201,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         self.cache = cache
         self.cache_size = cache_size
         self.checkpoint = checkpoint
+        self.n_jobs = n_jobs
         self.extractor = extractor
         self.random_state = random_state
         self.verbose = verbose
@@ -263,8 +278,25 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         layers = iter_activations(
             images, extractor, list(students), cache=self.cache, cache_bytes=int(self.cache_size * 2**20)
         )
+        done: dict[int, tuple[dict, Any]] = {}
+
+        def named(index: int) -> tuple[str, dict[str, Any]]:
+            return f"student of block {index}", self._keys.get(index, {})
+
+        def keep(index: int, train: Callable[[], tuple[dict, dict, Any]]) -> None:
+            state, *rest = cache(*named(index), partial(checkpoint, *named(index), train))
+            if self._keys:
+                students[index].load_state_dict(state)
+            done[index] = tuple(rest)
+
         total = len(students) * self.max_epochs
         with tqdm(total=total, desc="Students", unit="epoch", disable=not self.verbose, leave=True) as progress:
+            if count_jobs(self.n_jobs, len(students)) > 1:
+                missing = {i: s for i, s in students.items() if not (cache.has(*named(i)) or checkpoint.has(*named(i)))}
+                for layer, history in self._train_in_waves(missing, images, extractor, seed):
+                    keep(layer.index, partial(_result, students[layer.index], layer, history, extractor))
+                    progress.set_postfix(block=layer.index, loss=f"{history['loss'][-1]:.3g}", refresh=False)
+                    progress.update(self.max_epochs)
             for index, student in students.items():
 
                 def train(index: int = index, student: nn.Module = student) -> tuple[dict, dict, Any]:
@@ -272,13 +304,11 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
                     while layer.index != index:
                         layer = next(layers)
                     history = self._train(student, layer, extractor, seed, progress)
-                    residuals = _residual_statistics(student, layer, extractor)
-                    return {name: tensor.cpu() for name, tensor in student.state_dict().items()}, history, residuals
+                    return _result(student, layer, history, extractor)
 
-                named = f"student of block {index}", self._keys.get(index, {})
-                state, history, residuals = cache(*named, partial(checkpoint, *named, train))
-                if self._keys:
-                    student.load_state_dict(state)
+                if index not in done:
+                    keep(index, train)
+                history, residuals = done[index]
                 self.history_[index] = history
                 self._residuals.append(residuals)
         layers.close()
@@ -288,9 +318,23 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         checkpoint.forget("seed", key)
         return self
 
+    def _train_in_waves(
+        self, students: dict[int, nn.Module], images: Images, extractor: Any, seed: int
+    ) -> Iterator[tuple[BlockActivations, dict]]:
+        """Train several students at a time; yields each one's layer and history."""
+        if not students:
+            return
+        limits: dict[str, Any] = {"cache": self.cache, "cache_bytes": int(self.cache_size * 2**20)}
+        layers = iter_activations(images, extractor, list(students), **limits)
+        settings = self.get_params(deep=False)
+        settings.update(checkpoint=None, extractor=None, n_jobs=None, random_state=None, verbose=0)
+        train = type(self)(**settings)._train  # of an object that a worker can be sent
+        yield from train_in_waves(train, students, layers, extractor, seed, n_jobs=self.n_jobs, **limits)
+        layers.close()
+
     def _cache_key(self, images: Images, extractor: Any) -> dict[str, Any]:
         """All that a student depends on, beside seed and block: one trained with these may stand in for it."""
-        elsewhere = ("n_blocks", "cache", "cache_size", "checkpoint", "extractor", "random_state", "verbose")
+        elsewhere = ("n_blocks", "cache", "cache_size", "checkpoint", "n_jobs", "extractor", "random_state", "verbose")
         training = {name: value for name, value in self.get_params(deep=False).items() if name not in elsewhere}
         return {
             "images": fingerprint(images),
@@ -618,6 +662,12 @@ def _lr_factor(step: int, total: int | None) -> float:
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+
+def _result(student: nn.Module, layer: BlockActivations, history: dict, extractor: Any) -> tuple[dict, dict, Any]:
+    """What is kept of a trained student: weights, history, and how it errs."""
+    residuals = _residual_statistics(student, layer, extractor)
+    return {name: tensor.cpu() for name, tensor in student.state_dict().items()}, history, residuals
 
 
 @torch.no_grad()

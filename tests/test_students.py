@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import tempfile
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import torch
 from conftest import tiny_detector, tiny_extractor, tiny_students
 from hypothesis import given
 from hypothesis import strategies as st
+from joblib import parallel_config
 from test_extractor import FAMILIES
 
-from skl_transformaly import BlockStudents, TransformalyDetector
+from skl_transformaly import BlockStudents, TransformalyDetector, _parallel, _students
 from skl_transformaly._students import select_blocks
+from skl_transformaly._torch import limited_threads
 
 
 @pytest.fixture(scope="module")
@@ -276,3 +279,167 @@ def test_a_grid_reaches_the_students(images):
     detector = TransformalyDetector(tiny_extractor(), students=BlockStudents(max_epochs=1))
     detector.set_params(students__n_blocks=[-1], extractor__batch_size=3).fit(images)
     assert detector.students_.block_indices_.tolist() == [5]
+
+
+# Several at a time
+
+
+def fitted_on(images, n_jobs, **changes):
+    settings = {"n_blocks": 5, "max_epochs": 2, "batch_size": 5, **changes}
+    extractor = settings.pop("extractor", None) or tiny_extractor(precision="float32")
+    return tiny_students(extractor=extractor, n_jobs=n_jobs, **settings).fit(images)
+
+
+def assert_the_same_bits(one, other):
+    assert one.history_ == other.history_
+    for mine, theirs in zip(one.students_, other.students_):
+        theirs = theirs.state_dict()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.state_dict().items())
+
+
+@pytest.fixture
+def one_thread():
+    """What each worker has on a machine with as many cores as workers."""
+    with limited_threads(1):
+        yield
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_students_trained_in_processes_are_those_of_one_after_another(images, one_thread, cache):
+    with parallel_config("loky", inner_max_num_threads=1):
+        assert_the_same_bits(fitted_on(images, 2, cache=cache), fitted_on(images, 1))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"early_stopping": True},
+        {"n_blocks": [0, 3, 5]},
+        {"extractor": tiny_extractor("eva02_tiny_patch14_224", image_size=28, precision="float32"), "n_blocks": 3},
+        {"extractor": tiny_extractor("test_resnet", image_size=64, precision="float32"), "n_blocks": 3},
+        {"extractor": tiny_extractor(precision="bfloat16"), "cache": "disk"},
+    ],
+    ids=["early stopping", "gaps", "rotary embeddings", "batch norm", "bfloat16"],
+)
+def test_students_trained_in_threads_are_those_of_one_after_another(images, one_thread, changes):
+    with parallel_config("threading"):
+        assert_the_same_bits(fitted_on(images, 2, **changes), fitted_on(images, 1, **changes))
+
+
+def test_joblibs_configuration_says_how_many(images, one_thread, monkeypatch):
+    called = []
+    real = _students.train_in_waves
+    monkeypatch.setattr(_students, "train_in_waves", lambda *args, **kwargs: called.append(1) or real(*args, **kwargs))
+    fitted_on(images, None)
+    assert not called
+    with parallel_config("threading", n_jobs=3):
+        fitted_on(images, None)
+    assert called
+
+
+@pytest.mark.parametrize("n_jobs", [2, 3])
+def test_no_more_layers_are_stored_than_students_are_trained(images, one_thread, monkeypatch, n_jobs):
+    stored = []
+    copy_layer, leave = _parallel._Store._copy, _parallel._Store.__exit__
+    monkeypatch.setattr(_parallel._Store, "_copy", lambda self, t: stored.append(1) or copy_layer(self, t))
+    monkeypatch.setattr(_parallel._Store, "__exit__", lambda self, *a: stored.append(0) or leave(self, *a))
+    with parallel_config("threading"):
+        fitted_on(images, n_jobs)
+    waves = "".join(map(str, stored)).split("0")[:-1]
+    assert [len(wave) for wave in waves] == {2: [3, 3, 2], 3: [4, 3]}[n_jobs]  # five blocks
+
+
+def test_no_file_is_left(images, one_thread, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    found = []
+    train = BlockStudents._train
+    monkeypatch.setattr(
+        BlockStudents, "_train", lambda *args: found.extend(tmp_path.glob("skl_transformaly_*/*")) or train(*args)
+    )
+    with parallel_config("threading"):
+        fitted_on(images, 2, cache="disk")
+        assert found and not list(tmp_path.iterdir())
+        with pytest.raises(FloatingPointError):
+            fitted_on(images, 2, cache="disk", lr=1e30, schedule="constant", max_epochs=9)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_is_not_finite_comes_back_from_a_process(images):
+    with pytest.raises(FloatingPointError, match="block .*Lower lr"):
+        fitted_on(images, 2, lr=1e30, schedule="constant", max_epochs=9)
+
+
+def test_workers_share_the_cores(images, monkeypatch):
+    seen = []
+    train = BlockStudents._train
+    monkeypatch.setattr(BlockStudents, "_train", lambda *args: seen.append(torch.get_num_threads()) or train(*args))
+    with limited_threads(6), parallel_config("threading"):
+        fitted_on(images, 3)
+        assert torch.get_num_threads() == 6
+    assert set(seen) == {2}
+
+
+def test_the_detector_hands_its_n_jobs_to_students_without(images, one_thread):
+    with parallel_config("threading"):
+        detector = tiny_detector(n_jobs=2, students=tiny_students()).fit(images)
+        own = tiny_detector(n_jobs=2, students=tiny_students(n_jobs=1)).fit(images)
+    assert detector.students_.n_jobs == 2 and own.students_.n_jobs == 1
+    np.testing.assert_array_equal(detector.score_samples(images), tiny_detector().fit(images).score_samples(images))
+
+
+def test_what_memory_has_is_not_trained_again(images, one_thread, monkeypatch, tmp_path):
+    trained = []
+    train = BlockStudents._train
+    monkeypatch.setattr(
+        BlockStudents, "_train", lambda self, *args: trained.append(args[1].index) or train(self, *args)
+    )
+
+    def fit(n_jobs, n_blocks):
+        with parallel_config("threading"):
+            students = tiny_students(n_blocks=n_blocks)
+            return tiny_detector(n_jobs=n_jobs, students=students, memory=str(tmp_path)).fit(images)
+
+    fit(None, 2)
+    more = fit(2, 4)
+    assert sorted(trained) == [2, 3, 4, 5]
+    fit(2, 4)
+    assert len(trained) == 4
+    np.testing.assert_array_equal(
+        more.score_samples(images), tiny_detector(students=tiny_students(n_blocks=4)).fit(images).score_samples(images)
+    )
+
+
+def test_progress_of_several_at_a_time(images, one_thread, capsys):
+    with parallel_config("threading"):
+        fitted_on(images, 2, verbose=1)
+    assert "10/10" in capsys.readouterr().err
+
+
+def test_workers_need_no_network(images):
+    extractor = tiny_extractor(precision="bfloat16").fit(images)
+    light = _parallel._without_network(extractor, torch.device("cpu"))
+    with light.compute():
+        assert torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    assert light._teacher is None if hasattr(light, "_teacher") else True
+    assert len(pickle.dumps(light)) < 10_000
+
+
+def test_a_fit_that_stopped_in_the_middle_goes_on_after_its_last_wave(images, one_thread, monkeypatch, tmp_path):
+    trained = []
+    train = BlockStudents._train
+
+    def stopped(self, student, layer, *rest):
+        if layer.index == 4 and len(trained) < 3:
+            raise KeyboardInterrupt
+        trained.append(layer.index)
+        return train(self, student, layer, *rest)
+
+    monkeypatch.setattr(BlockStudents, "_train", stopped)
+    with parallel_config("threading"):
+        with pytest.raises(KeyboardInterrupt):
+            fitted_on(images, 2, n_blocks=4, checkpoint=tmp_path)
+        trained += [None]
+        students = fitted_on(images, 2, n_blocks=4, checkpoint=tmp_path)
+    assert sorted(trained[: trained.index(None)])[:2] == [2, 3]
+    assert sorted(trained[trained.index(None) + 1 :]) == [4, 5]
+    assert_the_same_bits(students, fitted_on(images, 1, n_blocks=4))
