@@ -1,0 +1,63 @@
+"""Which teachers there are, and whose weights are on this machine."""
+
+from __future__ import annotations
+
+import os
+from importlib import metadata
+from pathlib import PurePosixPath
+from urllib.parse import urlparse
+
+import timm
+import torch
+from huggingface_hub import try_to_load_from_cache
+
+from skl_transformaly._teacher import _BUNDLED_FILE, _BUNDLED_PACKAGE
+
+__all__ = ["bundled_at_hand", "hub_models"]
+
+# the names that timm gives a model's weights on the hub, in the order in which it looks for them
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def bundled_at_hand() -> bool:
+    """Whether the package with the bundled teacher's weights is installed."""
+    try:
+        return os.path.isfile(str(metadata.distribution(_BUNDLED_PACKAGE).locate_file(_BUNDLED_FILE)))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def hub_models(pattern: str = "*") -> dict[str, bool]:
+    """Names of timm's models with weights, and whether those are in the cache of a download.
+
+    Parameters
+    ----------
+    pattern : str, default="*"
+        What the names must match, with ``*`` and ``?``.
+
+    Returns
+    -------
+    models : dict of str to bool
+        In timm's order.
+
+    Examples
+    --------
+    >>> list(hub_models("vit_tiny_patch16_224.augreg_in21k"))
+    ['vit_tiny_patch16_224.augreg_in21k']
+    """
+    return {name: _cached(name) for name in timm.list_models(pattern, pretrained=True)}
+
+
+def _cached(name: str) -> bool:
+    config = timm.models.get_pretrained_cfg(name)
+    if config is None:
+        return False
+    if config.hf_hub_id:
+        files = (config.hf_hub_filename,) if config.hf_hub_filename else _HUB_FILES
+        # a path where there is one; else None, or a mark that the hub has no such file
+        if any(isinstance(try_to_load_from_cache(config.hf_hub_id, file), str) for file in files):
+            return True
+    if config.url:
+        file = PurePosixPath(urlparse(config.url).path).name
+        return os.path.isfile(os.path.join(torch.hub.get_dir(), "checkpoints", file))
+    return False

@@ -1,0 +1,209 @@
+"""How well scores tell anomalies from normal images, with bootstrap intervals."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import bootstrap
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+__all__ = ["METRICS", "Interval", "class_folders", "evaluate_scores", "fpr_at_tpr", "normal_classes"]
+
+# names that a folder of normal images goes by, of which the first that is there counts
+_NORMAL_NAMES = ("good", "normal", "ok")
+
+
+class Interval(NamedTuple):
+    """A figure and its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def fpr_at_tpr(y_anomaly: np.ndarray, anomaly_score: np.ndarray, tpr: float = 0.95) -> float:
+    """Share of normal images flagged at the strictest threshold that still catches a share `tpr` of the anomalies.
+
+    Parameters
+    ----------
+    y_anomaly : ndarray of shape (n,), bool
+        True for anomalies, of both kinds at least one.
+    anomaly_score : ndarray of shape (n,)
+        Higher is more anomalous.
+    tpr : float, default=0.95
+        In (0, 1].
+
+    Returns
+    -------
+    fpr : float
+        In [0, 1].
+
+    Examples
+    --------
+    >>> fpr_at_tpr(np.array([True, True, False, False]), np.array([3.0, 1.0, 2.0, 0.0]))
+    0.5
+    """
+    fprs, tprs, _ = roc_curve(y_anomaly, anomaly_score, drop_intermediate=False)
+    return float(fprs[np.argmax(tprs >= tpr)])
+
+
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "auroc": roc_auc_score,
+    "aupr": average_precision_score,
+    "fpr95": fpr_at_tpr,
+}
+"""Of labels (True for anomalies) and anomaly scores (higher is more anomalous)."""
+
+
+def evaluate_scores(
+    scores: np.ndarray,
+    y: np.ndarray,
+    *,
+    confidence: float = 0.95,
+    n_resamples: int = 1000,
+    random_state: int = 0,
+) -> dict[str, Interval]:
+    """AUROC, AUPR and FPR at 95 % TPR of scores, anomalies being what is looked for.
+
+    Parameters
+    ----------
+    scores : array-like of shape (n,)
+        Higher is more normal, as `score_samples` gives them; none NaN.
+    y : array-like of shape (n,)
+        +1 normal, -1 anomaly; both kinds.
+    confidence : float, default=0.95
+        Of the intervals, in (0, 1).
+    n_resamples : int, default=1000
+        Bootstrap resamples. Normal images and anomalies are drawn apart, so that each holds as many of both as `y`.
+    random_state : int, default=0
+        Seeds them.
+
+    Returns
+    -------
+    figures : dict of str to Interval
+        ``auroc``; ``aupr``, the average precision with anomalies as the positive class, whose value for random scores
+        is their share; ``fpr95``, see :func:`fpr_at_tpr`. Intervals are bootstrap percentiles [1]_; where anomalies
+        and normal images do not overlap, they have no width, whatever the number of images.
+
+    Raises
+    ------
+    ValueError
+        Lengths differ, a score is NaN, or `y` is not of +1 and -1.
+
+    References
+    ----------
+    .. [1] B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap", Chapman & Hall, 1993, Chapter 13.
+
+    Examples
+    --------
+    >>> figures = evaluate_scores([3.0, 2.0, 0.5, 1.0, -1.0], [1, 1, 1, -1, -1])
+    >>> round(figures["auroc"].value, 3)
+    0.833
+    """
+    scores, y = np.asarray(scores, dtype=np.float64), np.asarray(y)
+    if scores.shape != y.shape or scores.ndim != 1:
+        raise ValueError(f"scores and y must be of one length, got shapes {scores.shape} and {y.shape}.")
+    if np.isnan(scores).any():
+        raise ValueError(f"{np.isnan(scores).sum()} of {len(scores)} scores are NaN; leave those images out.")
+    if set(np.unique(y).tolist()) != {-1, 1}:
+        raise ValueError(f"y must hold both +1 (normal) and -1 (anomaly), got {np.unique(y)[:5].tolist()}.")
+    anomaly_scores = np.clip(-scores, -np.finfo(np.float64).max, np.finfo(np.float64).max)
+    normal, anomalous = anomaly_scores[y == 1], anomaly_scores[y == -1]
+    figures = {}
+    for name, metric in METRICS.items():
+
+        def statistic(normal, anomalous, metric=metric):
+            labels = np.repeat([False, True], [len(normal), len(anomalous)])
+            return metric(labels, np.concatenate([normal, anomalous]))
+
+        value = float(statistic(normal, anomalous))
+        if min(len(normal), len(anomalous)) < 2:  # nothing to resample
+            figures[name] = Interval(value, float("nan"), float("nan"))
+            continue
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*degenerate.*")
+            result = bootstrap(
+                (normal, anomalous),
+                statistic,
+                vectorized=False,
+                n_resamples=n_resamples,
+                confidence_level=confidence,
+                method="percentile",
+                random_state=np.random.default_rng(random_state),
+            )
+        figures[name] = Interval(value, float(result.confidence_interval.low), float(result.confidence_interval.high))
+    return figures
+
+
+def class_folders(root: str | os.PathLike) -> list[str]:
+    """Names of the folders directly in `root`, sorted, hidden ones left out.
+
+    Raises
+    ------
+    ValueError
+        There is no folder `root`, or none in it.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ValueError(f"There is no folder {str(root)!r}; expected one that holds a folder for each class.")
+    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise ValueError(f"{str(root)!r} holds no folders; expected one for each class, one of them of normal images.")
+    return names
+
+
+def normal_classes(classes: Sequence[str], good: Sequence[str] = ()) -> list[str]:
+    """Which of `classes` are normal: those that `good` names, else the one that goes by a usual name.
+
+    Nothing is guessed from order or number: a wrong guess would turn every figure upside down.
+
+    Raises
+    ------
+    ValueError
+        `good` names no class, or is empty and no class or several go by a usual name; or nothing is left as anomaly.
+
+    Examples
+    --------
+    >>> normal_classes(["crack", "good", "scratch"])
+    ['good']
+    >>> normal_classes(["cat", "dog"], ["cat"])
+    ['cat']
+    """
+    listed = ", ".join(repr(name) for name in classes)
+    if good:
+        for name in good:
+            if name not in classes:
+                close = get_close_matches(name, classes, n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise ValueError(f"There is no class {name!r} to be normal; the classes are {listed}.{hint}")
+        found = [name for name in classes if name in good]
+    else:
+        found = [name for name in classes if name.lower() in _NORMAL_NAMES]
+        if len(found) != 1:
+            raise ValueError(
+                f"Which class is normal? {'None' if not found else 'More than one'} of {listed} goes by "
+                f"{', '.join(repr(name) for name in _NORMAL_NAMES)}. Say --good NAME."
+            )
+    if len(found) == len(classes):
+        raise ValueError(f"All classes ({listed}) are normal, so there is nothing to find.")
+    return found
+
+
+def per_class(scores: np.ndarray, labels: np.ndarray, classes: Sequence[str], normal: Sequence[str]) -> dict[str, Any]:
+    """AUROC of each anomalous class against all normal images; None for a class without readable images."""
+    is_normal = np.isin(labels, list(normal))
+    result: dict[str, Any] = {}
+    for name in classes:
+        if name in normal:
+            continue
+        kept = is_normal | (labels == name)
+        found = int(np.sum(labels == name))
+        auroc = float(roc_auc_score(labels[kept] == name, -scores[kept])) if found and is_normal.any() else None
+        result[name] = {"n": found, "auroc": auroc}
+    return result

