@@ -523,7 +523,9 @@ class ExtremeImagesDisplay:
             margin = ax.figure.add_subplot(side)
             margin.set_axis_off()
             bar = margin.inset_axes((0.0, 0.1, 0.2, 0.8))
-            self.colorbar_ = ax.figure.colorbar(mappable, cax=bar, label="discrepancy, 1 is usual", extend="max")
+            self.colorbar_ = ax.figure.colorbar(
+                mappable, cax=bar, label="standard deviations, 0 is usual", extend="max"
+            )
         if self.y is not None:
             frames = {"normal": 1, "anomaly": -1}
             names = [name for name, label in frames.items() if label in self.y]
