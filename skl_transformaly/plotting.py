@@ -524,7 +524,7 @@ class ExtremeImagesDisplay:
             margin.set_axis_off()
             bar = margin.inset_axes((0.0, 0.1, 0.2, 0.8))
             self.colorbar_ = ax.figure.colorbar(
-                mappable, cax=bar, label="standard deviations, 0 is usual", extend="max"
+                mappable, cax=bar, label="anomaly map, higher is less normal", extend="max"
             )
         if self.y is not None:
             frames = {"normal": 1, "anomaly": -1}
