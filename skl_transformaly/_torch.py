@@ -66,9 +66,19 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=PRECISIONS[precision], cache_enabled=False)
 
 
+# What torch says where memory is short, in errors of a type that says something else.
+_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "could not create a primitive")
+
+
 @contextlib.contextmanager
 def own_settings() -> Iterator[None]:
-    """Compute as if the caller had set nothing: no autocast, inference mode, default device, or ban on gradients."""
+    """Compute as if the caller had set nothing: no autocast, inference mode, default device, or ban on gradients.
+
+    Raises
+    ------
+    MemoryError
+        torch was given too little memory.
+    """
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -77,7 +87,15 @@ def own_settings() -> Iterator[None]:
             stack.enter_context(torch.autocast("cuda", enabled=False))
         if torch.get_default_device().type != "cpu":  # its context slows each operation a little
             stack.enter_context(torch.device("cpu"))
-        yield
+        try:
+            yield
+        except RuntimeError as error:
+            if not any(words in str(error) for words in _OUT_OF_MEMORY):
+                raise
+            raise MemoryError(
+                f"torch was given too little memory ({str(error).splitlines()[0]}). Give the extractor a smaller "
+                "batch_size or image_size, or students cache='disk'."
+            ) from error
 
 
 _generator_lock = threading.RLock()
