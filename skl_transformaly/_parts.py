@@ -272,7 +272,7 @@ def _unpack_teacher(extractor: TimmExtractor, state: dict, reader: Reader, sizes
     ):
         unfit("does not go with its teacher")
     if entry["stored"]:
-        reader.use_prefix(f"teachers.{place}.")
+        reader.use_teacher(place)
     try:
         resolve_device(extractor.device)
     except ValueError as error:
@@ -307,7 +307,8 @@ def _unpack_students(students: BlockStudents, state: dict, reader: Reader, sizes
     extractor = students.extractor_
     indices = students.block_indices_.tolist()
     outlines = reader.outline_blocks(extractor)
-    if any(not 0 <= index < len(outlines) for index in indices) or sorted(set(indices)) != indices:
+    places = range(len(outlines))
+    if not indices or any(index not in places for index in indices) or sorted(set(indices)) != indices:
         unfit(f"has students of blocks {indices[:20]}, and the teacher has {len(outlines)} blocks")
     prefixes = state["students"]
     if not isinstance(prefixes, list) or len(prefixes) != len(indices) or not all(type(p) is str for p in prefixes):
@@ -737,7 +738,8 @@ class Writer:
         if isinstance(value, float):
             return encode_float(value)
         if isinstance(value, (list, tuple)):
-            return {type(value).__name__: [self._encode(name, item, fitted=fitted) for item in value]}
+            kind = "tuple" if isinstance(value, tuple) else "list"
+            return {kind: [self._encode(name, item, fitted=fitted) for item in value]}
         if isinstance(value, np.ndarray) and value.dtype.kind in "UO" and all(isinstance(v, str) for v in value.flat):
             return {"strings": [str(item) for item in value.reshape(-1)]}
         if isinstance(value, np.ndarray):
@@ -828,7 +830,6 @@ class Reader:
         self._weights = weights
         self._made: list[tuple[Any, dict[str, int], bool]] = []
         self._used: set[str] = set()
-        self._outlines: dict[tuple[str, int | None], list[nn.Module]] = {}
 
     def read(self) -> Any:
         """Make all objects in their order; give the last, the detector."""
@@ -883,32 +884,35 @@ class Reader:
         info = self.info(value)
         if dtypes is not None and info.dtype.name not in dtypes:
             unfit(f"is an array of {info.dtype.name}; expected {' or '.join(dtypes)}")
-        self._used.add(value["array"])
+        self._use([value["array"]])
         array = self.file.array(value["array"])
         if array.dtype.kind == "f" and not nan and not np.isfinite(array).all():
             unfit("is an array with NaN or infinity")
         return array.T if value["order"] == "F" else array
 
-    def use_prefix(self, prefix: str) -> None:
-        """Note that all arrays whose names begin so belong to something."""
-        self._used.update(name for name in self.file.arrays if name.startswith(prefix))
+    def use_teacher(self, place: int) -> None:
+        """Note that a teacher's weights, which all extractors share, are asked for."""
+        self._used.update(name for name in self.file.arrays if name.startswith(f"teachers.{place}."))
 
     def network(self, prefix: str, outline: nn.Module, dtype: torch.dtype) -> dict[str, np.ndarray]:
         """Read parameters and buffers, once their shapes are those of `outline`."""
         if not prefix.startswith("arrays."):
             unfit(f"has weights under {brief(prefix)}")
-        self.use_prefix(prefix)
+        self._use([name for name in self.file.arrays if name.startswith(prefix)])
         return _teacher.read_state(self.file, prefix, outline, dtype)
+
+    def _use(self, names: list[str]) -> None:
+        """Note that arrays are read; each once, so that no more memory is taken than the file has bytes."""
+        if not self._used.isdisjoint(names):
+            unfit(f"asks for arrays that belong to something else: {brief(sorted(self._used.intersection(names)))}")
+        self._used.update(names)
 
     def outline_blocks(self, extractor: TimmExtractor) -> list[nn.Module]:
         """The blocks of the teacher's architecture, without memory for weights."""
-        key = (extractor.model_name, extractor.image_size)
-        if key not in self._outlines:
-            try:
-                self._outlines[key] = _teacher.find_blocks(_teacher.outline(*key))
-            except ValueError as error:
-                unfit(f"needs an architecture that cannot be built here: {error}")
-        return self._outlines[key]
+        try:
+            return _teacher.find_blocks(_teacher.outline(extractor.model_name, extractor.image_size))
+        except ValueError as error:
+            unfit(f"needs an architecture that cannot be built here: {error}")
 
     def _make(self, spec: _Class, entry: dict[str, Any]) -> tuple[Any, dict[str, int], bool]:
         part = self._construct(spec, entry["params"])
@@ -956,6 +960,8 @@ class Reader:
 
     def _localise(self, extractor: TimmExtractor) -> None:
         """Point the extractor to this machine's weights and device."""
+        if not isinstance(extractor.model_name, str) or any(mark in extractor.model_name for mark in ":/"):
+            unfit(f"names the model {brief(extractor.model_name)}, which is none of timm's own")
         if self._device is not None:
             extractor.device = self._device
         if any(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import os
 import threading
@@ -337,6 +338,7 @@ def empty_model(model_name: str, image_size: int | None) -> nn.Module:
     return model
 
 
+@functools.lru_cache(maxsize=4)
 def outline(model_name: str, image_size: int | None) -> nn.Module:
     """The model of :func:`empty_model` on torch's meta device: names and shapes, and no memory for weights."""
     with torch.device("meta"):

@@ -663,6 +663,16 @@ def forged_state(name, **state):
     return lambda header, document: the(document, name)["state"].update(state)
 
 
+def forged_reuse(name, key):
+    """Arrays that are asked for twice: memory that is not in the file."""
+
+    def change(header, document):
+        values = the(document, name)["state"][key]
+        values[1] = values[0]
+
+    return change
+
+
 def forged_arrays(end, **changes):
     def change(header, document):
         next(entry for key, entry in header.items() if key.endswith(end)).update(changes)
@@ -698,9 +708,9 @@ def forged_teacher(**changes):
         (forged_params("GaussianDensity", shrinkage=7), "shrinkage"),
         (forged_params("GaussianDensity", nonsense=7), "parameters"),
         (forged_params("TransformalyDetector", memory="/tmp/x"), "parameters"),
-        (forged_params("TimmExtractor", model_name="local-dir:/etc"), "does not go with its teacher"),
-        (forged_teacher(model_name="local-dir:/etc"), "knows no model"),
-        (forged_teacher(model_name="hf-hub:timm/test_vit.r160_in1k"), "knows no model"),
+        (forged_params("TimmExtractor", model_name="test_vit2"), "does not go with its teacher"),
+        (forged_teacher(model_name="local-dir:/etc"), "none of timm's own"),
+        (forged_teacher(model_name="hf-hub:timm/test_vit.r160_in1k", stored=False), "none of timm's own"),
         (forged_teacher(model_name="vit_giant_patch16_gap_224"), "does not hold the weights"),
         (forged_teacher(model_name="vit_huge_of_tomorrow"), "knows no model"),
         (forged_teacher(data_config={}), "describes teacher 0"),
@@ -715,6 +725,8 @@ def forged_teacher(**changes):
         (forged_state("TransformalyDetector", offset_="a"), "expected a number"),
         (forged_state("TransformalyDetector", _private=1), "attributes of its class"),
         (forged_state("BlockStudents", students=["teachers.0.", "teachers.0."]), "has weights under"),
+        (forged_reuse("BlockStudents", "students"), "belong to something else"),
+        (forged_reuse("BlockStudents", "residuals"), "belong to something else"),
         (forged_state("BlockStudents", history=[[0, {}], [1, {}]]), "history"),
         (forged_state("TimmExtractor", image_size_=[10**6, 10**6]), "from 1 to 2048"),
         (forged_state("TimmExtractor", precision_="float8"), "expected float64"),
