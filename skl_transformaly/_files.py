@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,7 +181,4 @@ def _show(character: str) -> str:
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as os.fsdecode gives it
         return f"\\x{code - 0xDC00:02x}"
-    # Cc control, Cf format (directions, joiners), Cs lone surrogates, Zl and Zp line and paragraph separators
-    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-        return character.encode("unicode_escape").decode() if code != 0x7F else "\\x7f"
-    return character
+    return character if character.isprintable() else character.encode("unicode_escape").decode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePath
 from typing import Any
@@ -22,6 +22,7 @@ __all__ = [
     "inspect_images",
     "reason",
     "relative_to_root",
+    "saved_with",
 ]
 
 
@@ -76,8 +77,9 @@ def inspect_images(paths: Sequence[str]) -> Iterator[ImageFacts]:
 
 
 def reason(path: str, error: object) -> str:
-    """The message of an :class:`ImageError` without the path that it begins with."""
-    return str(error).removeprefix(f"{path!r}: ")
+    """The message of an :class:`ImageError` without the path that it begins with and the advice to programmers."""
+    text = str(error).removeprefix(f"{path!r}: ").replace(f" file {path!r}", "")
+    return text.removesuffix(" Remove or repair it, or pass on_error='skip'.")
 
 
 @dataclass
@@ -194,6 +196,20 @@ def inner_detector(detector: Any) -> Any:
     while not hasattr(detector, "extractor_") and hasattr(detector, "estimator_"):
         detector = detector.estimator_
     return detector
+
+
+def saved_with(header: Mapping[str, Any]) -> dict[str, str]:
+    """When and with what a model file was saved, in words, from its header; whatever the file says, this is text."""
+    made = header.get("made")
+    made = made if isinstance(made, dict) else {}
+    environment = made.get("environment")
+    environment = environment if isinstance(environment, dict) else {}
+    words = {
+        "saved": str(made.get("saved_at", "")),
+        "images of the fit": str(made.get("n_images", "")),
+        "saved with": ", ".join(f"{name} {value}" for name, value in environment.items()),
+    }
+    return {name: value for name, value in words.items() if value}
 
 
 def describe(detector: Any) -> dict[str, str]:

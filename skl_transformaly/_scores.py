@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +80,17 @@ def format_rows(rows: Iterable[Row], kind: str, *, header: bool = False) -> byte
     if kind == "jsonl":
         finite = [{name: _finite(value) for name, value in row.items()} for row in rows]
         return "".join(json.dumps(row, allow_nan=False) + "\n" for row in finite).encode()
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if header:
-        writer.writerow(COLUMNS)
+    lines = [_csv_line(COLUMNS)] * header
     for row in rows:
-        writer.writerow([_inert(row["path"]), *("" if row[name] is None else repr(row[name]) for name in COLUMNS[1:])])
-    return text.getvalue().encode("utf-8", "surrogateescape")
+        lines.append(_csv_line([_inert(row["path"]), *("" if row[k] is None else repr(row[k]) for k in COLUMNS[1:])]))
+    return "".join(lines).encode("utf-8", "surrogateescape")
+
+
+def _csv_line(fields: Sequence[str]) -> str:
+    text = io.StringIO()
+    # csv puts into quotes what its line terminator holds: a carriage return in a path needs them as well
+    csv.writer(text, lineterminator="\r\n").writerow(fields)
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _finite(value: Any) -> Any:
@@ -170,8 +175,9 @@ class ScoreFile:
             while view:
                 view = view[self._file.write(view) :]
         except BaseException:
-            self._file.truncate(self._whole)
-            self._file.seek(self._whole)
+            with contextlib.suppress(OSError):  # no file of its own, such as a device
+                self._file.truncate(self._whole)
+                self._file.seek(self._whole)
             raise
         self._whole += len(content)
 

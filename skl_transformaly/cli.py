@@ -142,9 +142,10 @@ def _command(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        warnings.showwarning = _show_warning
         try:
-            return function(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return function(*args, **kwargs)
         except typer.Exit:
             raise
         except KeyboardInterrupt:
@@ -222,6 +223,10 @@ def fit(
     batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the teacher at a time.")] = 32,
     device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', ...")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")] = 0,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of students that are done, from which a fit that was killed goes on."),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop where an image cannot be read.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -273,7 +278,7 @@ def fit(
     detector = ConformalDetector(
         TransformalyDetector(
             extractor,
-            students=BlockStudents(n_blocks=blocks, max_epochs=epochs, verbose=int(out.lively)),
+            students=BlockStudents(n_blocks=blocks, max_epochs=epochs, checkpoint=checkpoint, verbose=int(out.lively)),
             explained_variance=explained_variance,
             on_error="skip",
             random_state=seed,
@@ -515,7 +520,7 @@ def report(
         raise Mistake(f"There is no folder {str(normal)!r} of normal images.")
     found = _find(paths, tell)
     detector, header = _load(model, weights)
-    from skl_transformaly._provenance import Provenance
+    from skl_transformaly._provenance import Provenance, saved_with
     from skl_transformaly.report import write_report
 
     with tell.progress("Looking", len(found.paths)) as advance:
@@ -524,7 +529,7 @@ def report(
             found.paths,
             out,
             provenance=Provenance.from_json(header["metadata"]),
-            saved=header["made"],
+            saved=saved_with(header),
             normal_dir=normal,
             limit=limit,
             title=title or f"{model.name}: {', '.join(Path(path).name or path for path in paths)}",
@@ -653,6 +658,13 @@ def evaluate(
 def export(
     model: Model,
     onnx: Annotated[Path, typer.Option(metavar="FILE", help="The ONNX file to make.", show_default=False)],
+    check: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="Images to compare on, such as a folder; else a few made-up ones."),
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Weights in 8 bits: smaller, and other scores. Needs --check.")
+    ] = False,
     weights: Weights = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -661,12 +673,21 @@ def export(
     """Export a model to ONNX, to run without torch or timm; it is compared to the model before it is kept."""
     out = _Output(as_json, quiet)
     _check_writable(onnx)
+    if int8 and not check:
+        raise Mistake("--int8 needs images to measure its cost on: --check DIR.")
+    images = _find(check, out).paths if check else None
     detector, _ = _load(model, weights)
-    from skl_transformaly.export import to_onnx
+    from skl_transformaly.export import ParityError, to_onnx
 
-    to_onnx(detector, onnx)
-    size = onnx.stat().st_size
-    out.made(f"{onnx}: {size / 1e6:.1f} MB.", {"onnx": str(onnx), "bytes": size})
+    try:
+        measured = to_onnx(detector, onnx, images, quantize="int8" if int8 else None)
+    except (ParityError, TypeError) as error:
+        raise Mistake(str(error)) from error
+    out.made(
+        f"{onnx}: {measured['bytes'] / 1e6:.1f} MB; scores differ by {measured['score_deviation']:.2g} at most, on "
+        f"{measured['n_images']} images.",
+        {"onnx": str(onnx), **measured},
+    )
 
 
 @app.command()
@@ -674,18 +695,19 @@ def export(
 def info(model: Model, as_json: Json = False, debug: Debug = False) -> None:
     """Say how a model was made: teacher, images, seeds, versions, time."""
     from skl_transformaly._modelfile import read_header  # without torch
-    from skl_transformaly._provenance import Provenance
+    from skl_transformaly._provenance import Provenance, saved_with
 
     _check_model(model)
     header = read_header(model)
-    saved = header["made"]
+    saved = saved_with(header)
     made = Provenance.from_json(header["metadata"])
     data = {
         "model": str(model),
         "class": header["class"],
         "bytes": header["size"],
         "sha256": header["sha256"],
-        **saved,
+        "saved": saved,
+        "images": len(made.files),
         "root": made.root,
         "calibration": len(made.calibration),
         "seed": made.seed,
@@ -694,15 +716,11 @@ def info(model: Model, as_json: Json = False, debug: Debug = False) -> None:
     }
     rows: list[tuple[str, Any]] = [
         ("model", f"{model}, {header['class']}, {header['size'] / 1e6:.1f} MB"),
-        ("saved", f"{saved['saved_at']}, {saved['system']}"),
-        (
-            "fitted on",
-            f"{saved['n_images']} images" + (f" from {made.root}, in {made.seconds:g} s" if made.root else ""),
-        ),
+        *saved.items(),
     ]
-    if made.seed is not None:
-        rows.append(("seed", made.seed))
-    rows += [*made.settings.items(), ("versions", ", ".join(" ".join(pair) for pair in saved["versions"].items()))]
+    if made.root:
+        rows += [("from", made.root), ("time to fit", f"{made.seconds:g} s"), ("seed", made.seed)]
+    rows += made.settings.items()
     width = max(len(name) for name, _ in rows)
     _Output(as_json, False).result("\n".join(f"{name:<{width}}  {value}" for name, value in rows), data)
 

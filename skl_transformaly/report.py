@@ -50,8 +50,8 @@ _N_SUSPICIOUS = 12
 # An image is tiny where its shorter side would have to grow by more than this for the teacher
 _TINY = 4
 _BINS = 48
-# Map values: 1 is what is usual for normal images. What is less than the first is not painted.
-_MAP_FROM, _MAP_TO_LEAST = 1.5, 6.0
+# Map values are standard deviations over normal images. What is less than the first is not painted.
+_MAP_FROM, _MAP_TO_LEAST = 2.0, 8.0
 
 
 @dataclass
@@ -80,7 +80,7 @@ def write_report(
     out: str | os.PathLike,
     *,
     provenance: Provenance | None = None,
-    saved: Mapping[str, Any] | None = None,
+    saved: Mapping[str, str] | None = None,
     normal_dir: str | os.PathLike | None = None,
     limit: int = 1000,
     title: str = "Images, from most to least anomalous",
@@ -100,8 +100,8 @@ def write_report(
     provenance : Provenance, default=None
         How the model was made, as the command line keeps it in a model file; without it, the nearest normal images have
         no names.
-    saved : dict, default=None
-        When and with what versions the model file was saved, ``read_header(file)["made"]``.
+    saved : dict of str to str, default=None
+        When and with what the model file was saved, to be shown beside the rest.
     normal_dir : path, default=None
         Folder of the normal images, where it is not any more where `provenance` says.
     limit : int, default=1000
@@ -191,6 +191,7 @@ def write_report(
         least_p=min((card.p_value for card in cards if not math.isnan(card.p_value)), default=1.0),
         alpha=getattr(detector, "alpha", None),
         has_maps=any(card.overlay for card in top),
+        map_from=_MAP_FROM,
         map_to=_map_to(top),
         histogram=_histogram(detector, inner, [card.score for card in cards]),
         pool=pool,
@@ -280,8 +281,7 @@ def _paint(cards: list[_Card]) -> None:
     for card in cards:
         if card.map is None:
             continue
-        values = np.maximum(card.map.astype(np.float32), 1e-6)
-        strength = np.clip(np.log(values / _MAP_FROM) / np.log(to / _MAP_FROM), 0, 1)
+        strength = np.clip((card.map.astype(np.float32) - _MAP_FROM) / (to - _MAP_FROM), 0, 1)
         colour = np.empty((*strength.shape, 4), dtype=np.uint8)
         colour[..., 0] = 255
         colour[..., 1] = np.rint(220 * (1 - strength))

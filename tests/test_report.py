@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skl_transformaly._provenance import ImageFacts, Provenance, image_facts
+from skl_transformaly._provenance import Provenance, image_facts
 from skl_transformaly.report import _picture, write_report
 
 HOSTILE = [

@@ -1,0 +1,638 @@
+"""The command `transformaly`, mostly in this process; and what it stands on: files, scores, figures."""
+
+import csv
+import errno
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.metrics import average_precision_score, roc_auc_score
+from typer.testing import CliRunner
+
+from skl_transformaly import load
+from skl_transformaly._evaluation import evaluate_scores, fpr_at_tpr, normal_classes
+from skl_transformaly._files import display_path, find_files
+from skl_transformaly._provenance import Provenance, image_facts
+from skl_transformaly._scores import COLUMNS, ScoreFileError, open_scores, score_table
+from skl_transformaly.cli import _calibration, app
+
+# ----- finding files
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Images at two depths, and what is none."""
+    for name in ("b.png", "a.JPG", "deep/er/c.tif", ".hidden.png", ".git/d.png", "notes.txt", "deep/Thumbs.db"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return tmp_path / "in"
+
+
+def relative(found, folder):
+    return [os.path.relpath(path, folder) for path in found.paths]
+
+
+def test_folders_are_searched_in_depth_and_in_order(folder):
+    found = find_files([str(folder)])
+    assert relative(found, folder) == ["a.JPG", "b.png", "deep/er/c.tif"]
+    assert (found.hidden, found.other) == (2, 2)
+
+
+def test_patterns_pass_over_what_is_no_image(folder):
+    found = find_files([f"{folder}/*"])
+    assert relative(found, folder) == ["a.JPG", "b.png", "deep/er/c.tif"]
+    assert relative(find_files([f"{folder}/**/*.tif"]), folder) == ["deep/er/c.tif"]
+    assert find_files([f"{folder}/*.txt", f"{folder}/b*"]).other == 1
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_a_file(folder):
+    (folder / "[b].png").write_bytes(b"")
+    assert relative(find_files([str(folder / "[b].png")]), folder) == ["[b].png"]
+
+
+def test_each_image_counts_once(folder):
+    found = find_files([str(folder), str(folder / "b.png"), f"{folder}/./b.png", f"{folder}/*.png"])
+    assert len(found.paths) == len(set(found.paths)) == 3
+
+
+def test_content_decides_where_a_named_file_has_no_image_suffix(folder):
+    Image.new("L", (4, 4)).save(folder / "image.dat", format="PNG")
+    found = find_files([str(folder / "image.dat"), str(folder / "notes.txt"), str(folder / ".hidden.png")])
+    assert relative(found, folder) == ["image.dat", ".hidden.png"] and found.other == 1
+
+
+def test_a_list_may_be_out_of_date(folder):
+    found = find_files([], listed=[str(folder / "gone.png"), str(folder / "b.png")])
+    assert relative(found, folder) == ["gone.png", "b.png"]
+
+
+@pytest.mark.parametrize("name", ["nowhere", "no*thing"])
+def test_a_name_that_is_not_there_is_refused(folder, name):
+    with pytest.raises(ValueError, match=r"There is no file or folder|Nothing matches"):
+        find_files([str(folder / name)])
+
+
+@given(st.text())
+def test_shown_paths_are_printable(text):
+    assert display_path(text).isprintable()
+
+
+@given(st.text(st.characters(categories=["L", "N", "P"])))
+def test_plain_names_are_shown_as_they_are(text):
+    assert display_path(text) == text
+
+
+# ----- files of scores
+
+paths_of_all_kinds = st.text(min_size=1).filter(lambda text: "\0" not in text and "/" not in text and text != ".")
+numbers = st.one_of(st.none(), st.floats(allow_nan=False))
+rows_of_scores = st.lists(
+    st.builds(
+        lambda path, score, decision, p, label: dict(zip(COLUMNS, (path, score, decision, p, label))),
+        paths_of_all_kinds,
+        numbers,
+        numbers,
+        numbers,
+        st.sampled_from([1, -1]),
+    ),
+    max_size=6,
+    unique_by=lambda row: row["path"],
+)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(rows=rows_of_scores, data=st.data())
+def test_cut_anywhere_a_file_goes_on_to_what_it_would_have_been(tmp_path, suffix, rows, data):
+    whole = tmp_path / f"whole{suffix}"
+    with open_scores(whole) as file:
+        file.write(rows)
+    content = whole.read_bytes()
+    stopped = tmp_path / f"stopped{suffix}"
+    stopped.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    with open_scores(stopped, resume=True) as file:
+        left = [row for row in rows if row["path"] not in file.done]
+        # rows that are there are the first ones, none of them torn
+        assert left == rows[len(rows) - len(left) :]
+        file.write(left)
+    assert stopped.read_bytes() == content
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(rows=rows_of_scores)
+def test_csv_says_what_was_written(tmp_path, rows):
+    with open_scores(tmp_path / "s.csv") as file:
+        file.write(rows)
+    with open(tmp_path / "s.csv", newline="", encoding="utf-8", errors="surrogateescape") as text:
+        header, *read = csv.reader(text)
+    assert tuple(header) == COLUMNS
+    for row, fields in zip(rows, read, strict=True):
+        assert fields[0] in (row["path"], "./" + row["path"])
+        assert [float(field) if field else None for field in fields[1:4]] == [row[name] for name in COLUMNS[1:4]]
+        assert int(fields[4]) == row["prediction"]
+
+
+ROW = dict(zip(COLUMNS, ("a.png", -1.5, 0.5, 0.25, 1)))
+
+
+def test_a_spreadsheet_sees_no_formula(tmp_path):
+    with open_scores(tmp_path / "s.csv") as file:
+        file.write([{**ROW, "path": "=HYPERLINK(1).png"}])
+    with open_scores(tmp_path / "s.csv", resume=True) as file:
+        assert list(file.done) == ["=HYPERLINK(1).png"]
+    assert "\n./=HYPERLINK" in (tmp_path / "s.csv").read_text()
+
+
+@pytest.mark.parametrize("content", [b"other,columns\n1,2\n", b'"' + b"x\n" * 40_000, b"\x00\xff" * 40_000])
+def test_a_file_of_something_else_is_not_gone_on_with(tmp_path, content):
+    (tmp_path / "s.csv").write_bytes(content)
+    with pytest.raises(ScoreFileError, match="not a file of scores"):
+        open_scores(tmp_path / "s.csv", resume=True)
+    assert (tmp_path / "s.csv").read_bytes() == content
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_full_disk_leaves_whole_rows(tmp_path, suffix):
+    path = tmp_path / f"s{suffix}"
+
+    class Full:
+        """A file that takes ten more bytes."""
+
+        def __init__(self, file):
+            self.file, self.room = file, 10
+
+        def write(self, content):
+            if not self.room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written = self.file.write(content[: self.room])
+            self.room -= written
+            return written
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    with open_scores(path) as file:
+        file.write([ROW])
+        before = file.path.read_bytes()
+        file._file = Full(file._file)
+        with pytest.raises(OSError, match="No space"):
+            file.write([{**ROW, "path": "b.png"}])
+        assert file.path.read_bytes() == before
+    with open_scores(path, resume=True) as file:
+        assert list(file.done) == ["a.png"]
+
+
+def test_parquet_is_there_when_it_is_whole(tmp_path):
+    path = tmp_path / "s.parquet"
+    rows = [ROW, {**ROW, "path": "caf\udce9.png", "score": None, "prediction": -1}]
+    with open_scores(path) as file:
+        file.write(rows[:1])
+    assert not path.exists()
+    with open_scores(path, resume=True) as file:
+        assert list(file.done) == ["a.png"]
+        file.write(rows[1:])
+        file.finish()
+    read = pyarrow.parquet.read_table(path).to_pylist()
+    assert read == [rows[0], {**rows[1], "path": "caf\\xe9.png"}]
+    assert os.listdir(tmp_path) == ["s.parquet"]
+
+
+def test_a_finished_parquet_file_takes_more(tmp_path):
+    path = tmp_path / "s.parquet"
+    for name in ("a.png", "b.png"):
+        with open_scores(path, resume=True) as file:
+            file.write([{**ROW, "path": name}])
+            file.finish()
+    assert pyarrow.parquet.read_table(path)["path"].to_pylist() == ["a.png", "b.png"]
+
+
+# ----- evaluating
+
+labelled_scores = st.lists(st.tuples(st.sampled_from([1, -1]), st.integers(-5, 5)), min_size=2, max_size=30).filter(
+    lambda pairs: len({label for label, _ in pairs}) == 2
+)
+
+
+@given(labelled_scores)
+def test_fpr_is_that_of_the_strictest_threshold_that_catches_enough(pairs):
+    y, scores = np.array(pairs).T
+    best = min(np.mean(scores[y == 1] <= t) for t in scores if np.mean(scores[y == -1] <= t) >= 0.95)
+    assert fpr_at_tpr(y == -1, -scores) == pytest.approx(best)
+
+
+@settings(deadline=None, max_examples=20)
+@given(labelled_scores)
+def test_figures_are_scikit_learns_with_anomalies_as_positives(pairs):
+    y, scores = np.array(pairs).T
+    figures = evaluate_scores(scores, y, n_resamples=20)
+    assert figures["auroc"].value == pytest.approx(roc_auc_score(y, scores))
+    assert figures["aupr"].value == pytest.approx(average_precision_score(y == -1, -scores))
+
+
+def test_intervals_are_bootstrap_percentiles(rng):
+    y = np.repeat([1, -1], [50, 30])
+    scores = rng.normal(np.where(y == 1, 1.0, 0.0))
+    wins = (scores[y == 1][:, np.newaxis] > scores[y == -1]).astype(float)  # AUROC is their mean
+    means = [wins[rng.integers(0, 50, 50)][:, rng.integers(0, 30, 30)].mean() for _ in range(4000)]
+    _, low, high = evaluate_scores(scores, y, n_resamples=400)["auroc"]
+    np.testing.assert_allclose([low, high], np.percentile(means, [2.5, 97.5]), atol=0.025)
+
+
+@pytest.mark.slow
+def test_intervals_cover_what_they_should(rng):
+    """Of 60 samples of two Gaussians, whose AUROC is known, nearly all intervals of 95 % hold it."""
+    from scipy.stats import norm
+
+    true = norm.cdf(1 / np.sqrt(2))
+    y = np.repeat([1, -1], 60)
+    held = 0
+    for k in range(60):
+        scores = rng.normal(np.where(y == 1, 1.0, 0.0))
+        _, low, high = evaluate_scores(scores, y, n_resamples=200, random_state=k)["auroc"]
+        held += low <= true <= high
+    assert 51 <= held <= 60
+
+
+@pytest.mark.parametrize(
+    ("classes", "good", "expected"),
+    [
+        (["crack", "good"], [], ["good"]),
+        (["Normal", "Covid"], [], ["Normal"]),
+        (["cat", "dog", "emu"], ["emu", "cat"], ["cat", "emu"]),
+        (["crack", "good"], ["crack"], ["crack"]),
+    ],
+)
+def test_which_class_is_normal(classes, good, expected):
+    assert normal_classes(classes, good) == expected
+
+
+@pytest.mark.parametrize(
+    ("classes", "good", "message"),
+    [
+        (["cat", "dog"], [], "Which class is normal"),
+        (["good", "normal", "x"], [], "Which class is normal"),
+        (["good", "x"], ["god"], "Did you mean 'good'"),
+        (["good"], [], "nothing to find"),
+    ],
+)
+def test_what_is_normal_is_never_guessed(classes, good, message):
+    with pytest.raises(ValueError, match=message):
+        normal_classes(classes, good)
+
+
+# ----- what a model file says of its training
+
+
+def test_what_is_kept_of_the_training_comes_back():
+    made = Provenance("/r", ["a/b.png"], [0], [], [-1.5], ["00"], 8, {"c.png": "why"}, 1, 2, 3, 4.5, {"teacher": "t"})
+    assert Provenance.from_json(json.loads(json.dumps(made.to_json()))) == made
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": ["../secret.png"]},
+        {"files": ["/etc/secret.png"]},
+        {"files": "a.png"},
+        {"files": ["a.png"], "fitted": [1]},
+        {"files": ["a.png"], "calibration": [-1]},
+        {"scores": [1.0]},
+        {"settings": {"teacher": 1}},
+        {"seed": "x"},
+    ],
+    ids=str,
+)
+def test_what_is_wrong_about_the_training_is_refused(change):
+    with pytest.raises(ValueError, match="not right"):
+        Provenance.from_json(change)
+
+
+def test_grey_and_the_same_in_colour_are_one_image(rng):
+    grey = rng.integers(0, 256, (5, 6, 1), dtype=np.uint8)
+    assert image_facts("a", grey).digest == image_facts("b", np.repeat(grey, 3, axis=2)).digest
+    assert image_facts("a", grey).digest != image_facts("a", grey[:, ::-1]).digest
+
+
+@pytest.mark.parametrize(
+    ("text", "n", "alpha", "expected"),
+    [("auto", 95, 0.05, 0.2), ("auto", 90, 0.05, 5), ("auto", 19, 0.05, 5), ("0.3", 50, 0.05, 0.3), ("7", 50, 0.05, 7)],
+)
+def test_how_it_is_calibrated(text, n, alpha, expected):
+    assert _calibration(text, n, alpha) == expected
+
+
+# ----- the command
+
+run = CliRunner().invoke
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Digits as files, and a model of the zeros: ``train``, ``test/good``, ``test/six``, ``model.tfm``."""
+    root = tmp_path_factory.mktemp("work")
+    digits = load_digits()
+    pixels = (digits.images / 16 * 255).astype(np.uint8)
+
+    def put(name, images):
+        (root / name).mkdir(parents=True)
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(root / name / f"{i:03}.png")
+
+    put("train", pixels[digits.target == 0][:24])
+    put("test/good", pixels[digits.target == 0][24:32])
+    put("test/six", pixels[digits.target == 6][:6])
+    (root / "train" / ".hidden.png").write_bytes(b"")
+    (root / "train" / "notes.txt").write_bytes(b"")
+    (root / "train" / "broken.png").write_bytes(b"no image")
+    options = ["--image-size", "32", "--blocks", "1", "--epochs", "1", "--alpha", "0.2"]
+    result = run(app, ["fit", str(root / "train"), "-o", str(root / "model.tfm"), *options, "--json"])
+    assert result.exit_code == 0, result.output
+    return root, json.loads(result.stdout), result.stderr
+
+
+@pytest.fixture(scope="module")
+def model(work):
+    return str(work[0] / "model.tfm")
+
+
+@pytest.fixture(scope="module")
+def test_dir(work):
+    return str(work[0] / "test")
+
+
+def test_fit_says_what_it_took(work):
+    _, said, stderr = work
+    assert (said["images"], said["calibration"], said["hidden"], said["other"]) == (24, 5, 1, 1)
+    assert list(map(os.path.basename, said["unreadable"])) == ["broken.png"]
+    assert "1 image could not be read (left out)" in stderr
+
+
+def test_a_model_knows_its_training_images(work, model):
+    detector = load(model)
+    said = json.loads(run(app, ["info", model, "--json"]).stdout)
+    assert said["saved"]["images of the fit"] == "19" and said["calibration"] == 5 and said["seed"] == 0
+    assert said["settings"]["teacher"] == "tf_efficientnet_lite0"
+    from skl_transformaly.persistence import read_header
+
+    made = Provenance.from_json(read_header(model)["metadata"])
+    # the nearest training image of a training image is itself, by the name that the file has for it
+    fitted = [os.path.join(made.root, made.files[i]) for i in made.fitted]
+    assert detector.explain(fitted[:4], n_neighbors=1)["neighbor0"].tolist() == [0, 1, 2, 3]
+    paths = [os.path.join(made.root, name) for name in made.files]
+    np.testing.assert_allclose(made.scores, detector.score_samples(paths), rtol=1e-4, atol=1e-3)
+
+
+def test_info_is_for_people_too(model):
+    text = run(app, ["info", model]).stdout
+    assert "tf_efficientnet_lite0" in text and "promised false-positive rate" in text
+
+
+def read_csv(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_scores_are_the_detectors(tmp_path, model, test_dir):
+    result = run(app, ["score", model, test_dir, "--out", str(tmp_path / "s.csv")])
+    assert result.exit_code == 0 and result.stdout == "" and result.stderr == ""  # nobody watches
+    rows = read_csv((tmp_path / "s.csv").read_text())
+    paths = find_files([test_dir]).paths
+    assert [row["path"] for row in rows] == paths
+    table = score_table(load(model), paths)
+    for name in COLUMNS[1:]:
+        np.testing.assert_allclose([float(row[name]) for row in rows], table[name], rtol=1e-9)
+
+
+def test_every_kind_of_file_has_the_same_rows(tmp_path, model, test_dir):
+    for suffix in ("csv", "jsonl", "parquet"):
+        assert run(app, ["score", model, test_dir, "-o", str(tmp_path / f"s.{suffix}")]).exit_code == 0
+    from_csv = [
+        {name: value if name == "path" else float(value) for name, value in row.items()}
+        for row in read_csv((tmp_path / "s.csv").read_text())
+    ]
+    assert from_csv == [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert from_csv == pyarrow.parquet.read_table(tmp_path / "s.parquet").to_pylist()
+
+
+def test_without_a_file_rows_go_to_stdout(model, test_dir):
+    rows = read_csv(run(app, ["score", model, test_dir + "/six"]).stdout)
+    lines = run(app, ["score", model, test_dir + "/six", "--json"]).stdout.splitlines()
+    assert [row["path"] for row in rows] == [json.loads(line)["path"] for line in lines]
+    assert len(rows) == 6
+
+
+@pytest.mark.parametrize("separator", ["\n", "\0"])
+def test_a_list_of_paths_on_stdin(model, test_dir, separator):
+    paths = [f"{test_dir}/six/000.png", f"{test_dir}/gone.png"]
+    result = run(app, ["score", model, "-"], input=separator.join(paths))
+    rows = read_csv(result.stdout)
+    assert [row["path"] for row in rows] == paths
+    assert (rows[1]["score"], rows[1]["p_value"], rows[1]["prediction"]) == ("", "", "-1")
+    assert "1 image could not be read" in result.stderr and "there is no such file" in result.stderr
+
+
+@pytest.mark.parametrize("kept", [0, 1, 60, 400])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_stopped_scoring_goes_on(tmp_path, model, test_dir, suffix, kept):
+    whole, stopped = tmp_path / f"whole.{suffix}", tmp_path / f"stopped.{suffix}"
+    run(app, ["score", model, test_dir, "--out", str(whole)])
+    stopped.write_bytes(whole.read_bytes()[:kept])
+    result = run(app, ["score", model, test_dir, "--out", str(stopped), "--resume", "--json"])
+    assert result.exit_code == 0, result.output
+    with open_scores(whole, resume=True) as one, open_scores(stopped, resume=True) as other:
+        assert list(one.done) == list(other.done)
+        np.testing.assert_allclose(
+            [score for score, _ in one.done.values()], [score for score, _ in other.done.values()], rtol=1e-4
+        )
+    summary = json.loads(result.stdout)
+    assert summary["images"] == 14 and summary["anomalies"] == sum(label < 0 for _, label in one.done.values())
+
+
+def test_scores_of_another_model_are_not_gone_on_with(tmp_path, model, test_dir):
+    out = tmp_path / "s.csv"
+    run(app, ["score", model, test_dir + "/six", "--out", str(out)])
+    lines = out.read_text().splitlines()
+    lines[1] = lines[1].replace(lines[1].split(",")[1], "12345.0", 1)
+    out.write_text("\n".join(lines) + "\n")
+    result = run(app, ["score", model, test_dir, "--out", str(out), "--resume"])
+    assert result.exit_code == 2 and "another model" in result.stderr
+    assert out.read_text().splitlines() == lines
+
+
+def test_exit_codes_tell_whether_there_are_anomalies(model, work, test_dir):
+    flagged = run(app, ["score", model, test_dir + "/six", "--fail-on-anomaly"])
+    normal = [row["path"] for row in read_csv(run(app, ["score", model, test_dir]).stdout) if row["prediction"] == "1"]
+    assert flagged.exit_code == 1
+    assert run(app, ["score", model, *normal, "--fail-on-anomaly"]).exit_code == 0
+    assert run(app, ["score", model, str(work[0] / "train" / "broken.png"), "--fail-on-anomaly"]).exit_code == 1
+
+
+def test_evaluate_measures_what_the_scores_say(model, test_dir):
+    result = run(app, ["evaluate", model, test_dir, "--json", "--resamples", "200"])
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    rows = read_csv(run(app, ["score", model, test_dir]).stdout)
+    y = np.array([1 if "/good/" in row["path"] else -1 for row in rows])
+    scores = np.array([float(row["score"]) for row in rows])
+    flagged = np.array([row["prediction"] == "-1" for row in rows])
+    assert said["auroc"]["value"] == pytest.approx(roc_auc_score(y, scores)) and said["auroc"]["value"] > 0.5
+    assert said["aupr"]["value"] == pytest.approx(average_precision_score(y == -1, -scores))
+    assert said["auroc"]["low"] <= said["auroc"]["value"] <= said["auroc"]["high"]
+    assert (said["flagged_normal"], said["flagged_anomalies"]) == (flagged[y == 1].sum(), flagged[y == -1].sum())
+    assert said["classes"]["six"]["n"] == 6
+
+
+def test_evaluate_warns_where_labels_look_upside_down(model, test_dir):
+    result = run(app, ["evaluate", model, test_dir, "--good", "six", "--resamples", "100"])
+    assert result.exit_code == 0 and "AUROC is below one half" in result.stderr
+    assert "normal: six" in result.stdout
+
+
+def test_evaluate_leaves_images_outside_the_classes_out(tmp_path, model, test_dir):
+    import shutil
+
+    shutil.copytree(test_dir, tmp_path / "test")
+    shutil.copy(tmp_path / "test" / "six" / "000.png", tmp_path / "test" / "stray.png")
+    result = run(app, ["evaluate", model, str(tmp_path / "test"), "--json", "--resamples", "100"])
+    assert "1 images lie in no class folder" in result.stderr
+    assert json.loads(result.stdout)["n_anomalies"] == 6
+
+
+def test_report_is_one_file(tmp_path, model, test_dir):
+    out = tmp_path / "r.html"
+    result = run(app, ["report", model, test_dir, "--out", str(out), "--json"])
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    text = out.read_text(encoding="utf-8")
+    assert said["images"] == 14 and text.count('class="map"') == 14 and "tf_efficientnet_lite0" in text
+    assert text.count("data-near=") >= 14 * 3 and "are not below" not in text
+
+
+@pytest.mark.slow
+def test_export_runs_without_torch(tmp_path, model, test_dir):
+    onnx = tmp_path / "m.onnx"
+    result = run(app, ["export", model, "--onnx", str(onnx), "--check", test_dir, "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["score_deviation"] < 1e-3 and onnx.exists()
+
+
+def test_teachers_names_what_is_at_hand():
+    said = json.loads(run(app, ["teachers", "vit_tiny_patch16_224*", "--json"]).stdout)
+    assert said["bundled"] is True
+    assert "vit_tiny_patch16_224.augreg_in21k" in said["hub"] + said["cached"]
+
+
+MISTAKES = {
+    "no folder": ["fit", "{root}/nowhere", "-o", "{tmp}/m.tfm"],
+    "no images": ["fit", "{tmp}", "-o", "{tmp}/m.tfm"],
+    "too few images": ["fit", "{root}/test/six", "-o", "{tmp}/m.tfm"],
+    "no folder for the model": ["fit", "{root}/train", "-o", "{tmp}/nowhere/m.tfm"],
+    "model is a folder": ["fit", "{root}/train", "-o", "{tmp}"],
+    "weights without teacher": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--weights", "{root}/model.tfm"],
+    "no weights": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--teacher", "test_vit", "--weights", "nowhere"],
+    "unknown teacher": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--teacher", "vit_tinny", "--alpha", "0.2"],
+    "alpha": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--alpha", "5"],
+    "calibration": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--alpha", "0.2", "--calibration", "many"],
+    "strict": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--strict"],
+    "size of a word": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--image-size", "big"],
+    "no model": ["score", "{root}/nowhere.tfm", "{root}/test"],
+    "another file as model": ["score", "{root}/train/notes.txt", "{root}/test"],
+    "image as model": ["report", "{root}/train/000.png", "{root}/test", "--out", "{tmp}/r.html"],
+    "unknown suffix": ["score", "{model}", "{root}/test", "--out", "{tmp}/s.xls"],
+    "resume what": ["score", "{model}", "{root}/test", "--resume"],
+    "no images to score": ["score", "{model}", "{tmp}"],
+    "pattern": ["score", "{model}", "{root}/test/*.bmp"],
+    "scores in a missing folder": ["score", "{model}", "{root}/test", "--out", "{tmp}/nowhere/s.csv"],
+    "no classes": ["evaluate", "{model}", "{root}/train"],
+    "wrong class": ["evaluate", "{model}", "{root}/test", "--good", "god"],
+    "int8 without images": ["export", "{model}", "--onnx", "{tmp}/m.onnx", "--int8"],
+    "info of nothing": ["info", "{root}/nowhere.tfm"],
+    "no such teacher": ["teachers", "no_such_model*"],
+    "no command": ["fitt"],
+}
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_a_users_mistake_is_one_message(tmp_path, work, model, what):
+    arguments = [part.format(root=work[0], tmp=tmp_path, model=model) for part in MISTAKES[what]]
+    result = run(app, arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output and result.stdout == ""
+    assert result.stderr.lower().count("error") >= 1
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_is_one_message(tmp_path, model, test_dir):
+    (tmp_path / "s.csv").symlink_to("/dev/full")
+    result = run(app, ["score", model, test_dir, "--out", str(tmp_path / "s.csv")])
+    assert result.exit_code == 2 and "disk is full" in result.stderr and "Traceback" not in result.output
+
+
+def test_a_bug_is_not_taken_for_anomalies(monkeypatch, model, test_dir):
+    import skl_transformaly._scores as scores
+
+    monkeypatch.setattr(scores, "score_table", lambda *args: {}["bug"])
+    result = run(app, ["score", model, test_dir])
+    assert result.exit_code == 3 and "this is a bug" in result.stderr and "Traceback" in result.stderr
+
+
+def test_ctrl_c_is_130(monkeypatch, model, test_dir):
+    import skl_transformaly._scores as scores
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scores, "score_table", stop)
+    result = run(app, ["score", model, test_dir])
+    assert result.exit_code == 130 and result.stderr == "error: stopped.\n"
+
+
+def python(code, **options):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, **options)
+
+
+def test_help_imports_nothing_that_takes_long():
+    code = (
+        "import sys; sys.argv = ['transformaly', '--help']\n"
+        "from skl_transformaly.__main__ import main\n"
+        "try: main()\nexcept SystemExit as stop: code = stop.code\n"
+        "found = [m for m in ('torch', 'timm', 'numpy', 'PIL', 'sklearn', 'jinja2') if m in sys.modules]\n"
+        "print(code, found, file=sys.stderr)"
+    )
+    result = python(code)
+    assert result.stderr == "0 []\n"
+    for name in ("fit", "score", "report", "evaluate", "export", "info", "teachers"):
+        assert name in result.stdout
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_its_libraries_the_command_says_what_to_install(missing):
+    code = f"import sys; sys.modules[{missing!r}] = None\nfrom skl_transformaly.__main__ import main\nmain()"
+    result = python(code)
+    assert result.returncode == 2 and "pip install 'skl-transformaly[cli]'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_nobody_reads_stdout_any_more(model, test_dir):
+    code = (
+        "import sys; sys.argv = ['transformaly', 'score', *sys.argv[1:]]\n"
+        "from skl_transformaly.__main__ import main\nmain()"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, model, test_dir + "/six"], stdout=write, stderr=subprocess.PIPE, text=True
+    )
+    os.close(write)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 141 and stderr == ""
