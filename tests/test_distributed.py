@@ -10,7 +10,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_detector
+from conftest import tiny_detector, tiny_extractor, tiny_students
+from joblib import parallel_config
 from PIL import Image
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
@@ -333,6 +334,23 @@ def _state_of_worker():
     from skl_transformaly import distributed
 
     return os.getpid(), len(distributed._loaded), torch.get_num_threads()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_students_trained_on_a_cluster_are_those_of_one_after_another(cluster, images, cache):
+    from distributed import get_task_stream
+
+    settings = {"extractor": tiny_extractor(precision="float32"), "n_blocks": 3, "max_epochs": 2, "batch_size": 5}
+    students = tiny_students(cache=cache, **settings)
+    with limited_threads(1):  # as each worker has
+        alone = students.fit(images)
+        expected, history = alone.transform(images), alone.history_
+        with get_task_stream(client=cluster) as tasks, parallel_config("dask"):
+            spread = students.fit(images)
+        assert spread.history_ == history
+        np.testing.assert_array_equal(spread.transform(images), expected)
+    assert len({task["worker"] for task in tasks.data if "train_elsewhere" in str(task["key"])}) == 2
 
 
 @pytest.mark.slow
