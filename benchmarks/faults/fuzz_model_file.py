@@ -13,6 +13,7 @@ import argparse
 import collections
 import hashlib
 import json
+import multiprocessing
 import platform
 import resource
 import signal
@@ -21,6 +22,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -152,11 +154,11 @@ def forge_nan(content: bytes, rng: np.random.Generator, others: list[bytes]) -> 
 
 
 VALUES: list[Any] = [
-    None, True, False, 0, 1, -1, 2, 3, 63, 2**31, 2**63, -(2**63), 10**19, 0.0, -1.5, 1e308, "", "x", "../../x", "/dev/zero",
-    "\ud800", "é" * 100, [], [[]], {}, [0], [1, 2, 3], {"array": "x", "order": "C"}, {"object": 0}, {"object": 10**6},
-    {"float": "nan"}, {"float": "inf"}, {"tuple": []}, {"list": [{"tuple": [{"list": []}]}]}, {"strings": ["a"]},
-    {"random_state": {}}, "float64", "bfloat16", "vit_giant_patch16_gap_224", "hf-hub:timm/test_vit.r160_in1k",
-    "local-dir:/tmp", "os.system", "GaussianDensity", "TransformalyDetector", "resnet50",
+    None, True, False, 0, 1, -1, 2, 3, 63, 2**31, 2**63, -(2**63), 10**19, 0.0, -1.5, 1e308,
+    "", "x", "../../x", "/dev/zero", "\ud800", "é" * 100, "float64", "bfloat16", "os.system", "GaussianDensity",
+    "TransformalyDetector", "resnet50", "vit_giant_patch16_gap_224", "hf-hub:timm/test_vit.r160_in1k", "local-dir:/tmp",
+    [], [[]], {}, [0], [1, 2, 3], {"array": "x", "order": "C"}, {"object": 0}, {"object": 10**6}, {"float": "nan"},
+    {"float": "inf"}, {"tuple": []}, {"list": [{"tuple": [{"list": []}]}]}, {"strings": ["a"]}, {"random_state": {}},
 ]  # fmt: skip
 
 
@@ -375,18 +377,11 @@ def seeds(folder: Path) -> list[tuple[bytes, np.ndarray]]:
     return found
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--files", type=int, default=12_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-
+def run(files: int, seed: int, worker: int, workers: int) -> tuple[list[tuple[int, str, str]], float]:
+    """Try a worker's share of the files; give number, kind and outcome of each, and the longest time."""
     warnings.simplefilter("ignore")
-    started = time.time()
-    counts: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
-    slowest, wrong = 0.0, []
     images = np.random.default_rng(0).integers(0, 256, (24, 20, 24, 3), dtype=np.uint8)[:3]
+    found, slowest = [], 0.0
 
     def give_up(*_):
         raise Timeout
@@ -402,8 +397,8 @@ def main() -> int:
         # what the process has now, and what loading may add
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
-        for number in range(arguments.files):
-            rng = np.random.default_rng([arguments.seed, number])
+        for number in range(worker, files, workers):
+            rng = np.random.default_rng([seed, number])
             kinds = DAMAGE if number % 2 else FORGERIES
             mutate = kinds[rng.integers(len(kinds))]
             content, expected = originals[rng.integers(len(originals))]
@@ -412,16 +407,36 @@ def main() -> int:
             begun = time.perf_counter()
             signal.alarm(SECONDS)
             try:
-                found = outcome(path, images, expected) if mutant != content else "not changed"
+                became = outcome(path, images, expected) if mutant != content else "not changed"
             except Timeout:
-                found = f"WRONG: took more than {SECONDS} s"
+                became = f"WRONG: took more than {SECONDS} s"
             finally:
                 signal.alarm(0)
             slowest = max(slowest, time.perf_counter() - begun)
-            counts[mutate.__name__][found] += 1
-            if found.startswith("WRONG") or (mutate in DAMAGE and found not in ("refused", "not changed")):
-                wrong.append((number, mutate.__name__, found))
-    report = table(arguments, counts, time.time() - started, slowest, wrong)
+            if mutate in DAMAGE and became not in ("refused", "not changed"):
+                became = f"WRONG: {became}"
+            found.append((number, mutate.__name__, became))
+    return found, slowest
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--files", type=int, default=12_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="processes among which the files are shared out")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    started = time.time()
+    with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        shares = [pool.submit(run, arguments.files, arguments.seed, k, arguments.jobs) for k in range(arguments.jobs)]
+        results = [share.result() for share in shares]
+    counts: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+    wrong = []
+    for number, kind, became in sorted(entry for found, _ in results for entry in found):
+        counts[kind][became] += 1
+        if became.startswith("WRONG"):
+            wrong.append((number, kind, became))
+    report = table(arguments, counts, time.time() - started, max(slowest for _, slowest in results), wrong)
     print(report)
     if arguments.out:
         arguments.out.write_text(report + "\n")
