@@ -154,11 +154,12 @@ def forge_nan(content: bytes, rng: np.random.Generator, others: list[bytes]) -> 
 
 
 VALUES: list[Any] = [
-    None, True, False, 0, 1, -1, 2, 3, 63, 2**31, 2**63, -(2**63), 10**19, 0.0, -1.5, 1e308,
-    "", "x", "../../x", "/dev/zero", "\ud800", "é" * 100, "float64", "bfloat16", "os.system", "GaussianDensity",
-    "TransformalyDetector", "resnet50", "vit_giant_patch16_gap_224", "hf-hub:timm/test_vit.r160_in1k", "local-dir:/tmp",
-    [], [[]], {}, [0], [1, 2, 3], {"array": "x", "order": "C"}, {"object": 0}, {"object": 10**6}, {"float": "nan"},
-    {"float": "inf"}, {"tuple": []}, {"list": [{"tuple": [{"list": []}]}]}, {"strings": ["a"]}, {"random_state": {}},
+    None, True, False, 0, 1, -1, 2, 3, 63, 2**31, 2**63, -(2**63), 10**19, 0.0, -1.5, 1e308, "", "x", "../../x",
+    "/dev/zero", "\ud800", "é" * 100, [], [[]], {}, [0], [1, 2, 3], {"array": "x", "order": "C"}, {"object": 0},
+    {"object": 10**6}, {"float": "nan"}, {"float": "inf"}, {"tuple": []}, {"list": [{"tuple": [{"list": []}]}]},
+    {"strings": ["a"]}, {"random_state": {}}, "float64", "bfloat16", "vit_giant_patch16_gap_224",
+    "hf-hub:timm/test_vit.r160_in1k", "local-dir:/tmp", "os.system", "GaussianDensity", "TransformalyDetector",
+    "resnet50",
 ]  # fmt: skip
 
 
