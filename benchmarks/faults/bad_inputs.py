@@ -1145,7 +1145,8 @@ def _work(connection) -> None:
     while (place := connection.recv()) is not None:
         folder = Path(tempfile.mkdtemp())
         try:
-            connection.send(judge(CASES[place], fitted, folder))
+            outcome, problem = judge(CASES[place], fitted, folder)
+            connection.send((outcome.replace(f"{folder}{os.sep}", ""), problem))
         finally:
             shutil.rmtree(folder)
 
