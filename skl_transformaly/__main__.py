@@ -6,13 +6,13 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line; where its libraries are missing, say how to get them."""
+    """Run the command line; where its library is missing, say how to get it."""
     try:
         from skl_transformaly.cli import run
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
+        if error.name != "typer":
             raise
-        sys.stderr.write(f"error: the command line needs {error.name}: pip install 'skl-transformaly[cli]'\n")
+        sys.stderr.write("error: the command line needs typer: pip install 'skl-transformaly[cli]'\n")
         sys.exit(2)
     run()
 

@@ -58,6 +58,6 @@ def _cached(name: str) -> bool:
         if any(isinstance(try_to_load_from_cache(config.hf_hub_id, file), str) for file in files):
             return True
     if config.url:
-        file = PurePosixPath(urlparse(config.url).path).name
+        file = PurePosixPath(urlparse(str(config.url)).path).name
         return os.path.isfile(os.path.join(torch.hub.get_dir(), "checkpoints", file))
     return False

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import functools
 import json
+import math
 import os
 import signal
 import sys
@@ -21,7 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -37,7 +38,7 @@ _CHUNK = 64
 # Images beyond which a model file would outgrow what its reader takes, if it named them all
 _MOST_NAMES = 100_000
 # Resuming scores an image once more; other batches round differently, another model gives another score altogether
-_SAME_SCORE = {"rtol": 1e-3, "atol": 1e-2}
+_SAME_SHARE, _SAME_NATS = 1e-3, 1e-2
 
 app = typer.Typer(
     name="transformaly",
@@ -104,7 +105,7 @@ class _Output:
             self.note(text)
 
     @contextlib.contextmanager
-    def progress(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+    def progress(self, label: str, total: int) -> Iterator[Callable[[float], None]]:
         """Bar with time left, on a terminal; gives a function that moves it on."""
         from rich import progress
         from rich.console import Console
@@ -168,7 +169,7 @@ def _command(function: Callable) -> Callable:
 def _mistake(error: Exception) -> str | None:
     """What to say of an error that the user can mend; None for a bug."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "the disk is full" + (f": {error.filename}" if error.filename else "") + ". Make room and try again."
+        return f"the disk is full: {error.filename or error.strerror}. Make room and try again."
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}."
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error).lower()):
@@ -178,7 +179,14 @@ def _mistake(error: Exception) -> str | None:
     return None
 
 
-def _show_warning(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     # unreadable images are listed by the commands themselves, each with its reason
     if "could not be read" not in str(message):
         _say(f"warning: {message}")
@@ -437,10 +445,13 @@ def score(
             _check_same_model(detector, {path: file.done[path][0] for path in old}, out)
             with tell.progress("Scoring", len(found.paths)) as advance:
                 advance(kept)
-                for rows in _scored(detector, [path for path in found.paths if path not in file.done], unreadable):
-                    file.write(rows)
-                    anomalies += sum(row["prediction"] < 0 for row in rows)
-                    advance(len(rows))
+                try:
+                    for rows in _scored(detector, [path for path in found.paths if path not in file.done], unreadable):
+                        file.write(rows)
+                        anomalies += sum(row["prediction"] < 0 for row in rows)
+                        advance(len(rows))
+                except KeyboardInterrupt:
+                    _fail(f"stopped after {len(file.done)} rows; with --resume it goes on there.", INTERRUPTED)
             file.finish()
     if unreadable:
         tell.warn(_unreadable_text(unreadable, "no score, prediction -1"))
@@ -478,16 +489,15 @@ def _scored(detector: Any, paths: list[str], unreadable: dict[str, str]) -> Iter
 
 def _check_same_model(detector: Any, known: dict[str, float | None], out: Path) -> None:
     """Refuse to mix the scores of two models in one file."""
-    import numpy as np
-
     for path, before in known.items():
         if before is None or not os.path.exists(path):
             continue
         ((row,),) = _scored(detector, [path], {})
-        if row["score"] is not None and np.isclose(row["score"], before, **_SAME_SCORE):
+        after = row["score"]
+        if after is not None and math.isclose(after, before, rel_tol=_SAME_SHARE, abs_tol=_SAME_NATS):
             return
         raise Mistake(
-            f"{str(out)!r} gives {path!r} the score {before:.6g}, this model gives it {row['score']}: another model "
+            f"{str(out)!r} gives {path!r} the score {before:.6g}, this model gives it {after}: another model "
             "made the file, or the image has changed. Score into another file, or without --resume."
         )
 

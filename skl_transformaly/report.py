@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def write_report(
     limit: int = 1000,
     title: str = "Images, from most to least anomalous",
     passed_over: tuple[int, int] = (0, 0),
-    advance: Callable[[int], None] | None = None,
+    advance: Callable[[float], None] | None = None,
 ) -> dict[str, Any]:
     """Write what a fitted detector says of images as one HTML file.
 
@@ -174,7 +175,9 @@ def write_report(
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters.update(path=display_path, number=_number, p=_p_value)
+    # what all have in common is said once
+    folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    environment.filters.update(path=display_path, short=partial(_below, folder), number=_number, p=_p_value)
     style, script = (_source(name) for name in ("report.css", "report.js"))
     page = environment.from_string(_source("report.html")).generate(
         inf=math.inf,
@@ -182,6 +185,7 @@ def write_report(
         style=style,
         script=script,
         policy=_policy(style, script),
+        folder=folder,
         n=len(paths),
         anomalies=anomalies,
         unreadable=unreadable,
@@ -456,6 +460,12 @@ def _number(value: float) -> str:
 
 def _p_value(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.3f}" if value >= 0.001 else f"{value:.1g}"
+
+
+def _below(folder: str, path: str) -> str:
+    """`path` as it is from `folder`, where it is in it."""
+    whole = os.path.abspath(path)
+    return os.path.relpath(whole, folder) if whole.startswith(folder + os.sep) else path
 
 
 def _source(name: str) -> str:

@@ -230,11 +230,11 @@ def test_fpr_is_that_of_the_strictest_threshold_that_catches_enough(pairs):
     assert fpr_at_tpr(y == -1, -scores) == pytest.approx(best)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=15)
 @given(labelled_scores)
 def test_figures_are_scikit_learns_with_anomalies_as_positives(pairs):
     y, scores = np.array(pairs).T
-    figures = evaluate_scores(scores, y, n_resamples=20)
+    figures = evaluate_scores(scores, y, n_resamples=2)
     assert figures["auroc"].value == pytest.approx(roc_auc_score(y, scores))
     assert figures["aupr"].value == pytest.approx(average_precision_score(y == -1, -scores))
 
@@ -244,8 +244,8 @@ def test_intervals_are_bootstrap_percentiles(rng):
     scores = rng.normal(np.where(y == 1, 1.0, 0.0))
     wins = (scores[y == 1][:, np.newaxis] > scores[y == -1]).astype(float)  # AUROC is their mean
     means = [wins[rng.integers(0, 50, 50)][:, rng.integers(0, 30, 30)].mean() for _ in range(4000)]
-    _, low, high = evaluate_scores(scores, y, n_resamples=400)["auroc"]
-    np.testing.assert_allclose([low, high], np.percentile(means, [2.5, 97.5]), atol=0.025)
+    _, low, high = evaluate_scores(scores, y, n_resamples=200)["auroc"]
+    np.testing.assert_allclose([low, high], np.percentile(means, [2.5, 97.5]), atol=0.03)
 
 
 @pytest.mark.slow
@@ -440,8 +440,7 @@ def test_a_list_of_paths_on_stdin(model, test_dir, separator):
     assert "1 image could not be read" in result.stderr and "there is no such file" in result.stderr
 
 
-@pytest.mark.parametrize("kept", [0, 1, 60, 400])
-@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+@pytest.mark.parametrize(("suffix", "kept"), [("csv", 0), ("csv", 400), ("jsonl", 400)])
 def test_a_stopped_scoring_goes_on(tmp_path, model, test_dir, suffix, kept):
     whole, stopped = tmp_path / f"whole.{suffix}", tmp_path / f"stopped.{suffix}"
     run(app, ["score", model, test_dir, "--out", str(whole)])
@@ -477,7 +476,7 @@ def test_exit_codes_tell_whether_there_are_anomalies(model, work, test_dir):
 
 
 def test_evaluate_measures_what_the_scores_say(model, test_dir):
-    result = run(app, ["evaluate", model, test_dir, "--json", "--resamples", "200"])
+    result = run(app, ["evaluate", model, test_dir, "--json", "--resamples", "100"])
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)
     rows = read_csv(run(app, ["score", model, test_dir]).stdout)
@@ -615,14 +614,14 @@ def test_help_imports_nothing_that_takes_long():
         assert name in result.stdout
 
 
-@pytest.mark.parametrize("missing", ["typer", "rich"])
-def test_without_its_libraries_the_command_says_what_to_install(missing):
-    code = f"import sys; sys.modules[{missing!r}] = None\nfrom skl_transformaly.__main__ import main\nmain()"
+def test_without_its_library_the_command_says_what_to_install():
+    code = "import sys; sys.modules['typer'] = None\nfrom skl_transformaly.__main__ import main\nmain()"
     result = python(code)
     assert result.returncode == 2 and "pip install 'skl-transformaly[cli]'" in result.stderr
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_nobody_reads_stdout_any_more(model, test_dir):
     code = (
         "import sys; sys.argv = ['transformaly', 'score', *sys.argv[1:]]\n"
