@@ -135,6 +135,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     Workers need no weights of the teacher. The cores are shared out among workers of one machine, and on clusters each
     has the threads that the engine gives it. Students are bit for bit those of one after another, on the same kind of
     processor with the same number of torch's threads; another number may add in another order, and so round otherwise.
+    Where a worker dies, the engine's own error ends `fit`; with `checkpoint` the next one goes on after the last wave.
 
     References
     ----------
