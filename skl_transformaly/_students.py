@@ -315,6 +315,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
                 self._residuals.append(residuals)
         layers.close()
         self.students_ = [student.eval().requires_grad_(False) for student in students.values()]
+        self._halving = Halving("scoring")
         for index, kept in self._keys.items():
             checkpoint.forget(f"student of block {index}", kept)
         checkpoint.forget("seed", key)
@@ -464,7 +465,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         z_p : ndarray of shape (B, D), float64
         z_f : ndarray of shape (B, m), float64
         """
-        halving = self.__dict__.setdefault("_halving", Halving("scoring"))
+        halving = getattr(self, "_halving", None) or Halving("scoring")
         z_ps, z_fs = zip(*halving(self._measure, batch))
         return np.concatenate(z_ps), np.concatenate(z_fs)
 
@@ -567,6 +568,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     def __setstate__(self, state: dict) -> None:
         explicit = state.pop("_explicit", None)
         super().__setstate__(state)
+        self._halving = Halving("scoring")
         if explicit is not None:
             states = dict(zip(self.block_indices_.tolist(), self.students_))
             self.students_ = self.extractor_.restore_blocks(states, explicit=explicit)
