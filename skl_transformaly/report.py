@@ -197,7 +197,7 @@ def write_report(
         has_maps=any(card.overlay for card in top),
         map_from=_MAP_FROM,
         map_to=_map_to(top),
-        histogram=_histogram(detector, inner, [card.score for card in cards]),
+        histogram=_histogram(detector, inner, cards),
         pool=pool,
         training=training,
         suspicious=suspicious,
@@ -393,7 +393,7 @@ def _duplicates(facts: list[ImageFacts]) -> list[list[ImageFacts]]:
     return sorted((group for group in groups.values() if len(group) > 1), key=len, reverse=True)
 
 
-def _histogram(detector: Any, inner: Any, scores: list[float]) -> dict[str, Any]:
+def _histogram(detector: Any, inner: Any, cards: list[_Card]) -> dict[str, Any]:
     """Bars of the scores, those of normal images that the threshold comes from behind them, and the threshold.
 
     Scores of anomalies may lie arbitrarily low. The axis covers the normal images and twice as much again below them;
@@ -406,8 +406,9 @@ def _histogram(detector: Any, inner: Any, scores: list[float]) -> dict[str, Any]
     reference = np.asarray(reference, dtype=np.float64)
     reference = reference[np.isfinite(reference)]
     threshold = getattr(detector, "offset_", None)
-    finite = np.array([score for score in scores if math.isfinite(score)])
-    both = np.concatenate([reference, finite])
+    scores = np.array([card.score for card in cards], dtype=np.float64)
+    flagged = np.array([card.prediction < 0 for card in cards], dtype=bool)
+    both = np.concatenate([reference, scores[np.isfinite(scores)]])
     high = float(both.max())
     middle = float(np.median(reference))
     spread = max(high - middle, middle - float(reference.min()), 1e-9 * max(1.0, abs(middle)))
@@ -415,13 +416,16 @@ def _histogram(detector: Any, inner: Any, scores: list[float]) -> dict[str, Any]
     edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
     clipped = np.clip(scores, edges[0], edges[-1])  # -inf too
     counts, _ = np.histogram(clipped, edges)
+    low_counts, _ = np.histogram(clipped[flagged], edges)
     normal, _ = np.histogram(np.clip(reference, edges[0], edges[-1]), edges)
-    below = sum(score < edges[0] for score in scores)
     top = max(int(counts.max(initial=0)), 1)
     top_normal = max(int(normal.max(initial=0)), 1)
     bars = [
         {
             "x": 100 * i / _BINS,
+            # the flagged part, the rest on top of it, and both
+            "flagged": 100 * low_count / top,
+            "rest": 100 * (count - low_count) / top,
             "height": 100 * count / top,
             "normal": 100 * other / top_normal,
             "count": int(count),
@@ -429,9 +433,8 @@ def _histogram(detector: Any, inner: Any, scores: list[float]) -> dict[str, Any]
             # what is lower than the axis belongs to the first bar
             "low": -math.inf if i == 0 else float(edges[i]),
             "high": math.inf if i == _BINS - 1 else float(edges[i + 1]),
-            "middle": float(edges[i] + edges[i + 1]) / 2,
         }
-        for i, (count, other) in enumerate(zip(counts, normal))
+        for i, (count, low_count, other) in enumerate(zip(counts, low_counts, normal))
     ]
     at = None if threshold is None else 100 * (threshold - edges[0]) / (edges[-1] - edges[0])
     ticks = [(100 * k / 4, float(edges[0] + k / 4 * (edges[-1] - edges[0]))) for k in range(5)]
@@ -441,9 +444,7 @@ def _histogram(detector: Any, inner: Any, scores: list[float]) -> dict[str, Any]
         "threshold": threshold,
         "at": at if at is not None and 0 <= at <= 100 else None,
         "ticks": ticks,
-        "below": int(below),
-        "top": top,
-        "top_normal": top_normal,
+        "below": int(np.sum(scores < edges[0])),
         "held_out": held_out,
         "n_normal": len(reference),
     }

@@ -304,6 +304,34 @@ def test_histogram_bars_hold_every_image_once(tmp_path, rng, training):
     assert sum(int(count) for count in re.findall(r"images, (\d+) normal ones", text)) == 40
 
 
+class Folds(Bright):
+    """Calibrated by folds: p-values, and no score that is the threshold."""
+
+    @property
+    def offset_(self):
+        raise AttributeError("offset_")
+
+    def score_table(self, X):
+        n = len(X)
+        labels = np.where(np.arange(n) % 2, -1, 1)
+        return {
+            "score": self.score_samples(X),
+            "decision": labels / 2,
+            "p_value": np.full(n, 0.5),
+            "prediction": labels,
+        }
+
+
+def test_a_detector_calibrated_by_folds_has_no_threshold_line(tmp_path, rng, training):
+    paths = make_images(tmp_path / "new", ["a.png", "b.png"], rng)
+    assert '<line class="threshold"' in write(tmp_path, paths, training)[0]
+    write_report(Folds(), paths, tmp_path / "folds.html", provenance=training)
+    text = (tmp_path / "folds.html").read_text(encoding="utf-8")
+    assert '<line class="threshold"' not in text
+    bars = [a["class"] for tag, a in Reader(text).tags if tag == "rect"]
+    assert (bars.count("low"), bars.count("high")) == (1, 1)
+
+
 def test_progress_adds_up(tmp_path, rng, training):
     paths = make_images(tmp_path / "new", [f"{i}.png" for i in range(5)], rng)
     (tmp_path / "new" / "broken.png").write_bytes(b"")
