@@ -502,7 +502,7 @@ class ExtremeImagesDisplay:
         values = np.concatenate([single.ravel() for single in self.maps or []] or [[0.0]])
         # one scale, so that maps compare; not up to the largest value, or the outlying tokens that transformers have,
         # whatever the image, leave all else dark
-        limits = {"vmin": float(np.nanmin(values)), "vmax": float(np.nanquantile(values, 0.99))}
+        limits = {"vmin": float(np.nanmin(values)), "vmax": float(np.nanquantile(values, 0.98))}
         for k, picture in enumerate(pictures):
             row, column = divmod(k, columns)
             place = self.axes_[row * deep, column]
@@ -516,9 +516,9 @@ class ExtremeImagesDisplay:
                 below = self.axes_[row * deep + 1, column]
                 mappable = below.imshow(self.maps[k], **{"cmap": "magma", **limits, **kwargs})
         for row, label in zip((0, deep), ("most normal", "least normal")):
-            self.axes_[row, 0].set_ylabel(label)
+            self.axes_[row, 0].set_ylabel(label, fontsize="small")
             if deep == 2:
-                self.axes_[row + 1, 0].set_ylabel("anomaly map")
+                self.axes_[row + 1, 0].set_ylabel("map", fontsize="small")
         if self.maps is not None:
             margin = ax.figure.add_subplot(side)
             margin.set_axis_off()

@@ -1,15 +1,26 @@
+"""Displays: what they compute, and that what is drawn is what was computed."""
+
 import subprocess
 import sys
 
-import matplotlib
 import numpy as np
 import pytest
-from conftest import tiny_detector
 from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest
+from sklearn.exceptions import NotFittedError
 from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.model_selection import GridSearchCV, cross_validate
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import OneClassSVM
+
+matplotlib = pytest.importorskip("matplotlib")
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from conftest import tiny_detector
 
 from skl_transformaly import ConformalDetector
+from skl_transformaly.model_selection import NormalOnly, OneClassSplit
 from skl_transformaly.plotting import (
     AnomalyPrecisionRecallDisplay,
     AnomalyRocCurveDisplay,
@@ -20,184 +31,434 @@ from skl_transformaly.plotting import (
     TrainingHistoryDisplay,
 )
 
-matplotlib.use("Agg")
-
 
 @pytest.fixture(autouse=True)
-def figures():
-    import matplotlib.pyplot as plt
-
+def close_figures():
     yield
     plt.close("all")
 
 
-@pytest.fixture
-def labelled(rng):
-    """Scores of which anomalies have the lower ones, mostly."""
-    y = np.where(rng.random(60) < 0.3, -1, 1)
-    return rng.normal(size=60) + y, y
+@pytest.fixture(scope="module")
+def rows():
+    """Rows, normal and not, and a forest fitted on others like the normal ones."""
+    rng = np.random.default_rng(0)
+    X = np.vstack([rng.normal(size=(60, 2)), rng.normal(4, 1, size=(20, 2))])
+    forest = IsolationForest(n_estimators=20, random_state=0).fit(rng.normal(size=(100, 2)))
+    return X, np.repeat([1, -1], [60, 20]), forest
 
 
-def test_importing_it_loads_neither_torch_nor_matplotlib():
-    code = "import sys, skl_transformaly.plotting; print([m for m in ('torch', 'matplotlib') if m in sys.modules])"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "[]"
+def heights(patch) -> np.ndarray:
+    return patch.get_data().values
 
 
-def test_histogram_counts_are_numpys(labelled):
-    scores, y = labelled
-    display = ScoreHistogramDisplay.from_predictions(scores, y, bins=7)
+# Score histogram
+
+
+def test_histogram_counts_are_those_of_numpy(rows):
+    X, y, forest = rows
+    display = ScoreHistogramDisplay.from_estimator(forest, X, y, bins=7)
+    scores = forest.score_samples(X)
     edges = np.histogram_bin_edges(scores, 7)
     np.testing.assert_array_equal(display.bin_edges, edges)
-    for name, label in (("normal", 1), ("anomaly", -1)):
-        np.testing.assert_array_equal(display.counts[name], np.histogram(scores[y == label], edges)[0])
-        np.testing.assert_array_equal(display.bars_[name].get_data().values, display.counts[name])
+    for name, label in {"normal": 1, "anomaly": -1}.items():
+        expected = np.histogram(scores[y == label], edges)[0]
+        np.testing.assert_array_equal(display.counts[name], expected)
+        np.testing.assert_array_equal(heights(display.bars_[name]), expected)
+        np.testing.assert_array_equal(display.bars_[name].get_data().edges, edges)
 
 
-def test_histogram_shows_a_detectors_threshold(fitted):
-    detector, X = fitted
-    display = ScoreHistogramDisplay.from_estimator(detector, X)
-    assert display.threshold_line_.get_xdata()[0] == detector.offset_
-    assert sum(display.counts["all"]) == len(X)
+@pytest.mark.parametrize("method, threshold", [("auto", None), ("score_samples", None), ("decision_function", 0)])
+def test_threshold_line_separates_what_predict_separates(rows, method, threshold):
+    X, _, forest = rows
+    display = ScoreHistogramDisplay.from_estimator(forest, X, response_method=method, bins=[-np.inf, 0, 1])
+    at = display.threshold_line_.get_xdata()[0]
+    assert at == (forest.offset_ if threshold is None else threshold)
+    scores = forest.decision_function(X) if threshold == 0 else forest.score_samples(X)
+    np.testing.assert_array_equal(scores >= at, forest.predict(X) == 1)
 
 
-def test_histogram_shows_p_values_of_a_conformal_detector(rng):
-    X = rng.normal(size=(120, 3))
-    detector = ConformalDetector(IsolationForest(n_estimators=10, random_state=0), alpha=0.1, random_state=0).fit(X)
-    new = rng.normal(size=(20, 3))
-    display = ScoreHistogramDisplay.from_estimator(detector, new)
-    order = np.argsort(detector.score_samples(new), kind="stable")
-    np.testing.assert_allclose(display.p_line_.get_ydata(), detector.p_values(new)[order])
+def test_without_offset_the_decision_function_is_drawn(rows):
+    X, _, _ = rows
+    pipeline = make_pipeline(StandardScaler(), IsolationForest(n_estimators=5, random_state=0)).fit(X)
+    display = ScoreHistogramDisplay.from_estimator(pipeline, X)
+    assert display.threshold == 0
+    decisions = pipeline.decision_function(X)
+    np.testing.assert_array_equal(display.counts["all"], np.histogram(decisions, display.bin_edges)[0])
+    assert display.ax_.get_xlabel().startswith("decision")
 
 
-def test_histogram_says_how_many_lie_beyond_its_bins():
-    display = ScoreHistogramDisplay.from_predictions([-5.0, 0.0, 0.5, 1.0, 9.0, 9.5], bins=[0, 1])
-    assert display.n_outside == (1, 2)
-    assert "1 below; 2 above" in display.ax_.get_xlabel()
+@pytest.mark.parametrize("calibration", [0.5, 3])
+def test_p_values_are_drawn_against_scores(rows, calibration):
+    X, y, forest = rows
+    detector = ConformalDetector(forest, calibration=calibration, random_state=0).fit(X[y == 1])
+    display = ScoreHistogramDisplay.from_estimator(detector, X, y)
+    x, p = display.p_line_.get_data()
+    scores = detector.score_samples(X) if calibration == 0.5 else detector.decision_function(X)
+    order = np.argsort(scores, kind="stable")
+    np.testing.assert_allclose(x, scores[order])
+    np.testing.assert_array_equal(p, detector.p_values(X)[order])
+    assert (np.diff(p) >= 0).all()
+    # the threshold is where p-values pass alpha
+    np.testing.assert_array_equal(x >= display.threshold, p > detector.alpha)
 
 
-def test_histogram_without_a_finite_score_is_refused():
+def test_unreadable_images_are_not_counted():
+    display = ScoreHistogramDisplay.from_predictions([1.0, np.nan, 2.0, 3.0], [1, 1, 1, -1], bins=2)
+    assert {name: counts.sum() for name, counts in display.counts.items()} == {"normal": 2, "anomaly": 1}
+
+
+def test_scores_beyond_the_bins_are_told():
+    scores = [-np.inf, -9.0, -8.0, 0.1, 0.5, 7.0]
+    display = ScoreHistogramDisplay.from_predictions(scores, bins=[0, 0.3, 1])
+    assert display.n_outside == (3, 1)
+    assert "3 below" in display.ax_.get_xlabel() and "1 above" in display.ax_.get_xlabel()
+
+
+def test_one_extreme_score_does_not_make_a_million_bins():
+    scores = np.append(np.random.default_rng(0).normal(size=200), -1e9)
+    assert len(ScoreHistogramDisplay.from_predictions(scores, bins="fd").bin_edges) == 101
+
+
+def test_no_finite_score_is_an_error():
     with pytest.raises(ValueError, match="None of the 2 scores is a finite number"):
-        ScoreHistogramDisplay.from_predictions([np.nan, -np.inf])
+        ScoreHistogramDisplay.from_predictions([np.nan, np.nan])
 
 
-def test_a_display_is_drawn_where_it_is_told_and_again_elsewhere(labelled):
-    import matplotlib.pyplot as plt
-
-    figure, (first, second) = plt.subplots(1, 2)
-    display = ScoreHistogramDisplay.from_predictions(*labelled, ax=first)
-    assert display.ax_ is first and display.figure_ is figure
-    display.plot(ax=second)
-    assert display.ax_ is second
-    assert len(second.patches) == len(first.patches) == 2
+@pytest.mark.parametrize("y", [[0, 1, 0, 1], ["a", "b", "a", "b"]])
+def test_labels_must_be_signs(y):
+    with pytest.raises(ValueError, match=r"\+1 for normal samples and -1 for anomalies"):
+        ScoreHistogramDisplay.from_predictions([1.0, 2.0, 3.0, 4.0], y)
 
 
-def test_extreme_images_are_the_highest_then_the_lowest(rng):
-    images = rng.integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
-    scores = rng.permutation(9).astype(float)
-    display = ExtremeImagesDisplay.from_predictions(images, scores, n_images=3)
-    assert display.scores.tolist() == [8, 7, 6, 0, 1, 2]
-    for position, image in zip(display.positions, display.images):
-        np.testing.assert_array_equal(image, images[position])
+# Extreme images
 
 
-def test_extreme_images_leave_unreadable_ones_out(rng):
-    images = rng.integers(0, 256, (5, 8, 8), dtype=np.uint8)
-    display = ExtremeImagesDisplay.from_predictions(images, [np.nan, 1.0, 2.0, 3.0, np.nan], n_images=4)
-    assert display.positions.tolist() == [3, 1]
+def test_extreme_images_are_those_of_extreme_scores():
+    X = np.arange(10, dtype=np.uint8)[:, np.newaxis, np.newaxis] * np.ones((1, 4, 5), dtype=np.uint8)
+    scores = np.array([5.0, 1, 9, np.nan, 7, 2, 8, 3, 4, 6])
+    display = ExtremeImagesDisplay.from_predictions(X, scores, n_images=3)
+    assert display.positions.tolist() == [2, 6, 4, 1, 5, 7]
+    assert display.scores.tolist() == [9, 8, 7, 1, 2, 3]
+    assert [int(image[0, 0, 0]) for image in display.images] == [2, 6, 4, 1, 5, 7]
+    drawn = [ax.images[0].get_array() for ax in display.axes_.flat]
+    np.testing.assert_allclose([image[0, 0] for image in drawn], np.array([2, 6, 4, 1, 5, 7]) / 255)
 
 
-def test_extreme_images_come_with_the_detectors_maps(fitted):
+def test_maps_are_those_of_the_images_above_them(fitted):
     detector, X = fitted
     display = ExtremeImagesDisplay.from_estimator(detector, X, n_images=2)
-    for position, single in zip(display.positions, display.maps):
-        np.testing.assert_allclose(single, detector.anomaly_map(X[[position]])[0], rtol=1e-5)
     assert display.axes_.shape == (4, 2)
+    maps = detector.anomaly_map(X)
+    for row, half in ((1, 0), (3, 1)):
+        for column in (0, 1):
+            position = display.positions[2 * half + column]
+            np.testing.assert_allclose(display.axes_[row, column].images[0].get_array(), maps[position], rtol=1e-4)
+            np.testing.assert_array_equal(display.axes_[row - 1, column].images[0].get_array() * 255, X[position])
 
 
-def test_maps_of_an_estimator_without_any_are_refused(rng):
-    X = rng.random((10, 4))
+def test_maps_of_all_images_may_be_given(fitted):
+    detector, X = fitted
+    maps = np.arange(12)[:, np.newaxis, np.newaxis] * np.ones((1, 20, 24))
+    display = ExtremeImagesDisplay.from_predictions(X, np.arange(12), maps=maps, n_images=2)
+    assert [single[0, 0] for single in display.maps] == [11, 10, 0, 1]
+
+
+def test_frames_say_who_is_who():
+    X, scores = np.zeros((4, 3, 3), dtype=np.uint8), [4.0, 3.0, 2.0, 1.0]
+    display = ExtremeImagesDisplay.from_predictions(X, scores, [1, -1, -1, 1], n_images=2)
+    colors = [matplotlib.colors.to_hex(ax.spines["top"].get_edgecolor()) for ax in display.axes_.flat]
+    normal, anomaly = (matplotlib.colors.to_hex(color) for color in ("tab:blue", "tab:orange"))
+    assert colors == [normal, anomaly, normal, anomaly]
+    assert [text.get_text() for text in display.ax_.get_legend().get_texts()] == ["normal", "anomaly"]
+
+
+def test_a_detector_without_maps_shows_none(rows):
+    X, _, _ = rows
     forest = IsolationForest(n_estimators=5, random_state=0).fit(X)
-    with pytest.raises(TypeError, match="IsolationForest has none"):
-        ExtremeImagesDisplay.from_estimator(forest, X, maps=True, image_shape=(2, 2))
+    display = ExtremeImagesDisplay.from_estimator(forest, X, image_shape=(1, 2), n_images=2)
+    assert display.axes_.shape == (2, 2) and display.maps is None
+    with pytest.raises(TypeError, match="needs an estimator with anomaly_map; IsolationForest has none"):
+        ExtremeImagesDisplay.from_estimator(forest, X, image_shape=(1, 2), maps=True)
 
 
-def test_blocks_show_quantiles_of_discrepancies(rng):
-    z, y = rng.random((40, 3)), np.repeat([1, -1], 20)
-    display = BlockDiscrepancyDisplay.from_predictions(z, y, block_indices=[4, 5, 7])
-    np.testing.assert_allclose(display.lines_["anomaly"].get_ydata(), np.median(z[y == -1], axis=0))
-    np.testing.assert_allclose(display.quantiles["normal"][2], np.quantile(z[y == 1], 0.95, axis=0))
-    assert display.lines_["normal"].get_xdata().tolist() == [4, 5, 7]
+def test_rows_need_the_shape_of_images(rows):
+    X, _, forest = rows
+    with pytest.raises(ValueError, match="Pass image_shape"):
+        ExtremeImagesDisplay.from_estimator(forest, X)
 
 
-def test_blocks_of_a_detector_are_in_units_of_its_training_images(fitted):
+@pytest.mark.parametrize("form", ["paths", "folder", "images of several sizes", "skip"])
+def test_images_come_in_any_form(tmp_path, fitted, form):
+    from PIL import Image
+
     detector, X = fitted
-    display = BlockDiscrepancyDisplay.from_estimator(detector, X)
-    usual = detector.students_.transform(X).mean(axis=0)
-    expected = np.median(detector.students_.transform(X) / usual, axis=0)
-    np.testing.assert_allclose(display.quantiles["all"][1], expected, rtol=1e-6)
+    paths = [tmp_path / f"{i:02}.png" for i in range(6)]
+    for path, image in zip(paths, X):
+        Image.fromarray(image).save(path)
+    given = {"paths": paths, "folder": str(tmp_path), "images of several sizes": [X[0], X[1, :15], *X[2:6]]}.get(form)
+    if form == "skip":
+        (tmp_path / "00.png").write_bytes(b"no image")
+        detector = tiny_detector(on_error="skip", feature_spaces=["pretrained"])
+        with pytest.warns(UserWarning, match="could not be read"):
+            detector.fit(paths)
+        with pytest.warns(UserWarning, match="could not be read"):
+            display = ExtremeImagesDisplay.from_estimator(detector, paths, n_images=3)
+        assert sorted(display.positions.tolist()) == [1, 2, 4, 5] or 0 not in display.positions
+    else:
+        display = ExtremeImagesDisplay.from_estimator(detector, given, n_images=3, maps=True)
+        assert sorted(display.positions.tolist()) == [0, 1, 2, 3, 4, 5]
+        assert [m.shape for m in display.maps] == [image.shape[:2] for image in display.images]
 
 
-def test_blocks_without_students_are_refused(rng):
-    forest = IsolationForest(n_estimators=5, random_state=0).fit(rng.random((10, 4)))
-    with pytest.raises(TypeError, match="no students in IsolationForest"):
-        BlockDiscrepancyDisplay.from_estimator(forest, rng.random((2, 4)))
+def test_sixteen_bits_and_floats_are_drawn_in_their_range():
+    wide = [np.full((2, 2), 65535, dtype=np.uint16), np.full((2, 2), 300, dtype=np.uint16)]
+    display = ExtremeImagesDisplay.from_predictions(wide, [1.0, 0.0])
+    assert display.axes_[0, 0].images[0].get_array().max() == 1
+    display = ExtremeImagesDisplay.from_predictions(np.array([[0.0, 16.0], [8.0, 0.0]]), [1.0, 0.0], image_shape=(1, 2))
+    np.testing.assert_allclose(display.axes_[1, 0].images[0].get_array(), [[0.5, 0]])
 
 
-def test_embedding_is_scikit_learns_pca(rng):
-    features = rng.normal(size=(30, 5)) * [5, 3, 1, 1, 1]
+# Discrepancies and training
+
+
+def test_discrepancies_are_in_units_of_the_training_mean(fitted):
+    detector, X = fitted
+    y = np.repeat([1, -1], 6)
+    display = BlockDiscrepancyDisplay.from_estimator(detector, X, y)
+    z = detector.students_.transform(X)
+    usual = z.mean(axis=0)  # these are the training images
+    for name, part in {"normal": z[:6], "anomaly": z[6:], "training": z}.items():
+        expected = np.quantile(part / usual, (0.05, 0.5, 0.95), axis=0)
+        np.testing.assert_allclose(display.quantiles[name], expected, rtol=1e-4)
+        np.testing.assert_allclose(display.lines_[name].get_ydata(), expected[1], rtol=1e-4)
+    assert display.lines_["normal"].get_xdata().tolist() == detector.students_.block_indices_.tolist()
+
+
+def test_discrepancies_of_students_alone_and_given_are_as_they_are(fitted):
+    detector, X = fitted
+    z = detector.students_.transform(X)
+    expected = np.quantile(z, (0.05, 0.5, 0.95), axis=0)
+    alone = BlockDiscrepancyDisplay.from_estimator(detector.students_, X)
+    np.testing.assert_allclose(alone.quantiles["all"], expected)
+    assert set(alone.quantiles) == {"all"} and not alone.relative
+    np.testing.assert_allclose(BlockDiscrepancyDisplay.from_predictions(z).quantiles["all"], expected)
+
+
+def test_history_is_drawn_epoch_by_epoch():
+    history = {4: {"loss": [3.0, 2.0, 1.0], "validation_loss": [4.0, 3.0, 3.0]}, 5: {"loss": [1.0]}}
+    display = TrainingHistoryDisplay.from_history(history)
+    assert set(display.lines_) == {(4, "loss"), (4, "validation_loss"), (5, "loss")}
+    x, loss = display.lines_[4, "validation_loss"].get_data()
+    assert list(x) == [1, 2, 3] and list(loss) == [4, 3, 3]
+    same = {tuple(display.lines_[4, name].get_color()) for name in history[4]}
+    assert len(same) == 1
+
+
+def test_students_are_found_within_wrappers(fitted):
+    detector, X = fitted
+    for wrapper in (
+        detector,
+        detector.students_,
+        NormalOnly(tiny_detector()).fit(X, np.ones(len(X))),
+        make_pipeline(tiny_detector()).fit(X),
+    ):
+        assert set(TrainingHistoryDisplay.from_estimator(wrapper).history) == {4, 5}
+
+
+def test_no_students_is_an_error(rows):
+    X, _, forest = rows
+    for draw in (TrainingHistoryDisplay.from_estimator, lambda f: BlockDiscrepancyDisplay.from_estimator(f, X)):
+        with pytest.raises(TypeError, match="There are no students in IsolationForest"):
+            draw(forest)
+
+
+# Embedding
+
+
+def test_pca_map_is_that_of_training_images_and_others(fitted):
+    detector, X = fitted
+    display = EmbeddingDisplay.from_estimator(detector, X[:5], np.repeat([1, -1], [3, 2]))
+    lengths = np.sqrt(detector.whitening_.explained_variance_)
+    kept = detector.transform(X)[:, : len(lengths)] * lengths
+    expected = PCA(2).fit_transform(np.vstack([kept, kept[:5]]))
+    np.testing.assert_allclose(np.abs(display.training), np.abs(expected[:12]), atol=1e-3)
+    np.testing.assert_allclose(np.abs(display.coordinates), np.abs(expected[12:]), atol=1e-3)
+    np.testing.assert_allclose(display.scatters_["anomaly"].get_offsets(), display.coordinates[3:])
+
+
+def test_without_labels_scores_are_the_colors(rows):
+    X, _, forest = rows
+    display = EmbeddingDisplay.from_estimator(forest, X)
+    np.testing.assert_array_equal(display.scatters_["all"].get_array(), forest.score_samples(X))
+    pipeline = make_pipeline(StandardScaler(), OneClassSVM()).fit(X)
+    display = EmbeddingDisplay.from_estimator(pipeline, X)
+    expected = PCA(2).fit_transform(StandardScaler().fit_transform(X))
+    np.testing.assert_allclose(np.abs(display.coordinates), np.abs(expected))
+
+
+def test_tsne_and_other_transformers(rows):
+    X, y, _ = rows
+    first = EmbeddingDisplay.from_predictions(X, y, method="tsne", random_state=0)
+    again = EmbeddingDisplay.from_predictions(X, y, method="tsne", random_state=0)
+    np.testing.assert_array_equal(first.coordinates, again.coordinates)
+    own = EmbeddingDisplay.from_predictions(X, method=StandardScaler(), values=X[:, 0])
+    np.testing.assert_allclose(own.coordinates, (X - X.mean(0)) / X.std(0))
+
+
+def test_discrepancies_are_mapped_by_their_logarithm(fitted):
+    detector, X = fitted
+    display = EmbeddingDisplay.from_estimator(detector, X, np.ones(12), space="discrepancy")
+    expected = PCA(2).fit_transform(np.log(detector.students_.transform(X)))
+    np.testing.assert_allclose(np.abs(display.coordinates), np.abs(expected), atol=1e-4)
+
+
+def test_unreadable_images_have_no_place_on_the_map():
+    features = np.random.default_rng(0).normal(size=(6, 3))
+    features[2] = np.nan
     display = EmbeddingDisplay.from_predictions(features)
-    np.testing.assert_allclose(np.abs(display.coordinates), np.abs(PCA(2).fit_transform(features)), atol=1e-9)
+    assert np.isnan(display.coordinates).any(axis=1).tolist() == [False, False, True, False, False, False]
+    np.testing.assert_allclose(
+        np.abs(np.delete(display.coordinates, 2, 0)), np.abs(PCA(2).fit_transform(features[[0, 1, 3, 4, 5]]))
+    )
 
 
-def test_embedding_colours_classes_and_leaves_nan_out(rng):
-    features = rng.normal(size=(20, 4))
-    features[3] = np.nan
-    y = np.repeat(["a", "b"], 10)
-    display = EmbeddingDisplay.from_predictions(features, y)
-    assert np.isnan(display.coordinates[3]).all() and np.isfinite(np.delete(display.coordinates, 3, axis=0)).all()
-    assert sorted(display.scatters_) == ["a", "b"]
+def test_a_space_that_is_not_in_use_is_an_error(images):
+    detector = tiny_detector(feature_spaces=["pretrained"]).fit(images)
+    with pytest.raises(ValueError, match="space='discrepancy' is not in use"):
+        EmbeddingDisplay.from_estimator(detector, images, space="discrepancy")
+    with pytest.raises(ValueError, match="method must be"):
+        EmbeddingDisplay.from_estimator(detector, images, method="umap")
 
 
-@pytest.mark.parametrize("space", ["pretrained", "discrepancy"])
-def test_embedding_of_a_detector_has_its_training_images_behind(fitted, space):
-    detector, X = fitted
-    display = EmbeddingDisplay.from_estimator(detector, X[:5], space=space)
-    assert display.coordinates.shape == (5, 2)
-    # the same images as in training lie at the same places
-    np.testing.assert_allclose(display.coordinates, display.training[:5], atol=1e-4)
-
-
-def test_history_is_the_students(fitted):
-    detector, _ = fitted
-    display = TrainingHistoryDisplay.from_estimator(detector)
-    for index, history in detector.students_.history_.items():
-        np.testing.assert_array_equal(display.lines_[index, "loss"].get_ydata(), history["loss"])
+# Curves
 
 
 @pytest.mark.parametrize("pos_label", [-1, 1])
-def test_roc_is_not_inverted(labelled, pos_label):
-    scores, y = labelled
-    display = AnomalyRocCurveDisplay.from_predictions(y, scores, pos_label=pos_label)
-    assert display.roc_auc == pytest.approx(roc_auc_score(y == 1, scores))
+def test_auroc_is_not_inverted(rows, pos_label):
+    X, y, forest = rows
+    expected = roc_auc_score(y, forest.decision_function(X))
+    assert expected > 0.9
+    display = AnomalyRocCurveDisplay.from_estimator(forest, X, y, pos_label=pos_label)
+    assert display.roc_auc == pytest.approx(expected)
+    given = AnomalyRocCurveDisplay.from_predictions(y, forest.score_samples(X), pos_label=pos_label)
+    assert given.roc_auc == pytest.approx(expected)
+    assert f"Positive label: {pos_label}" in display.ax_.get_xlabel()
+
+
+def test_false_positives_are_flagged_normal_images(rows):
+    X, y, forest = rows
+    display = AnomalyRocCurveDisplay.from_estimator(forest, X, y, drop_intermediate=False)
+    flagged = forest.predict(X) == -1
+    point = np.mean(flagged[y == 1]), np.mean(flagged[y == -1])
+    assert np.isclose(np.column_stack([display.fpr, display.tpr]), point).all(axis=1).any()
 
 
 @pytest.mark.parametrize("pos_label", [-1, 1])
-def test_precision_recall_is_of_the_positive_class(labelled, pos_label):
-    scores, y = labelled
-    display = AnomalyPrecisionRecallDisplay.from_predictions(y, scores, pos_label=pos_label)
-    assert display.average_precision == pytest.approx(average_precision_score(y == pos_label, pos_label * scores))
+def test_average_precision_is_that_of_the_positive_class(rows, pos_label):
+    X, y, forest = rows
+    display = AnomalyPrecisionRecallDisplay.from_estimator(forest, X, y, pos_label=pos_label)
+    expected = average_precision_score(y == pos_label, pos_label * forest.score_samples(X))
+    assert display.average_precision == pytest.approx(expected)
 
 
-def test_curve_of_a_detector_is_that_of_its_scores(rng):
-    images = rng.integers(0, 256, (16, 20, 24, 3), dtype=np.uint8)
-    y = np.repeat([1, -1], 8)
-    detector = tiny_detector(feature_spaces=["pretrained"]).fit(images[:8])
-    display = AnomalyRocCurveDisplay.from_estimator(detector, images, y)
-    assert display.roc_auc == pytest.approx(roc_auc_score(y, detector.score_samples(images)))
+def test_nan_scores_count_as_the_least_normal():
+    display = AnomalyRocCurveDisplay.from_predictions([1, 1, -1], [0.2, -np.inf, np.nan])
+    assert display.roc_auc == pytest.approx(0.75)  # NaN ties with a density of zero
 
 
-@pytest.mark.parametrize("y, message", [([0, 1, 0, 1], r"\+1"), ([1, 1, 1, 1], "needs both labels")])
-def test_labels_that_would_mislead_are_refused(y, message):
-    with pytest.raises(ValueError, match=message):
-        AnomalyRocCurveDisplay.from_predictions(y, [0.1, 0.2, 0.3, 0.4])
+@pytest.mark.parametrize("display", [AnomalyRocCurveDisplay, AnomalyPrecisionRecallDisplay])
+def test_curves_refuse_what_would_invert_or_be_empty(display):
+    with pytest.raises(ValueError, match="silently"):
+        display.from_predictions([0, 1], [0.1, 0.2])
+    with pytest.raises(ValueError, match="needs both labels"):
+        display.from_predictions([1, 1], [0.1, 0.2])
+    with pytest.raises(ValueError, match="pos_label"):
+        display.from_predictions([1, -1], [0.1, 0.2], pos_label=0)
+
+
+@pytest.mark.parametrize("display", [AnomalyRocCurveDisplay, AnomalyPrecisionRecallDisplay])
+def test_curves_of_folds_that_train_on_normal_samples_only(rows, display):
+    if not hasattr(display.__mro__[1], "from_cv_results"):
+        pytest.skip("this scikit-learn draws no folds")
+    X, y, forest = rows
+    results = cross_validate(
+        forest, X, y, cv=OneClassSplit(3, random_state=0), scoring="roc_auc", return_estimator=True, return_indices=True
+    )
+    drawn = display.from_cv_results(results, X, y)
+    if display is AnomalyRocCurveDisplay:
+        np.testing.assert_allclose(drawn.roc_auc, results["test_score"])
+    else:
+        tests = results["indices"]["test"]
+        expected = [
+            average_precision_score(-y[test], -fold.score_samples(X[test]))
+            for fold, test in zip(results["estimator"], tests)
+        ]
+        np.testing.assert_allclose(drawn.average_precision, expected)
+    assert len(drawn.line_) == 3
+    with pytest.raises(ValueError, match="return_estimator=True"):
+        display.from_cv_results({"test_score": [1]}, X, y)
+
+
+# All displays
+
+
+DRAWN = {
+    "histogram": lambda ax: ScoreHistogramDisplay.from_predictions([1.0, 2.0, 3.0], ax=ax),
+    "images": lambda ax: ExtremeImagesDisplay.from_predictions(np.zeros((4, 3, 3)), [1.0, 2.0, 3.0, 4.0], ax=ax),
+    "blocks": lambda ax: BlockDiscrepancyDisplay.from_predictions([[1.0, 2.0], [2.0, 1.0]], ax=ax),
+    "embedding": lambda ax: EmbeddingDisplay.from_predictions(np.eye(3), ax=ax),
+    "history": lambda ax: TrainingHistoryDisplay.from_history({0: {"loss": [2.0, 1.0]}}, ax=ax),
+    "roc": lambda ax: AnomalyRocCurveDisplay.from_predictions([1, -1], [1.0, 0.0], ax=ax),
+    "precision-recall": lambda ax: AnomalyPrecisionRecallDisplay.from_predictions([1, -1], [1.0, 0.0], ax=ax),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_displays_draw_where_they_are_told_and_again_elsewhere(name):
+    figure, (first, second) = plt.subplots(1, 2)
+    display = DRAWN[name](first)
+    assert display.ax_ is first and display.figure_ is figure
+    assert display.plot(ax=second) is display
+    assert display.ax_ is second
+    assert DRAWN[name](None).figure_ is not figure
+
+
+def test_a_search_is_looked_into(images):
+    X, y = np.concatenate([images, 255 - images]), np.repeat([1, -1], 12)
+    search = GridSearchCV(
+        NormalOnly(tiny_detector()),
+        {"estimator__explained_variance": [0.5]},
+        cv=OneClassSplit(2, random_state=0),
+        scoring="roc_auc",
+    ).fit(X, y)
+    assert BlockDiscrepancyDisplay.from_estimator(search, X, y).relative
+    assert ScoreHistogramDisplay.from_estimator(search, X, y).threshold == 0
+    assert EmbeddingDisplay.from_estimator(search, X, y).training.shape == (12, 2)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        ScoreHistogramDisplay.from_estimator,
+        ExtremeImagesDisplay.from_estimator,
+        BlockDiscrepancyDisplay.from_estimator,
+        EmbeddingDisplay.from_estimator,
+        AnomalyRocCurveDisplay.from_estimator,
+        AnomalyPrecisionRecallDisplay.from_estimator,
+        lambda detector, X, y: TrainingHistoryDisplay.from_estimator(detector),
+    ],
+)
+def test_an_unfitted_detector_is_an_error(draw, images):
+    with pytest.raises(NotFittedError):
+        draw(tiny_detector(), images, np.ones(12))
+
+
+def test_import_loads_neither_torch_nor_matplotlib():
+    code = "import sys, skl_transformaly.plotting; assert not {'torch', 'timm', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(ImportError, match=r"skl-transformaly\[plot\]"):
+        ScoreHistogramDisplay.from_predictions([1.0, 2.0])
