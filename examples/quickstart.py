@@ -8,6 +8,7 @@ draws the images that the detector finds most and least normal.
 """
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -26,6 +27,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--quick", action="store_true", help="two digits and two epochs: does it run?")
 parser.add_argument("--out", type=Path, default=Path("out/quickstart.png"), help="where the picture goes")
 options = parser.parse_args()
+options.quick = options.quick or os.environ.get("SKL_TRANSFORMALY_QUICK") == "1"
 
 # %%
 # 1,797 digits of 8 x 8 pixels, values 0-16. Half are for testing.
