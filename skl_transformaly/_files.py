@@ -174,7 +174,7 @@ def display_path(path: str | os.PathLike) -> str:
     >>> print(display_path(b"caf\xe9.png".decode("utf-8", "surrogateescape")))
     caf\xe9.png
     """
-    return "".join(_show(character) for character in os.fspath(path))  # type: ignore[arg-type]
+    return "".join(_show(character) for character in os.fspath(path))
 
 
 def _show(character: str) -> str:

@@ -176,7 +176,9 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_text(values: Any) -> bool:
-    return isinstance(values, dict) and all(isinstance(x, str) for item in values.items() for x in item)
+    return isinstance(values, dict) and all(
+        isinstance(key, str) and isinstance(value, str) for key, value in values.items()
+    )
 
 
 def _stays_below(name: str) -> bool:

@@ -313,7 +313,7 @@ def _records(path: Path, *, quoted: bool) -> Iterator[bytes]:
 
 def _pyarrow() -> Any:
     try:
-        import pyarrow.parquet
+        import pyarrow.parquet  # type: ignore[import-untyped]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "Writing .parquet needs pyarrow: pip install 'skl-transformaly[cli]'. .csv and .jsonl need nothing."

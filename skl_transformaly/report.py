@@ -77,7 +77,7 @@ class _Card:
 
 def write_report(
     detector: Any,
-    paths: Sequence[str | os.PathLike],
+    images: Sequence[str | os.PathLike],
     out: str | os.PathLike,
     *,
     provenance: Provenance | None = None,
@@ -94,8 +94,8 @@ def write_report(
     ----------
     detector : TransformalyDetector, or a ConformalDetector around one
         Fitted. With the latter there are p-values.
-    paths : sequence of str or path
-        The images. Those that cannot be read are listed as such.
+    images : sequence of str or path
+        Files. Those that cannot be read are listed as such.
     out : path
         The file to write. It appears whole or not at all.
     provenance : Provenance, default=None
@@ -123,13 +123,13 @@ def write_report(
     Raises
     ------
     ValueError
-        `paths` is empty.
+        `images` is empty.
     ModuleNotFoundError
         jinja2 is missing (extra ``cli``).
     OSError
         `out` cannot be written.
     """
-    paths = [str(path) for path in paths]
+    paths = [str(path) for path in images]
     if not paths:
         raise ValueError("There are no images to report on.")
     try:
