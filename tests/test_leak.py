@@ -12,7 +12,7 @@ import leak
 
 def test_what_grows_is_found():
     kept = []
-    assert leak.leaks(leak.watch(lambda i: kept.append([bytearray(20_000)]), 2000, looks=9)) == [
+    assert leak.leaks(leak.watch(lambda i: kept.append([bytearray(b"x") * 20_000]), 2000, looks=9)) == [
         "memory, MiB",
         "objects",
     ]
