@@ -5,10 +5,12 @@ With SKL_TRANSFORMALY_QUICK=1 as well they run on their quick setting.
 """
 
 import os
-import tempfile
+import sys
 from pathlib import Path
 
 import skl_transformaly
+
+sys.path.insert(0, str(Path(__file__).parent))  # gallery_arguments
 
 project = "skl-transformaly"
 author = "skl-transformaly developers"
@@ -44,17 +46,6 @@ intersphinx_mapping = (
 )
 
 RUN = os.environ.get("SKL_TRANSFORMALY_DOCS_GALLERY") == "1"
-SCRATCH = tempfile.TemporaryDirectory()
-
-
-def example_arguments(gallery_conf, script_vars):
-    """Arguments of each example: those that write files write them where they go with the build."""
-    name = Path(script_vars["src_file"]).stem
-    return {
-        "quickstart": ["--out", f"{SCRATCH.name}/quickstart.png"],
-        "folders_of_digits": [f"{SCRATCH.name}/digits"],
-    }.get(name, [])
-
 
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
@@ -63,7 +54,7 @@ sphinx_gallery_conf = {
     "ignore_pattern": r"run_all\.py$",
     "plot_gallery": RUN,
     "abort_on_example_error": True,
-    "reset_argv": example_arguments,
+    "reset_argv": "gallery_arguments.example_arguments",
     "within_subsection_order": "ExampleTitleSortKey",
     "download_all_examples": False,
     "show_memory": False,

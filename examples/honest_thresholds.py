@@ -25,7 +25,7 @@ rng = np.random.default_rng(0)
 digits = load_digits()
 images = (digits.images / 16).astype(np.float32)
 normal = images[rng.permutation(np.flatnonzero(np.isin(digits.target, [0, 1, 6])))]
-known, new = np.split(normal[: 160 if QUICK else None], 2)
+known, new = np.array_split(normal[: 160 if QUICK else None], 2)
 X = np.concatenate([new, images[digits.target == 7][:40]])
 y = np.repeat([1, -1], [len(new), 40])
 

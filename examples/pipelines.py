@@ -12,6 +12,7 @@ import tempfile
 
 import matplotlib.pyplot as plt
 import numpy as np
+from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.ensemble import IsolationForest
 from sklearn.metrics import roc_auc_score
@@ -53,10 +54,10 @@ detector = TransformalyDetector(
     random_state=0,
 )
 pipelines = {
-    "detector": make_pipeline(detector),
-    "stretched, detector": make_pipeline(FunctionTransformer(stretch), detector),
+    "detector": make_pipeline(clone(detector)),
+    "stretched, detector": make_pipeline(FunctionTransformer(stretch), clone(detector)),
     "stretched, detector, forest": make_pipeline(
-        FunctionTransformer(stretch), detector, IsolationForest(random_state=0)
+        FunctionTransformer(stretch), clone(detector), IsolationForest(random_state=0)
     ),
 }
 
