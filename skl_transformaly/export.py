@@ -179,8 +179,8 @@ def to_onnx(
     elif report.get("fitted_deviation", 0) > tolerance:
         warnings.warn(
             f"The detector computes in {core.extractor_.precision_}, the file in float32: scores differ by up to "
-            f"{report['fitted_deviation']:.2g} of their size. Threshold and p-values were set with the former; for ones "
-            "that fit the file, fit with precision='float32'.",
+            f"{report['fitted_deviation']:.2g} of their size. Threshold and p-values were set with the former; for "
+            "ones that fit the file, fit with precision='float32'.",
             UserWarning,
             stacklevel=3,
         )
@@ -520,8 +520,8 @@ def _check(report: dict[str, Any], tolerance: float, auroc_tolerance: float) -> 
     if not report["score_deviation"] <= tolerance:
         raise ParityError(
             f"The exported graph's scores are up to {report['score_deviation']:.2g} of their size from the detector's, "
-            f"on {report['n_images']} images; tolerance is {tolerance:.2g}. No file was written. Check with images X like "
-            "those that it will see; raise tolerance if so much does not matter to you."
+            f"on {report['n_images']} images; tolerance is {tolerance:.2g}. No file was written. Check with "
+            "images X like those that it will see; raise tolerance if so much does not matter to you."
         )
     if not report["auroc_deviation"] <= auroc_tolerance:
         raise ParityError(

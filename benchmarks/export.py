@@ -1,0 +1,119 @@
+"""ONNX files beside torch: do they score the same, how fast, how large, and what 8 bits cost.
+
+    python benchmarks/export.py digits
+    python benchmarks/export.py covid19 --root DIR --weights FILE
+    python benchmarks/export.py cifar10 --root FILE --weights FILE
+
+Data as in ``auroc.py``. One class is normal; the detector is fitted in float32, exported, exported again with 8-bit
+weights, and all three score the test images. Deviations are as a share of the score. Times are those of one process,
+one kind of scoring after the other, in the same number of threads, best of --repeats; ratios above 1 mean that the file
+is faster than torch. "flagged" is the share of normal test images that each file calls anomalies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from auroc import DATA
+
+from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector, __version__
+from skl_transformaly._images import as_images
+from skl_transformaly.export import to_onnx
+
+
+def seconds(score, repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        score()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def decisions(run: onnxruntime.InferenceSession, images: list[np.ndarray]) -> np.ndarray:
+    return np.array([run.run(["decision"], {"images": image[np.newaxis]})[0][0] for image in images])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", choices=DATA)
+    parser.add_argument("--root", type=Path, help="folder or file of the data")
+    parser.add_argument("--teacher", help="timm name (default: vit_tiny_patch16_224; for digits the bundled one)")
+    parser.add_argument("--weights", default="hub", help="'hub' or the path of the teacher's weights")
+    parser.add_argument("--classes", type=int, default=1, help="the first so many classes are normal in turn")
+    parser.add_argument("--train", type=int, default=1000, help="normal images to fit on, at most")
+    parser.add_argument("--test", type=int, default=200, help="images to score, at most, evenly from all")
+    parser.add_argument("--max-epochs", type=int, default=BlockStudents().max_epochs, help="of the students' training")
+    parser.add_argument("--batch", type=int, default=16, help="images in a call that is timed")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    image_size = None
+    if options.data == "digits" and options.teacher is None:
+        options.teacher, options.weights, image_size = "tf_efficientnet_lite0", "bundled", 64
+    elif options.root is None and options.data != "digits":
+        parser.error(f"{options.data} needs --root")
+
+    head = (
+        f"{options.data}, normal class", "images", "deviation", "AUROC torch", "AUROC ONNX", "AUROC int8",
+        "MB", "MB int8", "torch, ms an image", "ONNX speed-up", "int8 speed-up", "flagged", "flagged, int8",
+    )  # fmt: skip
+    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|", flush=True)
+    for number, (name, X_normal, X_test, is_normal) in enumerate(DATA[options.data](options.root)):
+        if number >= options.classes:
+            break
+        training = as_images(X_normal)
+        training = [training[i] for i in range(min(len(training), options.train))]
+        test, places = as_images(X_test), np.arange(0, len(X_test), max(1, len(X_test) // options.test))
+        images, y = [test[int(i)] for i in places], np.where(is_normal[places], 1, -1)
+        if images[0].dtype != np.uint8:  # the files take bytes
+            training, images = ([np.rint(x * 255).astype(np.uint8) for x in part] for part in (training, images))
+        teacher = TimmExtractor(
+            options.teacher or "vit_tiny_patch16_224",
+            weights=options.weights,
+            image_size=image_size,
+            precision="float32",
+            device="cpu",
+        )
+        students = BlockStudents(max_epochs=options.max_epochs)
+        detector = TransformalyDetector(teacher, students=students, random_state=0).fit(training)
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [Path(folder, "float32.onnx"), Path(folder, "int8.onnx")]
+            exact = to_onnx(detector, paths[0], images, y, anomaly_map=False)
+            rough = to_onnx(detector, paths[1], images, y, anomaly_map=False, quantize="int8", auroc_tolerance=1)
+            runs = [session(path) for path in paths]
+            flagged = [(decisions(run, images)[y == 1] < 0).mean() for run in runs]
+            batch = np.stack([image for image in images if image.shape == images[0].shape][: options.batch])
+            baseline = seconds(lambda: detector.score_samples(list(batch)), options.repeats)  # noqa: B023
+            times = [seconds(lambda: run.run(["score"], {"images": batch}), options.repeats) for run in runs]  # noqa: B023
+        row = (
+            name, len(images), f"{exact['score_deviation']:.1e}", f"{exact['auroc_torch']:.4f}",
+            f"{exact['auroc_onnx']:.4f}", f"{rough['auroc_onnx']:.4f}", f"{exact['bytes'] / 1e6:.1f}",
+            f"{rough['bytes'] / 1e6:.1f}", f"{1000 * baseline / len(batch):.1f}",
+            *(f"{baseline / t:.2f}" for t in times), *(f"{share:.2f}" for share in flagged),
+        )  # fmt: skip
+        print("| " + " | ".join(map(str, row)) + " |", flush=True)
+    packages = ("torch", "timm", "onnx", "onnxruntime")
+    versions = [f"Python {platform.python_version()}", f"skl-transformaly {__version__}"]
+    versions += [f"{package} {version(package)}" for package in packages]
+    print(
+        f"\n{options.teacher or 'vit_tiny_patch16_224'}, {options.max_epochs} epochs, seed 0, "
+        f"batches of {options.batch}, {torch.get_num_threads()} threads, {', '.join(versions)}"
+    )
+
+
+if __name__ == "__main__":
+    main()
