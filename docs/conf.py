@@ -32,6 +32,7 @@ default_role = "literal"  # `name` in docstrings is a parameter or an attribute
 autosummary_generate = True
 autodoc_inherit_docstrings = False
 autodoc_typehints = "none"  # docstrings say the types
+numpydoc_class_members_toctree = False
 numpydoc_show_class_members = False  # the templates of autodoc list them
 templates_path = ["templates"]
 
