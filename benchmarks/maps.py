@@ -9,11 +9,12 @@ images), and drawn ceramic tiles (100 to fit, 20 with defects). Every test image
 - spot: a dark or bright ellipse with a soft edge;
 - crack: a thin dark or bright line.
 
-Three maps, all of the same teacher, bilinear from its grid of tokens to the image: ``anomaly_map``; attention rollout [1]_,
-of the class token; and the distance of each token's features to the nearest token of the normal training images, as in
-PatchCore [2]_, of the output of block 6, the middle one. Figures are the AUROC of the pixels of one image, defect against
-the rest, averaged over images, with the 95 % interval of that mean; and in brackets that of the pixels of all images of a
-kind together. With --details also block by block. Writes maps.md beside this file, and with --picture a picture.
+Three maps, all of the same teacher, bilinear from its grid of tokens to the image: ``anomaly_map``; attention rollout
+[1]_, of the class token; and the distance of each token's features to the nearest token of the normal training images,
+as in PatchCore [2]_, of the output of block 6, the middle one. Figures are the AUROC of the pixels of one image, defect
+against the rest, averaged over images, with the 95 % interval of that mean; and in brackets that of the pixels of all
+images of a kind together. With --details also block by block. Writes maps.md beside this file, and with --picture a
+picture.
 
 References
 ----------
@@ -41,7 +42,7 @@ from skl_transformaly import TransformalyDetector
 from skl_transformaly.model_selection import synthetic_outliers
 
 sys.path.append(str(Path(__file__).with_name("selection")))
-import held_out  # noqa: E402
+import held_out
 
 SIZE = 224
 N_TILES = (100, 20)
@@ -70,7 +71,9 @@ def draw_tiles(rng: np.random.Generator) -> np.ndarray:
 
 
 def chest_xrays(root: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    return tuple(np.stack([_load(path) for path in sorted((root / part / name).iterdir())]) for part in ("train", "test"))
+    return tuple(
+        np.stack([_load(path) for path in sorted((root / part / name).iterdir())]) for part in ("train", "test")
+    )
 
 
 def _load(path: Path) -> np.ndarray:
@@ -249,7 +252,8 @@ def main() -> None:
                 each, text = cell(masks, of)
                 means.setdefault((name.partition(",")[0], method), []).append(each)
                 rows.append(f"| {name} | {kind} | {method} | {text} |")
-            shown += [(f"{name}, {kind}", images[i], masks[i], {m: maps[m][i] for m in list(methods)[:3]}) for i in (0, 1)]
+            for i in (0, 1):
+                shown.append((f"{name}, {kind}", images[i], masks[i], {m: maps[m][i] for m in list(methods)[:3]}))
     summary = ["| normal images | map | pixel AUROC, mean over images and kinds |", "|---|---|---|"]
     for (name, method), parts in means.items():
         each = np.concatenate(parts)

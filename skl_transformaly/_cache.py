@@ -112,8 +112,8 @@ class Cache:
 
     def _warn(self, error: OSError) -> None:
         warnings.warn(
-            f"The cache cannot be used ({error}); the work goes on without it. Give `{self.parameter}` a folder that can"
-            " be written and has room.",
+            f"The cache cannot be used ({error}); the work goes on without it. Give `{self.parameter}` a folder that "
+            "can be written and has room.",
             UserWarning,
             stacklevel=3,
         )

@@ -219,7 +219,10 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         """
         for name in params:
             part, nested, _ = name.partition("__")
-            if nested and part in _PARTS and isinstance(value := params.get(part, getattr(self, part)), (str, type(None))):
+            if not nested or part not in _PARTS:
+                continue
+            value = params.get(part, getattr(self, part))
+            if value is None or isinstance(value, str):
                 raise ValueError(
                     f"{name} cannot be set: {part}={value!r} stands for an object that is made in fit. Give the object "
                     f"itself, {_PARTS[part]}, whose parameters can then be set and searched."
@@ -366,11 +369,11 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
 
         Notes
         -----
-        The plain squared difference shows what is hard to imitate in any image, edges and outlying tokens, more than what
-        is wrong with this one. So each token's difference is compared with those of training images at the same place:
-        their mean, their covariance over channels, and the mean and standard deviation of the log of the distance. How
-        much that matters is measured in ``benchmarks/maps.md``. It takes images that are framed alike to be of most use,
-        and does no harm where they are not.
+        The plain squared difference shows what is hard to imitate in any image, edges and outlying tokens,
+        more than what is wrong with this one. So each token's difference is compared with those of training images at
+        the same place: their mean, their covariance over channels, and the mean and standard deviation of the log of
+        the distance. How much that matters is measured in ``benchmarks/maps.md``. It takes images that are framed alike
+        to be of most use, and does no harm where they are not.
         """
         check_is_fitted(self)
         if "discrepancy" not in self.feature_spaces:
@@ -521,9 +524,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             # a checkpoint of an unseeded fit keeps the seed that was drawn
             if self.random_state is not None or getattr(students, "checkpoint", None) is None:
                 students = _with_seed(students, random_state)
-            self.students_ = students.fit(
-                images, extractor=self.extractor_, cache=self._cache()
-            )
+            self.students_ = students.fit(images, extractor=self.extractor_, cache=self._cache())
         embeddings, discrepancies = self._measure(images)
         readable = ~np.isnan(embeddings).any(axis=1)
         if readable.sum() < 2:

@@ -168,7 +168,7 @@ class Provenance:
 
 
 def _all(values: Any, kind: type, right: Callable[[Any], bool]) -> bool:
-    return isinstance(values, kind) and all(right(value) for value in values)
+    return isinstance(values, kind) and all(right(value) for value in list(values))  # type: ignore[call-overload]
 
 
 def _is_int(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What a student's errors are like on normal images, place by place, so that a map shows what is out of the ordinary."""
+"""What a student's errors are like on normal images, place by place, so that a map shows what is unusual."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class ResidualStatistics:
     """Distribution of one student's residuals, the teacher's output less its own, over normal images.
 
     Some places of an image (edges, letters, organs) are harder to imitate than others, and some channels of a
-    transformer are far larger than all others: the plain squared error shows these, whatever the image. Here a residual is
-    compared with the mean of its place, in units of the covariance of all places, as PaDiM [1]_ does with features; and
-    the logarithm of that distance with its own mean and standard deviation at the place.
+    transformer are far larger than all others: the plain squared error shows these, whatever the image. Here a residual
+    is compared with the mean of its place, in units of the covariance of all places, as PaDiM [1]_ does with features;
+    and the logarithm of that distance with its own mean and standard deviation at the place.
 
     Parameters
     ----------

@@ -205,9 +205,9 @@ def make_attention_explicit(module: nn.Module) -> None:
     In 16 bits on a CPU the fused kernel takes twice as long forward and three times as long backward
     (``benchmarks/speed/attention.py``); the two differ by rounding.
     """
-    for part in module.modules():
-        if getattr(part, "fused_attn", False) is True:
-            part.fused_attn = False
+    parts: list[Any] = [part for part in module.modules() if getattr(part, "fused_attn", False) is True]
+    for part in parts:
+        part.fused_attn = False
 
 
 def create_model(model_name: str, weights: str | os.PathLike | None) -> nn.Module:

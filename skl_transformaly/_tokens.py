@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,8 +62,8 @@ def partial_forward(block: nn.Module, example: Tensor) -> PartialForward | None:
     return forward if same else None
 
 
-def _attend(attention: Attention, x: Tensor, tokens: Tensor) -> Tensor:
-    """``attention(x)[:, tokens]``."""
+def _attend(attention: Any, x: Tensor, tokens: Tensor) -> Tensor:
+    """``attention(x)[:, tokens]`` of timm's plain attention."""
     B, T, D = x.shape
     heads, width = attention.num_heads, attention.head_dim
     inner = heads * width

@@ -369,8 +369,8 @@ class NormalOnly(DelegatingMixin, BaseEstimator):
 def check_normal_only(y: Any, *, stacklevel: int = 4) -> None:
     """Warn where the labels given to a one-class `fit` say that some samples are anomalies, or may say so.
 
-    One-class detectors ignore `y`, and so take those as normal: ``GridSearchCV(refit=True)`` does this quietly. With labels
-    0 and 1 a search by AUROC would moreover take the worst setting for the best, without a word.
+    One-class detectors ignore `y`, and so take those as normal: ``GridSearchCV(refit=True)`` does this quietly. With
+    labels 0 and 1 a search by AUROC would moreover take the worst setting for the best, without a word.
 
     Parameters
     ----------
@@ -387,9 +387,9 @@ def check_normal_only(y: Any, *, stacklevel: int = 4) -> None:
         return
     if values.tolist() == [0, 1]:
         warnings.warn(
-            f"y holds 0 and 1, but fit ignores y and takes all {len(labels)} samples as normal. If one of the two means "
-            "anomaly, pass normal samples only; and where y is used to score, label normal samples +1 and anomalies -1, "
-            f"or roc_auc may silently come out as 1 - AUROC. {_CONVERT}",
+            f"y holds 0 and 1, but fit ignores y and takes all {len(labels)} samples as normal. If one of the two "
+            "means anomaly, pass normal samples only; and where y is used to score, label normal samples +1 and "
+            f"anomalies -1, or roc_auc may silently come out as 1 - AUROC. {_CONVERT}",
             UserWarning,
             stacklevel=stacklevel,
         )

@@ -499,7 +499,7 @@ class ExtremeImagesDisplay:
         self.axes_, ax, side = _grid(ax, deep, columns)
         self.ax_, self.figure_, self.colorbar_ = ax, ax.figure, None
         pictures = _pictures(self.images)
-        values = np.concatenate([single.ravel() for single in self.maps or []] or [[0.0]])
+        values = np.concatenate([single.ravel() for single in self.maps or [np.zeros(1)]])
         # one scale, so that maps compare; not up to the largest value, or the outlying tokens that transformers have,
         # whatever the image, leave all else dark
         limits = {"vmin": float(np.nanmin(values)), "vmax": float(np.nanquantile(values, 0.98))}
@@ -611,7 +611,7 @@ class BlockDiscrepancyDisplay:
         students = _students(estimator)
         z = np.asarray(estimator.transform(X), dtype=np.float64)
         z = z[:, -len(students.block_indices_) :]  # a detector's discrepancies come after its embedding
-        training = getattr(detector, "_training_discrepancies", None)
+        training: Any = getattr(detector, "_training_discrepancies", None)
         relative = training is not None
         if relative:
             usual = np.nanmean(training, axis=0)

@@ -16,7 +16,7 @@ from skl_transformaly import GaussianDensity, TransformalyDetector
 
 
 def residuals(students, X):
-    """What each student gives less what its block gives, at the tokens that are places: (blocks, n, tokens, channels)."""
+    """What each student gives less what its block gives, at tokens that are places: (blocks, n, tokens, channels)."""
     found = {}
 
     def visit(index, block, args, kwargs, output):

@@ -391,7 +391,20 @@ def test_labels_of_zero_and_one_in_a_fit_are_warned_of(y):
 
 @pytest.mark.parametrize(
     "y",
-    [None, [1, 1, 1], [0, 0], [True], [0.0, np.nan], [0, 1, 2], ["a", "b"], [[1, -1]], 3, [[1], [1, 2]], [], [1, -1, 2]],
+    [
+        None,
+        [1, 1, 1],
+        [0, 0],
+        [True],
+        [0.0, np.nan],
+        [0, 1, 2],
+        ["a", "b"],
+        [[1, -1]],
+        3,
+        [[1], [1, 2]],
+        [],
+        [1, -1, 2],
+    ],
 )
 def test_any_other_y_is_ignored(y):
     with warnings.catch_warnings():

@@ -3,13 +3,13 @@
     python benchmarks/selection/criteria.py --covid19 DIR --cifar10 FILE --weights FILE --memory DIR
 
 Each class in turn is normal. A detector is fitted on 60 % of its training images in each of the settings below; the
-criteria see the other 40 % and nothing else: their log-likelihood, and the AUROC against synthetic outliers made of them.
-What a setting is worth is its AUROC on the test set, with all other classes as anomalies. Regret is the AUROC of the best
-setting less that of the setting picked, in points (0.01); rank correlation is Spearman's, between criterion and test
-AUROC over the settings.
+criteria see the other 40 % and nothing else: their log-likelihood, and the AUROC against synthetic outliers made of
+them. What a setting is worth is its AUROC on the test set, with all other classes as anomalies. Regret is the AUROC of
+the best setting less that of the setting picked, in points (0.01); rank correlation is Spearman's, between criterion
+and test AUROC over the settings.
 
-"10 real anomalies" and "half of the real anomalies" see anomalies beside the 40 %: what having some is worth. All rows are
-measured on the other half of the anomalies. Writes criteria.md beside this file.
+"10 real anomalies" and "half of the real anomalies" see anomalies beside the 40 %: what having some is worth. All rows
+are measured on the other half of the anomalies. Writes criteria.md beside this file.
 """
 
 from __future__ import annotations
@@ -95,9 +95,7 @@ def study(options: argparse.Namespace, case: held_out.Case) -> dict[Setting, dic
         groups[kind] = held_out.spaces(fitted, synthetic_outliers(case.validation, kind, random_state=0))
     # kind="all" takes the kinds in turn, and an image's draw depends on its place alone
     turn = np.arange(len(case.validation)) % len(KINDS)
-    groups["all kinds"] = tuple(
-        np.choose(turn[:, None], [groups[kind][space] for kind in KINDS]) for space in (0, 1)
-    )
+    groups["all kinds"] = tuple(np.choose(turn[:, None], [groups[kind][space] for kind in KINDS]) for space in (0, 1))
     scores = Scores(held_out.spaces(fitted, case.fit), groups)
     if not np.allclose(scores(DEFAULT)["normal"], fitted.score_samples(case.test_normal)):
         raise AssertionError("the scores put together here are not the detector's")
@@ -172,7 +170,8 @@ def main() -> None:
         lines += ["", f"## {data}: all four parameters, class by class", ""]
         lines += rows({name: judge(table, GRIDS["all four"]) for name, table in of_data.items()})
         best = [max(GRIDS["all four"], key=lambda s: table[s]["worth"]) for table in of_data.values()]
-        lines += ["", "| class | test AUROC of the default | of the best | which (explained_variance, density, n_blocks, shrinkage) |"]
+        which = "which (explained_variance, density, n_blocks, shrinkage)"
+        lines += ["", f"| class | test AUROC of the default | of the best | {which} |"]
         lines += ["|---|---|---|---|"]
         for (name, table), setting in zip(of_data.items(), best):
             lines.append(f"| {name} | {table[DEFAULT]['worth']:.3f} | {table[setting]['worth']:.3f} | {setting} |")

@@ -57,7 +57,9 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
     if options.covid19:
         names = sorted(folder.name for folder in (options.covid19 / "train").iterdir())
         files = {
-            (part, name): sorted((options.covid19 / part / name).iterdir()) for part in ("train", "test") for name in names
+            (part, name): sorted((options.covid19 / part / name).iterdir())
+            for part in ("train", "test")
+            for name in names
         }
         for name in names:
             anomalies = [path for other in names if other != name for path in files["test", other]]

@@ -4,10 +4,12 @@
 
 Each class in turn is normal; no anomaly takes part. Three tables of 200 random splits each:
 
-1. One detector of both feature spaces a class, fitted once on 60 % of its training images. Its scores of the images held
+1. One detector of both feature spaces a class, fitted once on 60 % of its training images. Its scores of the images
+held
    out are split at random, half to calibrate and half to be new. Resampled: who calibrates and who is new. Not
    resampled: what the students were trained on.
-2. The pre-trained space alone, whose fit costs nothing, so everything is resampled: three quarters of the class's images,
+2. The pre-trained space alone, whose fit costs nothing, so everything is resampled: three quarters of the class's
+images,
    of training and test set together, are given to fit, the others are new.
 3. As 2, but only training images are split and given to fit; new are the test images, always the same: what the promise
    is worth where exchangeability is not made by the split itself.
@@ -41,9 +43,11 @@ class Scored(OutlierMixin, BaseEstimator):
     """A detector whose samples are their own scores."""
 
     def fit(self, X: Any, y: Any = None) -> Scored:
+        """Learn nothing."""
         return self
 
     def score_samples(self, X: np.ndarray) -> np.ndarray:
+        """Give the samples."""
         return X[:, 0]
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -82,7 +86,9 @@ def held_out_scores(fitted: Any, case: held_out.Case, splits: int, seed: int) ->
     for split in range(splits):
         order = np.random.default_rng([seed, split]).permutation(len(scores))
         calibration, new = scores[order[: len(order) // 2]], scores[order[len(order) // 2 :]]
-        detector = ConformalDetector(FrozenEstimator(Scored()), alpha=0.5, calibration=(calibration,)).fit(training[:, None])
+        detector = ConformalDetector(FrozenEstimator(Scored()), alpha=0.5, calibration=(calibration,)).fit(
+            training[:, None]
+        )
         for alpha, flags in rates(detector, new).items():
             found.setdefault(("split-conformal", alpha), []).append(flags.mean())
         for alpha in ALPHAS:
@@ -91,9 +97,7 @@ def held_out_scores(fitted: Any, case: held_out.Case, splits: int, seed: int) ->
     return {key: np.array(values) for key, values in found.items()}
 
 
-def refits(
-    pool: np.ndarray, new: np.ndarray | None, splits: int, seed: int
-) -> dict[tuple[str, float], np.ndarray]:
+def refits(pool: np.ndarray, new: np.ndarray | None, splits: int, seed: int) -> dict[tuple[str, float], np.ndarray]:
     """Rates in each split of table 2; with `new`, flags of each of those images in each split, for table 3."""
     found: dict[tuple[str, float], list[Any]] = {}
     for split in range(splits):
@@ -149,19 +153,22 @@ def main() -> None:
         training = np.vstack([held_out.spaces(fitted, X)[0] for X in (case.fit, case.validation)])
         test = held_out.spaces(fitted, case.test_normal)[0]
         again[key] = refits(np.vstack([training, test]), None, options.splits, options.seed)
-        apart[key] = {k: flags.mean(axis=0) for k, flags in refits(training, test, options.splits, options.seed).items()}
+        apart[key] = {
+            k: flags.mean(axis=0) for k, flags in refits(training, test, options.splits, options.seed).items()
+        }
         n = (len(case.fit), len(case.validation) + len(test), len(training) + len(test))
         sizes.append(
             f"{case.data} {case.name}: 1. {n[0]} to fit, {n[1] // 2} to calibrate, {n[1] - n[1] // 2} new; 2. "
-            f"{3 * n[2] // 4} to fit and calibrate, {n[2] - 3 * n[2] // 4} new; 3. {3 * len(training) // 4} and {len(test)}"
+            f"{3 * n[2] // 4} to fit and calibrate, {n[2] - 3 * n[2] // 4} new; "
+            f"3. {3 * len(training) // 4} and {len(test)}"
         )
     lines = [
         "# Promised and observed false-positive rates",
         "",
         "Per cent of new normal images that are flagged, teacher ViT-Tiny: the mean over "
-        f"{options.splits} random splits with its 95 % interval, and in brackets the range that 90 % of the single splits "
-        "lie in. `contamination` is a quantile of the training scores. \"refused\": with so few calibration images "
-        "ConformalDetector raises an error instead of promising.",
+        f"{options.splits} random splits with its 95 % interval, and in brackets the range that 90 % of the single "
+        'splits lie in. `contamination` is a quantile of the training scores. "refused": with so few calibration '
+        "images ConformalDetector raises an error instead of promising.",
         "",
         "## 1. Both feature spaces, fitted once; who calibrates and who is new is drawn",
         "",
