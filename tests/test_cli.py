@@ -82,11 +82,13 @@ def test_a_name_that_is_not_there_is_refused(folder, name):
         find_files([str(folder / name)])
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_shown_paths_are_printable(text):
     assert display_path(text).isprintable()
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(categories=["L", "N", "P"])))
 def test_plain_names_are_shown_as_they_are(text):
     assert display_path(text) == text
@@ -223,6 +225,7 @@ labelled_scores = st.lists(st.tuples(st.sampled_from([1, -1]), st.integers(-5, 5
 )
 
 
+@settings(deadline=None)
 @given(labelled_scores)
 def test_fpr_is_that_of_the_strictest_threshold_that_catches_enough(pairs):
     y, scores = np.array(pairs).T
