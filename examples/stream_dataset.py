@@ -78,6 +78,7 @@ ax.plot(frames[~is_four], scores[~is_four], "o", markersize=4, color="tab:blue",
 ax.plot(frames[is_four], scores[is_four], "o", markersize=4, color="tab:orange", label="four")
 ax.plot(frames, median, color="0.4", label="median of the last 10")
 ax.axhline(0, color="k", linestyle="--", label="threshold")
-ax.set(xlabel="frame", ylabel="decision (higher is more normal)", yscale="symlog")
+ax.set(xlabel="frame", ylabel="decision (higher is more normal)")
+ax.set_yscale("symlog", linthresh=10)
 ax.legend(loc="lower left", ncols=2)
 plt.show()
