@@ -12,9 +12,8 @@ images), and drawn ceramic tiles (100 to fit, 20 with defects). Every test image
 Three maps, all of the same teacher, bilinear from its grid of tokens to the image: ``anomaly_map``; attention rollout
 [1]_, of the class token; and the distance of each token's features to the nearest token of the normal training images,
 as in PatchCore [2]_, of the output of block 6, the middle one. Figures are the AUROC of the pixels of one image, defect
-against the rest, averaged over images, with the 95 % interval of that mean; and in brackets that of the pixels of all
-images of a kind together. With --details also block by block. Writes maps.md beside this file, and with --picture a
-picture.
+against the rest, averaged over images, with the 95 % interval of that mean. With --details also block by block. Writes
+maps.md beside this file, and with --picture a picture.
 
 References
 ----------
@@ -192,10 +191,10 @@ def enlarge(coarse: np.ndarray) -> np.ndarray:
 
 
 def cell(masks: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, str]:
-    """AUROC of each image, and its mean with interval and that of all pixels as text."""
+    """AUROC of each image, and its mean with interval as text."""
     each = np.array([roc_auc_score(mask.ravel(), single.ravel()) for mask, single in zip(masks, maps)])
     half = stats.t.ppf(0.975, len(each) - 1) * each.std(ddof=1) / np.sqrt(len(each))
-    return each, f"{each.mean():.3f} ± {half:.3f} ({roc_auc_score(masks.ravel(), maps.ravel()):.3f})"
+    return each, f"{each.mean():.3f} ± {half:.3f}"
 
 
 def picture(path: Path, shown: list[tuple[str, np.ndarray, np.ndarray, dict[str, np.ndarray]]]) -> None:
