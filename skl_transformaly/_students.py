@@ -374,7 +374,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
                         loss.backward()
                         return loss.detach()
 
-                    loss = sum(halving(descend, batch))
+                    loss = torch.stack(halving(descend, batch)).sum()
                     optimizer.step()
                     scheduler.step()
                     losses.append(loss * len(batch))

@@ -269,7 +269,8 @@ class _Network(nn.Module):
         self.with_embedding = with_embedding
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        sets = [dict(zip(indices, part)) for indices, part in zip(self._indices, self.students)]
+        parts: list[Any] = list(self.students)
+        sets = [dict(zip(indices, part)) for indices, part in zip(self._indices, parts)]
         discrepancies: list[list[Tensor]] = [[] for _ in sets]
         maps: list[Tensor] = []
         teacher = self._teacher[0]
@@ -556,7 +557,7 @@ def _probe_images(core: TransformalyDetector) -> list[np.ndarray]:
     """Made-up images, smooth to noisy, of the sizes of fit's images, of the teacher's input, and two others."""
     rng = np.random.default_rng(0)
     height, width = core.extractor_.image_size_
-    shapes = [
+    shapes: list[tuple[int, ...]] = [
         (height, width, 3),
         (2 * height // 3 + 1, height // 2 + 1, 3),
         (height + 31, 3 * width // 2, 4),
