@@ -242,9 +242,7 @@ class ScoreHistogramDisplay:
         finite = scores[np.isfinite(scores)]
         if not len(finite):
             raise ValueError(f"None of the {len(scores)} scores is a finite number, so there is nothing to draw.")
-        edges = np.histogram_bin_edges(finite, bins)
-        if isinstance(bins, str) and len(edges) > _MAX_BINS + 1:
-            edges = np.histogram_bin_edges(finite, _MAX_BINS)
+        edges = _bin_edges(finite, bins)
         counts = {name: np.histogram(scores[mask], edges)[0] for name, mask in _groups(y, len(scores)).items()}
         curve = None
         if p_values is not None:
@@ -1386,6 +1384,21 @@ def _groups(y: Any, n: int) -> dict[str, np.ndarray]:
     labels = _check_labels(y, "A display")
     groups = {"normal": labels == 1, "anomaly": labels == -1}
     return {name: mask for name, mask in groups.items() if mask.any()}
+
+
+def _bin_edges(scores: np.ndarray, bins: Any) -> np.ndarray:
+    """Those of numpy; of a rule by name, 100 bins at most."""
+    if not isinstance(bins, str):
+        return np.histogram_bin_edges(scores, bins)
+    # a rule sets the width of bins: with one score far out there may be more of them than memory holds, so the width is
+    # found without it
+    low, median, high = np.quantile(scores, (0.25, 0.5, 0.75))
+    near = np.clip(scores, median - 50 * (high - low), median + 50 * (high - low))
+    edges = np.histogram_bin_edges(near, bins)
+    if len(edges) <= _MAX_BINS + 1 and np.array_equal(near, scores):
+        return edges
+    n_bins = min(float(_MAX_BINS), np.ceil(np.ptp(scores) / (edges[1] - edges[0])))
+    return np.histogram_bin_edges(scores, int(n_bins))
 
 
 def _oriented(y: Any, scores: Any, pos_label: int) -> tuple[np.ndarray, np.ndarray]:

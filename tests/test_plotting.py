@@ -114,9 +114,19 @@ def test_scores_beyond_the_bins_are_told():
     assert "3 below" in display.ax_.get_xlabel() and "1 above" in display.ax_.get_xlabel()
 
 
-def test_one_extreme_score_does_not_make_a_million_bins():
-    scores = np.append(np.random.default_rng(0).normal(size=200), -1e9)
-    assert len(ScoreHistogramDisplay.from_predictions(scores, bins="fd").bin_edges) == 101
+@pytest.mark.parametrize("bins", ["auto", "fd"])
+@pytest.mark.parametrize("spread", [1, 0])
+def test_one_score_far_out_does_not_make_a_million_bins(bins, spread):
+    scores = np.append(spread * np.random.default_rng(0).normal(size=200), -1e6)
+    display = ScoreHistogramDisplay.from_predictions(scores, bins=bins)
+    assert len(display.counts["all"]) <= 100 and display.counts["all"].sum() == 201
+
+
+@pytest.mark.parametrize("bins", ["auto", "fd", "sturges"])
+def test_rules_for_bins_are_those_of_numpy(bins):
+    scores = np.random.default_rng(0).normal(size=200)
+    display = ScoreHistogramDisplay.from_predictions(scores, bins=bins)
+    np.testing.assert_array_equal(display.bin_edges, np.histogram_bin_edges(scores, bins))
 
 
 def test_no_finite_score_is_an_error():
