@@ -93,7 +93,7 @@ def state_of(part):
     if isinstance(part, np.random.RandomState):
         return state_of(part.get_state(legacy=True))
     if hasattr(part, "__dict__") and not isinstance(part, np.generic):
-        here = ("_teacher", "_keys", "weights", "memory", "device")
+        here = ("_teacher", "_keys", "_halving", "weights", "memory", "device")
         return type(part).__name__, {name: state_of(v) for name, v in vars(part).items() if name not in here}
     if type(part).__module__ == "sklearn.neighbors._kd_tree":
         return "KDTree", state_of(np.asarray(part.data))
