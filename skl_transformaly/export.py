@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from skl_transformaly._calibration import ConformalDetector
 from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly._extractor import TimmExtractor, _eight_bits
-from skl_transformaly._images import as_images
 from skl_transformaly._modelfile import replacing
 from skl_transformaly._students import BlockStudents
 from skl_transformaly._teacher import Teacher
@@ -428,7 +427,7 @@ class _Reference:
     """
 
     def __init__(self, core: TransformalyDetector, conformal: ConformalDetector | None, X: Any, y: Any):
-        images = as_images(core._check_images(X, reset=False, image_shape=core.image_shape))
+        images = core._check_images(X, reset=False, image_shape=core.image_shape)
         self.images = [_byte_image(image, i) for i, image in enumerate(images)]
         if len(self.images) < 2:
             raise ValueError(f"X must hold at least 2 images to compare scores on, got {len(self.images)}.")
