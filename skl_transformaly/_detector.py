@@ -157,7 +157,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         "discrepancy_density": [StrOptions({"gaussian", "gmm", "knn"}), HasMethods(["fit", "score_samples"])],
         "explained_variance": [Interval(Real, 0, 1, closed="neither")],
         "normalize": ["boolean"],
-        "feature_spaces": ["array-like"],
+        "feature_spaces": ["array-like", str],
         "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
         "memory": [str, os.PathLike, HasMethods("cache"), None],
         "image_shape": ["array-like", None],
@@ -501,6 +501,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
 
     def _fit(self, X: Any) -> None:
         spaces = list(self.feature_spaces)
+        if isinstance(self.feature_spaces, str):
+            raise ValueError(f"feature_spaces must be a sequence: [{self.feature_spaces!r}].")
         if not spaces or len(set(spaces)) < len(spaces) or not set(spaces) <= set(_SPACES):
             raise ValueError(
                 f"feature_spaces must name one or both of {_SPACES}, each once, got {self.feature_spaces!r}."

@@ -291,7 +291,8 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
     if folder.is_file():
         raise ValueError(f"{str(folder)!r} is one file; expected a folder. For single files pass a list: [path].")
     if not folder.is_dir():
-        raise ValueError(f"There is no folder {str(folder)!r}; expected a folder of images.")
+        hint = " For a pattern pass a list: sorted(glob.glob(pattern))." if set("*?[") & set(str(folder)) else ""
+        raise ValueError(f"There is no folder {str(folder)!r}; expected a folder of images.{hint}")
     suffixes = image_suffixes()
     paths = []
     for root, folders, files in os.walk(folder):

@@ -210,7 +210,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
     @classmethod
     def paper(cls, **changes: Any) -> BlockStudents:
-        """The paper's own training: Adam at a constant 1e-4, 30 epochs, batches of 32 [1]_ (Section 4).
+        """The paper's own training: Adam at a constant 1e-4, 30 epochs, batches of 32 (its Section 4).
 
         The paper trains in float32: give the teacher ``precision="float32"`` as well.
 
