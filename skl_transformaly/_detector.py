@@ -372,7 +372,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         The plain squared difference shows what is hard to imitate in any image, edges and outlying tokens,
         more than what is wrong with this one. So each token's difference is compared with those of training images at
         the same place: their mean, their covariance over channels, and the mean and standard deviation of the log of
-        the distance. How much that matters is measured in ``benchmarks/maps.md``. It takes images that are framed alike
+        the distance. How much that matters is measured by ``benchmarks/maps.py``. It takes images that are framed alike
         to be of most use, and does no harm where they are not.
         """
         check_is_fitted(self)
