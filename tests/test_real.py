@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
@@ -57,8 +58,10 @@ def test_real_detector_on_xrays(normal, vit_tiny, xrays):
     train, paths, names = xrays
     detector = TransformalyDetector(vit_tiny, random_state=0).fit(train / normal)
     assert roc_auc_score(names == normal, detector.score_samples(paths)) > 0.75
-    for history in detector.students_.history_.values():
-        assert history["loss"][-1] < history["loss"][0]
+    # not the history's losses: those of block 7 depend on which of its few huge tokens a step has drawn
+    students = detector.students_
+    fresh = clone(students).set_params(lr=1e-9, max_epochs=1).fit(train / normal, extractor=detector.extractor_)
+    assert (students.transform(train / normal).mean(axis=0) < fresh.transform(train / normal).mean(axis=0)).all()
 
 
 @pytest.mark.slow
