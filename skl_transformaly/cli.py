@@ -224,7 +224,7 @@ def fit(
         ),
     ] = "auto",
     blocks: Annotated[int, typer.Option(min=1, help="Students: one for each of the teacher's last blocks.")] = 10,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs that students are trained.")] = 12,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs that students are trained.")] = 8,
     explained_variance: Annotated[
         float, typer.Option(help="Share of the embedding's variance to keep, in (0, 1).")
     ] = 0.9,
