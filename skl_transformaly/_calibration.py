@@ -284,7 +284,8 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         The procedure of Benjamini and Hochberg, over the p-values of the batch. `predict` keeps the share of normal
         images that are flagged; of a batch with few anomalies, most of what it flags may be normal. Here, of what is
         declared, a share of at most `fdr` is normal, in expectation. This is proven for conformal p-values although
-        they share one calibration set (Bates et al., see References of the class); where `calibration` gives folds, it is not.
+        they share one calibration set (Bates et al., among the class's references); where `calibration` gives folds, it
+        is not.
 
         Parameters
         ----------
