@@ -6,12 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from sklearn.covariance import ledoit_wolf_shrinkage
+from sklearn.model_selection import KFold
 from torch import Tensor
 
 __all__ = ["ResidualStatistics"]
 
-# Of the mean variance over channels, added to each: directions in which hardly anything happens are mostly rounding.
+# Least shrinkage of the covariance: directions in which hardly anything happens are mostly rounding.
 _RIDGE = 0.01
+# Parts of the images, each of which is compared with the rest.
+_FOLDS = 4
 _TINY = 1e-6
 
 
@@ -22,7 +26,8 @@ class ResidualStatistics:
     Some places of an image (edges, letters, organs) are harder to imitate than others, and some channels of a
     transformer are far larger than all others: the plain squared error shows these, whatever the image. Here a residual
     is compared with the mean of its place, in units of the covariance of all places, as PaDiM [1]_ does with features;
-    and the logarithm of that distance with its own mean and standard deviation at the place.
+    and the logarithm of that distance with its mean and standard deviation at the place over images that the rest was not
+    estimated from (cross-fitting).
 
     Parameters
     ----------
@@ -31,7 +36,7 @@ class ResidualStatistics:
     whitening : ndarray of shape (C, C), float32
         Lower triangular: makes the covariance of residuals around `mean`, pooled over places, the identity.
     level : ndarray of shape (h, w), float32
-        Mean of the log squared distance at each place.
+        Cross-fitted mean of the log squared distance at each place.
     spread : ndarray of shape (h, w), float32
         Its standard deviation.
 
@@ -54,20 +59,33 @@ class ResidualStatistics:
         ----------
         residuals : Tensor of shape (n, C, h, w)
         """
-        mean = residuals.mean(0)
-        rows = (residuals - mean).movedim(1, -1).flatten(0, -2)
-        channels = rows.shape[1]
-        covariance = (rows.T @ rows / len(rows)).double().cpu().numpy()
-        scale = np.trace(covariance) / channels or _TINY  # one image, or none that differs: nothing varies
-        covariance[np.diag_indices(channels)] += _RIDGE * scale
-        whitening = np.linalg.inv(np.linalg.cholesky(covariance))
-        found = cls(mean.float().cpu().numpy(), whitening.astype(np.float32), np.zeros(0), np.zeros(0))
-        logs = found._log_distance(residuals)
+        mean, rows = _centred(residuals)
+        shrinkage = max(_RIDGE, float(ledoit_wolf_shrinkage(rows, assume_centered=True)))
+        found = cls._estimate(mean, rows, shrinkage)
+        if len(residuals) < _FOLDS:
+            logs = found._log_distance(residuals)
+        else:
+            # Each image is looked at with statistics that it had no part in: where channels are many and images few,
+            # it would seem more usual to its own than any new image can be.
+            logs = torch.empty(len(residuals), *residuals.shape[2:])
+            for others, fold in KFold(_FOLDS).split(residuals):
+                held_out = cls._estimate(*_centred(residuals[others]), shrinkage)
+                logs[fold] = held_out._log_distance(residuals[fold]).to(logs)
         found.level = logs.mean(0).float().cpu().numpy()
         # that of a Gaussian is the least to expect; with few images, or a place that is always black, there may be less
-        spread = logs.std(0, correction=0).clamp(min=(2 / channels) ** 0.5)
+        spread = logs.std(0, correction=0).clamp(min=(2 / residuals.shape[1]) ** 0.5)
         found.spread = spread.float().cpu().numpy()
         return found
+
+    @classmethod
+    def _estimate(cls, mean: Tensor, rows: np.ndarray, shrinkage: float) -> ResidualStatistics:
+        """Mean and whitening, the covariance of `rows` being drawn towards a multiple of the identity."""
+        channels = rows.shape[1]
+        covariance = (rows.T @ rows / len(rows)).astype(np.float64)
+        scale = np.trace(covariance) / channels or _TINY  # one image, or none that differs: nothing varies
+        covariance = (1 - shrinkage) * covariance + shrinkage * scale * np.eye(channels)
+        whitening = np.linalg.inv(np.linalg.cholesky(covariance))
+        return cls(mean.float().cpu().numpy(), whitening.astype(np.float32), np.zeros(0), np.zeros(0))
 
     def standardize(self, residuals: Tensor) -> Tensor:
         """How unusual residuals are at their places.
@@ -89,3 +107,9 @@ class ResidualStatistics:
         with torch.autocast(residuals.device.type, enabled=False):
             white = torch.einsum("dc,bchw->bdhw", whitening, residuals - mean)
         return (white.square().mean(1) + _TINY).log()
+
+
+def _centred(residuals: Tensor) -> tuple[Tensor, np.ndarray]:
+    """Mean of each place, and the residuals (n * h * w, C) around it."""
+    mean = residuals.mean(0)
+    return mean, (residuals - mean).movedim(1, -1).flatten(0, -2).cpu().numpy()
