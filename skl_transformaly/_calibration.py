@@ -247,7 +247,7 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
             return self._log_excess(self.p_values(X))
         return self._above_offset(self.estimator_.score_samples(X))
 
-    def score_table(self, X: Any) -> dict[str, np.ndarray]:
+    def score_table(self, X: Any, score: Any = None) -> dict[str, np.ndarray]:
         """Score, decision, p-value and prediction of each image, from one scoring.
 
         What `score_samples`, `decision_function`, `p_values` and `predict` give, each of which would score the images
@@ -257,6 +257,8 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         ----------
         X : samples
             As `estimator` takes them.
+        score : array-like of shape (n_samples,), default=None
+            What ``estimator_.score_samples(X)`` gave, where it is known already.
 
         Returns
         -------
@@ -270,7 +272,7 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
             `fit` was not called.
         """
         check_is_fitted(self)
-        score = np.asarray(self.estimator_.score_samples(X), dtype=np.float64)
+        score = np.asarray(self.estimator_.score_samples(X) if score is None else score, dtype=np.float64)
         if hasattr(self, "estimators_"):
             p = self.p_values(X)
             decision = self._log_excess(p)

@@ -376,8 +376,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         to be of most use, and does no harm where they are not.
         """
         check_is_fitted(self)
-        if "discrepancy" not in self.feature_spaces:
-            raise ValueError("An anomaly map shows what students miss: fit with 'discrepancy' among feature_spaces.")
+        self._check_maps()
         indices = self.students_.block_indices_.tolist()
         if block is not None and block not in indices:
             raise ValueError(f"block={block!r} has no student; those with one are {indices}.")
@@ -392,7 +391,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         same_size = len({single.shape for single in maps}) == 1
         return np.stack(maps) if same_size else maps
 
-    def explain(self, X: Any, *, n_neighbors: int = 3) -> dict[str, np.ndarray]:
+    def explain(self, X: Any, *, n_neighbors: int = 3, maps: bool = False) -> dict[str, np.ndarray]:
         """Take each image's score apart.
 
         Parameters
@@ -401,6 +400,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             See Notes for their forms.
         n_neighbors : int, default=3
             How many of the nearest training images to name; at most as many as there are.
+        maps : bool, default=False
+            Give `anomaly_map` as well, for little more time than the table alone takes.
 
         Returns
         -------
@@ -414,10 +415,22 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
               is exact;
             - ``neighbor0``, ...: positions in the training images of the nearest ones, nearest first, and
               ``distance0``, ...: their Euclidean distances, in the whitened embedding where it is in use, else in
-              the standardised discrepancies.
+              the standardised discrepancies;
+            - ``map``: only with `maps`, of dtype object: each image's map as from `anomaly_map`, None where unreadable.
+
+        Raises
+        ------
+        ValueError, TypeError
+            With `maps`, as `anomaly_map`.
         """
         check_is_fitted(self)
-        spaces = self._features(self._images(X, reset=False))
+        images = self._images(X, reset=False)
+        drawn: list[np.ndarray | None] = [None] * len(images)
+        if maps:
+            self._check_maps()
+            spaces = self._spaces(*self._run(images, drawn))
+        else:
+            spaces = self._features(images)
         table = {"score": self._scores(spaces)}
         for space, z in spaces.items():
             table[space] = self._scores({space: z})
@@ -425,6 +438,9 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             terms = _where_readable(spaces["discrepancy"], self.discrepancy_density_.conditional_terms)
             table.update({f"block{i}": term for i, term in zip(self.students_.block_indices_.tolist(), terms.T)})
         table.update(self._nearest(spaces, n_neighbors))
+        if maps:
+            table["map"] = np.empty(len(images), dtype=object)
+            table["map"][:] = drawn
         return table
 
     def explained_variance_path(self, X: Any, y: Any = None) -> dict[str, np.ndarray]:
@@ -586,13 +602,22 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             z_f.append(cache(f"discrepancies of block {index}", key, partial(lambda j: run()[1][:, j], j)))
         return z_p, np.stack(z_f, axis=1)
 
-    def _run(self, images: Images) -> tuple[np.ndarray, np.ndarray]:
+    def _check_maps(self) -> None:
+        if "discrepancy" not in self.feature_spaces:
+            raise ValueError("An anomaly map shows what students miss: fit with 'discrepancy' among feature_spaces.")
+
+    def _run(self, images: Images, maps: list[np.ndarray | None] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """z_p and z_f by the teacher and all students; `maps`, where given, is filled in with anomaly maps."""
         rows = [np.arange(0)]
         z_ps: list[np.ndarray] = []
         z_fs: list[np.ndarray] = []
         for positions, pixels in images.batches(self.extractor_.batch_size):
             batch = self.extractor_.preprocess(pixels)
-            if "discrepancy" in self.feature_spaces:
+            if maps is not None:
+                z_p, z_f, coarse = self.students_.examine(batch)
+                for position, image, single in zip(positions, pixels, coarse):
+                    maps[position] = _enlarge(single.mean(axis=0), image.shape[:2])
+            elif "discrepancy" in self.feature_spaces:
                 z_p, z_f = self.students_.measure(batch)
             else:
                 z_p = self.extractor_.embed(batch).double().cpu().numpy()

@@ -26,8 +26,8 @@ class ResidualStatistics:
     Some places of an image (edges, letters, organs) are harder to imitate than others, and some channels of a
     transformer are far larger than all others: the plain squared error shows these, whatever the image. Here a residual
     is compared with the mean of its place, in units of the covariance of all places, as PaDiM [1]_ does with features;
-    and the logarithm of that distance with its mean and standard deviation at the place over images that the rest was not
-    estimated from (cross-fitting).
+    and the logarithm of that distance with its mean and standard deviation at the place, over images that had no part
+    in the rest (cross-fitting).
 
     Parameters
     ----------

@@ -29,7 +29,7 @@ class ScoreFileError(ValueError):
     """A file of scores that cannot be gone on with. Its message says why, and what to do."""
 
 
-def score_table(detector: Any, X: Any) -> dict[str, np.ndarray]:
+def score_table(detector: Any, X: Any, score: Any = None) -> dict[str, np.ndarray]:
     """Score, decision, p-value and prediction of each image, by any fitted detector.
 
     Parameters
@@ -38,6 +38,8 @@ def score_table(detector: Any, X: Any) -> dict[str, np.ndarray]:
         With `score_table` (:class:`ConformalDetector`), or with `score_samples` and `offset_`.
     X : images
         In any form that the detector takes.
+    score : ndarray of shape (n_samples,), default=None
+        What ``score_samples(X)`` gave (of the detector inside a :class:`ConformalDetector`), where it is known already.
 
     Returns
     -------
@@ -46,8 +48,8 @@ def score_table(detector: Any, X: Any) -> dict[str, np.ndarray]:
         unreadable images are NaN. All p-values are NaN where the detector gives none.
     """
     if hasattr(detector, "score_table"):
-        return detector.score_table(X)
-    score = np.asarray(detector.score_samples(X), dtype=np.float64)
+        return detector.score_table(X, score=score)
+    score = np.asarray(detector.score_samples(X) if score is None else score, dtype=np.float64)
     decision = score - detector.offset_
     return {
         "score": score,

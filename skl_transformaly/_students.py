@@ -505,6 +505,31 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
             A block's tokens fill no grid; or ``standardize=True`` and the students were trained by a version that did
             not keep what that takes.
         """
+        return self._examine(batch, standardize)[2]
+
+    @own_settings()
+    def examine(self, batch: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All of `measure`, and ``measure_maps(standardize=True)``, from one run of the teacher.
+
+        Parameters
+        ----------
+        batch : Tensor of shape (B, C, H, W)
+            From ``extractor_.preprocess``.
+
+        Returns
+        -------
+        z_p : ndarray of shape (B, D), float64
+        z_f : ndarray of shape (B, m), float64
+        maps : ndarray of shape (B, m, h, w), float64
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `measure_maps`.
+        """
+        return self._examine(batch, True)
+
+    def _examine(self, batch: Tensor, standardize: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         to_maps = getattr(self.extractor_, "to_maps", None)
         if to_maps is None:
             raise TypeError(
@@ -515,8 +540,10 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         if standardize:
             usual = dict(zip(self.block_indices_.tolist(), getattr(self, "_residuals", [])))
         maps: dict[int, Tensor] = {}
+        discrepancies: dict[int, Tensor] = {}
 
         def visit(index: int, residual: Tensor) -> None:
+            discrepancies[index] = residual.square().flatten(1).mean(1)
             residual = to_maps(residual)
             statistics = usual.get(index)
             if not standardize:
@@ -528,10 +555,13 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
                     f"What is usual for the student of block {index} was not kept when it was trained: fit again."
                 )
 
-        self._compare(batch, visit)
+        z_p = self._compare(batch, visit)
         size = max(tuple(single.shape[2:]) for single in maps.values())
         same = [nn.functional.interpolate(maps[index], size=size, mode="nearest") for index in sorted(maps)]
-        return torch.cat(same, dim=1).cpu().numpy()
+        z_f = torch.stack([discrepancies[index] for index in sorted(maps)], dim=1)
+        arrays = (z_p.double(), z_f.double(), torch.cat(same, dim=1))
+        z_p, z_f, stacked = (array.cpu().numpy() for array in arrays)
+        return z_p, z_f, stacked
 
     @torch.no_grad()
     def _compare(self, batch: Tensor, visit: Callable[[int, Tensor], None]) -> Tensor:

@@ -694,8 +694,8 @@ def export(
     except (ParityError, TypeError) as error:
         raise Mistake(str(error)) from error
     out.made(
-        f"{onnx}: {measured['bytes'] / 1e6:.1f} MB; scores differ by {measured['score_deviation']:.2g} at most, on "
-        f"{measured['n_images']} images.",
+        f"{onnx}: {measured['bytes'] / 1e6:.1f} MB; on {measured['n_images']} images, scores differ by "
+        f"{measured['score_deviation']:.2g} at most, AUROC by {measured['auroc_deviation']:.2g}.",
         {"onnx": str(onnx), **measured},
     )
 

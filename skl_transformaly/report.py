@@ -140,25 +140,29 @@ def write_report(
     advance = advance or (lambda n: None)
     inner = inner_detector(detector)
     shown = min(limit, len(paths))
-    # a share of the progress for each of the two passes
-    step = len(paths) / (len(paths) + shown)
+    # Where all are shown, one run of the teacher does; else who comes to the top is known only after one.
+    at_once = shown == len(paths)
+    step = len(paths) / (len(paths) + (0 if at_once else shown))
 
     cards: list[_Card] = []
     unreadable: list[ImageFacts] = []
     for facts, pixels in _decoded(paths, unreadable):
-        table = score_table(detector, pixels)
+        explained = _explain(inner, pixels) if at_once else None
+        table = score_table(detector, pixels, None if explained is None else explained["score"])
         for i, fact in enumerate(facts):
             values = {name: column[i].item() for name, column in table.items()}
             cards.append(_Card(fact, **values))
+        if explained is not None:
+            _look(cards[-len(facts) :], pixels, explained)
         advance(step * len(facts))
     advance(step * len(unreadable))
     cards.sort(key=lambda card: (card.score, card.path))
     top = cards[:limit]
-    by_path = {card.path: card for card in top}
-    for facts, pixels in _decoded([card.path for card in top], []):
-        some = [by_path[fact.path] for fact in facts]
-        _look(inner, some, pixels)
-        advance((1 - step) * len(paths) * len(some) / shown)
+    if not at_once:
+        by_path = {card.path: card for card in top}
+        for facts, pixels in _decoded([card.path for card in top], []):
+            _look([by_path[fact.path] for fact in facts], pixels, _explain(inner, pixels))
+            advance((1 - step) * len(paths) * len(facts) / shown)
     _paint(top)
 
     training = _Training(provenance, normal_dir)
@@ -247,13 +251,17 @@ def _decoded(paths: list[str], unreadable: list[ImageFacts]) -> Iterator[tuple[l
         yield facts, pixels
 
 
-def _look(inner: Any, cards: list[_Card], pixels: list[np.ndarray]) -> None:
+def _explain(inner: Any, pixels: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Scores, their parts, neighbours and, where there can be, maps."""
+    has_maps = "discrepancy" in inner.feature_spaces and hasattr(inner.extractor_, "to_maps")
+    return inner.explain(pixels, n_neighbors=_N_NEIGHBORS, maps=has_maps)
+
+
+def _look(cards: list[_Card], pixels: list[np.ndarray], explained: dict[str, np.ndarray]) -> None:
     """Give cards their pictures, maps, parts of the score, and neighbours."""
-    explained = inner.explain(pixels, n_neighbors=_N_NEIGHBORS)
     spaces = [name for name in ("pretrained", "discrepancy") if name in explained]
     nearest = sum(name.startswith("neighbor") for name in explained)
-    has_maps = "discrepancy" in inner.feature_spaces and hasattr(inner.extractor_, "to_maps")
-    maps = inner.anomaly_map(pixels) if has_maps else [None] * len(cards)
+    maps = explained.get("map", [None] * len(cards))
     for i, (card, image, values) in enumerate(zip(cards, pixels, maps)):
         card.picture = _picture(_as_rgb(image), _THUMB, _THUMB_BYTES)
         card.parts = {name: float(explained[name][i]) for name in spaces}

@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import tiny_detector, tiny_extractor, tiny_students
 from PIL import Image
-from sklearn.covariance import LedoitWolf
 from scipy.stats import multivariate_normal
+from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 from test_extractor import FAMILIES
@@ -47,7 +47,9 @@ def test_map_is_the_mean_over_blocks_of_how_unusual_residuals_are_at_their_place
         centred = (normal - normal.mean(axis=0)).reshape(-1, 64)
         shrinkage = LedoitWolf(assume_centered=True).fit(centred).shrinkage_
         folds = np.array_split(np.arange(len(normal)), 4)
-        logs = np.concatenate([log_distance(normal[fold], np.delete(normal, fold, axis=0), shrinkage) for fold in folds])
+        logs = np.concatenate(
+            [log_distance(normal[fold], np.delete(normal, fold, axis=0), shrinkage) for fold in folds]
+        )
         spread = np.maximum(logs.std(axis=0), np.sqrt(2 / 64))
         coarse.append((log_distance(found[block], normal, shrinkage) - logs.mean(axis=0)) / spread)
     maps = detector.anomaly_map(new)
@@ -95,6 +97,28 @@ def test_students_of_a_version_without_maps_say_so(fitted, images):
     del detector.students_._residuals
     with pytest.raises(ValueError, match="block 4 was not kept when it was trained: fit again"):
         detector.anomaly_map(images)
+
+
+def test_explained_maps_and_scores_are_those_of_their_own_methods(fitted):
+    detector, X = fitted
+    table = detector.explain(X, maps=True)
+    alone = detector.explain(X)
+    assert set(table) == {*alone, "map"}
+    np.testing.assert_array_equal(np.stack(table["map"]), detector.anomaly_map(X))
+    for name, column in alone.items():
+        np.testing.assert_array_equal(table[name], column)
+
+
+def test_an_unreadable_image_has_no_explained_map(fitted, tmp_path):
+    detector, X = fitted
+    path = tmp_path / "broken.png"
+    path.write_bytes(b"no image")
+    good = tmp_path / "good.png"
+    Image.fromarray(X[0]).save(good)
+    detector = copy.deepcopy(detector).set_params(on_error="skip")
+    with pytest.warns(UserWarning, match="broken"):
+        table = detector.explain([good, path], maps=True)
+    assert table["map"][0].shape == X[0].shape[:2] and table["map"][1] is None
 
 
 def test_found_students_make_the_same_maps(tmp_path, images):

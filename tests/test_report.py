@@ -47,8 +47,8 @@ class Bright:
     def score_samples(self, X):
         return np.array([-float(np.mean(image)) for image in X])
 
-    def score_table(self, X):
-        score = self.score_samples(X)
+    def score_table(self, X, score=None):
+        score = self.score_samples(X) if score is None else score
         p = (1 + np.searchsorted(self.calibration_scores_, score, side="right")) / 41
         return {
             "score": score,
@@ -57,17 +57,17 @@ class Bright:
             "prediction": np.where(p > self.alpha, 1, -1),
         }
 
-    def explain(self, X, *, n_neighbors=3):
+    def explain(self, X, *, n_neighbors=3, maps=False):
         score = self.score_samples(X)
         n = len(self._training_decisions)
         table = {"score": score, "pretrained": score - 1, "discrepancy": np.ones(len(X))}
         first = np.arange(len(X)) % n
         table.update({f"neighbor{k}": (first + k) % n for k in range(n_neighbors)})
         table.update({f"distance{k}": np.full(len(X), 1.0 + k) for k in range(n_neighbors)})
+        if maps:
+            table["map"] = np.empty(len(X), dtype=object)
+            table["map"][:] = [image.mean(axis=2, dtype=np.float32) / 64 + np.float32(0.01) for image in X]
         return table
-
-    def anomaly_map(self, X):
-        return [image.mean(axis=2, dtype=np.float32) / 64 + np.float32(0.01) for image in X]
 
 
 @pytest.fixture
@@ -311,7 +311,7 @@ class Folds(Bright):
     def offset_(self):
         raise AttributeError("offset_")
 
-    def score_table(self, X):
+    def score_table(self, X, score=None):
         n = len(X)
         labels = np.where(np.arange(n) % 2, -1, 1)
         return {
