@@ -5,12 +5,10 @@
 Each class in turn is normal; no anomaly takes part. Three tables of 200 random splits each:
 
 1. One detector of both feature spaces a class, fitted once on 60 % of its training images. Its scores of the images
-held
-   out are split at random, half to calibrate and half to be new. Resampled: who calibrates and who is new. Not
+   held out are split at random, half to calibrate and half to be new. Resampled: who calibrates and who is new. Not
    resampled: what the students were trained on.
 2. The pre-trained space alone, whose fit costs nothing, so everything is resampled: three quarters of the class's
-images,
-   of training and test set together, are given to fit, the others are new.
+   images, of training and test set together, are given to fit, the others are new.
 3. As 2, but only training images are split and given to fit; new are the test images, always the same: what the promise
    is worth where exchangeability is not made by the split itself.
 
