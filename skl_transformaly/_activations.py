@@ -177,7 +177,7 @@ def _capture(images: Images, extractor: Any, index: int, cache: str, cache_bytes
 
     layers: list[Tensor] = []
     filled = 0
-    halving = Halving("running the teacher on")
+    halving = Halving("running the teacher on", getattr(extractor, "chunk_size_", None))
     for _, pixels in images.batches(extractor.batch_size):
         parts = halving(run, extractor.preprocess(pixels))
         caught[:] = [torch.cat(tensors) if len(parts) > 1 else tensors[0] for tensors in zip(*parts)]
@@ -204,7 +204,7 @@ def _advance(layer: BlockActivations, block: nn.Module, extractor: Any, cache: s
         with extractor.compute():
             return block(inputs.to(device), *layer.args, **layer.kwargs).cpu()
 
-    halving = Halving("running the teacher on")
+    halving = Halving("running the teacher on", getattr(extractor, "chunk_size_", None))
     for start in range(0, len(layer.inputs), extractor.batch_size):
         rows = slice(start, start + extractor.batch_size)
         parts = halving(run, layer.inputs[rows])

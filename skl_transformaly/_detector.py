@@ -22,6 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 from skl_transformaly._cache import Cache, fingerprint, identity
 from skl_transformaly._density import GaussianDensity, resolve_density
 from skl_transformaly._extractor import resolve_extractor
+from skl_transformaly._halving import Halving
 from skl_transformaly._images import ImageInputMixin, Images
 from skl_transformaly._students import BlockStudents
 from skl_transformaly.model_selection import check_normal_only
@@ -620,7 +621,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             elif "discrepancy" in self.feature_spaces:
                 z_p, z_f = self.students_.measure(batch)
             else:
-                z_p = self.extractor_.embed(batch).double().cpu().numpy()
+                halving = Halving("scoring", getattr(self.extractor_, "chunk_size_", None))
+                z_p = np.concatenate([z.double().cpu().numpy() for z in halving(self.extractor_.embed, batch)])
                 z_f = np.empty((len(z_p), 0))
             if not (np.isfinite(z_p).all() and np.isfinite(z_f).all()):
                 raise FloatingPointError(

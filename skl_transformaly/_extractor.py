@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skl_transformaly import _teacher
+from skl_transformaly._halving import Halving
 from skl_transformaly._images import ImageInputMixin
 from skl_transformaly._teacher import BUNDLED_MODEL, BlockVisitor
 from skl_transformaly._torch import PRECISIONS, autocast, own_settings, resolve_device, resolve_precision
@@ -23,7 +24,11 @@ from skl_transformaly._torch import PRECISIONS, autocast, own_settings, resolve_
 __all__ = ["TimmExtractor", "resolve_extractor"]
 
 # What the students and the detector use of an extractor; a user's own class needs these.
+# It may have `chunk_size_` besides; see TimmExtractor.
 EXTRACTOR_PROTOCOL = ("fit", "blocks_", "preprocess", "embed", "new_blocks", "compute", "batch_size")
+
+# glibc's largest threshold for memory that goes back to the system when it is freed
+_REUSED_BYTES = 2**25
 
 
 class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -192,8 +197,9 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         check_is_fitted(self)
         images = self._check_images(X, reset=False)
         Z = np.full((len(images), self.embedding_size_), np.nan, dtype=np.float64)
+        halving = Halving("running the teacher on", self.chunk_size_)
         for positions, pixels in images.batches(self.batch_size):
-            Z[positions] = self.embed(self.preprocess(pixels)).double().cpu().numpy()
+            Z[positions] = torch.cat(halving(self.embed, self.preprocess(pixels))).double().cpu().numpy()
         return Z if self.precision_ == "float64" else Z.astype(np.float32)
 
     # What BlockStudents and TransformalyDetector use: the protocol of an extractor
@@ -295,6 +301,19 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         # a copy without the network needs none: workers that train students have such
         loaded = getattr(self, "_teacher", None) is not None
         return autocast(self._parameter().device if loaded else resolve_device(self.device), self.precision_)
+
+    @property
+    def chunk_size_(self) -> int | None:
+        """How many images the teacher runs on at a time, at most, whatever `batch_size`; None is no bound.
+
+        On a CPU so many that no layer's output is larger than what C libraries hand out again from memory in use; for
+        what is larger, each layer of each batch would wait for the system to find, clear and map fresh pages
+        (``benchmarks/speed/chunks.py``).
+        """
+        if self._parameter().device.type != "cpu":
+            return None
+        with self.compute():
+            return max(1, _REUSED_BYTES // max(1, self.teacher_.largest_output(self._blank())))
 
     def identity(self) -> dict[str, Any]:
         """What tells this fitted teacher from all that give other values; for caches."""

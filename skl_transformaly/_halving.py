@@ -1,7 +1,8 @@
-"""Batches that do not fit into an accelerator's memory are taken in parts."""
+"""Batches are taken in parts: as many images at a time as an accelerator's memory holds, or as a CPU likes best."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -16,22 +17,25 @@ T = TypeVar("T")
 class Halving:
     """Remembers how many images fit at a time, and works in parts of that size.
 
-    It starts without a bound; each time the accelerator runs out of memory the bound becomes half of what was tried,
-    and a warning names the number. One object serves one use of memory: what fits for scoring may not for training.
+    Each time the accelerator runs out of memory the bound becomes half of what was tried, and a warning names the
+    number. One object serves one use of memory: what fits for scoring may not for training.
 
     Parameters
     ----------
     what : str
         For the warning: what is done with the images.
+    size : int or None, default=None
+        The bound to start with; None is none.
     """
 
-    def __init__(self, what: str):
+    def __init__(self, what: str, size: int | None = None):
         self.what = what
-        self.size: int | None = None
+        self.size = size
 
     def parts(self, batch: Sequence[T] | Any) -> Iterator[Any]:
-        """Yield `batch` in parts of the present size."""
-        size = self.size or max(1, len(batch))
+        """Yield `batch` in parts within the bound, as equal as can be."""
+        count = math.ceil(len(batch) / self.size) if self.size else 1
+        size = math.ceil(len(batch) / max(1, count)) or 1
         for start in range(0, len(batch), size):
             yield batch[start : start + size]
 

@@ -31,7 +31,6 @@ from skl_transformaly._calibration import ConformalDetector
 from skl_transformaly._density import GaussianDensity, KNNDensity
 from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly._extractor import TimmExtractor
-from skl_transformaly._halving import Halving
 from skl_transformaly._modelfile import ArrayInfo, ModelFile, ModelFileError
 from skl_transformaly._residuals import ResidualStatistics
 from skl_transformaly._students import BlockStudents
@@ -322,7 +321,6 @@ def _unpack_students(students: BlockStudents, state: dict, reader: Reader, sizes
     students.history_ = _decode_history(state["history"], indices, reader)
     students._residuals = _decode_residuals(state["residuals"], len(indices), reader)
     students._keys = {}  # names in a cache that stayed where it was
-    students._halving = Halving("scoring")
 
 
 # fields of ResidualStatistics, and their axes

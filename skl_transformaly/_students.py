@@ -315,7 +315,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
                 self._residuals.append(residuals)
         layers.close()
         self.students_ = [student.eval().requires_grad_(False) for student in students.values()]
-        self._halving = Halving("scoring")
+        self.__dict__.pop("_halving", None)  # of an earlier extractor
         for index, kept in self._keys.items():
             checkpoint.forget(f"student of block {index}", kept)
         checkpoint.forget("seed", key)
@@ -465,9 +465,14 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         z_p : ndarray of shape (B, D), float64
         z_f : ndarray of shape (B, m), float64
         """
-        halving = getattr(self, "_halving", None) or Halving("scoring")
-        z_ps, z_fs = zip(*halving(self._measure, batch))
+        z_ps, z_fs = zip(*self._in_parts(self._measure, batch))
         return np.concatenate(z_ps), np.concatenate(z_fs)
+
+    def _in_parts(self, function: Callable[[Tensor], Any], batch: Tensor) -> list[Any]:
+        halving = getattr(self, "_halving", None)
+        if halving is None:
+            halving = self._halving = Halving("scoring", getattr(self.extractor_, "chunk_size_", None))
+        return halving(function, batch)
 
     def _measure(self, batch: Tensor) -> tuple[np.ndarray, np.ndarray]:
         discrepancies: dict[int, Tensor] = {}
@@ -505,7 +510,8 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
             A block's tokens fill no grid; or ``standardize=True`` and the students were trained by a version that did
             not keep what that takes.
         """
-        return self._examine(batch, standardize)[2]
+        parts = self._in_parts(partial(self._examine, standardize=standardize), batch)
+        return np.concatenate([maps for _, _, maps in parts])
 
     @own_settings()
     def examine(self, batch: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -527,7 +533,8 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         TypeError, ValueError
             As `measure_maps`.
         """
-        return self._examine(batch, True)
+        z_ps, z_fs, maps = zip(*self._in_parts(partial(self._examine, standardize=True), batch))
+        return np.concatenate(z_ps), np.concatenate(z_fs), np.concatenate(maps)
 
     def _examine(self, batch: Tensor, standardize: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         to_maps = getattr(self.extractor_, "to_maps", None)
@@ -598,7 +605,6 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     def __setstate__(self, state: dict) -> None:
         explicit = state.pop("_explicit", None)
         super().__setstate__(state)
-        self._halving = Halving("scoring")
         if explicit is not None:
             states = dict(zip(self.block_indices_.tolist(), self.students_))
             self.students_ = self.extractor_.restore_blocks(states, explicit=explicit)

@@ -71,6 +71,7 @@ class Teacher:
         # Hooks are set once and look up the visitor of their own thread, so that threads that share
         # this teacher never see each other's blocks.
         self._watching = threading.local()
+        self._largest: dict[Any, int] = {}
         for index, block in enumerate(self.blocks):
             block.register_forward_hook(self._hook(index), with_kwargs=True)
 
@@ -94,6 +95,28 @@ class Teacher:
             return self.model.forward_head(features, pre_logits=True).flatten(1)
         finally:
             self._watching.visit = None
+
+    def largest_output(self, pixels: Tensor) -> int:
+        """Bytes of the largest tensor that any layer gives for one image, by a run on `pixels` (1, C, H, W)."""
+        device = pixels.device.type
+        key = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else pixels.dtype
+        if key not in self._largest:
+            here, sizes = threading.get_ident(), [0]
+
+            def note(module, args, output):
+                # another thread may be at work with larger batches
+                if threading.get_ident() == here and isinstance(output, Tensor):
+                    sizes.append(output.numel() * output.element_size())
+
+            leaves = [module for module in self.model.modules() if not any(True for _ in module.children())]
+            handles = [module.register_forward_hook(note) for module in leaves]
+            try:
+                self.embed(pixels)
+            finally:
+                for handle in handles:
+                    handle.remove()
+            self._largest[key] = max(sizes)
+        return self._largest[key]
 
     def to_maps(self, activations: Tensor) -> Tensor:
         """Tokens (B, T, C) or maps as (B, C, h, w), without the tokens that stand for no place."""

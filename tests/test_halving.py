@@ -84,3 +84,42 @@ def test_students_trained_in_parts_are_those_trained_whole(images):
     assert isinstance(parts, BlockStudents)
     for index, history in whole.history_.items():
         np.testing.assert_allclose(parts.history_[index]["loss"], history["loss"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("n, bound, sizes", [(10, 4, [4, 4, 2]), (32, 27, [16, 16]), (3, 27, [3])])
+def test_parts_within_a_bound_are_as_equal_as_can_be(n, bound, sizes):
+    function, seen = fits(100)
+    parts = Halving("testing", bound)(function, np.arange(n))
+    assert seen == sizes
+    np.testing.assert_array_equal(np.concatenate(parts), 2 * np.arange(n))
+
+
+def test_a_teacher_runs_on_so_many_images_as_its_largest_layer_allows(images, monkeypatch):
+    from skl_transformaly import _extractor
+
+    extractor = tiny_extractor(image_size=64, precision="float32").fit(images)
+    monkeypatch.setattr(_extractor, "_REUSED_BYTES", 1)
+    assert extractor.chunk_size_ == 1
+    sizes = []
+    extractor.blocks_[0].register_forward_hook(lambda block, args, output: sizes.append(len(output)))
+    one_by_one = extractor.transform(images)
+    assert sizes[-len(images) :] == [1] * len(images)
+    monkeypatch.undo()
+    np.testing.assert_allclose(one_by_one, extractor.transform(images), rtol=1e-4, atol=1e-5)
+
+
+def test_chunk_size_is_that_of_the_largest_output_of_any_layer(images):
+    from skl_transformaly._extractor import _REUSED_BYTES
+
+    extractor = tiny_extractor(image_size=64, precision="float32").fit(images)
+    sizes = []
+
+    def note(module, args, output):
+        if isinstance(output, torch.Tensor):
+            sizes.append(output[:1].numel() * 4)
+
+    handles = [module.register_forward_hook(note) for module in extractor.teacher_.model.modules()]
+    extractor.transform(images[:1])
+    for handle in handles:
+        handle.remove()
+    assert extractor.chunk_size_ == _REUSED_BYTES // max(sizes)
