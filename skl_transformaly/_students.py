@@ -565,10 +565,11 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         z_p = self._compare(batch, visit)
         size = max(tuple(single.shape[2:]) for single in maps.values())
         same = [nn.functional.interpolate(maps[index], size=size, mode="nearest") for index in sorted(maps)]
-        z_f = torch.stack([discrepancies[index] for index in sorted(maps)], dim=1)
-        arrays = (z_p.double(), z_f.double(), torch.cat(same, dim=1))
-        z_p, z_f, stacked = (array.cpu().numpy() for array in arrays)
-        return z_p, z_f, stacked
+        return (
+            z_p.double().cpu().numpy(),
+            torch.stack([discrepancies[index] for index in sorted(maps)], dim=1).double().cpu().numpy(),
+            torch.cat(same, dim=1).cpu().numpy(),
+        )
 
     @torch.no_grad()
     def _compare(self, batch: Tensor, visit: Callable[[int, Tensor], None]) -> Tensor:

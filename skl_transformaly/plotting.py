@@ -1049,30 +1049,16 @@ class TrainingHistoryDisplay:
         return self
 
 
-class AnomalyRocCurveDisplay(RocCurveDisplay):
-    """scikit-learn's :class:`~sklearn.metrics.RocCurveDisplay` for outlier detectors.
+class _AnomalyCurve:
+    """What the displays of ROC and precision-recall curves have in common: labels of outlier detectors.
 
-    scikit-learn's own takes classifiers only, and given labels +1 and -1 counts +1 as the positive class. Here
-    anomalies are positive unless `pos_label` says otherwise, and scores are turned round to match: the false-positive
-    rate is the share of normal images that are flagged. The AUROC is the same for both classes.
-
-    Parameters
-    ----------
-    **kwargs
-        Those of :class:`~sklearn.metrics.RocCurveDisplay`; it is recommended to use :meth:`from_estimator`,
-        :meth:`from_predictions` or :meth:`from_cv_results`.
-
-    Examples
-    --------
-    >>> from skl_transformaly.plotting import AnomalyRocCurveDisplay
-    >>> display = AnomalyRocCurveDisplay.from_predictions([1, 1, -1, -1], [0.9, 0.8, 0.3, 0.1])
-    >>> float(display.roc_auc)
-    1.0
+    scikit-learn's own take classifiers only, and given labels +1 and -1 count +1 as the positive class. Scores are
+    turned round to match `pos_label`. Comes before one of scikit-learn's displays among the bases.
     """
 
     @classmethod
     def from_estimator(cls, estimator: Any, X: Any, y: Any, *, pos_label: int = -1, name: str | None = None, **kwargs):
-        """Score samples and draw the ROC curve.
+        """Score samples and draw the curve.
 
         Parameters
         ----------
@@ -1087,11 +1073,11 @@ class AnomalyRocCurveDisplay(RocCurveDisplay):
         name : str, default=None
             For the legend; None is the name of the estimator's class.
         **kwargs
-            Passed to scikit-learn's ``RocCurveDisplay.from_predictions``: `ax`, `plot_chance_level`, ...
+            Passed to ``from_predictions`` of scikit-learn's display: `ax`, `plot_chance_level`, ...
 
         Returns
         -------
-        display : AnomalyRocCurveDisplay
+        display : object of this class
 
         Raises
         ------
@@ -1105,7 +1091,7 @@ class AnomalyRocCurveDisplay(RocCurveDisplay):
 
     @classmethod
     def from_predictions(cls, y_true: Any, y_score: Any, *, pos_label: int = -1, name: str | None = None, **kwargs):
-        """Draw the ROC curve of scores that are at hand.
+        """Draw the curve of scores that are at hand.
 
         Parameters
         ----------
@@ -1118,11 +1104,11 @@ class AnomalyRocCurveDisplay(RocCurveDisplay):
         name : str, default=None
             For the legend.
         **kwargs
-            Passed to scikit-learn's ``RocCurveDisplay.from_predictions``.
+            Passed to ``from_predictions`` of scikit-learn's display.
 
         Returns
         -------
-        display : AnomalyRocCurveDisplay
+        display : object of this class
 
         Raises
         ------
@@ -1130,11 +1116,12 @@ class AnomalyRocCurveDisplay(RocCurveDisplay):
             `y_true` does not hold both +1 and -1, or other labels.
         """
         y, turned = _oriented(y_true, y_score, pos_label)
-        return super().from_predictions(y, turned, pos_label=pos_label, name=name or "detector", **kwargs)
+        base: Any = super()
+        return base.from_predictions(y, turned, pos_label=pos_label, name=name or "detector", **kwargs)
 
     @classmethod
     def from_cv_results(cls, cv_results: Mapping, X: Any, y: Any, *, pos_label: int = -1, name: Any = None, **kwargs):
-        """Draw a ROC curve for each test fold of a cross-validation; needs scikit-learn 1.7 or newer.
+        """Draw a curve for each test fold; needs a scikit-learn whose display has `from_cv_results`.
 
         Parameters
         ----------
@@ -1154,20 +1141,50 @@ class AnomalyRocCurveDisplay(RocCurveDisplay):
 
         Returns
         -------
-        display : AnomalyRocCurveDisplay
+        display : object of this class
 
         Raises
         ------
         ValueError
             `y` does not hold both +1 and -1 in each test fold, or other labels; or estimators or indices are missing.
         """
-        curves = [roc_curve(*fold, pos_label=pos_label)[:2] for fold in _folds(cv_results, X, y, pos_label)]
+        folds = _folds(cv_results, X, y, pos_label)
+        display: Any = cls
+        return display(**cls._curves(folds, pos_label), name=name, pos_label=pos_label).plot(**kwargs)
+
+    @staticmethod
+    def _curves(folds: list[tuple[np.ndarray, np.ndarray]], pos_label: int) -> dict[str, list]:
+        raise NotImplementedError
+
+
+class AnomalyRocCurveDisplay(_AnomalyCurve, RocCurveDisplay):
+    """scikit-learn's :class:`~sklearn.metrics.RocCurveDisplay` for outlier detectors.
+
+    Anomalies are positive unless `pos_label` says otherwise: the false-positive rate is the share of normal images that
+    are flagged. The AUROC is the same for both classes.
+
+    Parameters
+    ----------
+    **kwargs
+        Those of :class:`~sklearn.metrics.RocCurveDisplay`; it is recommended to use :meth:`from_estimator`,
+        :meth:`from_predictions` or :meth:`from_cv_results`.
+
+    Examples
+    --------
+    >>> from skl_transformaly.plotting import AnomalyRocCurveDisplay
+    >>> display = AnomalyRocCurveDisplay.from_predictions([1, 1, -1, -1], [0.9, 0.8, 0.3, 0.1])
+    >>> float(display.roc_auc)
+    1.0
+    """
+
+    @staticmethod
+    def _curves(folds: list[tuple[np.ndarray, np.ndarray]], pos_label: int) -> dict[str, list]:
+        curves = [roc_curve(*fold, pos_label=pos_label)[:2] for fold in folds]
         fprs, tprs = (list(parts) for parts in zip(*curves))
-        areas = [auc(fpr, tpr) for fpr, tpr in curves]
-        return cls(fpr=fprs, tpr=tprs, roc_auc=areas, name=name, pos_label=pos_label).plot(**kwargs)
+        return {"fpr": fprs, "tpr": tprs, "roc_auc": [auc(fpr, tpr) for fpr, tpr in curves]}
 
 
-class AnomalyPrecisionRecallDisplay(PrecisionRecallDisplay):
+class AnomalyPrecisionRecallDisplay(_AnomalyCurve, PrecisionRecallDisplay):
     """scikit-learn's :class:`~sklearn.metrics.PrecisionRecallDisplay` for outlier detectors.
 
     Anomalies are positive unless `pos_label` says otherwise: the recall is the share of anomalies that are flagged,
@@ -1187,108 +1204,16 @@ class AnomalyPrecisionRecallDisplay(PrecisionRecallDisplay):
     0.5
     """
 
-    @classmethod
-    def from_estimator(cls, estimator: Any, X: Any, y: Any, *, pos_label: int = -1, name: str | None = None, **kwargs):
-        """Score samples and draw the precision-recall curve.
-
-        Parameters
-        ----------
-        estimator : fitted outlier detector
-            Any with `score_samples` or `decision_function`.
-        X : samples
-            As `estimator` takes them.
-        y : array-like of shape (n_samples,)
-            +1 normal, -1 anomaly.
-        pos_label : {-1, 1}, default=-1
-            Which class is positive.
-        name : str, default=None
-            For the legend; None is the name of the estimator's class.
-        **kwargs
-            Passed to scikit-learn's ``PrecisionRecallDisplay.from_predictions``: `ax`, `plot_chance_level`, ...
-
-        Returns
-        -------
-        display : AnomalyPrecisionRecallDisplay
-
-        Raises
-        ------
-        NotFittedError
-            The estimator is not fitted.
-        ValueError
-            `y` does not hold both +1 and -1, or other labels.
-        """
-        name = type(estimator).__name__ if name is None else name
-        return cls.from_predictions(y, _scores(estimator, X), pos_label=pos_label, name=name, **kwargs)
-
-    @classmethod
-    def from_predictions(cls, y_true: Any, y_score: Any, *, pos_label: int = -1, name: str | None = None, **kwargs):
-        """Draw the precision-recall curve of scores that are at hand.
-
-        Parameters
-        ----------
-        y_true : array-like of shape (n_samples,)
-            +1 normal, -1 anomaly.
-        y_score : array-like of shape (n_samples,)
-            Higher is more normal, whatever `pos_label`. NaN counts as the least normal, as `predict` has it.
-        pos_label : {-1, 1}, default=-1
-            Which class is positive.
-        name : str, default=None
-            For the legend.
-        **kwargs
-            Passed to scikit-learn's ``PrecisionRecallDisplay.from_predictions``.
-
-        Returns
-        -------
-        display : AnomalyPrecisionRecallDisplay
-
-        Raises
-        ------
-        ValueError
-            `y_true` does not hold both +1 and -1, or other labels.
-        """
-        y, turned = _oriented(y_true, y_score, pos_label)
-        return super().from_predictions(y, turned, pos_label=pos_label, name=name or "detector", **kwargs)
-
-    @classmethod
-    def from_cv_results(cls, cv_results: Mapping, X: Any, y: Any, *, pos_label: int = -1, name: Any = None, **kwargs):
-        """Draw a precision-recall curve for each test fold; needs a scikit-learn whose display has `from_cv_results`.
-
-        Parameters
-        ----------
-        cv_results : dict
-            From ``sklearn.model_selection.cross_validate(detector, X, y, cv=OneClassSplit(), return_estimator=True,
-            return_indices=True)``.
-        X : samples
-            Those given to it.
-        y : array-like of shape (n_samples,)
-            +1 normal, -1 anomaly.
-        pos_label : {-1, 1}, default=-1
-            Which class is positive.
-        name : str or list of str, default=None
-            For the legend.
-        **kwargs
-            Passed to `plot`: `ax`, `curve_kwargs`, `plot_chance_level`, ...
-
-        Returns
-        -------
-        display : AnomalyPrecisionRecallDisplay
-
-        Raises
-        ------
-        ValueError
-            `y` does not hold both +1 and -1 in each test fold, or other labels; or estimators or indices are missing.
-        """
-        folds = _folds(cv_results, X, y, pos_label)
+    @staticmethod
+    def _curves(folds: list[tuple[np.ndarray, np.ndarray]], pos_label: int) -> dict[str, list]:
         curves = [precision_recall_curve(*fold, pos_label=pos_label)[:2] for fold in folds]
         precisions, recalls = (list(parts) for parts in zip(*curves))
-        return cls(
-            precision=precisions,
-            recall=recalls,
-            average_precision=[average_precision_score(*fold, pos_label=pos_label) for fold in folds],
-            name=name,
-            pos_label=pos_label,
-            prevalence_pos_label=[float(np.mean(labels == pos_label)) for labels, _ in folds],
-        ).plot(**kwargs)
+        return {
+            "precision": precisions,
+            "recall": recalls,
+            "average_precision": [average_precision_score(*fold, pos_label=pos_label) for fold in folds],
+            "prevalence_pos_label": [float(np.mean(labels == pos_label)) for labels, _ in folds],
+        }
 
 
 def _pyplot() -> Any:
