@@ -50,11 +50,15 @@ TABLE_1 = ("cifar10", "cifar100", "fashion_mnist", "cats_vs_dogs")
 def plan(table: str, options: argparse.Namespace) -> tuple[str, list[str], list[tuple[str, str, str]]]:
     """Setting, groups to compute, and the columns (title, group, method) of a table."""
     setting = "multimodal" if table in "56" else "unimodal"
-    ours = [("embedding", "embedding", "embedding"), ("Transformaly", "students", "Transformaly")]
+    blocks = [m for m in spaces.BLOCKS if m <= options.n_blocks]
+    ours = [
+        ("embedding", "embedding", "embedding"),
+        ("discrepancy", "students", f"discrepancy, {blocks[-1]} blocks"),
+        ("Transformaly", "students", "Transformaly"),
+    ]
     if table in "125":
         columns = [(name, name, name) for name in RIVALS if name in options.rivals] + ours
     elif table == "3":
-        blocks = [m for m in spaces.BLOCKS if m <= options.n_blocks]
         columns = ours[:1]
         columns += [(f"discrepancy {m}", "students", f"discrepancy, {m} blocks") for m in blocks]
         columns += [(f"both {m}", "students", f"both, {m} blocks") for m in blocks]
