@@ -254,10 +254,30 @@ def test_the_papers_lift_needs_both_cells(table_3):
 
 
 def test_lifts_stand_beside_the_papers(table_3):
-    text = "| **mean** | **81.0** | **70.0** | **82.0** |\nLift of both over the embedding alone: +1.0 points."
-    lines = results.lifts([("1", "cifar10", "no lift"), ("3", "cifar10", text), ("3", "covid19", text)])
-    assert lines[2:4] == ["| cifar10 | 81.0 | 82.0 | +1.0 | +2.5 |", "| covid19 | 81.0 | 82.0 | +1.0 | - |"]
+    text = (
+        "| normal class | embedding | discrepancy 10 | both 10 |\n|---|---|---|---|\n"
+        "| **mean** | **81.0** | **70.0** | **82.0** |\nLift of both over the embedding alone: +1.0 points."
+    )
+    multimodal = "| anomalous class | embedding | Transformaly |\n|---|---|---|\n| **mean** | **70.0** | **69.5** |\n"
+    files = [("1", "cifar10", "no lift"), ("3", "cifar10", text), ("3", "covid19", text), ("5", "cifar10", multimodal)]
+    lines = results.lifts(files)
+    assert lines[2:5] == [
+        "| cifar10 | unimodal | 81.0 | 82.0 | +1.0 | +2.5 |",
+        "| covid19 | unimodal | 81.0 | 82.0 | +1.0 | - |",
+        "| cifar10 | multimodal | 70.0 | 69.5 | -0.5 | |",
+    ]
     assert "could not be read" in lines[-1]
+
+
+def test_classes_that_lose_are_listed_the_worst_first():
+    text = (
+        "| normal class | embedding | discrepancy 3 | discrepancy 10 | both 3 | both 10 |\n|---|---|---|---|---|---|\n"
+        "| a | 90.0 | 1.0 | 80.0 | 1.0 | 89.5 ± 0.1 |\n| b | 80.0 | 1.0 | 85.0 | 1.0 | 84.0 |\n"
+        "| c | 70.0 | 1.0 | 40.0 | 1.0 | 65.0 |\n| **mean** | **80.0** | **1.0** | **68.3** | **1.0** | **79.5** |\n"
+    )
+    lines = results.where_it_helps([("3", "x", text)])
+    assert "over 3 classes" in lines[0] and "rho 1.00" in lines[0] and "The 2 classes that lose" in lines[0]
+    assert lines[4:6] == ["| x, c | 70.0 | 40.0 | 65.0 | -5.0 |", "| x, a | 90.0 | 80.0 | 89.5 | -0.5 |"]
 
 
 def test_each_source_is_named_once_with_what_is_quoted_from_it():
