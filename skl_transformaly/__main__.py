@@ -1,6 +1,7 @@
 """The command `transformaly`, also as ``python -m skl_transformaly``."""
 
 import sys
+from typing import NoReturn
 
 __all__ = ["main"]
 
@@ -12,9 +13,15 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name != "typer":
             raise
-        sys.stderr.write("error: the command line needs typer: pip install 'skl-transformaly[cli]'\n")
-        sys.exit(2)
+        _give_up("the command line needs typer: pip install 'skl-transformaly[cli]'")
+    except (ImportError, MemoryError) as error:  # a file of a library that is there
+        _give_up(f"a library could not be loaded; is there too little memory? {error or 'MemoryError'}")
     run()
+
+
+def _give_up(message: str) -> NoReturn:
+    sys.stderr.write(f"error: {message}\n")
+    sys.exit(2)
 
 
 if __name__ == "__main__":

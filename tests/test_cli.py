@@ -624,6 +624,20 @@ def test_without_its_library_the_command_says_what_to_install():
     assert "Traceback" not in result.stderr
 
 
+def test_a_library_that_memory_has_no_room_for_is_said_so():
+    code = (
+        "import importlib.abc, sys\n"
+        "class Full(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'typer': raise ImportError('typer.so: failed to map segment from shared object')\n"
+        "sys.meta_path.insert(0, Full())\n"
+        "from skl_transformaly.__main__ import main\nmain()"
+    )
+    result = python(code)
+    assert result.returncode == 2 and "too little memory? typer.so: failed to map" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 @pytest.mark.slow
 def test_nobody_reads_stdout_any_more(model, test_dir):
     code = (
