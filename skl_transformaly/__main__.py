@@ -10,13 +10,14 @@ def main() -> None:
     """Run the command line; where its library is missing, say how to get it."""
     try:
         from skl_transformaly.cli import run
+
+        run()
     except ModuleNotFoundError as error:
         if error.name != "typer":
             raise
         _give_up("the command line needs typer: pip install 'skl-transformaly[cli]'")
     except (ImportError, MemoryError) as error:  # a file of a library that is there
         _give_up(f"a library could not be loaded; is there too little memory? {error or 'MemoryError'}")
-    run()
 
 
 def _give_up(message: str) -> NoReturn:

@@ -39,7 +39,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector, load, save
-from skl_transformaly.cli import run
+from skl_transformaly.__main__ import main as transformaly
 
 KIB = 1024
 SHARES = (0.0, 0.02, 0.3, 0.6, 0.9)
@@ -176,7 +176,7 @@ def command(words: str, place: Path) -> dict[str, Any]:
     code: Any = 0
     with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
         try:
-            run()
+            transformaly()
         except SystemExit as end:
             code = end.code
     if code:
