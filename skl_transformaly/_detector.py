@@ -70,8 +70,9 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         Which spaces the score sums over. Without "discrepancy" no student is trained.
     contamination : "auto" or float, default="auto"
         Sets `offset_`, the score below which `predict` says anomaly. A float in (0, 0.5] is the share of the
-        training images that shall fall below it; "auto" is 0.05. Training scores are optimistic, since students
-        have seen these images: of new normal images, rather more fall below.
+        training images that shall fall below it; "auto" is 0.05. That share of new normal images is
+        another one, larger or smaller, since densities and students have seen the training images
+        (``benchmarks/selection/thresholds.md``); :class:`ConformalDetector` keeps a promise.
     memory : str, path, joblib.Memory or None, default=None
         A folder in which embeddings, trained students and discrepancies are kept and found again, by the content of
         the images, the weights, the preprocessing, the precision, the parameters and the versions of libraries: clones,
