@@ -3,8 +3,8 @@ Honest thresholds
 =================
 
 A threshold below which 5 % of the training images fall flags another share of new normal images: densities and students
-have seen the training images. :class:`~skl_transformaly.ConformalDetector` sets normal images aside, and turns scores into
-p-values whose false-positive rate is a promise.
+have seen the training images. :class:`~skl_transformaly.ConformalDetector` sets normal images aside, and turns scores
+into p-values whose false-positive rate is a promise.
 """
 
 import os

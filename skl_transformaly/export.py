@@ -37,6 +37,8 @@ __all__ = ["ParityError", "to_onnx"]
 
 # Protocol Buffers, in which an ONNX file is written, end at 2 GiB; some of it goes to the graph itself.
 _MAX_BYTES = 2**31 - 2**24
+# Share of decisions that 8-bit weights may change without a word
+_DECISIONS_CHANGED = 0.05
 _METADATA_PREFIX = "transformaly."
 
 
@@ -98,6 +100,7 @@ def to_onnx(
 
         - ``score_deviation``: largest difference of a score, in the terms of `tolerance`;
         - ``auroc_torch``, ``auroc_onnx``, ``auroc_deviation``;
+        - ``decisions_changed``: share of the images on one side of the threshold in torch, on the other in the file;
         - ``p_value_deviation``, ``anomaly_map_deviation``: largest differences, where the file has those outputs;
         - ``fitted_deviation``: like ``score_deviation``, against the detector as it was fitted, where that was in
           bfloat16 or float16;
@@ -122,6 +125,7 @@ def to_onnx(
     -----
     UserWarning
         The detector computes in bfloat16 or float16, and the file's scores, in float32, are beyond `tolerance` of its.
+        With `quantize`, more than a twentieth of the decisions differ from the detector's.
 
     Notes
     -----
@@ -175,6 +179,13 @@ def to_onnx(
         model = _quantize(model)
         report = reference.compare(model)
         _check(report, np.inf, limit)
+        if report["decisions_changed"] > _DECISIONS_CHANGED:
+            warnings.warn(
+                f"With 8-bit weights {report['decisions_changed']:.0%} of {report['n_images']} decisions differ from "
+                "the detector's: its threshold does not fit the file. Choose one of your own on scores of the file.",
+                UserWarning,
+                stacklevel=3,
+            )
     elif report.get("fitted_deviation", 0) > tolerance:
         warnings.warn(
             f"The detector computes in {core.extractor_.precision_}, the file in float32: scores differ by up to "
@@ -473,6 +484,8 @@ class _Reference:
         report["auroc_torch"] = float(roc_auc_score(self._is_normal, self.expected["score"]))
         report["auroc_onnx"] = float(roc_auc_score(self._is_normal, ranks))
         report["auroc_deviation"] = abs(report["auroc_onnx"] - report["auroc_torch"])
+        changed = (np.asarray(found["decision"]) < 0) != (self.expected["decision"] < 0)
+        report["decisions_changed"] = float(changed.mean())
         if "p_value" in found:
             report["p_value_deviation"] = float(np.abs(np.asarray(found["p_value"]) - self.expected["p_value"]).max())
         if "anomaly_map" in found:
@@ -605,6 +618,7 @@ def _summary(report: dict[str, Any], path: str | os.PathLike) -> str:
         "against torch in float32",
         f"  score: off by at most {report['score_deviation']:.1e} of its size",
         f"  AUROC: {report['auroc_onnx']:.4f}, torch {report['auroc_torch']:.4f}",
+        f"  decisions: {report['decisions_changed']:.1%} differ",
     ]
     for name, unit in (("p_value", ""), ("anomaly_map", " standard deviations")):
         if f"{name}_deviation" in report:

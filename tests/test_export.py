@@ -373,6 +373,17 @@ def test_eight_bit_weights_make_a_smaller_file(images, tmp_path):
 
 
 @pytest.mark.slow
+def test_eight_bit_weights_that_change_decisions_are_warned_about(images, tmp_path, monkeypatch):
+    detector = tiny_detector().fit(images)
+    monkeypatch.setattr(export, "_DECISIONS_CHANGED", -1)  # how many change is left to chance here
+    with pytest.warns(UserWarning, match=r"8-bit weights \d+% of \d+ decisions differ"):
+        report = to_onnx(detector, tmp_path / "new.onnx", images, quantize="int8", auroc_tolerance=1)
+    session = onnxruntime.InferenceSession(tmp_path / "new.onnx", providers=["CPUExecutionProvider"])
+    found = run(session, np.asarray(images))["decision"] < 0
+    assert report["decisions_changed"] == np.mean(found != (detector.decision_function(images) < 0))
+
+
+@pytest.mark.slow
 def test_a_detector_in_16_bits_is_warned_about(images, tmp_path):
     detector = tiny_detector(extractor=tiny_extractor(precision="bfloat16")).fit(images)
     with pytest.warns(UserWarning, match=r"computes in bfloat16, the file in float32"):
