@@ -410,9 +410,13 @@ def _labels(X: Any, y: Any, part: str) -> np.ndarray:
     """Labels as a 1-D array, one for each image."""
     if isinstance(X, (str, os.PathLike)):
         raise ValueError(f"X_{part} is one path; labelled images are a sequence: pass the list of files.")
+    if len({isinstance(label, str) for label in np.asarray(y, dtype=object).ravel()}) > 1:
+        raise ValueError(f"y_{part} holds both text and other labels; they must be of one kind.")
     y = np.asarray(y)
     if y.ndim != 1:
         raise ValueError(f"y_{part} must be one label for each image, got shape {y.shape}.")
+    if y.dtype.kind == "f" and np.isnan(y).any():
+        raise ValueError(f"y_{part} has no label (NaN) for {np.isnan(y).sum()} images: leave those images out.")
     n = _num_samples(X)
     if n != len(y):
         raise ValueError(f"X_{part} holds {n} images but y_{part} {len(y)} labels; they must be as many.")
@@ -470,6 +474,13 @@ def _class_files(name: str, root: Path, test_size: Any, random_state: Any) -> tu
         if parent is None:
             raise _Missing(f"There are no class folders with images in {str(root)!r}.")
         files = {c.name: f for c in _folders(parent) if (f := _images_below(c))}
+    if (whole := _split_pair(_folders(root.absolute().parent))) and root.absolute() in whole:
+        warnings.warn(
+            f"{str(root)!r} lies beside {str(whole[1 - whole.index(root.absolute())])!r} and looks like one part of a "
+            "data set; it is split anew. Give the folder above it to have both parts.",
+            UserWarning,
+            stacklevel=4,
+        )
     return _split(files, test_size, random_state)
 
 
@@ -765,6 +776,8 @@ def _read_npz(name: str, root: Path, test_size: Any, random_state: Any) -> Image
     X, y, X_test, y_test = arrays
     if names is None and name == "cifar10":
         names = _CIFAR10
+    if name == "cifar10" and not set(names) <= set(_CIFAR10):
+        raise ValueError(f"CIFAR-10 has no class {_shown(sorted(set(names) - set(_CIFAR10)))}: load it as 'npz'.")
     if names is None:
         classes, labels = np.unique(np.concatenate([y.ravel(), y_test.ravel()]), return_inverse=True)
         names = [str(c) for c in classes.tolist()]

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 from urllib.error import URLError
 
@@ -994,3 +995,33 @@ def test_tuple_of_other_lengths(images):
 def test_settings_need_labelled_data(given):
     with pytest.raises(ValueError, match="ImageDataset or a tuple"):
         unimodal(given, 0)
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [([0.0, 1.0, np.nan], r"y_train has no label \(NaN\) for 1 images"), ([0, "a", 1], "holds both text and other")],
+)
+def test_labels_that_are_none_are_refused(labels, message):
+    X = np.zeros((3, 8, 8), dtype=np.uint8)
+    with pytest.raises(ValueError, match=message):
+        unimodal((X, labels, X, [0, 1, 0]), 1)
+
+
+def test_one_part_of_a_split_folder_is_warned_about(tmp_path, rng):
+    for part in ("train", "test"):
+        for label in ("a", "b"):
+            (tmp_path / part / label).mkdir(parents=True)
+            for i in range(3):
+                pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / part / label / f"{i}.png")
+    with pytest.warns(UserWarning, match="looks like one part of a data set"):
+        load("folder", tmp_path / "train", test_size=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(load("folder", tmp_path).y_test) == 6
+
+
+def test_other_classes_are_not_taken_for_cifar10(arrays, tmp_path):
+    np.savez(tmp_path / "a.npz", class_names=np.array(["zero", "one"]), **arrays)
+    with pytest.raises(ValueError, match="CIFAR-10 has no class 'one', 'zero': load it as 'npz'"):
+        load("cifar10", tmp_path / "a.npz")

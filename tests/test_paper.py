@@ -303,3 +303,53 @@ def test_commands_are_shown_without_the_places_of_files():
         "python benchmarks/paper/tables.py 3 --data covid19 --root DIR --weights FILE --out OUT"
     )
     assert options.command("tables.py", ["3", "--weights", "bundled"]).endswith("--weights bundled")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--epochs", "0"], "argument --epochs: must be at least 1, got 0"),
+        (["--samples", "-3"], "argument --samples: must be at least 2, got -3"),
+        (["--dry-run", "--seeds", "0", "0"], "--seeds names something twice: 0 0"),
+        ([], "--data is needed"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parser = options.parser(None)
+    with pytest.raises(SystemExit) as stop:
+        options.complete(parser, parser.parse_args(arguments))
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_bundled_weights_bring_their_teacher(tmp_path):
+    parser = options.parser(None)
+    arguments = ["--data", "covid19", "--weights", "bundled", "--out", str(tmp_path)]
+    assert options.complete(parser, parser.parse_args(arguments)).teacher == "tf_efficientnet_lite0"
+    arguments += ["--teacher", "vit_tiny_patch16_224"]
+    assert options.complete(parser, parser.parse_args(arguments)).teacher == "vit_tiny_patch16_224"
+
+
+@pytest.mark.parametrize("error", [ValueError("no such class"), FileNotFoundError("no such file"), KeyboardInterrupt()])
+def test_a_users_mistake_is_one_line(error):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        options.guarded(main)
+    assert str(stop.value.code).count("\n") == 0
+    assert (str(error) or "the same command goes on") in stop.value.code
+
+
+@pytest.mark.parametrize("n, counts", [(10, [1, 3, 10]), (12, [1, 3, 10, 12]), (2, [1, 2]), (7, [1, 3, 7]), (1, [1])])
+def test_all_students_are_among_the_numbers_of_blocks(n, counts):
+    assert spaces.block_counts(n) == counts
+
+
+def test_the_lift_of_few_blocks_is_the_detectors(tmp_path, capsys):
+    arguments = ["--dry-run", "--teacher", "test_vit", "--n-blocks", "2", "--out", str(tmp_path)]
+    tables.main(["3", "2", *arguments, "--rivals"])
+    capsys.readouterr()
+    figures = {number: results.cells((tmp_path / f"table{number}_dry.md").read_text())[1]["mean"] for number in "23"}
+    assert figures["3"][-1] == figures["2"][-1]

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from confusion import class_confusion, ranked_pairs
-from options import command, complete
+from options import command, complete, guarded
 from options import parser as common_options
 from PIL import Image, ImageDraw
 from scipy.stats import spearmanr
@@ -100,7 +100,7 @@ def shape_aurocs(Z: np.ndarray, shapes: np.ndarray) -> np.ndarray:
     return table
 
 
-def report(study: Study, shares: np.ndarray, synthetic: dict, shown: str) -> str:
+def report(study: Study, shares: np.ndarray, synthetic: dict, shown: str, n_neighbors: int = 10) -> str:
     """The confusion report as Markdown."""
     names = study.data.class_names
     table = shape_aurocs(synthetic["Z"], synthetic["shapes"])
@@ -113,8 +113,8 @@ def report(study: Study, shares: np.ndarray, synthetic: dict, shown: str) -> str
         f"({synthetic['accuracy']:.0%} right) gives features in which shapes of the other label are anomalies, AUROC "
         f"{others:.3f}, those of the same label with {twins:.3f}.",
         "",
-        f"{study.data.name}: share of an image's 10 nearest neighbours in the embedding that are of the other "
-        "class, mean over both directions.",
+        f"{study.data.name}: share of an image's {n_neighbors} nearest neighbours in the embedding that are of the "
+        "other class, mean over both directions.",
         "",
         "| classes | confusion |",
         "|---|---|",
@@ -135,7 +135,12 @@ def report(study: Study, shares: np.ndarray, synthetic: dict, shown: str) -> str
     for title in list(columns)[1:]:
         if len(turns) > 2:
             rho = spearmanr(columns["confusion"], columns[title]).statistic
-            lines += ["", f"Rank correlation of confusion with multimodal AUROC ({title}): {rho:+.2f}."]
+            lines += [
+                "",
+                f"Rank correlation of confusion with multimodal AUROC ({title}) over {len(turns)} classes: {rho:+.2f}.",
+            ]
+    if len(columns) == 1:
+        lines += ["", "Multimodal AUROC beside it: run table 5 before, with the same options and the same --out."]
     return "\n".join([*lines, "", f"    {shown}", ""])
 
 
@@ -181,12 +186,16 @@ def main(arguments: list[str] | None = None) -> None:
     shown = command("figure4.py", sys.argv[1:] if arguments is None else arguments)
     study = Study(options, record=False)
     synthetic = shape_embeddings()
-    shares = class_confusion(study.z_p_test, study.data.y_test)
-    text = report(study, shares, synthetic, shown)
+    n_neighbors = min(10, int(np.bincount(study.data.y_test).min()) - 1)
+    if n_neighbors < 1:
+        raise ValueError("Each class needs two test images at least: an image's neighbours may be of its own class.")
+    shares = class_confusion(study.z_p_test, study.data.y_test, n_neighbors)
+    text = report(study, shares, synthetic, shown, n_neighbors)
     (options.out / f"confusion_{study.data.name}.md").write_text(text)
     figure(study, shares, synthetic, options.out / f"figure4_{study.data.name}.png")
     print(text)
+    print(f"# Written to {options.out}: confusion_{study.data.name}.md, figure4_{study.data.name}.png", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

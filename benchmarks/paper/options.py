@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,10 @@ from rivals import RIVALS
 
 from skl_transformaly import datasets
 from skl_transformaly._images import as_images
+from skl_transformaly._teacher import BUNDLED_MODEL
+from skl_transformaly._torch import PRECISIONS
+
+TEACHER = "vit_tiny_patch16_224"
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -20,25 +26,33 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--data", choices=datasets.DATASETS, help="data set (see skl_transformaly.datasets)")
     parser.add_argument("--root", type=Path, help="its folder or file")
     parser.add_argument("--download", action="store_true", help="fetch it into --root, where that is possible")
-    parser.add_argument("--teacher", default="vit_tiny_patch16_224", help="timm name (default: %(default)s)")
-    parser.add_argument("--weights", default="hub", help="'hub', 'bundled', or the path of the teacher's weights")
-    parser.add_argument("--image-size", type=int, help="pixels (default: that of the weights)")
+    parser.add_argument("--teacher", help=f"timm name (default: {TEACHER}; with --weights bundled {BUNDLED_MODEL})")
+    parser.add_argument(
+        "--weights",
+        default="hub",
+        help="'hub', 'bundled' (needs no network), or the path of the teacher's weights (default: %(default)s)",
+    )
+    parser.add_argument("--image-size", type=_at_least(1), help="pixels (default: that of the weights)")
     parser.add_argument(
         "--interpolation",
         default="bilinear",
         choices=["bilinear", "bicubic"],
         help="default: the authors', bilinear",
     )
-    parser.add_argument("--precision", default="auto", help="default: %(default)s; with --paper float32")
+    parser.add_argument(
+        "--precision", default="auto", choices=["auto", *PRECISIONS], help="default: %(default)s; with --paper float32"
+    )
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch-size", type=int, default=32, help="images that the teacher takes at a time")
+    parser.add_argument("--batch-size", type=_at_least(1), default=32, help="images that the teacher takes at a time")
     parser.add_argument("--classes", nargs="+", help="names of the classes that take turns (default: all)")
-    parser.add_argument("--samples", type=int, help="at most so many training images a class")
-    parser.add_argument("--test-samples", type=int, help="at most so many test images a class")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--samples", type=_at_least(2), help="at most so many training images a class")
+    parser.add_argument("--test-samples", type=_at_least(1), help="at most so many test images a class")
+    parser.add_argument("--seeds", type=_at_least(0), nargs="+", default=[0])
     parser.add_argument("--paper", action="store_true", help="the paper's training: Adam, 1e-4, 30 epochs, float32")
-    parser.add_argument("--epochs", type=int, help="epochs of the students (default: the library's, or the paper's)")
-    parser.add_argument("--n-blocks", type=int, default=10, help="students (default: %(default)s)")
+    parser.add_argument(
+        "--epochs", type=_at_least(1), help="epochs of the students (default: the library's, or the paper's)"
+    )
+    parser.add_argument("--n-blocks", type=_at_least(1), default=10, help="students (default: %(default)s)")
     parser.add_argument(
         "--rivals", nargs="*", default=list(RIVALS), choices=list(RIVALS), help="for tables 1, 2, 5 (default: all)"
     )
@@ -50,12 +64,39 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         help="ways in which the authors' code differs from their paper: "
         + " ".join(f"{name}: {what}" for name, what in QUIRKS.items()),
     )
-    parser.add_argument("--out", type=Path, default=Path("paper-results"), help="folder (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder of the results, one for each study: tables are named by data set alone, and replace those of "
+        "other settings (default: paper-results, or paper-results/dry-run)",
+    )
     parser.add_argument("--room", type=float, default=16, help="GiB below --out for the recording of the teacher's run")
     parser.add_argument(
         "--dry-run", action="store_true", help="random weights and images, 64 pixels, one epoch: does it all run?"
     )
     return parser
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    """Type of an option: an integer of at least so much."""
+
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
+        return value
+
+    return integer
+
+
+def guarded(main: Callable[[], None]) -> None:
+    """Run a command; what its user can mend is said in one line, without a traceback."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from here")
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
 
 
 def command(script: str, arguments: list[str]) -> str:
@@ -78,6 +119,12 @@ def complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> ar
         options.data = options.dataset.name
     elif options.data is None:
         parser.error("--data is needed (or --dry-run)")
+    for name in ("seeds", "classes", "rivals"):
+        chosen = getattr(options, name) or []
+        if len(set(chosen)) < len(chosen):
+            parser.error(f"--{name} names something twice: {' '.join(map(str, chosen))}")
+    options.teacher = options.teacher or (BUNDLED_MODEL if options.weights == "bundled" else TEACHER)
+    options.out = options.out or Path("paper-results", "dry-run" if options.dry_run else "")
     options.out.mkdir(parents=True, exist_ok=True)
     return options
 

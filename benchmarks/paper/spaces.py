@@ -27,6 +27,11 @@ DENSITIES: dict[str, Callable[[int], Any]] = {
 }
 
 
+def block_counts(n_students: int) -> list[int]:
+    """Numbers of last blocks that table 3 compares: the paper's, as far as there are students, and all of them."""
+    return sorted({n_students, *(m for m in BLOCKS if m < n_students)})
+
+
 class Whitening:
     """Principal components of the training embeddings, cut where they explain enough variance.
 
@@ -71,9 +76,7 @@ def both_rows(
     """Yield method and AUROC of everything that needs discrepancies (tables 1, 2, 3, 5, 7)."""
     z_f, z_f_test = discrepancies
     embedding = {share: log_density(GaussianDensity(), *whitening.cut(share)) for share in EXPLAINED_VARIANCES}
-    for m in BLOCKS:
-        if m > z_f.shape[1]:
-            continue
+    for m in block_counts(z_f.shape[1]):
         deviation = log_density(density(), z_f[:, -m:], z_f_test[:, -m:])
         yield f"discrepancy, {m} blocks", roc_auc_score(y_test, deviation)
         yield f"both, {m} blocks", roc_auc_score(y_test, embedding[0.9] + deviation)

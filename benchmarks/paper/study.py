@@ -85,6 +85,9 @@ class Study:
             precision="float32" if options.paper and options.precision == "auto" else options.precision,
         )
         self.live = extractor.fit(self.data.X_train)
+        if options.n_blocks > len(self.live.blocks_):
+            options.n_blocks = len(self.live.blocks_)
+            print(f"# {options.teacher} has {options.n_blocks} blocks: each gets a student.", file=sys.stderr)
         self.n_train = len(self.data.y_train)
         self.images = join(self.data.X_train, self.data.X_test)
         self._record = record
