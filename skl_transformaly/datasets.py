@@ -776,8 +776,8 @@ def _read_npz(name: str, root: Path, test_size: Any, random_state: Any) -> Image
     X, y, X_test, y_test = arrays
     if names is None and name == "cifar10":
         names = _CIFAR10
-    if name == "cifar10" and not set(names) <= set(_CIFAR10):
-        raise ValueError(f"CIFAR-10 has no class {_shown(sorted(set(names) - set(_CIFAR10)))}: load it as 'npz'.")
+    if name == "cifar10" and (unknown := sorted(set(names or ()) - set(_CIFAR10))):
+        raise ValueError(f"CIFAR-10 has no class {_shown(unknown)}: load it as 'npz'.")
     if names is None:
         classes, labels = np.unique(np.concatenate([y.ravel(), y_test.ravel()]), return_inverse=True)
         names = [str(c) for c in classes.tolist()]
