@@ -4,7 +4,7 @@
 
 Each script's output is kept in a folder of logs; what is there already is not run again, so a stopped run goes on, and
 ``RESULTS.md`` is written anew after each script. Tables that other scripts wrote beside it (``fuzz_model_file.md``,
-``model_file.md``, ``../export.md``) are taken over where they are; the first is made where it is not.
+``model_file.md``, ``../export.md``, ``../report.md``) are taken over where they are; the first is made where it is not.
 """
 
 from __future__ import annotations
@@ -191,7 +191,8 @@ def write(logs: Path, asked: dict[str, list[str]]) -> int:
         if name == "bad_inputs":
             lines += ["", "[Each input, and what comes of it](BAD_INPUTS.md)."]
         lines += ["", *([f"- WRONG: {problem}" for problem in entry["problems"]] + [""] if entry["problems"] else [])]
-    for path in (HERE / "fuzz_model_file.md", HERE / "model_file.md", HERE.parent / "export.md"):
+    others = (HERE / "fuzz_model_file.md", HERE / "model_file.md", HERE.parent / "export.md", HERE.parent / "report.md")
+    for path in others:
         if path.exists():
             text = path.read_text().strip()
             lines += [re.sub(r"^#", "##", text, flags=re.MULTILINE), ""]
