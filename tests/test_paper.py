@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import tiny_extractor
 from sklearn.decomposition import PCA
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import pairwise_distances, roc_auc_score
 
 from skl_transformaly import BlockStudents, GaussianDensity, TransformalyDetector, datasets
 from skl_transformaly._images import as_images
@@ -186,12 +186,40 @@ def test_best_epoch_on_test_hands_the_tests_normal_images_over(study):
     np.testing.assert_allclose(plain.discrepancies("unimodal", 0, 0)[1], odd.discrepancies("unimodal", 0, 0)[1])
 
 
-def test_confusion_is_the_share_of_other_classes_among_neighbours():
-    Z = np.array([[0.0], [0.1], [0.2], [5.0], [5.1], [0.15]])
-    y = np.array([0, 0, 0, 1, 1, 1])
-    shares = confusion.class_confusion(Z, y, n_neighbors=1)
-    np.testing.assert_allclose(shares, [[1 / 3, 2 / 3], [1 / 3, 2 / 3]])
-    assert confusion.ranked_pairs(shares)[0] == (1, 0, pytest.approx(0.5))
+@pytest.fixture
+def places(rng):
+    """Embeddings of three classes: 0 and 1 in the same place, 2 apart."""
+    y = np.repeat([0, 1, 2], 30)
+    return rng.normal(size=(90, 4)) + 20 * (y == 2)[:, None], y
+
+
+@pytest.mark.parametrize("n_neighbors", [1, 2])
+def test_class_confusion_is_what_a_run_without_the_class_would_miss(n_neighbors, places):
+    Z, y = places
+    found = confusion.class_confusion(confusion.class_distances(Z, y, n_neighbors), y)
+    away = pairwise_distances(Z)
+    np.fill_diagonal(away, np.inf)
+    for label in range(3):
+        score = -np.sort(away[:, y != label], axis=1)[:, :n_neighbors].mean(axis=1)
+        assert found[label] == pytest.approx(1 - roc_auc_score(y != label, score))
+    assert abs(found[0] - 0.5) < 0.2 and found[2] == 0
+
+
+def test_pairs_of_classes_in_the_same_place_come_first(places):
+    Z, y = places
+    pairs = confusion.pair_confusion(confusion.class_distances(Z, y, 1), y)
+    away = pairwise_distances(Z)
+    np.fill_diagonal(away, np.inf)
+    for a, b in [(0, 1), (1, 0), (2, 0), (1, 2)]:
+        first, second = away[np.ix_(y == a, y == b)].min(axis=1), away[np.ix_(y == b, y == b)].min(axis=1)
+        assert pairs[a, b] == pytest.approx(np.mean(first[:, None] < second))
+    (a, b, chance), *rest = confusion.ranked_pairs(pairs)
+    assert {a, b} == {0, 1} and chance == max(pairs[0, 1], pairs[1, 0]) and [pair[2] for pair in rest] == [0, 0]
+
+
+def test_confusion_takes_two_images_of_each_class():
+    with pytest.raises(ValueError, match="Each class needs two images"):
+        confusion.class_distances(np.zeros((3, 2)), np.array([0, 0, 1]))
 
 
 def test_subsample_keeps_so_many_of_each_class(study, data):

@@ -3,37 +3,96 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.stats import mannwhitneyu
 from sklearn.neighbors import NearestNeighbors
 
 
-def class_confusion(Z: np.ndarray, y: np.ndarray, n_neighbors: int = 10) -> np.ndarray:
-    """How often an image's neighbours in the embedding are of another class.
+def class_distances(Z: np.ndarray, y: np.ndarray, n_neighbors: int = 2) -> np.ndarray:
+    """Distances of each image to the nearest ones of each class.
 
     Parameters
     ----------
     Z : ndarray of shape (n_samples, D)
         Embeddings.
     y : ndarray of shape (n_samples,), int
-        Classes, each of 0 ... K - 1 at least once.
-    n_neighbors : int, default=10
-        Neighbours to look at, the image itself aside; at most n_samples - 1.
+        Classes, each of 0 ... K - 1 at least twice.
+    n_neighbors : int, default=2
+        Neighbours in a class, the image itself aside; at most as many as the smallest class has.
 
     Returns
     -------
-    shares : ndarray of shape (K, K), float64
-        ``shares[a, b]`` is the mean share of class b among the nearest neighbours of class a's images, in 0-1,
-        weighted as if all classes had equally many images; rows sum to 1.
+    distances : ndarray of shape (n_samples, K, n_neighbors), float64
+        Euclidean, nearest first.
     """
-    n_neighbors = min(n_neighbors, len(Z) - 1)
-    neighbours = NearestNeighbors(n_neighbors=n_neighbors).fit(Z).kneighbors(return_distance=False)
     counts = np.bincount(y)
-    weights = 1.0 / counts[y[neighbours]]
-    one_hot = np.eye(len(counts))[y[neighbours]] * weights[:, :, None]
-    shares = one_hot.sum(axis=1) / weights.sum(axis=1, keepdims=True)
-    return np.stack([shares[y == label].mean(axis=0) for label in range(len(counts))])
+    if counts.min() < 2:
+        raise ValueError("Each class needs two images at least: an image is compared with the others of its class.")
+    n_neighbors = min(n_neighbors, int(counts.min()) - 1)
+    distances = np.empty((len(Z), len(counts), n_neighbors))
+    for label in range(len(counts)):
+        own = y == label
+        neighbours = NearestNeighbors(n_neighbors=n_neighbors).fit(Z[own])
+        distances[own, label] = neighbours.kneighbors()[0]
+        if not own.all():
+            distances[~own, label] = neighbours.kneighbors(Z[~own])[0]
+    return distances
 
 
-def ranked_pairs(shares: np.ndarray) -> list[tuple[int, int, float]]:
-    """Pairs of classes, the most confused first, with the mean of the two shares."""
-    pairs = [(a, b, (shares[a, b] + shares[b, a]) / 2) for a in range(len(shares)) for b in range(a)]
-    return sorted(pairs, key=lambda pair: -pair[2])
+def class_confusion(distances: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """How well each class would hide among all others, if it were the anomaly.
+
+    Parameters
+    ----------
+    distances : ndarray of shape (n_samples, K, n_neighbors)
+        From `class_distances`.
+    y : ndarray of shape (n_samples,), int
+
+    Returns
+    -------
+    confusion : ndarray of shape (K,), float64
+        Chance that an image of the class is nearer to the other classes than an image of those is to the rest of
+        them, in 0-1: 0 where the class is apart, 0.5 where it is in their midst, more where it is denser than they are.
+    """
+    n, classes, n_neighbors = distances.shape
+    confusion = np.empty(classes)
+    for label in range(classes):
+        others = np.delete(distances, label, axis=1).reshape(n, -1)
+        nearest = np.partition(others, n_neighbors - 1, axis=1)[:, :n_neighbors].mean(axis=1)
+        confusion[label] = _nearer(nearest[y == label], nearest[y != label])
+    return confusion
+
+
+def pair_confusion(distances: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """How well each class would hide in each other one.
+
+    Parameters
+    ----------
+    distances : ndarray of shape (n_samples, K, n_neighbors)
+        From `class_distances`.
+    y : ndarray of shape (n_samples,), int
+
+    Returns
+    -------
+    confusion : ndarray of shape (K, K), float64
+        ``confusion[a, b]`` is the chance that an image of class a is nearer to class b than an image of b is to the
+        rest of its class, in 0-1: 0 where they are apart, 0.5 where they are in the same place. 0.5 on the diagonal.
+    """
+    classes = distances.shape[1]
+    mean = distances.mean(axis=2)
+    confusion = np.full((classes, classes), 0.5)
+    for a in range(classes):
+        for b in range(classes):
+            if a != b:
+                confusion[a, b] = _nearer(mean[y == a, b], mean[y == b, b])
+    return confusion
+
+
+def ranked_pairs(confusion: np.ndarray) -> list[tuple[int, int, float]]:
+    """Pairs of classes (a, b, chance), a hiding in b, the most confused first; each pair in its worse direction."""
+    pairs = [(a, b) if confusion[a, b] >= confusion[b, a] else (b, a) for a in range(len(confusion)) for b in range(a)]
+    return sorted(((a, b, float(confusion[a, b])) for a, b in pairs), key=lambda pair: -pair[2])
+
+
+def _nearer(first: np.ndarray, second: np.ndarray) -> float:
+    """Chance that one of `first` is less than one of `second`; ties count half."""
+    return 1 - float(mannwhitneyu(first, second).statistic) / (len(first) * len(second))

@@ -4,8 +4,8 @@
 
 Draws OUT/figure4_DATA.png. (a) Four shapes, seen by a small network that was trained to tell round or square ones from
 pointed ones: shapes of one label end up in the same place, and no detector on these features can tell them apart. (b)
-t-SNE of the teacher's embeddings of the test images, coloured by class. (c) How often nearest neighbours are of another
-class.
+t-SNE of the teacher's embeddings of the test images, coloured by class. (c) The chance that an image of one class is
+nearer to another class than that class's own images are.
 
 Writes OUT/confusion_DATA.md: the pairs of classes that the teacher confuses most, and, where tables.py has computed
 multimodal figures into the same OUT, how well a class's confusion predicts them.
@@ -21,7 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from confusion import class_confusion, ranked_pairs
+from confusion import class_confusion, class_distances, pair_confusion, ranked_pairs
 from options import command, complete, guarded
 from options import parser as common_options
 from PIL import Image, ImageDraw
@@ -100,7 +100,7 @@ def shape_aurocs(Z: np.ndarray, shapes: np.ndarray) -> np.ndarray:
     return table
 
 
-def report(study: Study, shares: np.ndarray, synthetic: dict, shown: str, n_neighbors: int = 10) -> str:
+def report(study: Study, confused: np.ndarray, pairs: np.ndarray, synthetic: dict, shown: str) -> str:
     """The confusion report as Markdown."""
     names = study.data.class_names
     table = shape_aurocs(synthetic["Z"], synthetic["shapes"])
@@ -113,14 +113,18 @@ def report(study: Study, shares: np.ndarray, synthetic: dict, shown: str, n_neig
         f"({synthetic['accuracy']:.0%} right) gives features in which shapes of the other label are anomalies, AUROC "
         f"{others:.3f}, those of the same label with {twins:.3f}.",
         "",
-        f"{study.data.name}: share of an image's {n_neighbors} nearest neighbours in the embedding that are of the "
-        "other class, mean over both directions.",
+        f"{study.data.name}: chance that a test image of the first class is nearer to the second, in the embedding, "
+        "than an image of the second is to the rest of its class; 0.5 is the same place.",
         "",
-        "| classes | confusion |",
+        "| hides in | chance |",
         "|---|---|",
     ]
-    lines += [f"| {names[a]}, {names[b]} | {share:.3f} |" for a, b, share in ranked_pairs(shares)[:10]]
-    confused = 1 - np.diag(shares)
+    lines += [f"| {names[a]} in {names[b]} | {chance:.3f} |" for a, b, chance in ranked_pairs(pairs)[:10]]
+    lines += [
+        "",
+        "Confusion of a class: the same chance against all other classes together. The more, the worse a multimodal "
+        "run will do in which it is the anomaly.",
+    ]
     turns = study.labels()
     columns = {"confusion": confused[turns]}
     for title, group, method in (("embedding", "embedding", "embedding"), ("both", "students", "Transformaly")):
@@ -144,7 +148,7 @@ def report(study: Study, shares: np.ndarray, synthetic: dict, shown: str, n_neig
     return "\n".join([*lines, "", f"    {shown}", ""])
 
 
-def figure(study: Study, shares: np.ndarray, synthetic: dict, path: Path) -> None:
+def figure(study: Study, pairs: np.ndarray, synthetic: dict, path: Path) -> None:
     """Draw panels a to c."""
     import matplotlib
 
@@ -168,14 +172,19 @@ def figure(study: Study, shares: np.ndarray, synthetic: dict, path: Path) -> Non
         own = study.data.y_test[rows] == label
         axes[1].scatter(*points[own].T, s=8, color=colours(label % colours.N), label=name)
     axes[1].set(title=f"(b) {study.data.name}: t-SNE of embeddings", xticks=[], yticks=[])
-    axes[1].legend(fontsize=8, markerscale=2)
-    shown = axes[2].imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    axes[1].legend(fontsize=8, markerscale=2, loc="upper left", bbox_to_anchor=(1, 1))
+    shown = axes[2].imshow(pairs, vmin=0, vmax=0.5, cmap="Blues")
     axes[2].set(
-        title="(c) classes of the nearest neighbours", xticks=range(len(names)), yticks=range(len(names)),
-        yticklabels=names, ylabel="class of the image",
+        title="(c) chance to be nearer than their own", xticks=range(len(names)), yticks=range(len(names)),
+        yticklabels=names, ylabel="an image of", xlabel="is nearer to",
     )  # fmt: skip
     axes[2].set_xticklabels(names, rotation=45, ha="right")
-    fig.colorbar(shown, ax=axes[2], label="share")
+    if len(names) <= 12:
+        for (a, b), chance in np.ndenumerate(pairs):
+            if a != b:
+                colour = "w" if chance > 0.3 else "k"
+                axes[2].text(b, a, f"{chance:.2f}", ha="center", va="center", fontsize=7, color=colour)
+    fig.colorbar(shown, ax=axes[2], label="chance", extend="max")
     fig.savefig(path, dpi=110)
     plt.close(fig)
 
@@ -186,13 +195,12 @@ def main(arguments: list[str] | None = None) -> None:
     shown = command("figure4.py", sys.argv[1:] if arguments is None else arguments)
     study = Study(options, record=False)
     synthetic = shape_embeddings()
-    n_neighbors = min(10, int(np.bincount(study.data.y_test).min()) - 1)
-    if n_neighbors < 1:
-        raise ValueError("Each class needs two test images at least: an image's neighbours may be of its own class.")
-    shares = class_confusion(study.z_p_test, study.data.y_test, n_neighbors)
-    text = report(study, shares, synthetic, shown, n_neighbors)
+    y = study.data.y_test
+    distances = class_distances(study.z_p_test, y)
+    pairs = pair_confusion(distances, y)
+    text = report(study, class_confusion(distances, y), pairs, synthetic, shown)
     (options.out / f"confusion_{study.data.name}.md").write_text(text)
-    figure(study, shares, synthetic, options.out / f"figure4_{study.data.name}.png")
+    figure(study, pairs, synthetic, options.out / f"figure4_{study.data.name}.png")
     print(text)
     print(f"# Written to {options.out}: confusion_{study.data.name}.md, figure4_{study.data.name}.png", file=sys.stderr)
 
