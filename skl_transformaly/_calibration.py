@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator, OutlierMixin, _fit_context, clone
 from sklearn.model_selection import KFold, check_cv, train_test_split
 from sklearn.utils import get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from skl_transformaly.model_selection import DelegatingMixin, _on_error, as_sequence, check_normal_only, take_samples
@@ -126,6 +127,7 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
             HasMethods(["split", "get_n_splits"]),
             tuple,
             list,
+            np.ndarray,  # by mistake; refused with a way out
         ],
         "random_state": ["random_state"],
     }
@@ -163,11 +165,15 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
             Calibration images scored NaN and were left out; or `y` says that some images are anomalies.
         """
         check_normal_only(y)
-        for name in ("estimator_", "estimators_", "calibration_scores_", "offset_"):
+        if isinstance(self.estimator, type):
+            name = self.estimator.__name__
+            raise TypeError(f"estimator must be an object, got the class {name}: write {name}(...).")
+        for name in ("estimator_", "estimators_", "calibration_scores_", "offset_", "_fitted_on"):
             self.__dict__.pop(name, None)  # of an earlier fit, perhaps with another calibration
         crossed = isinstance(self.calibration, Integral) or not isinstance(self.calibration, (Real, tuple))
         folds = []
-        for training, calibration in self._folds(X):
+        fitted_on = None
+        for training, calibration, fitted_on in self._folds(X):  # noqa: B007 (the last is the only one where it counts)
             detector = clone(self.estimator).fit(training, None)  # FrozenEstimator wants a y
             scores = np.asarray(detector.score_samples(calibration), dtype=np.float64)
             folds.append((detector, np.sort(scores[~np.isnan(scores)])))
@@ -189,7 +195,40 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
             self.estimators_ = [detector for detector, _ in folds]
         else:
             self.offset_ = float(scores[flagged - 1])
+            if fitted_on is not None:
+                self._fitted_on = fitted_on
         return self
+
+    @available_if(lambda self: hasattr(getattr(self, "estimator_", self.estimator), "explain"))
+    def explain(self, X: Any, *args: Any, **options: Any) -> dict[str, np.ndarray]:
+        """What each score is made of, by `estimator_`.
+
+        Parameters
+        ----------
+        X : samples
+            As `estimator` takes them.
+        *args, **options
+            Passed on; see :meth:`TransformalyDetector.explain`.
+
+        Returns
+        -------
+        table : dict of str to ndarray of shape (n_samples,)
+            Columns as `estimator` gives them; ``neighbor0``, ... are positions in the `X` of `fit`, whatever part of it
+            was kept out to calibrate.
+
+        Raises
+        ------
+        NotFittedError
+            `fit` was not called.
+        """
+        check_is_fitted(self)
+        table = self.estimator_.explain(X, *args, **options)
+        places = getattr(self, "_fitted_on", None)
+        if places is not None and isinstance(table, dict):
+            for name, column in table.items():
+                if name.startswith("neighbor"):
+                    table[name] = np.where(column < 0, column, places[column])
+        return table
 
     def p_values(self, X: Any) -> np.ndarray:
         """How rare a score as low as each image's is among normal images.
@@ -358,8 +397,13 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         # a density may be zero, and -inf less -inf is no number
         return np.subtract(scores, self.offset_, out=decisions, where=scores != self.offset_)
 
-    def _folds(self, X: Any) -> Iterator[tuple[Any, Any]]:
-        """Yield what to fit on and what to calibrate on."""
+    def _folds(self, X: Any) -> Iterator[tuple[Any, Any, np.ndarray | None]]:
+        """Yield what to fit on, what to calibrate on, and where in `X` the former is; None is all of `X`."""
+        if isinstance(self.calibration, np.ndarray):
+            raise ValueError(
+                f"calibration is an array of shape {self.calibration.shape}; for calibration images of your own write "
+                "calibration=(X_cal,)."
+            )
         if isinstance(self.calibration, tuple):
             if len(self.calibration) != 1 or self.calibration[0] is X:
                 raise ValueError(
@@ -367,14 +411,15 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
                     f"Got {'X itself' if len(self.calibration) == 1 else f'{len(self.calibration)} items'}."
                 )
             self._check_enough(_num_samples(as_sequence(self.calibration[0])))
-            yield X, self.calibration[0]
+            yield X, self.calibration[0], None
             return
         samples = as_sequence(X)
         splits = self._splits(_num_samples(samples))
         self._check_enough(sum(len(test) for _, test in splits), of=_num_samples(samples))
         on_error = _on_error(self.estimator)
         for train, test in splits:
-            yield take_samples(samples, train, on_error=on_error), take_samples(samples, test, on_error=on_error)
+            parts = (take_samples(samples, place, on_error=on_error) for place in (train, test))
+            yield (*parts, np.asarray(train, dtype=np.int64))
 
     def _splits(self, n: int) -> list[tuple[np.ndarray, np.ndarray]]:
         places = np.arange(n)

@@ -185,6 +185,12 @@ class ImageInputMixin:
                     f"Got a 2-D array, but {type(self).__name__} was fitted on images that are not rows. For one image "
                     "pass image[np.newaxis]; for images as rows, X.reshape(n, H, W[, C])."
                 )
+            fitted = None if reset or image_shape is not None or np.ndim(X) != 2 else self.image_shape_
+            if fitted is not None and np.shape(X) == fitted[:2] and np.shape(X)[1] != np.prod(fitted):
+                raise ValueError(
+                    f"Got one image of shape {np.shape(X)}, where {type(self).__name__} takes many: pass "
+                    "image[np.newaxis]."
+                )
             rows = validate_data(self, X, reset=reset, dtype="numeric", ensure_min_samples=2 if reset else 1)
             images = _from_rows(rows, image_shape, warn=reset)
         else:

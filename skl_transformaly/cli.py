@@ -413,7 +413,8 @@ def score(
 ) -> None:
     """Score images: path, score, decision, p-value, prediction (1 normal, -1 anomaly).
 
-    Higher scores are more normal; the decision is negative for anomalies. Images that cannot be read have no score, and
+    Higher scores are more normal; the decision is negative for anomalies. Where fit calibrated by folds, decision and
+    p-value come from the folds' detectors, and need not rank images as the score does. Images that cannot be read have no score, and
     -1 as prediction.
     """
     tell = _Output(as_json, quiet)

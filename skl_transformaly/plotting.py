@@ -15,12 +15,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from sklearn import metrics
 from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.metrics import (
-    PrecisionRecallDisplay,
-    RocCurveDisplay,
     auc,
     average_precision_score,
     precision_recall_curve,
@@ -1157,7 +1156,7 @@ class _AnomalyCurve:
         raise NotImplementedError
 
 
-class AnomalyRocCurveDisplay(_AnomalyCurve, RocCurveDisplay):
+class AnomalyRocCurveDisplay(_AnomalyCurve, metrics.RocCurveDisplay):
     """scikit-learn's :class:`~sklearn.metrics.RocCurveDisplay` for outlier detectors.
 
     Anomalies are positive unless `pos_label` says otherwise: the false-positive rate is the share of normal images that
@@ -1184,7 +1183,7 @@ class AnomalyRocCurveDisplay(_AnomalyCurve, RocCurveDisplay):
         return {"fpr": fprs, "tpr": tprs, "roc_auc": [auc(fpr, tpr) for fpr, tpr in curves]}
 
 
-class AnomalyPrecisionRecallDisplay(_AnomalyCurve, PrecisionRecallDisplay):
+class AnomalyPrecisionRecallDisplay(_AnomalyCurve, metrics.PrecisionRecallDisplay):
     """scikit-learn's :class:`~sklearn.metrics.PrecisionRecallDisplay` for outlier detectors.
 
     Anomalies are positive unless `pos_label` says otherwise: the recall is the share of anomalies that are flagged,

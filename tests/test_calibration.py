@@ -563,3 +563,49 @@ def test_p_value_is_the_normal_tail(rng):
 def test_importing_loads_no_torch():
     code = "import sys; import skl_transformaly._calibration; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class Nearest(OutlierMixin, BaseEstimator):
+    """Knows its samples by heart."""
+
+    def fit(self, X, y=None):
+        self.X_ = np.asarray(X)
+        return self
+
+    def score_samples(self, X):
+        return -np.abs(np.asarray(X)[:, :1] - self.X_[:, 0]).min(axis=1)
+
+    def explain(self, X, n_neighbors=1):
+        away = np.abs(np.asarray(X)[:, :1] - self.X_[:, 0])
+        return {"neighbor0": away.argmin(axis=1), "distance0": away.min(axis=1)}
+
+
+@pytest.mark.parametrize("calibration", [0.2, 5, "own"])
+def test_neighbours_are_positions_in_what_fit_was_given(calibration, rng):
+    X = rng.permutation(100.0 * np.arange(60))[:, None]
+    own = (rng.normal(size=(20, 1)),) if calibration == "own" else calibration
+    detector = ConformalDetector(Nearest(), alpha=0.2, calibration=own, random_state=0).fit(X)
+    table = detector.explain(X)
+    there = table["distance0"] == 0
+    assert there.sum() == (48 if calibration == 0.2 else 60)
+    np.testing.assert_array_equal(table["neighbor0"][there], np.flatnonzero(there))
+
+
+def test_neighbours_survive_saving(images, tmp_path):
+    from skl_transformaly import load, save
+
+    X = np.concatenate([images, 255 - images, images[:, ::-1]])
+    detector = ConformalDetector(tiny_detector(), alpha=0.3, random_state=0).fit(X)
+    save(detector, tmp_path / "a.tfm")
+    before, after = detector.explain(X), load(tmp_path / "a.tfm").explain(X)
+    np.testing.assert_array_equal(after["neighbor0"], before["neighbor0"])
+    exact = before["distance0"] < 1e-6
+    assert exact.any() and (before["neighbor0"][exact] == np.flatnonzero(exact)).all()
+
+
+def test_mistakes_that_look_alike_say_what_to_write(rng):
+    X = rng.normal(size=(60, 2))
+    with pytest.raises(TypeError, match=r"got the class IsolationForest: write IsolationForest\(\.\.\.\)"):
+        ConformalDetector(IsolationForest).fit(X)
+    with pytest.raises(ValueError, match=r"write calibration=\(X_cal,\)"):
+        ConformalDetector(IsolationForest(), calibration=X).fit(X)
