@@ -414,8 +414,8 @@ def score(
     """Score images: path, score, decision, p-value, prediction (1 normal, -1 anomaly).
 
     Higher scores are more normal; the decision is negative for anomalies. Where fit calibrated by folds, decision and
-    p-value come from the folds' detectors, and need not rank images as the score does. Images that cannot be read have no score, and
-    -1 as prediction.
+    p-value come from the folds' detectors, and need not rank images as the score does. Images that cannot be read have
+    no score, and -1 as prediction.
     """
     tell = _Output(as_json, quiet)
     from skl_transformaly._scores import format_rows, open_scores
