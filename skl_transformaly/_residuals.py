@@ -67,10 +67,10 @@ class ResidualStatistics:
         else:
             # Each image is looked at with statistics that it had no part in: where channels are many and images few,
             # it would seem more usual to its own than any new image can be.
-            logs = torch.empty(len(residuals), *residuals.shape[2:])
+            logs = residuals.new_empty(len(residuals), *residuals.shape[2:])
             for others, fold in KFold(_FOLDS).split(residuals):
                 held_out = cls._estimate(*_centred(residuals[others]), shrinkage)
-                logs[fold] = held_out._log_distance(residuals[fold]).to(logs)
+                logs[fold] = held_out._log_distance(residuals[fold])
         found.level = logs.mean(0).float().cpu().numpy()
         # that of a Gaussian is the least to expect; with few images, or a place that is always black, there may be less
         spread = logs.std(0, correction=0).clamp(min=(2 / residuals.shape[1]) ** 0.5)

@@ -315,7 +315,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
                 self._residuals.append(residuals)
         layers.close()
         self.students_ = [student.eval().requires_grad_(False) for student in students.values()]
-        self.__dict__.pop("_halving", None)  # of an earlier extractor
+        self._halving = self._new_halving()
         for index, kept in self._keys.items():
             checkpoint.forget(f"student of block {index}", kept)
         checkpoint.forget("seed", key)
@@ -469,10 +469,12 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         return np.concatenate(z_ps), np.concatenate(z_fs)
 
     def _in_parts(self, function: Callable[[Tensor], Any], batch: Tensor) -> list[Any]:
-        halving = getattr(self, "_halving", None)
-        if halving is None:
-            halving = self._halving = Halving("scoring", getattr(self.extractor_, "chunk_size_", None))
-        return halving(function, batch)
+        if getattr(self, "_halving", None) is None:  # read from a file
+            self._halving = self._new_halving()
+        return self._halving(function, batch)
+
+    def _new_halving(self) -> Halving:
+        return Halving("scoring", getattr(self.extractor_, "chunk_size_", None))
 
     def _measure(self, batch: Tensor) -> tuple[np.ndarray, np.ndarray]:
         discrepancies: dict[int, Tensor] = {}
