@@ -59,33 +59,44 @@ class ResidualStatistics:
         ----------
         residuals : Tensor of shape (n, C, h, w)
         """
-        mean, rows = _centred(residuals)
-        shrinkage = max(_RIDGE, float(ledoit_wolf_shrinkage(rows, assume_centered=True)))
-        found = cls._estimate(mean, rows, shrinkage)
-        if len(residuals) < _FOLDS:
+        n, channels = residuals.shape[:2]
+        mean = residuals.mean(0)
+        centred = residuals - mean
+        rows = centred.movedim(1, -1).flatten(0, -2)
+        shrinkage = max(_RIDGE, float(ledoit_wolf_shrinkage(rows.cpu().numpy(), assume_centered=True)))
+        folds = [fold for _, fold in KFold(_FOLDS).split(centred)] if n >= _FOLDS else []
+        scatters = [_scatter(centred[fold]) for fold in folds] or [_scatter(centred)]
+        total = torch.stack(scatters).sum(0)
+        found = cls._estimate(mean, total / len(rows), shrinkage)
+        if not folds:
             logs = found._log_distance(residuals)
         else:
             # Each image is looked at with statistics that it had no part in: where channels are many and images few,
             # it would seem more usual to its own than any new image can be.
-            logs = residuals.new_empty(len(residuals), *residuals.shape[2:])
-            for others, fold in KFold(_FOLDS).split(residuals):
-                held_out = cls._estimate(*_centred(residuals[others]), shrinkage)
-                logs[fold] = held_out._log_distance(residuals[fold])
+            logs = residuals.new_empty(n, *residuals.shape[2:])
+            for fold, scatter in zip(folds, scatters):
+                others = n - len(fold)
+                shift = -centred[fold].sum(0) / others  # of their mean, from that of all
+                within = total - scatter - others * _outer(shift)
+                covariance = within / (others * shift[0].numel())
+                logs[fold] = cls._estimate(mean + shift, covariance, shrinkage)._log_distance(residuals[fold])
         found.level = logs.mean(0).float().cpu().numpy()
         # that of a Gaussian is the least to expect; with few images, or a place that is always black, there may be less
-        spread = logs.std(0, correction=0).clamp(min=(2 / residuals.shape[1]) ** 0.5)
+        spread = logs.std(0, correction=0).clamp(min=(2 / channels) ** 0.5)
         found.spread = spread.float().cpu().numpy()
         return found
 
     @classmethod
-    def _estimate(cls, mean: Tensor, rows: np.ndarray, shrinkage: float) -> ResidualStatistics:
-        """Mean and whitening, the covariance of `rows` being drawn towards a multiple of the identity."""
-        channels = rows.shape[1]
-        covariance = (rows.T @ rows / len(rows)).astype(np.float64)
-        scale = np.trace(covariance) / channels or _TINY  # one image, or none that differs: nothing varies
-        covariance = (1 - shrinkage) * covariance + shrinkage * scale * np.eye(channels)
-        whitening = np.linalg.inv(np.linalg.cholesky(covariance))
-        return cls(mean.float().cpu().numpy(), whitening.astype(np.float32), np.zeros(0), np.zeros(0))
+    def _estimate(cls, mean: Tensor, covariance: Tensor, shrinkage: float) -> ResidualStatistics:
+        """Mean and whitening, the covariance (C, C), float64, being drawn towards a multiple of the identity."""
+        channels = len(covariance)
+        identity = torch.eye(channels, dtype=covariance.dtype, device=covariance.device)
+        # one image, or none that differs: nothing varies
+        scale = float(covariance.diagonal().sum()) / channels or _TINY
+        covariance = (1 - shrinkage) * covariance + shrinkage * scale * identity
+        whitening = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), identity, upper=False)
+        location, scale_to = (tensor.float().cpu().numpy() for tensor in (mean, whitening))
+        return cls(location, scale_to, np.zeros(0), np.zeros(0))
 
     def standardize(self, residuals: Tensor) -> Tensor:
         """How unusual residuals are at their places.
@@ -109,7 +120,13 @@ class ResidualStatistics:
         return (white.square().mean(1) + _TINY).log()
 
 
-def _centred(residuals: Tensor) -> tuple[Tensor, np.ndarray]:
-    """Mean of each place, and the residuals (n * h * w, C) around it."""
-    mean = residuals.mean(0)
-    return mean, (residuals - mean).movedim(1, -1).flatten(0, -2).cpu().numpy()
+def _scatter(centred: Tensor) -> Tensor:
+    """Sum over images and places of products of channels, (C, C), float64."""
+    rows = centred.movedim(1, -1).flatten(0, -2)
+    return (rows.T @ rows).double()
+
+
+def _outer(shift: Tensor) -> Tensor:
+    """Sum over places of products of channels of a mean (C, h, w)."""
+    flat = shift.flatten(1)
+    return (flat @ flat.T).double()
