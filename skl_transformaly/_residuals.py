@@ -60,26 +60,18 @@ class ResidualStatistics:
         residuals : Tensor of shape (n, C, h, w)
         """
         n, channels = residuals.shape[:2]
-        mean = residuals.mean(0)
-        centred = residuals - mean
-        rows = centred.movedim(1, -1).flatten(0, -2)
+        mean, rows = _centred(residuals)
         shrinkage = max(_RIDGE, float(ledoit_wolf_shrinkage(rows.cpu().numpy(), assume_centered=True)))
-        folds = [fold for _, fold in KFold(_FOLDS).split(centred)] if n >= _FOLDS else []
-        scatters = [_scatter(centred[fold]) for fold in folds] or [_scatter(centred)]
-        total = torch.stack(scatters).sum(0)
-        found = cls._estimate(mean, total / len(rows), shrinkage)
-        if not folds:
+        found = cls._estimate(mean, rows, shrinkage)
+        if n < _FOLDS:
             logs = found._log_distance(residuals)
         else:
             # Each image is looked at with statistics that it had no part in: where channels are many and images few,
             # it would seem more usual to its own than any new image can be.
             logs = residuals.new_empty(n, *residuals.shape[2:])
-            for fold, scatter in zip(folds, scatters):
-                others = n - len(fold)
-                shift = -centred[fold].sum(0) / others  # of their mean, from that of all
-                within = total - scatter - others * _outer(shift)
-                covariance = within / (others * shift[0].numel())
-                logs[fold] = cls._estimate(mean + shift, covariance, shrinkage)._log_distance(residuals[fold])
+            for others, fold in KFold(_FOLDS).split(residuals):
+                held_out = cls._estimate(*_centred(residuals[others]), shrinkage)
+                logs[fold] = held_out._log_distance(residuals[fold])
         found.level = logs.mean(0).float().cpu().numpy()
         # that of a Gaussian is the least to expect; with few images, or a place that is always black, there may be less
         spread = logs.std(0, correction=0).clamp(min=(2 / channels) ** 0.5)
@@ -87,8 +79,9 @@ class ResidualStatistics:
         return found
 
     @classmethod
-    def _estimate(cls, mean: Tensor, covariance: Tensor, shrinkage: float) -> ResidualStatistics:
-        """Mean and whitening, the covariance (C, C), float64, being drawn towards a multiple of the identity."""
+    def _estimate(cls, mean: Tensor, rows: Tensor, shrinkage: float) -> ResidualStatistics:
+        """Mean and whitening, the covariance of `rows` being drawn towards a multiple of the identity."""
+        covariance = (rows.T @ rows / len(rows)).double()
         channels = len(covariance)
         identity = torch.eye(channels, dtype=covariance.dtype, device=covariance.device)
         # one image, or none that differs: nothing varies
@@ -120,13 +113,7 @@ class ResidualStatistics:
         return (white.square().mean(1) + _TINY).log()
 
 
-def _scatter(centred: Tensor) -> Tensor:
-    """Sum over images and places of products of channels, (C, C), float64."""
-    rows = centred.movedim(1, -1).flatten(0, -2)
-    return (rows.T @ rows).double()
-
-
-def _outer(shift: Tensor) -> Tensor:
-    """Sum over places of products of channels of a mean (C, h, w)."""
-    flat = shift.flatten(1)
-    return (flat @ flat.T).double()
+def _centred(residuals: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of each place, and the residuals (n * h * w, C) around it."""
+    mean = residuals.mean(0)
+    return mean, (residuals - mean).movedim(1, -1).flatten(0, -2)
