@@ -56,12 +56,18 @@ def cifar10(root: Path) -> Iterator[Task]:
 DATA = {"digits": digits, "covid19": covid19, "cifar10": cifar10}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def data_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser that asks for the data and the teacher."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=DATA)
     parser.add_argument("--root", type=Path, help="folder or file of the data")
     parser.add_argument("--teacher", help="timm name (default: vit_tiny_patch16_224; for digits the bundled one)")
     parser.add_argument("--weights", default="hub", help="'hub' or the path of the teacher's weights")
+    return parser
+
+
+def main() -> None:
+    parser = data_parser(__doc__)
     parser.add_argument("--image-size", type=int, help="pixels (default: that of the weights; for digits 64)")
     parser.add_argument("--interpolation", choices=["bilinear", "bicubic"], help="default: that of the weights")
     parser.add_argument("--precision", default="auto")

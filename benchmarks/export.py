@@ -15,27 +15,23 @@ from __future__ import annotations
 import argparse
 import platform
 import tempfile
-import time
+import timeit
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import torch
-from auroc import DATA
+from auroc import DATA, data_parser
 
 from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector, __version__
 from skl_transformaly._images import as_images
 from skl_transformaly.export import to_onnx
 
 
-def seconds(score, repeats: int) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        score()
-        times.append(time.perf_counter() - start)
-    return min(times)
+def seconds(work: Callable[[], object], repeats: int) -> float:
+    return min(timeit.repeat(work, number=1, repeat=repeats))
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:
@@ -49,11 +45,7 @@ def decisions(run: onnxruntime.InferenceSession, images: list[np.ndarray]) -> np
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", choices=DATA)
-    parser.add_argument("--root", type=Path, help="folder or file of the data")
-    parser.add_argument("--teacher", help="timm name (default: vit_tiny_patch16_224; for digits the bundled one)")
-    parser.add_argument("--weights", default="hub", help="'hub' or the path of the teacher's weights")
+    parser = data_parser(__doc__)
     parser.add_argument("--classes", type=int, default=1, help="the first so many classes are normal in turn")
     parser.add_argument("--train", type=int, default=1000, help="normal images to fit on, at most")
     parser.add_argument("--test", type=int, default=200, help="images to score, at most, evenly from all")

@@ -11,7 +11,7 @@ Needs matplotlib, the extra ``plot``, once something is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -1055,6 +1055,9 @@ class _AnomalyCurve:
     turned round to match `pos_label`. Comes before one of scikit-learn's displays among the bases.
     """
 
+    # From labels and scores of each fold, and the positive label: arguments of the display
+    _curves: Callable[[list[tuple[np.ndarray, np.ndarray]], int], dict[str, list]]
+
     @classmethod
     def from_estimator(cls, estimator: Any, X: Any, y: Any, *, pos_label: int = -1, name: str | None = None, **kwargs):
         """Score samples and draw the curve.
@@ -1150,10 +1153,6 @@ class _AnomalyCurve:
         folds = _folds(cv_results, X, y, pos_label)
         display: Any = cls
         return display(**cls._curves(folds, pos_label), name=name, pos_label=pos_label).plot(**kwargs)
-
-    @staticmethod
-    def _curves(folds: list[tuple[np.ndarray, np.ndarray]], pos_label: int) -> dict[str, list]:
-        raise NotImplementedError
 
 
 class AnomalyRocCurveDisplay(_AnomalyCurve, metrics.RocCurveDisplay):

@@ -13,8 +13,9 @@ import pickle
 import platform
 import sys
 import tempfile
-import time
+import timeit
 import warnings
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,14 +27,9 @@ from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector,
 from skl_transformaly.persistence import read_header
 
 
-def seconds(work, repeat: int = 3) -> float:
+def seconds(work: Callable[[], object], repeat: int = 3) -> float:
     """The least of a few times."""
-    times = []
-    for _ in range(repeat):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return min(timeit.repeat(work, number=1, repeat=repeat))
 
 
 def probe_images() -> list[np.ndarray]:

@@ -39,19 +39,10 @@ def class_distances(Z: np.ndarray, y: np.ndarray, n_neighbors: int = 2) -> np.nd
 
 
 def class_confusion(distances: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """How well each class would hide among all others, if it were the anomaly.
+    """How well each class would hide among all others, if it were the anomaly; `distances` from `class_distances`.
 
-    Parameters
-    ----------
-    distances : ndarray of shape (n_samples, K, n_neighbors)
-        From `class_distances`.
-    y : ndarray of shape (n_samples,), int
-
-    Returns
-    -------
-    confusion : ndarray of shape (K,), float64
-        Chance that an image of the class is nearer to the other classes than an image of those is to the rest of
-        them, in 0-1: 0 where the class is apart, 0.5 where it is in their midst, more where it is denser than they are.
+    Gives an array (K,): the chance that an image of the class is nearer to the other classes than an image of those is
+    to the rest of them. 0 where the class is apart, 0.5 where it is in their midst, more where it is denser than they.
     """
     n, classes, n_neighbors = distances.shape
     confusion = np.empty(classes)
@@ -63,19 +54,10 @@ def class_confusion(distances: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def pair_confusion(distances: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """How well each class would hide in each other one.
+    """How well each class would hide in each other one; `distances` from `class_distances`.
 
-    Parameters
-    ----------
-    distances : ndarray of shape (n_samples, K, n_neighbors)
-        From `class_distances`.
-    y : ndarray of shape (n_samples,), int
-
-    Returns
-    -------
-    confusion : ndarray of shape (K, K), float64
-        ``confusion[a, b]`` is the chance that an image of class a is nearer to class b than an image of b is to the
-        rest of its class, in 0-1: 0 where they are apart, 0.5 where they are in the same place. 0.5 on the diagonal.
+    Gives an array (K, K): ``[a, b]`` is the chance that an image of class a is nearer to class b than an image of b is
+    to the rest of its class. 0 where they are apart, 0.5 where they are in the same place, and on the diagonal.
     """
     classes = distances.shape[1]
     mean = distances.mean(axis=2)
