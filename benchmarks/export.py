@@ -2,17 +2,18 @@
 
     python benchmarks/export.py digits
     python benchmarks/export.py covid19 --root DIR --weights FILE
-    python benchmarks/export.py cifar10 --root FILE --weights FILE
+    python benchmarks/export.py cifar10 --root FILE --weights FILE --out benchmarks/export.md
 
 Data as in ``auroc.py``. One class is normal; the detector is fitted in float32, exported, exported again with 8-bit
 weights, and all three score the test images. Deviations are as a share of the score. Times are those of one process,
 one kind of scoring after the other, in the same number of threads, best of --repeats; ratios above 1 mean that the file
 is faster than torch. "flagged" is the share of normal test images that each file calls anomalies.
+
+--out FILE adds the table to those that the file holds already.
 """
 
 from __future__ import annotations
 
-import argparse
 import platform
 import tempfile
 import timeit
@@ -28,6 +29,13 @@ from auroc import DATA, data_parser
 from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector, __version__
 from skl_transformaly._images import as_images
 from skl_transformaly.export import to_onnx
+
+INTRODUCTION = """# ONNX files beside torch
+
+`python benchmarks/export.py digits`, and the same with `covid19` or `cifar10 --root DIR --weights FILE`. Deviation of
+scores is a share of the score; "flagged" is the share of normal test images that the float32 and the 8-bit file call
+anomalies. 8-bit weights move scores past the threshold, which is then to be chosen anew (`to_onnx` warns).
+"""
 
 
 def seconds(work: Callable[[], object], repeats: int) -> float:
@@ -52,6 +60,7 @@ def main() -> None:
     parser.add_argument("--max-epochs", type=int, default=BlockStudents().max_epochs, help="of the students' training")
     parser.add_argument("--batch", type=int, default=16, help="images in a call that is timed")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="Markdown file to add the table to")
     options = parser.parse_args()
     image_size = None
     if options.data == "digits" and options.teacher is None:
@@ -63,7 +72,7 @@ def main() -> None:
         f"{options.data}, normal class", "images", "deviation", "AUROC torch", "AUROC ONNX", "AUROC int8",
         "MB", "MB int8", "torch, ms an image", "ONNX speed-up", "int8 speed-up", "flagged", "flagged, int8",
     )  # fmt: skip
-    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|", flush=True)
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for number, (name, X_normal, X_test, is_normal) in enumerate(DATA[options.data](options.root)):
         if number >= options.classes:
             break
@@ -97,14 +106,20 @@ def main() -> None:
             f"{rough['bytes'] / 1e6:.1f}", f"{1000 * baseline / len(batch):.1f}",
             *(f"{baseline / t:.2f}" for t in times), *(f"{share:.2f}" for share in flagged),
         )  # fmt: skip
-        print("| " + " | ".join(map(str, row)) + " |", flush=True)
+        lines.append("| " + " | ".join(map(str, row)) + " |")
     packages = ("torch", "timm", "onnx", "onnxruntime")
     versions = [f"Python {platform.python_version()}", f"skl-transformaly {__version__}"]
     versions += [f"{package} {version(package)}" for package in packages]
-    print(
-        f"\n{options.teacher or 'vit_tiny_patch16_224'}, {options.max_epochs} epochs, seed 0, "
-        f"batches of {options.batch}, {torch.get_num_threads()} threads, {', '.join(versions)}"
-    )
+    lines += [
+        "",
+        f"{options.teacher or 'vit_tiny_patch16_224'}, {options.max_epochs} epochs, seed 0, batches of {options.batch}, "
+        f"{torch.get_num_threads()} threads, {', '.join(versions)}.",
+    ]
+    text = "\n".join(lines)
+    print(text)
+    if options.out:
+        before = options.out.read_text() if options.out.exists() else INTRODUCTION
+        options.out.write_text(f"{before}\n{text}\n")
 
 
 if __name__ == "__main__":
