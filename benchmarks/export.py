@@ -112,8 +112,8 @@ def main() -> None:
     versions += [f"{package} {version(package)}" for package in packages]
     lines += [
         "",
-        f"{options.teacher or 'vit_tiny_patch16_224'}, {options.max_epochs} epochs, seed 0, batches of {options.batch}, "
-        f"{torch.get_num_threads()} threads, {', '.join(versions)}.",
+        f"{options.teacher or 'vit_tiny_patch16_224'}, {options.max_epochs} epochs, seed 0, batches of "
+        f"{options.batch}, {torch.get_num_threads()} threads, {', '.join(versions)}.",
     ]
     text = "\n".join(lines)
     print(text)
