@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from skl_transformaly import _teacher
 from skl_transformaly._halving import Halving
 from skl_transformaly._images import ImageInputMixin
+from skl_transformaly._kernels import REUSED_BYTES, suit_sixteen_bits
 from skl_transformaly._teacher import BUNDLED_MODEL, BlockVisitor
 from skl_transformaly._torch import PRECISIONS, autocast, own_settings, resolve_device, resolve_precision
 
@@ -26,9 +27,6 @@ __all__ = ["TimmExtractor", "resolve_extractor"]
 # What the students and the detector use of an extractor; a user's own class needs these.
 # It may have `chunk_size_` besides; see TimmExtractor.
 EXTRACTOR_PROTOCOL = ("fit", "blocks_", "preprocess", "embed", "new_blocks", "compute", "batch_size")
-
-# glibc's largest threshold for memory that goes back to the system when it is freed
-_REUSED_BYTES = 2**25
 
 
 class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -270,11 +268,11 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
     def adapt(self, block: nn.Module) -> nn.Module:
         """Have a block of the architecture compute by the same kernels as the teacher's; changes and gives `block`."""
-        if self._explicit(self._parameter().device):
-            _teacher.make_attention_explicit(block)
+        if self._sixteen_bits(self._parameter().device):
+            suit_sixteen_bits(block)
         return block
 
-    def restore_blocks(self, states: dict[int, dict[str, np.ndarray]], *, explicit: bool) -> list[nn.Module]:
+    def restore_blocks(self, states: dict[int, dict[str, np.ndarray]], *, sixteen_bits: bool) -> list[nn.Module]:
         """Blocks of the architecture with these weights and buffers, on the CPU, in eval mode.
 
         The teacher's own weights are not needed.
@@ -283,16 +281,16 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         ----------
         states : dict of int to dict of str to ndarray
             By the block's place, what its ``state_dict()`` was.
-        explicit : bool
-            Whether they compute attention as after :meth:`adapt`.
+        sixteen_bits : bool
+            Whether they compute by the kernels of :meth:`adapt`.
         """
         fresh = _teacher.find_blocks(_teacher.empty_model(self.model_name, self.image_size))
         blocks = []
         for index, state in states.items():
             block = fresh[index].to(PRECISIONS["float64" if self.precision_ == "float64" else "float32"])
             block.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
-            if explicit:
-                _teacher.make_attention_explicit(block)
+            if sixteen_bits:
+                suit_sixteen_bits(block)
             blocks.append(block.eval().requires_grad_(False))
         return blocks
 
@@ -313,7 +311,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         if self._parameter().device.type != "cpu":
             return None
         with self.compute():
-            return max(1, _REUSED_BYTES // max(1, self.teacher_.largest_output(self._blank())))
+            return max(1, REUSED_BYTES // max(1, self.teacher_.largest_output(self._blank())))
 
     def identity(self) -> dict[str, Any]:
         """What tells this fitted teacher from all that give other values; for caches."""
@@ -367,13 +365,12 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
     @own_settings()
     def _load(self, device: torch.device, dtype: torch.dtype) -> _teacher.Teacher:
-        explicit = self._explicit(device)
-        return _teacher.load_teacher(self.model_name, self.weights, self.image_size, device, dtype, explicit)
+        sixteen_bits = self._sixteen_bits(device)
+        return _teacher.load_teacher(self.model_name, self.weights, self.image_size, device, dtype, sixteen_bits)
 
-    def _explicit(self, device: torch.device) -> bool:
-        """Whether attention is computed without torch's fused kernel."""
-        sixteen_bits = PRECISIONS[resolve_precision(self.precision, device)].itemsize == 2
-        return device.type == "cpu" and sixteen_bits
+    def _sixteen_bits(self, device: torch.device) -> bool:
+        """Whether networks compute on a CPU in 16 bits, for which they are suited."""
+        return device.type == "cpu" and PRECISIONS[resolve_precision(self.precision, device)].itemsize == 2
 
     def _parameter(self) -> Tensor:
         """Any parameter of the teacher: it carries device and dtype."""

@@ -316,8 +316,8 @@ def _unpack_students(students: BlockStudents, state: dict, reader: Reader, sizes
     dtype = PRECISIONS[_weight_dtype(extractor)]
     states = {index: reader.network(prefix, outlines[index], dtype) for index, prefix in zip(indices, prefixes)}
     device = next(extractor.teacher_.model.parameters()).device
-    explicit = extractor._explicit(device)
-    students.students_ = [student.to(device) for student in extractor.restore_blocks(states, explicit=explicit)]
+    sixteen_bits = extractor._sixteen_bits(device)
+    students.students_ = [student.to(device) for student in extractor.restore_blocks(states, sixteen_bits=sixteen_bits)]
     students.history_ = _decode_history(state["history"], indices, reader)
     students._residuals = _decode_residuals(state["residuals"], len(indices), reader)
     students._keys = {}  # names in a cache that stayed where it was

@@ -26,6 +26,7 @@ from skl_transformaly._cache import Cache, fingerprint, identity
 from skl_transformaly._extractor import TimmExtractor, resolve_extractor
 from skl_transformaly._halving import Halving
 from skl_transformaly._images import ImageInputMixin, Images
+from skl_transformaly._kernels import is_suited
 from skl_transformaly._parallel import count_jobs, train_in_waves
 from skl_transformaly._residuals import ResidualStatistics
 from skl_transformaly._tokens import draw_tokens, partial_forward
@@ -600,17 +601,17 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
                 # weights alone: modules are bound to one version of timm, and skops cannot hold them
                 states = [student.state_dict() for student in students]
                 state["students_"] = [{name: tensor.cpu().numpy() for name, tensor in s.items()} for s in states]
-                state["_explicit"] = any(getattr(m, "fused_attn", None) is False for s in students for m in s.modules())
+                state["_sixteen_bits"] = any(map(is_suited, students))
             else:
                 state["students_"] = [copy.deepcopy(student).cpu() for student in students]
         return state
 
     def __setstate__(self, state: dict) -> None:
-        explicit = state.pop("_explicit", None)
+        sixteen_bits = state.pop("_sixteen_bits", None)
         super().__setstate__(state)
-        if explicit is not None:
+        if sixteen_bits is not None:
             states = dict(zip(self.block_indices_.tolist(), self.students_))
-            self.students_ = self.extractor_.restore_blocks(states, explicit=explicit)
+            self.students_ = self.extractor_.restore_blocks(states, sixteen_bits=sixteen_bits)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "students_")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from skl_transformaly._kernels import keep_memory, suit_sixteen_bits
 from skl_transformaly._modelfile import ModelFile, ModelFileError, is_model_file
 from skl_transformaly._torch import seeded
 
@@ -180,13 +181,13 @@ def load_teacher(
     image_size: int | None,
     device: torch.device,
     dtype: torch.dtype,
-    explicit: bool = False,
+    sixteen_bits: bool = False,
 ) -> Teacher:
     """Build the teacher, or hand out the one that lives already.
 
     Frozen teachers are shared by all estimators of a process that ask for the same one: a grid of a
-    hundred candidates holds one copy of the weights. It goes when the last of them goes. With `explicit`, see
-    :func:`make_attention_explicit`.
+    hundred candidates holds one copy of the weights. It goes when the last of them goes. With `sixteen_bits`,
+    it is suited to these by :func:`suit_sixteen_bits`.
     """
     file = None
     if weights not in ("hub", "bundled", None):
@@ -198,13 +199,15 @@ def load_teacher(
             )
         status = path.stat()
         file = (str(path.resolve()), status.st_mtime_ns, status.st_size, status.st_ino)
-    key = (model_name, file or weights, image_size, str(device), dtype, explicit)
+    key = (model_name, file or weights, image_size, str(device), dtype, sixteen_bits)
     with _shared_lock:
         teacher = _shared.get(key)
         if teacher is None:
             teacher = _build_teacher(model_name, weights, image_size, device, dtype)
-            if explicit:
-                make_attention_explicit(teacher.model)
+            if sixteen_bits:
+                suit_sixteen_bits(teacher.model)
+            if device.type == "cpu":
+                keep_memory()
             _shared[key] = teacher
     return teacher
 
@@ -220,17 +223,6 @@ def _build_teacher(model_name, weights, image_size, device, dtype) -> Teacher:
         set_image_size(model, image_size)
         config["input_size"] = (config["input_size"][0], image_size, image_size)
     return Teacher(model.to(device=device, dtype=dtype), config, digest)
-
-
-def make_attention_explicit(module: nn.Module) -> None:
-    """Let timm's attention multiply its matrices one by one, instead of torch's fused kernel.
-
-    In 16 bits on a CPU the fused kernel takes twice as long forward and three times as long backward
-    (``benchmarks/speed/attention.py``); the two differ by rounding.
-    """
-    parts: list[Any] = [part for part in module.modules() if getattr(part, "fused_attn", False) is True]
-    for part in parts:
-        part.fused_attn = False
 
 
 def create_model(model_name: str, weights: str | os.PathLike | None) -> nn.Module:

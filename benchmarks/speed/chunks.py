@@ -23,11 +23,11 @@ def measure(model: str, weights: str, n: int, repeats: int) -> list[list[str]]:
     images = noise(n)
     extractor = TimmExtractor(model, weights=weights, precision="float32").fit(images)
     students = BlockStudents(max_epochs=1, random_state=0).fit(images[:8], extractor=extractor)
-    bounds = {"chunks": _extractor._REUSED_BYTES, "whole batches": 2**40}
+    bounds = {"chunks": _extractor.REUSED_BYTES, "whole batches": 2**40}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in bounds}
     for _ in range(repeats + 1):
         for name, bound in bounds.items():
-            _extractor._REUSED_BYTES = bound
+            _extractor.REUSED_BYTES = bound
             students.__dict__.pop("_halving", None)
             before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
             students.transform(images)
@@ -36,13 +36,13 @@ def measure(model: str, weights: str, n: int, repeats: int) -> list[list[str]]:
             found[name].append((1e3 * seconds / n, 1e3 * (after.ru_stime - before.ru_stime) / n))
     rows = []
     for name, times in found.items():
-        _extractor._REUSED_BYTES = bounds[name]
+        _extractor.REUSED_BYTES = bounds[name]
         wall, system = np.array(times[1:]).T
         rows.append(
             [model, name, str(min(32, extractor.chunk_size_))]
             + [f"{np.median(t):.1f} ({t.min():.1f} to {t.max():.1f})" for t in (wall, system)]
         )
-    _extractor._REUSED_BYTES = bounds["chunks"]
+    _extractor.REUSED_BYTES = bounds["chunks"]
     return rows
 
 

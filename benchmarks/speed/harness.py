@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from skl_transformaly import TimmExtractor, __version__
 
@@ -63,6 +64,11 @@ def matrix_product(dtype: torch.dtype, device: str = "cpu", size: int = 2048) ->
     """One large matrix product, and its floating-point operations."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return lambda: a @ b, 2.0 * size**3
+
+
+@register_flop_formula(torch.ops.mkldnn._linear_pointwise)  # which torch's counter does not know
+def _linear_flops(x_shape: Any, weight_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return 2 * math.prod(x_shape) * weight_shape[0]
 
 
 def flops(function: Callable[..., Any], *args: Any) -> float:

@@ -1,0 +1,105 @@
+"""How networks compute on a CPU in 16 bits, where torch's usual way is slow; results differ by rounding alone."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from timm.layers import Mlp
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["REUSED_BYTES", "is_suited", "keep_memory", "suit_sixteen_bits"]
+
+# The largest block of memory that glibc ever keeps: its DEFAULT_MMAP_THRESHOLD_MAX on 64-bit systems.
+REUSED_BYTES = 2**25
+
+
+def suit_sixteen_bits(module: nn.Module) -> None:
+    """Change how `module` computes, not what, for a CPU in 16 bits; in float32 it computes as before.
+
+    Attention multiplies its matrices one by one instead of in torch's fused kernel, which takes twice as long forward
+    and three times as long backward (``benchmarks/speed/attention.py``). Where no gradient is taken, linear layers add
+    their bias and apply their GELU while a part of the product is in the cache, instead of in two further runs through
+    memory (``benchmarks/speed/linear.py``). Names of parameters stay.
+    """
+    fused = _fused_linear_works()
+    parts: list[Any] = list(module.modules())
+    for part in parts:
+        if getattr(part, "fused_attn", False) is True:
+            part.fused_attn = False
+        # Of exactly these classes, of which it is known what they compute. A change of class leaves the object where it
+        # is, with its parameters and hooks, as torch's own parametrizations do.
+        if fused and type(part) is nn.Linear:
+            part.__class__ = _Linear
+        elif fused and type(part) is Mlp:
+            part.__class__ = _Mlp
+
+
+def is_suited(module: nn.Module) -> bool:
+    """Whether `module` was changed by :func:`suit_sixteen_bits`."""
+    return any(isinstance(part, _Linear) or getattr(part, "fused_attn", None) is False for part in module.modules())
+
+
+def _fused_linear(x: Tensor, layer: Any, activation: str = "none", algorithm: str = "") -> Tensor:
+    """``activation(layer(x))`` in bfloat16 by one call of oneDNN."""
+    weight, bias = (None if p is None else p.to(torch.bfloat16) for p in (layer.weight, layer.bias))
+    return torch.ops.mkldnn._linear_pointwise(x.to(torch.bfloat16), weight, bias, activation, [], algorithm)
+
+
+@functools.cache
+def _fused_linear_works() -> bool:
+    """Whether this torch has the call, which is private to it, and it computes what it should."""
+    like: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        layer = nn.utils.skip_init(nn.Linear, 64, 32, **like)  # which draws no random numbers
+        layer.weight.copy_(torch.linspace(-1, 1, 64 * 32, **like).view(32, 64))
+        layer.bias.copy_(torch.linspace(-2, 2, 32, **like))
+        x = torch.linspace(-0.5, 0.7, 3 * 5 * 64, **like).view(3, 5, 64)
+        expected = layer(x)
+        try:
+            plain, activated = _fused_linear(x, layer), _fused_linear(x, layer, "gelu", "none")
+        except (AttributeError, RuntimeError, TypeError):  # no such call, built without oneDNN, or another signature
+            return False
+        return _close(plain, expected) and _close(activated, F.gelu(expected))
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and float((one.float() - other).abs().max()) < 0.02 * float(other.abs().max())
+
+
+def _can_fuse(x: Tensor) -> bool:
+    """Whether the present call may be fused: it has no derivative, and exporters know only torch's own layers."""
+    return (
+        x.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and not torch.jit.is_tracing()
+        and not torch.compiler.is_compiling()
+    )
+
+
+class _Linear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return _fused_linear(input, self) if _can_fuse(input) else super().forward(input)
+
+
+class _Mlp(Mlp):
+    def forward(self, x: Tensor) -> Tensor:
+        act, fc1 = self.act, self.fc1
+        if not (_can_fuse(x) and type(act) is nn.GELU and type(fc1) is _Linear) or self.training:
+            return super().forward(x)
+        return self.fc2(self.norm(_fused_linear(x, fc1, "gelu", act.approximate)))
+
+
+@functools.cache
+def keep_memory() -> None:
+    """Have freed memory used again for what is allocated next, instead of given back to the system; once a process.
+
+    glibc gives blocks above a threshold back as soon as they are freed, and the next layer waits for the system to
+    find, clear and map others: a tenth of a ViT-B/16's time on a CPU. The threshold rises to the size of the largest
+    such block that was freed, up to 32 MiB. Elsewhere this does nothing.
+    """
+    torch.empty(REUSED_BYTES - 2**16, dtype=torch.uint8, device="cpu")
