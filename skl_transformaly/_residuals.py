@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from sklearn.covariance import ledoit_wolf_shrinkage
-from sklearn.model_selection import KFold
 from torch import Tensor
 
 __all__ = ["ResidualStatistics"]
@@ -60,18 +59,25 @@ class ResidualStatistics:
         residuals : Tensor of shape (n, C, h, w)
         """
         n, channels = residuals.shape[:2]
-        mean, rows = _centred(residuals)
-        shrinkage = max(_RIDGE, float(ledoit_wolf_shrinkage(rows.cpu().numpy(), assume_centered=True)))
-        found = cls._estimate(mean, rows, shrinkage)
+        shrinkage = max(
+            _RIDGE, float(ledoit_wolf_shrinkage(_centred(residuals)[1].cpu().numpy(), assume_centered=True))
+        )
+        # Products of each fold are taken once, and added up. Taking a fold's off all images' would cancel where images
+        # are alike.
+        folds = residuals.tensor_split(min(n, _FOLDS))
+        moments = [_Moments.of(fold) for fold in folds]
+        found = cls._estimate(moments, shrinkage)
         if n < _FOLDS:
             logs = found._log_distance(residuals)
         else:
             # Each image is looked at with statistics that it had no part in: where channels are many and images few,
             # it would seem more usual to its own than any new image can be.
-            logs = residuals.new_empty(n, *residuals.shape[2:])
-            for others, fold in KFold(_FOLDS).split(residuals):
-                held_out = cls._estimate(*_centred(residuals[others]), shrinkage)
-                logs[fold] = held_out._log_distance(residuals[fold])
+            logs = torch.cat(
+                [
+                    cls._estimate(moments[:i] + moments[i + 1 :], shrinkage)._log_distance(fold)
+                    for i, fold in enumerate(folds)
+                ]
+            )
         found.level = logs.mean(0).float().cpu().numpy()
         # that of a Gaussian is the least to expect; with few images, or a place that is always black, there may be less
         spread = logs.std(0, correction=0).clamp(min=(2 / channels) ** 0.5)
@@ -79,16 +85,17 @@ class ResidualStatistics:
         return found
 
     @classmethod
-    def _estimate(cls, mean: Tensor, rows: Tensor, shrinkage: float) -> ResidualStatistics:
-        """Mean and whitening, the covariance of `rows` being drawn towards a multiple of the identity."""
-        covariance = (rows.T @ rows / len(rows)).double()
+    def _estimate(cls, parts: list[_Moments], shrinkage: float) -> ResidualStatistics:
+        """Mean and whitening of all parts, their covariance being drawn towards a multiple of the identity."""
+        whole = _Moments.combined(parts)
+        covariance = whole.products / (whole.count * whole.mean[0].numel())
         channels = len(covariance)
         identity = torch.eye(channels, dtype=covariance.dtype, device=covariance.device)
         # one image, or none that differs: nothing varies
         scale = float(covariance.diagonal().sum()) / channels or _TINY
         covariance = (1 - shrinkage) * covariance + shrinkage * scale * identity
         whitening = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), identity, upper=False)
-        location, scale_to = (tensor.float().cpu().numpy() for tensor in (mean, whitening))
+        location, scale_to = (tensor.float().cpu().numpy() for tensor in (whole.mean, whitening))
         return cls(location, scale_to, np.zeros(0), np.zeros(0))
 
     def standardize(self, residuals: Tensor) -> Tensor:
@@ -111,6 +118,31 @@ class ResidualStatistics:
         with torch.autocast(residuals.device.type, enabled=False):
             white = torch.einsum("dc,bchw->bdhw", whitening, residuals - mean)
         return (white.square().mean(1) + _TINY).log()
+
+
+@dataclass
+class _Moments:
+    """Of the residuals of some images: their number, mean of each place (C, h, w), products around it (C, C)."""
+
+    count: int
+    mean: Tensor
+    products: Tensor
+
+    @classmethod
+    def of(cls, residuals: Tensor) -> _Moments:
+        mean, rows = _centred(residuals)
+        return cls(len(residuals), mean, (rows.T @ rows).double())
+
+    @classmethod
+    def combined(cls, parts: list[_Moments]) -> _Moments:
+        """Those of all images of the parts; only sums of what is positive, as Chan, Golub and LeVeque add variances."""
+        count = sum(part.count for part in parts)
+        mean = torch.stack([part.mean * (part.count / count) for part in parts]).sum(0)
+        products = torch.stack([part.products for part in parts]).sum(0)
+        for part in parts:
+            shift = (part.mean - mean).flatten(1).double()
+            products += part.count * (shift @ shift.T)
+        return cls(count, mean, products)
 
 
 def _centred(residuals: Tensor) -> tuple[Tensor, Tensor]:
