@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import Tensor
 
 __all__ = ["ResidualStatistics"]
@@ -59,13 +58,11 @@ class ResidualStatistics:
         residuals : Tensor of shape (n, C, h, w)
         """
         n, channels = residuals.shape[:2]
-        shrinkage = max(
-            _RIDGE, float(ledoit_wolf_shrinkage(_centred(residuals)[1].cpu().numpy(), assume_centered=True))
-        )
         # Products of each fold are taken once, and added up. Taking a fold's off all images' would cancel where images
         # are alike.
         folds = residuals.tensor_split(min(n, _FOLDS))
         moments = [_Moments.of(fold) for fold in folds]
+        shrinkage = max(_RIDGE, _ledoit_wolf(residuals, _Moments.combined(moments)))
         found = cls._estimate(moments, shrinkage)
         if n < _FOLDS:
             logs = found._log_distance(residuals)
@@ -88,7 +85,7 @@ class ResidualStatistics:
     def _estimate(cls, parts: list[_Moments], shrinkage: float) -> ResidualStatistics:
         """Mean and whitening of all parts, their covariance being drawn towards a multiple of the identity."""
         whole = _Moments.combined(parts)
-        covariance = whole.products / (whole.count * whole.mean[0].numel())
+        covariance = whole.covariance
         channels = len(covariance)
         identity = torch.eye(channels, dtype=covariance.dtype, device=covariance.device)
         # one image, or none that differs: nothing varies
@@ -128,6 +125,10 @@ class _Moments:
     mean: Tensor
     products: Tensor
 
+    @property
+    def covariance(self) -> Tensor:
+        return self.products / (self.count * self.mean[0].numel())
+
     @classmethod
     def of(cls, residuals: Tensor) -> _Moments:
         mean, rows = _centred(residuals)
@@ -143,6 +144,20 @@ class _Moments:
             shift = (part.mean - mean).flatten(1).double()
             products += part.count * (shift @ shift.T)
         return cls(count, mean, products)
+
+
+def _ledoit_wolf(residuals: Tensor, moments: _Moments) -> float:
+    """Share by which to shrink the covariance, as scikit-learn's ``ledoit_wolf_shrinkage`` finds it.
+
+    From products that are at hand: scikit-learn would take them twice more, which on small sets is a tenth of a fit.
+    """
+    covariance = moments.covariance
+    channels = len(covariance)
+    squares = (residuals - moments.mean).square().sum(1).double()
+    norm = float(covariance.square().sum())
+    noise = float(squares.square().mean()) - norm
+    far = norm - float(covariance.diagonal().sum()) ** 2 / channels
+    return min(noise / squares.numel(), far) / far if far > 0 else 0.0
 
 
 def _centred(residuals: Tensor) -> tuple[Tensor, Tensor]:

@@ -68,6 +68,24 @@ def test_new_normal_residuals_are_around_zero_however_few_images_there_were(n, c
     assert abs(z.mean()) < 0.7 and z.std() < 2  # in-sample statistics of 12 images give 30 and more
 
 
+@pytest.mark.parametrize("n, level", [(5, 0), (32, 0), (33, 10)])
+def test_residuals_are_whitened_by_scikit_learns_shrunk_covariance(n, level, rng):
+    from sklearn.covariance import ledoit_wolf_shrinkage, shrunk_covariance
+
+    from skl_transformaly._residuals import ResidualStatistics
+
+    # much the same in all images, where differences of large sums would cancel
+    usual = (
+        level * rng.normal(size=(1, 6, 3, 4)) + 0.01 * rng.normal(size=(n, 6, 3, 4)) * np.arange(1, 7)[:, None, None]
+    )
+    statistics = ResidualStatistics.fit(torch.from_numpy(usual.astype(np.float32)))
+    rows = np.moveaxis(usual - usual.mean(0), 1, -1).reshape(-1, 6)
+    shrinkage = max(0.01, ledoit_wolf_shrinkage(rows, assume_centered=True))
+    covariance = shrunk_covariance(rows.T @ rows / len(rows), shrinkage)
+    whitening = statistics.whitening.astype(np.float64)
+    np.testing.assert_allclose(whitening @ covariance @ whitening.T, np.eye(6), atol=2e-3)
+
+
 def test_maps_do_not_depend_on_how_large_a_channel_is(rng):
     from skl_transformaly._residuals import ResidualStatistics
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import re
 import shlex
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,7 @@ from harness import (
 from skl_transformaly._torch import PRECISIONS
 
 PAPER_EPOCHS, BATCH, BLOCKS = 30, 32, 10
+BATCHES = 4  # that are scored in a row
 
 
 def fit(options: argparse.Namespace) -> str:
@@ -51,8 +54,7 @@ def fit(options: argparse.Namespace) -> str:
     from skl_transformaly import BlockStudents, TransformalyDetector
 
     rows = []
-    for model in options.models:
-        n = options.images
+    for model, n in zip(options.models, options.images):
         images = noise(n)
         plain = teacher(model, precision="float32")
         loop = PlainLoop(plain, BLOCKS)
@@ -61,13 +63,20 @@ def fit(options: argparse.Namespace) -> str:
         times = interleaved({"fit": partial(detector.fit, images), "plain": partial(loop.step, batch)}, options.repeats)
         per_image = Timing([s / n for s in times["fit"].seconds])
         plain_fit = Timing([PAPER_EPOCHS * s / BATCH for s in times["plain"].seconds])
-        rows.append([model, str(detector.students_.max_epochs), per_image.show(), plain_fit.show(digits=0),
+        rows.append([model, str(n), str(detector.students_.max_epochs), per_image.show(), plain_fit.show(digits=0),
                      ratio(plain_fit, per_image).show(1, "x", 1)])  # fmt: skip
-    header = ["teacher", "epochs", "fit, an image", f"plain loop, an image in {PAPER_EPOCHS} epochs", "times as fast"]
+    header = [
+        "teacher",
+        "images",
+        "epochs",
+        "fit, an image",
+        f"plain loop, an image in {PAPER_EPOCHS} epochs",
+        "times as fast",
+    ]
     return (
         f"### Fit against the plain loop (target: 20 times as fast)\n\n{table(header, rows)}\n\n"
-        f"`TransformalyDetector.fit` with the defaults on {options.images} images, scoring of the training images "
-        f"included; a step of the plain loop (batch {BATCH}, {BLOCKS} students, float32), times {PAPER_EPOCHS} epochs."
+        "`TransformalyDetector.fit` with the defaults, scoring of the training images included; a step of the plain "
+        f"loop (batch {BATCH}, {BLOCKS} students, float32), times {PAPER_EPOCHS} epochs."
     )
 
 
@@ -76,8 +85,8 @@ def epoch(options: argparse.Namespace) -> str:
     from skl_transformaly import BlockStudents
 
     rows = []
-    for model in options.models:
-        images = noise(options.images)
+    for model, n in zip(options.models, options.images):
+        images = noise(n)
         extractor = teacher(model)
         product, operations = matrix_product(PRECISIONS[extractor.precision_], extractor._parameter().device.type)
         block, _ = block_and_teacher_flops(extractor)
@@ -92,15 +101,15 @@ def epoch(options: argparse.Namespace) -> str:
 
         times = interleaved({"product": products, "three": train(3), "one": train(1)}, options.repeats)
         one_epoch = Timing([(b - a) / 2 / 2 for a, b in zip(times["one"].seconds, times["three"].seconds)])
-        floor = Timing([3 * block * options.images / (10 * operations / s) for s in times["product"].seconds])
-        per_image = Timing([s / options.images for s in one_epoch.seconds])
-        rows.append([model, extractor.precision_, per_image.show(),
-                     Timing([s / options.images for s in floor.seconds]).show(),
+        floor = Timing([3 * block * n / (10 * operations / s) for s in times["product"].seconds])
+        per_image = Timing([s / n for s in one_epoch.seconds])
+        rows.append([model, str(n), extractor.precision_, per_image.show(),
+                     Timing([s / n for s in floor.seconds]).show(),
                      ratio(floor, one_epoch).show(100, "%", 0)])  # fmt: skip
-    header = ["teacher", "precision", "a student's epoch, an image", "floor", "share of the floor's speed"]
+    header = ["teacher", "images", "precision", "a student's epoch, an image", "floor", "share of the floor's speed"]
     return (
         f"### One training epoch (target: 60 % of the floor's speed)\n\n{table(header, rows)}\n\nThree epochs less "
-        f"one, of two students, on {options.images} images; floor: 3 block-forwards an image."
+        "one, of two students; floor: 3 block-forwards an image."
     )
 
 
@@ -124,22 +133,30 @@ def score(options: argparse.Namespace) -> str:
 
         actions = {
             "product": products,
-            "score": lambda students=students, batch=batch: students.measure(batch),
-            "timm": plain_timm(plain, plain_batch),
+            "score": partial(_each, BATCHES, partial(students.measure, batch)),
+            "timm": partial(_each, BATCHES, plain_timm(plain, plain_batch)),
         }
         times = interleaved(actions, options.repeats)
-        floor = Timing([BATCH * (whole + BLOCKS * block) / (10 * operations / s) for s in times["product"].seconds])
+        floor = Timing(
+            [BATCHES * BATCH * (whole + BLOCKS * block) / (10 * operations / s) for s in times["product"].seconds]
+        )
         rows.append([
             model, extractor.precision_,
-            *(Timing([s / BATCH for s in t.seconds]).show() for t in (times["score"], times["timm"], floor)),
+            *(Timing([s / BATCH / BATCHES for s in t.seconds]).show() for t in (times["score"], times["timm"], floor)),
             ratio(times["score"], times["timm"]).show(1, "", 2), ratio(floor, times["score"]).show(100, "%", 0),
         ])  # fmt: skip
     header = ["teacher", "precision", "score, an image", "timm's embedding, float32", "floor", "score / timm",
               "share of the floor's speed"]  # fmt: skip
     return (
         "### Scoring (targets: no slower than timm's embedding alone; 60 % of the floor's speed)\n\n"
-        f"{table(header, rows)}\n\nEmbedding and {BLOCKS} discrepancies of a preprocessed batch of {BATCH}."
+        f"{table(header, rows)}\n\nEmbedding and {BLOCKS} discrepancies of {BATCHES} preprocessed batches of {BATCH}, "
+        "one after the other, as a folder is scored."
     )
+
+
+def _each(times: int, action: Callable[[], Any]) -> None:
+    for _ in range(times):
+        action()
 
 
 def memory(options: argparse.Namespace) -> str:
@@ -274,7 +291,7 @@ def imports(options: argparse.Namespace) -> str:
 
 
 TARGETS: dict[str, Callable[[argparse.Namespace], str]] = {
-    f.__name__: f for f in (fit, epoch, score, memory, growth, grid, imports)
+    f.__name__: f for f in (imports, score, epoch, fit, grid, memory, growth)
 }
 
 
@@ -283,22 +300,55 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="+", choices=[*TARGETS, "all"])
     parser.add_argument("--models", nargs="+", default=["vit_tiny_patch16_224", "vit_base_patch16_224"])
-    parser.add_argument("--images", type=int, default=96, help="for fit and epoch (default: %(default)s)")
+    parser.add_argument(
+        "--images",
+        type=int,
+        nargs="+",
+        default=[300, 96],
+        help="for fit and epoch, of each model (default: %(default)s)",
+    )
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--memory-images", type=int, nargs="+", default=[500, 5000, 20000])
     parser.add_argument("--growth-images", type=int, nargs="+", default=[500, 1000, 2000, 4000, 8000])
     parser.add_argument("--growth-rounds", type=int, default=1)
     parser.add_argument("--out", type=Path, help="Markdown file to write as well")
     options = parser.parse_args()
+    if len(options.images) < len(options.models):
+        parser.error("--images needs a number for each of --models")
     names = list(TARGETS) if "all" in options.targets else options.targets
-    command = "python benchmarks/speed/run.py " + shlex.join(sys.argv[1:])
-    parts = [f"# Speed and memory\n\n{machine()}. Teachers with random weights, seed 0.\n\n    {command}"]
-    print(parts[0], flush=True)
+    kept = _sections(options.out) if options.out else {}
     for name in names:
-        parts.append(TARGETS[name](options))
-        print("\n" + parts[-1], flush=True)
+        section = TARGETS[name](options)
+        command = f"    python benchmarks/speed/run.py {shlex.join([name, *_given(sys.argv[1:])])}"
+        kept[name] = f"{section}\n\n{command}\n\n{machine()}, {date.today()}."
+        print("\n" + kept[name], flush=True)
         if options.out:  # as each target finishes
-            options.out.write_text("\n\n".join(parts) + "\n")
+            parts = [kept[target] for target in TARGETS if target in kept]
+            options.out.write_text("\n\n".join([_TITLE, *parts]) + "\n")
+
+
+_TITLE = """# Speed and memory
+
+Written by `python benchmarks/speed/run.py all --out benchmarks/speed/RESULTS.md`; a target that is measured again takes
+its own section's place. Teachers with random weights, seed 0. Median (minimum to maximum) of repeats that alternate
+with what they are compared with."""
+
+
+def _given(arguments: list[str]) -> list[str]:
+    """Options of the command line, without the targets and the file to write."""
+    first = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    options = arguments[first:]
+    if "--out" in options:
+        place = options.index("--out")
+        del options[place : place + 2]
+    return options
+
+
+def _sections(path: Path) -> dict[str, str]:
+    """What a file of results says of each target, by the command at its end."""
+    parts = re.split(r"\n\n(?=### )", path.read_text().rstrip()) if path.exists() else []
+    found = [(re.search(r"run\.py (\w+)[^\n]*\n\n[^\n]+$", part), part) for part in parts]
+    return {match[1]: part for match, part in found if match}
 
 
 if __name__ == "__main__":
