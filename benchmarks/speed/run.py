@@ -290,8 +290,60 @@ def imports(options: argparse.Namespace) -> str:
     )
 
 
+def profile(options: argparse.Namespace) -> str:
+    """Where the time of scoring goes, by operation."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    from skl_transformaly import BlockStudents
+
+    columns, totals = [], []
+    for model in options.models:
+        extractor = teacher(model)
+        images = noise(BATCH)
+        students = BlockStudents(n_blocks=BLOCKS, max_epochs=1, random_state=0).fit(images[:8], extractor=extractor)
+        batch = extractor.preprocess(images)
+        students.measure(batch)
+        with record(activities=[ProfilerActivity.CPU]) as found:
+            _each(options.repeats, partial(students.measure, batch))
+        times: dict[str, float] = {}
+        for event in found.key_averages():
+            name = _OPERATIONS.get(event.key, _OTHER)
+            times[name] = times.get(name, 0) + event.self_cpu_time_total
+        columns.append(times)
+        totals.append(sum(times.values()))
+    names = list(dict.fromkeys([*_OPERATIONS.values(), _OTHER]))
+    rows = [
+        [name, *(f"{100 * times.get(name, 0) / total:.0f} %" for times, total in zip(columns, totals))]
+        for name in names
+    ]
+    return (
+        f"### Profile of scoring\n\n{table(['operation', *options.models], rows)}\n\nShare of the time of "
+        f"{options.repeats} batches of {BATCH}, embedding and {BLOCKS} discrepancies, as torch's profiler counts it. Only "
+        "products are in the floor."
+    )
+
+
+_OTHER = "others"
+_OPERATIONS = {
+    "mkldnn::_linear_pointwise": "products of linear layers, with bias and GELU",
+    "aten::addmm": "products of linear layers, with bias and GELU",
+    "aten::bmm": "products of attention",
+    "aten::mkldnn_convolution": "patch embedding",
+    "aten::_softmax": "softmax of attention",
+    "aten::native_layer_norm": "layer normalisation",
+    "aten::add": "residual sums",
+    "aten::copy_": "copies and changes of precision",
+    "aten::gelu": "GELU",
+    "aten::sub": "discrepancies",
+    "aten::pow": "discrepancies",
+    "aten::sum": "discrepancies",
+    "aten::mean": "discrepancies",
+}
+
+
 TARGETS: dict[str, Callable[[argparse.Namespace], str]] = {
-    f.__name__: f for f in (imports, score, epoch, fit, grid, memory, growth)
+    f.__name__: f for f in (imports, score, profile, epoch, fit, grid, memory, growth)
 }
 
 

@@ -1,0 +1,71 @@
+"""What computing in 16 bits does to AUROC: two folders of results of ``benchmarks/paper/tables.py``, side by side.
+
+    python benchmarks/paper/tables.py 3 --seeds 0 1 2 --out AUTO ...
+    python benchmarks/paper/tables.py 3 --seeds 0 1 2 --out FLOAT32 --precision float32 ...
+    python benchmarks/speed/precision.py AUTO FLOAT32 [AUTO FLOAT32 ...]
+
+Compares what both folders have: the same class, seed and method. Students that start from the same weights and see the
+same batches part by rounding as they would by another seed, so the spread over seeds stands beside the difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+
+import numpy as np
+
+METHODS = {"embedding": "embedding", "discrepancy, 10 blocks": "discrepancy", "both, 10 blocks": "both"}
+
+
+def read(folder: Path) -> dict[tuple[str, str, str, int], float]:
+    """AUROC by data set, method, class and seed, of the rows of table 3."""
+    with (folder / "rows.csv").open(newline="") as file:
+        return {
+            (row["dataset"], row["method"], row["class"], int(row["seed"])): float(row["auroc"])
+            for row in csv.DictReader(file)
+            if row["setting"] == "unimodal" and row["method"] in METHODS
+        }
+
+
+def compare(first: Path, second: Path) -> list[str]:
+    """Rows of the table for one data set."""
+    auto, single = read(first), read(second)
+    shared = sorted(auto.keys() & single.keys())
+    if not shared:
+        raise SystemExit(f"{first} and {second} have no class, seed and method in common.")
+    lines = []
+    for method, name in METHODS.items():
+        keys = [key for key in shared if key[1] == method]
+        differences = np.array([auto[key] - single[key] for key in keys])
+        runs: dict[str, list[float]] = {}
+        for key in keys:
+            runs.setdefault(key[2], []).append(single[key])
+        spread = np.sqrt(np.mean([np.var(values, ddof=1) for values in runs.values() if len(values) > 1] or [np.nan]))
+        error = differences.std(ddof=1) / np.sqrt(len(differences)) if len(differences) > 1 else np.nan
+        lines.append(
+            f"| {keys[0][0]} | {name} | {len(keys)} | {np.mean([auto[key] for key in keys]):.4f} "
+            f"| {np.mean([single[key] for key in keys]):.4f} | {differences.mean():+.4f} +- {error:.4f} "
+            f"| {np.abs(differences).max():.4f} | {spread:.4f} |"
+        )
+    return lines
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="pairs: 16 bits, float32")
+    folders = parser.parse_args().folders
+    if len(folders) % 2:
+        parser.error("folders come in pairs")
+    print(
+        "| data | score | runs | 16 bits | float32 | mean difference +- standard error | largest | standard deviation "
+        "over seeds |\n|---|---|---|---|---|---|---|---|"
+    )
+    for pair in zip(folders[::2], folders[1::2]):
+        print("\n".join(compare(*pair)))
+
+
+if __name__ == "__main__":
+    main()
