@@ -23,6 +23,7 @@ import results
 import spaces
 import tables
 from recording import Recording, join
+from rivals import RIVALS
 from study import Rows, Study
 
 
@@ -111,6 +112,17 @@ def test_without_room_for_a_recording_the_teacher_runs_again(study, tmp_path, ca
     assert "more than --room 0" in capsys.readouterr().err
     for one, other in zip(recorded.discrepancies("unimodal", 0, 0)[:2], live.discrepancies("unimodal", 0, 0)[:2]):
         np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["PANDA", "MSAD"])
+@pytest.mark.parametrize("n_blocks", ["1", "3"])  # recorded; two blocks are tuned
+def test_tuned_rivals_score_by_the_recording_as_they_would_without(study, data, name, n_blocks):
+    study = study("--n-blocks", n_blocks)
+    rows, _ = study.task("unimodal", 0)
+    rival = RIVALS[name](study.live).set_params(random_state=4, max_epochs=1)
+    study.rival_settings = lambda name, seed: {"random_state": seed, "max_epochs": 1}
+    found = study._rival_scores(name, rows, 4)
+    np.testing.assert_allclose(found, rival.fit(data.X_train.take(rows)).score_samples(data.X_test), rtol=1e-6)
 
 
 def test_a_finished_study_computes_nothing_again(study, monkeypatch):

@@ -230,10 +230,16 @@ class Study:
         if name in PIXEL_RIVALS:
             images, extractor = self.images, self.live
         elif name == "PANDA":
-            images, extractor = self.source
+            images, extractor = self._tuning_source(name)
         rival = RIVALS[name](extractor).set_params(**self.rival_settings(name, seed))
-        test = np.arange(self.n_train, len(self.images))
-        return rival.fit(images.take(rows)).score_samples(images.take(test))
+        rival.fit(images.take(rows))
+        if name == "MSAD":  # only its training changes the images; the frozen blocks have run on those to score
+            images, rival.extractor_ = self._tuning_source(name)
+        return rival.score_samples(images.take(np.arange(self.n_train, len(self.images))))
+
+    def _tuning_source(self, name: str) -> tuple[Images, Any]:
+        """What a rival that tunes last blocks looks at: `source`, where that holds what enters the first one."""
+        return self.source if self.options.n_blocks >= RIVALS[name]().n_tuned else (self.images, self.live)
 
     def rival_settings(self, name: str, seed: int) -> dict[str, Any]:
         """Parameters of a rival: its own defaults, the seed, and fewer epochs for a dry run."""

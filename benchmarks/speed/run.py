@@ -319,7 +319,7 @@ def profile(options: argparse.Namespace) -> str:
     ]
     return (
         f"### Profile of scoring\n\n{table(['operation', *options.models], rows)}\n\nShare of the time of "
-        f"{options.repeats} batches of {BATCH}, embedding and {BLOCKS} discrepancies, as torch's profiler counts it. Only "
+        f"{options.repeats} batches of {BATCH}, embedding and {BLOCKS} discrepancies, as torch's profiler counts. Only "
         "products are in the floor."
     )
 
