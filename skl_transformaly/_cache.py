@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import uuid
@@ -103,9 +104,11 @@ class Cache:
 
     def forget(self, what: str, key: dict[str, Any]) -> None:
         """Remove what is kept under `what` and `key`."""
+        if self._call is None:
+            return
         key = {**key, "versions": _versions()}
         try:
-            if self._call is not None and self._call.check_call_in_cache(what, key, None):
+            if self._call.check_call_in_cache(what, key, None):
                 self._call.call_and_shelve(what, key, None).clear()
         except OSError as error:
             self._warn(error)
@@ -162,6 +165,7 @@ def identity(extractor: Any) -> Any:
     return own() if own is not None else joblib.hash(extractor)
 
 
+@functools.cache  # reading them takes longer than a hit
 def _versions() -> dict[str, str]:
     found = {}
     for name in _PACKAGES:

@@ -82,16 +82,19 @@ def _can_fuse(x: Tensor) -> bool:
 
 
 class _Linear(nn.Linear):
-    def forward(self, input: Tensor) -> Tensor:
-        return _fused_linear(input, self) if _can_fuse(input) else super().forward(input)
+    def forward(self, input: Tensor, activation: str = "none", algorithm: str = "") -> Tensor:
+        # an activation is given only where the call can be fused
+        if activation != "none" or _can_fuse(input):
+            return _fused_linear(input, self, activation, algorithm)
+        return super().forward(input)
 
 
 class _Mlp(Mlp):
     def forward(self, x: Tensor) -> Tensor:
         act, fc1 = self.act, self.fc1
-        if not (_can_fuse(x) and type(act) is nn.GELU and type(fc1) is _Linear) or self.training:
+        if self.training or not (_can_fuse(x) and type(act) is nn.GELU and type(fc1) is _Linear):
             return super().forward(x)
-        return self.fc2(self.norm(_fused_linear(x, fc1, "gelu", act.approximate)))
+        return self.fc2(self.norm(fc1(x, "gelu", act.approximate)))
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -271,38 +272,41 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         if self.random_state is None:
             seed = checkpoint("seed", key, partial(int, seed))
 
-        fresh = extractor.new_blocks(seed)
-        students = {int(index): fresh[index] for index in self.block_indices_}
-        del fresh
+        indices = self.block_indices_.tolist()
+
+        @functools.cache
+        def fresh() -> dict[int, nn.Module]:
+            blocks = extractor.new_blocks(seed)
+            return {index: blocks[index] for index in indices}
+
         self.history_: dict[int, dict[str, list[float]]] = {}
         self._residuals: list[ResidualStatistics | None] = []
-        self._keys = {index: {**key, "seed": seed, "block": index} for index in students} if key else {}
+        self._keys = {index: {**key, "seed": seed, "block": index} for index in indices} if key else {}
         # a generator: the teacher runs when the first student is trained, and never where all are found
         layers = iter_activations(
-            images, extractor, list(students), cache=self.cache, cache_bytes=int(self.cache_size * 2**20)
+            images, extractor, indices, cache=self.cache, cache_bytes=int(self.cache_size * 2**20)
         )
-        done: dict[int, tuple[dict, Any]] = {}
+        done: dict[int, tuple[dict, dict, Any]] = {}
 
         def named(index: int) -> tuple[str, dict[str, Any]]:
             return f"student of block {index}", self._keys.get(index, {})
 
         def keep(index: int, train: Callable[[], tuple[dict, dict, Any]]) -> None:
-            state, *rest = cache(*named(index), partial(checkpoint, *named(index), train))
-            if self._keys:
-                students[index].load_state_dict(state)
-            done[index] = tuple(rest)
+            done[index] = cache(*named(index), partial(checkpoint, *named(index), train))
 
-        total = len(students) * self.max_epochs
+        total = len(indices) * self.max_epochs
         with tqdm(total=total, desc="Students", unit="epoch", disable=not self.verbose, leave=True) as progress:
-            if count_jobs(self.n_jobs, len(students)) > 1:
-                missing = {i: s for i, s in students.items() if not (cache.has(*named(i)) or checkpoint.has(*named(i)))}
-                for layer, history in self._train_in_waves(missing, images, extractor, seed):
+            if count_jobs(self.n_jobs, len(indices)) > 1:
+                missing = [i for i in indices if not (cache.has(*named(i)) or checkpoint.has(*named(i)))]
+                students = {index: fresh()[index] for index in missing}
+                for layer, history in self._train_in_waves(students, images, extractor, seed):
                     keep(layer.index, partial(_result, students[layer.index], layer, history, extractor))
                     progress.set_postfix(block=layer.index, loss=f"{history['loss'][-1]:.3g}", refresh=False)
                     progress.update(self.max_epochs)
-            for index, student in students.items():
+            for index in indices:
 
-                def train(index: int = index, student: nn.Module = student) -> tuple[dict, dict, Any]:
+                def train(index: int = index) -> tuple[dict, dict, Any]:
+                    student = fresh()[index]
                     layer = next(layers)
                     while layer.index != index:
                         layer = next(layers)
@@ -311,16 +315,29 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
                 if index not in done:
                     keep(index, train)
-                history, residuals = done[index]
+                _, history, residuals = done[index]
                 self.history_[index] = history
                 self._residuals.append(residuals)
         layers.close()
-        self.students_ = [student.eval().requires_grad_(False) for student in students.values()]
+        self.students_ = self._assemble({index: done[index][0] for index in indices}, fresh, extractor)
         self._halving = self._new_halving()
         for index, kept in self._keys.items():
             checkpoint.forget(f"student of block {index}", kept)
         checkpoint.forget("seed", key)
         return self
+
+    @staticmethod
+    def _assemble(states: dict[int, dict], fresh: Any, extractor: Any) -> list[nn.Module]:
+        """Students with these weights."""
+        if _is_restorable(extractor) and not fresh.cache_info().currsize:
+            # All were found: to draw weights for a whole network only to replace them takes longer than all else here.
+            device = next(extractor.blocks_[0].parameters()).device
+            arrays = {i: {name: tensor.numpy() for name, tensor in state.items()} for i, state in states.items()}
+            students = extractor.restore_blocks(arrays, sixteen_bits=extractor._sixteen_bits(device))
+            return [student.to(device) for student in students]
+        for index, state in states.items():
+            fresh()[index].load_state_dict(state)
+        return [student.eval().requires_grad_(False) for student in fresh().values()]
 
     def _train_in_waves(
         self, students: dict[int, nn.Module], images: Images, extractor: Any, seed: int
@@ -597,7 +614,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         state.pop("_halving", None)  # another machine has another memory
         if "students_" in state:
             students = state["students_"]
-            if type(self.extractor_) is TimmExtractor and ":" not in self.extractor_.model_name:
+            if _is_restorable(self.extractor_):
                 # weights alone: modules are bound to one version of timm, and skops cannot hold them
                 states = [student.state_dict() for student in students]
                 state["students_"] = [{name: tensor.cpu().numpy() for name, tensor in s.items()} for s in states]
@@ -689,6 +706,11 @@ def select_blocks(n_blocks: int | Sequence[int] | None, total: int) -> np.ndarra
     if len(unique) < len(places):
         raise ValueError(f"n_blocks={n_blocks!r} names a block twice; the teacher has {total} blocks.")
     return unique
+
+
+def _is_restorable(extractor: Any) -> bool:
+    """Whether students can be built again from the teacher's name and their weights."""
+    return type(extractor) is TimmExtractor and ":" not in extractor.model_name
 
 
 def _auto_lr(student: nn.Module, steps: int) -> float:

@@ -98,7 +98,7 @@ def test_a_teacher_runs_on_so_many_images_as_its_largest_layer_allows(images, mo
     from skl_transformaly import _extractor
 
     extractor = tiny_extractor(image_size=64, precision="float32").fit(images)
-    monkeypatch.setattr(_extractor, "_REUSED_BYTES", 1)
+    monkeypatch.setattr(_extractor, "REUSED_BYTES", 1)
     assert extractor.chunk_size_ == 1
     sizes = []
     extractor.blocks_[0].register_forward_hook(lambda block, args, output: sizes.append(len(output)))
@@ -109,7 +109,7 @@ def test_a_teacher_runs_on_so_many_images_as_its_largest_layer_allows(images, mo
 
 
 def test_chunk_size_is_that_of_the_largest_output_of_any_layer(images):
-    from skl_transformaly._extractor import _REUSED_BYTES
+    from skl_transformaly._extractor import REUSED_BYTES
 
     extractor = tiny_extractor(image_size=64, precision="float32").fit(images)
     sizes = []
@@ -122,4 +122,4 @@ def test_chunk_size_is_that_of_the_largest_output_of_any_layer(images):
     extractor.transform(images[:1])
     for handle in handles:
         handle.remove()
-    assert extractor.chunk_size_ == _REUSED_BYTES // max(sizes)
+    assert extractor.chunk_size_ == REUSED_BYTES // max(sizes)
