@@ -170,7 +170,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         self.weights_sha256_ = teacher.weights_sha256
         self.image_size_ = tuple(teacher.data_config["input_size"][1:])
         self._teacher = teacher
-        self.embedding_size_ = self.embed(self._blank()).shape[1]
+        self.embedding_size_ = self._probe()[0]
         return self
 
     def transform(self, X: Any) -> np.ndarray:
@@ -310,8 +310,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         """
         if self._parameter().device.type != "cpu":
             return None
-        with self.compute():
-            return max(1, REUSED_BYTES // max(1, self.teacher_.largest_output(self._blank())))
+        return max(1, REUSED_BYTES // max(1, self._probe()[1]))
 
     def identity(self) -> dict[str, Any]:
         """What tells this fitted teacher from all that give other values; for caches."""
@@ -375,6 +374,10 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     def _parameter(self) -> Tensor:
         """Any parameter of the teacher: it carries device and dtype."""
         return next(self.teacher_.model.parameters())
+
+    def _probe(self) -> tuple[int, int]:
+        with self.compute():
+            return self.teacher_.probe(self._blank())
 
     def _blank(self) -> Tensor:
         return torch.zeros(1, *self.teacher_.data_config["input_size"]).to(self._parameter())

@@ -72,7 +72,7 @@ class Teacher:
         # Hooks are set once and look up the visitor of their own thread, so that threads that share
         # this teacher never see each other's blocks.
         self._watching = threading.local()
-        self._largest: dict[Any, int] = {}
+        self._probed: dict[Any, tuple[int, int]] = {}
         for index, block in enumerate(self.blocks):
             block.register_forward_hook(self._hook(index), with_kwargs=True)
 
@@ -97,11 +97,14 @@ class Teacher:
         finally:
             self._watching.visit = None
 
-    def largest_output(self, pixels: Tensor) -> int:
-        """Bytes of the largest tensor that any layer gives for one image, by a run on `pixels` (1, C, H, W)."""
+    def probe(self, pixels: Tensor) -> tuple[int, int]:
+        """Length of the embedding, and bytes of the largest tensor that any layer gives for one image.
+
+        By a run on `pixels` (1, C, H, W), once for each precision.
+        """
         device = pixels.device.type
         key = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else pixels.dtype
-        if key not in self._largest:
+        if key not in self._probed:
             here, sizes = threading.get_ident(), [0]
 
             def note(module, args, output):
@@ -112,12 +115,12 @@ class Teacher:
             leaves = [module for module in self.model.modules() if not any(True for _ in module.children())]
             handles = [module.register_forward_hook(note) for module in leaves]
             try:
-                self.embed(pixels)
+                length = self.embed(pixels).shape[1]
             finally:
                 for handle in handles:
                     handle.remove()
-            self._largest[key] = max(sizes)
-        return self._largest[key]
+            self._probed[key] = length, max(sizes)
+        return self._probed[key]
 
     def to_maps(self, activations: Tensor) -> Tensor:
         """Tokens (B, T, C) or maps as (B, C, h, w), without the tokens that stand for no place."""
