@@ -194,7 +194,7 @@ class BatchScorer:
             BatchScorer,
             fn_constructor_kwargs={"detector": detector, "column": "path"},
             batch_size=256,
-            concurrency=8,  # processes over the cluster
+            compute=ray.data.ActorPoolStrategy(size=8),  # processes over the cluster
             num_cpus=1,  # cores of each; Ray sets its threads accordingly
         )
         scored.write_parquet("scores")  # columns "path" and "score_samples"

@@ -38,14 +38,16 @@ def compare(first: Path, second: Path) -> list[str]:
     lines = []
     for method, name in METHODS.items():
         keys = [key for key in shared if key[1] == method]
-        differences = np.array([auto[key] - single[key] for key in keys])
         runs: dict[str, list[float]] = {}
+        moved: dict[str, list[float]] = {}
         for key in keys:
             runs.setdefault(key[2], []).append(single[key])
+            moved.setdefault(key[2], []).append(auto[key] - single[key])
         spread = np.sqrt(np.mean([np.var(values, ddof=1) for values in runs.values() if len(values) > 1] or [np.nan]))
+        differences = np.array([np.mean(values) for values in moved.values()])  # an embedding is the same for all seeds
         error = differences.std(ddof=1) / np.sqrt(len(differences)) if len(differences) > 1 else np.nan
         lines.append(
-            f"| {keys[0][0]} | {name} | {len(keys)} | {np.mean([auto[key] for key in keys]):.4f} "
+            f"| {keys[0][0]} | {name} | {len(runs)} x {len(keys) // len(runs)} | {np.mean([auto[key] for key in keys]):.4f} "
             f"| {np.mean([single[key] for key in keys]):.4f} | {differences.mean():+.4f} +- {error:.4f} "
             f"| {np.abs(differences).max():.4f} | {spread:.4f} |"
         )
@@ -60,7 +62,7 @@ def main() -> None:
     if len(folders) % 2:
         parser.error("folders come in pairs")
     print(
-        "| data | score | runs | 16 bits | float32 | mean difference +- standard error | largest | standard deviation "
+        "| data | score | classes x seeds | 16 bits | float32 | mean difference +- standard error over classes | largest of a class | standard deviation "
         "over seeds |\n|---|---|---|---|---|---|---|---|"
     )
     for pair in zip(folders[::2], folders[1::2]):
