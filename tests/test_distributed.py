@@ -374,3 +374,42 @@ def test_a_worker_that_is_killed_in_the_middle_loses_no_score(cluster, fitted):
     with dask.config.set(scheduler=cluster.get):
         np.testing.assert_allclose(scores.compute(), expected, rtol=1e-9)
     assert pids[victim] not in cluster.run(os.getpid).values()
+
+
+@pytest.fixture
+def ray():
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_students_trained_by_ray_are_those_of_one_after_another(ray, images):
+    from ray.util.joblib import register_ray
+
+    register_ray()
+    settings = {"extractor": tiny_extractor(precision="float32"), "n_blocks": 3, "max_epochs": 2, "batch_size": 5}
+    with limited_threads(1):  # as each worker has
+        alone = tiny_students(**settings).fit(images)
+        with parallel_config("ray", n_jobs=2):
+            spread = tiny_students(n_jobs=2, **settings).fit(images)
+        assert spread.history_ == alone.history_
+        np.testing.assert_array_equal(spread.transform(images), alone.transform(images))
+
+
+@pytest.mark.slow
+def test_ray_data_scores_paths_as_the_recipe_says(ray, fitted, folder, tmp_path):
+    pytest.importorskip("ray.data", reason="Ray Data is not installed")
+    paths = paths_of(folder)
+    scored = ray.data.from_items([{"path": path} for path in paths]).map_batches(
+        BatchScorer,
+        fn_constructor_kwargs={"detector": fitted[0], "column": "path"},
+        batch_size=4,
+        compute=ray.data.ActorPoolStrategy(size=2),
+        num_cpus=1,
+    )
+    scored.write_parquet(str(tmp_path / "scores"))
+    found = ray.data.read_parquet(str(tmp_path / "scores")).to_pandas().sort_values("path")
+    assert list(found["path"]) == paths
+    np.testing.assert_allclose(found["score_samples"], fitted[0].score_samples(paths), rtol=1e-9)

@@ -47,8 +47,9 @@ def compare(first: Path, second: Path) -> list[str]:
         differences = np.array([np.mean(values) for values in moved.values()])  # an embedding is the same for all seeds
         error = differences.std(ddof=1) / np.sqrt(len(differences)) if len(differences) > 1 else np.nan
         lines.append(
-            f"| {keys[0][0]} | {name} | {len(runs)} x {len(keys) // len(runs)} | {np.mean([auto[key] for key in keys]):.4f} "
-            f"| {np.mean([single[key] for key in keys]):.4f} | {differences.mean():+.4f} +- {error:.4f} "
+            f"| {keys[0][0]} | {name} | {len(runs)} x {len(keys) // len(runs)} "
+            f"| {np.mean([auto[key] for key in keys]):.4f} | {np.mean([single[key] for key in keys]):.4f} "
+            f"| {differences.mean():+.4f} +- {error:.4f} "
             f"| {np.abs(differences).max():.4f} | {spread:.4f} |"
         )
     return lines
@@ -62,8 +63,8 @@ def main() -> None:
     if len(folders) % 2:
         parser.error("folders come in pairs")
     print(
-        "| data | score | classes x seeds | 16 bits | float32 | mean difference +- standard error over classes | largest of a class | standard deviation "
-        "over seeds |\n|---|---|---|---|---|---|---|---|"
+        "| data | score | classes x seeds | 16 bits | float32 | mean difference +- standard error over classes "
+        "| largest of a class | standard deviation over seeds |\n|---|---|---|---|---|---|---|---|"
     )
     for pair in zip(folders[::2], folders[1::2]):
         print("\n".join(compare(*pair)))
