@@ -376,9 +376,10 @@ def main() -> None:
         print("\n" + kept[name], flush=True)
         if options.out:  # as each target finishes
             parts = [kept[target] for target in TARGETS if target in kept]
-            options.out.write_text("\n\n".join([_TITLE, *parts]) + "\n")
+            options.out.write_text("\n\n".join([_TITLE, *parts, _NOTES.read_text()]))
 
 
+_NOTES = Path(__file__).with_name("NOTES.md")
 _TITLE = """# Speed and memory
 
 Written by `python benchmarks/speed/run.py all --out benchmarks/speed/RESULTS.md`; a target that is measured again takes
@@ -398,7 +399,8 @@ def _given(arguments: list[str]) -> list[str]:
 
 def _sections(path: Path) -> dict[str, str]:
     """What a file of results says of each target, by the command at its end."""
-    parts = re.split(r"\n\n(?=### )", path.read_text().rstrip()) if path.exists() else []
+    text = path.read_text().partition("\n\n## ")[0].rstrip() if path.exists() else ""
+    parts = re.split(r"\n\n(?=### )", text)
     found = [(re.search(r"run\.py (\w+)[^\n]*\n\n[^\n]+$", part), part) for part in parts]
     return {match[1]: part for match, part in found if match}
 
