@@ -231,7 +231,7 @@ def growth(options: argparse.Namespace) -> str:
     return (
         "### Growth (target: exponent of at most 1.05)\n\n"
         f"{table(['images', 'fit'], rows)}\n\nExponent by least squares over logarithms: {exponents.show(1, '', 3)}; "
-        f"{options.growth_rounds} rounds (vit_tiny_patch16_224 at 224 pixels, 2 students, 1 epoch)."
+        f"rounds: {options.growth_rounds} (vit_tiny_patch16_224 at 224 pixels, 2 students, 1 epoch)."
     )
 
 
