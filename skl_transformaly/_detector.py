@@ -77,8 +77,11 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         A folder in which embeddings, trained students and discrepancies are kept and found again, by the content of
         the images, the weights, the preprocessing, the precision, the parameters and the versions of libraries: clones,
         folds, grids and other processes share them. A grid over densities or `explained_variance` then costs the
-        densities, and one over the number of blocks trains each block once. Students are found only with an integer
-        `random_state`. Like any pickle, a cache is for your own files only.
+        densities, and one over the number of blocks trains each block once. Students and discrepancies are kept only
+        with a `random_state`: another fit draws others. What is scored is kept, too, without bound:
+        ``set_params(memory=None)`` on the fitted detector ends that, and ``joblib.Memory(folder).reduce_size`` or
+        deleting the folder frees the room. To find something again, all pixels are read. Like any pickle, a cache is
+        for your own files only.
     image_shape : tuple of int, default=None
         (H, W) or (H, W, C) of images that come as rows of values, as scikit-learn's own tools make them.
     on_error : {"raise", "skip"}, default="raise"
@@ -520,7 +523,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
     def _fit(self, X: Any) -> None:
         spaces = list(self.feature_spaces)
         if isinstance(self.feature_spaces, str):
-            raise ValueError(f"feature_spaces must be a sequence: [{self.feature_spaces!r}].")
+            raise ValueError(f"feature_spaces must be a sequence, got a str: write [{self.feature_spaces!r}].")
         if not spaces or len(set(spaces)) < len(spaces) or not set(spaces) <= set(_SPACES):
             raise ValueError(
                 f"feature_spaces must name one or both of {_SPACES}, each once, got {self.feature_spaces!r}."
@@ -544,7 +547,9 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             # a checkpoint of an unseeded fit keeps the seed that was drawn
             if self.random_state is not None or getattr(students, "checkpoint", None) is None:
                 students = _with_seed(students, random_state)
-            self.students_ = students.fit(images, extractor=self.extractor_, cache=self._cache())
+            # students of a seed that nobody will draw again would only fill the disk
+            cache = Cache(None) if self.random_state is None else self._cache()
+            self.students_ = students.fit(images, extractor=self.extractor_, cache=cache)
         embeddings, discrepancies = self._measure(images)
         readable = ~np.isnan(embeddings).any(axis=1)
         if readable.sum() < 2:

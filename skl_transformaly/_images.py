@@ -209,10 +209,15 @@ class ImageInputMixin:
             if shape is not None:
                 self.n_features_in_ = int(np.prod(shape))
         elif shape is not None and self.image_shape_ is not None and shape != self.image_shape_:
+            rows = shape[0] == shape[2] == 1 and shape[1] == self.n_features_in_
             raise ValueError(
                 f"X holds images of shape {shape}, but {type(self).__name__} was fitted on images of "
-                f"shape {self.image_shape_} (H, W, C). Resize them, or pass a list of arrays where sizes "
-                "are meant to differ."
+                f"shape {self.image_shape_} (H, W, C). "
+                + (
+                    f"If they are rows of values, give the shape: X.reshape(-1, *{self.image_shape_})."
+                    if rows
+                    else "Resize them, or pass a list of arrays where sizes are meant to differ."
+                )
             )
         return images
 

@@ -315,6 +315,8 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
                 if index not in done:
                     keep(index, train)
+                    # of students that were found, too
+                    progress.update((len(self.history_) + 1) * self.max_epochs - progress.n)
                 _, history, residuals = done[index]
                 self.history_[index] = history
                 self._residuals.append(residuals)
@@ -755,7 +757,7 @@ def _residual_statistics(student: nn.Module, layer: BlockActivations, extractor:
         return to_maps(_at_least_float32(outputs) - targets)
 
     residuals, halving = [], Halving("running a student on")
-    for batch in rows.split(extractor.batch_size):
+    for batch in rows.split(int(extractor.batch_size)):  # torch takes no integer of numpy's
         try:
             residuals += halving(run, batch)
         except ValueError:  # tokens that fill no grid: who asks for a map is told

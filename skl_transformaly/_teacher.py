@@ -233,7 +233,11 @@ def create_model(model_name: str, weights: str | os.PathLike | None) -> nn.Modul
     if not model_name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(model_name):
         close = difflib.get_close_matches(model_name.partition(".")[0], timm.list_models(), n=3)
         hint = f" Close names: {', '.join(close)}." if close else ""
-        hint = " Do you mean 'bundled'?" if model_name.lower() == "bundled" else hint
+        if model_name.lower() == "bundled":
+            hint = (
+                " As an extractor of its own, the bundled teacher is TimmExtractor('tf_efficientnet_lite0', "
+                "weights='bundled'); extractor='bundled' is its short name elsewhere."
+            )
         raise ValueError(f"timm {timm.__version__} knows no model {model_name!r}.{hint} timm.list_models() lists all.")
     if weights == "bundled" and model_name.partition(".")[0] != BUNDLED_MODEL:
         raise ValueError(f"weights='bundled' belong to {BUNDLED_MODEL!r}, not to {model_name!r}.")

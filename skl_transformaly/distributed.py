@@ -140,6 +140,7 @@ def map_detector(
     True
     """
     dask = _import_dask()
+    _check_threads(threads)
     if not isinstance(partition_size, Integral) or partition_size < 1:
         raise ValueError(f"partition_size must be an integer of at least 1, got {partition_size!r}.")
     source: bytes | str
@@ -238,6 +239,7 @@ class BatchScorer:
         if isinstance(detector, (str, os.PathLike)):
             detector = _read(detector)
         _check(detector, method)
+        _check_threads(threads)
         self.detector = detector
         self.column = column
         self.method = method
@@ -263,6 +265,8 @@ class BatchScorer:
         ImageError
             An image cannot be read.
         """
+        if not isinstance(batch, Mapping) and not hasattr(batch, "columns"):
+            raise TypeError(f"A batch is a dict of columns, got a {type(batch).__name__}.")
         if self.column not in batch:
             raise KeyError(f"The batch has no column {self.column!r}; it has {sorted(batch)}. Set `column`.")
         return {**batch, self.method: _apply(self.detector, batch[self.column], self.method, None, self.threads)}
@@ -291,6 +295,11 @@ def _check(detector: Any, method: str) -> None:
     if isinstance(detector, type) or not hasattr(detector, method):
         raise AttributeError(f"{detector!r} has no method {method!r}; expected a fitted detector that has.")
     check_is_fitted(detector)
+
+
+def _check_threads(threads: Any) -> None:
+    if threads is not None and (not isinstance(threads, Integral) or isinstance(threads, bool) or threads < 1):
+        raise ValueError(f"threads must be None or an integer of at least 1, got {threads!r}.")
 
 
 def _pickle(detector: Any) -> bytes:
@@ -326,7 +335,9 @@ def _partition(paths: Any, size: int) -> Any:
     import dask.array as da
 
     kind = type(paths).__name__
-    if isinstance(paths, Iterable):
+    if isinstance(paths, Iterable) and hasattr(
+        paths, "__len__"
+    ):  # no generator: fit takes none, and its order is its own
         paths = list(paths)
     if not isinstance(paths, list) or not all(isinstance(path, (str, os.PathLike)) for path in paths):
         raise TypeError(
@@ -336,7 +347,8 @@ def _partition(paths: Any, size: int) -> Any:
     if not paths:
         raise ValueError("There is no path in X.")
     array = np.empty(len(paths), dtype=object)  # strings of fixed width would all be as wide as the widest
-    array[:] = [os.fspath(path) for path in paths]
+    # absolute, for a worker, and this process later, may be in another folder
+    array[:] = [os.path.abspath(path) for path in paths]
     return da.from_array(array, chunks=size)
 
 

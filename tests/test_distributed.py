@@ -180,6 +180,34 @@ def test_wrong_parameters_are_refused(fitted, folder):
         map_detector(tiny_detector(), folder)
 
 
+@pytest.mark.parametrize("threads", [0, -1, 2.5, True])
+def test_threads_are_checked_before_any_worker_is_asked(fitted, folder, threads):
+    for build in (
+        lambda: map_detector(fitted[0], folder, threads=threads),
+        lambda: BatchScorer(fitted[0], threads=threads),
+    ):
+        with pytest.raises(ValueError, match="threads must be None or an integer of at least 1, got"):
+            build()
+
+
+def test_relative_paths_lead_to_the_same_files_from_another_folder(fitted, folder, tmp_path, monkeypatch):
+    expected = fitted[0].score_samples(paths_of(folder))
+    monkeypatch.chdir(folder.parent)
+    lazy = map_detector(fitted[0], folder.name)
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_allclose(lazy.compute(), expected, rtol=1e-9)
+
+
+def test_a_generator_of_paths_is_refused_as_by_fit(fitted, folder):
+    with pytest.raises(TypeError, match="Cannot partition a generator"):
+        map_detector(fitted[0], (path for path in paths_of(folder)))
+
+
+def test_a_batch_that_is_no_mapping_is_refused(fitted, folder):
+    with pytest.raises(TypeError, match="dict of columns, got a list"):
+        BatchScorer(fitted[0])(paths_of(folder))
+
+
 def test_a_detector_that_cannot_be_pickled_is_refused(images, folder):
     detector = tiny_detector().fit(images)
     detector.lock = threading.Lock()

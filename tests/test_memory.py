@@ -228,3 +228,17 @@ def test_two_processes_on_one_cache(tmp_path):
     printed = {line for process in processes for line in process.communicate(timeout=120)[0].split()}
     assert all(process.returncode == 0 for process in processes)
     assert len(printed) == 1
+
+
+def test_students_of_a_seed_that_nobody_will_draw_again_are_not_kept(tmp_path, images):
+    sizes = []
+    for _ in range(2):
+        tiny_detector(memory=tmp_path, random_state=None).fit(images)
+        sizes.append(len(list(tmp_path.rglob("output.pkl"))))
+    assert sizes == [1, 1]  # the embeddings, which depend on no seed
+
+
+def test_a_numpy_integer_is_a_batch_size(images):
+    detector = tiny_detector(extractor=tiny_extractor(batch_size=np.int64(4))).fit(images)
+    plain = tiny_detector(extractor=tiny_extractor(batch_size=4)).fit(images)
+    np.testing.assert_array_equal(detector.score_samples(images), plain.score_samples(images))

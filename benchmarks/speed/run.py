@@ -165,7 +165,7 @@ def memory(options: argparse.Namespace) -> str:
     rows = []
     for n in options.memory_images:
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_peak, args=(n, sender))
+        process = context.Process(target=_peak, args=(options.models[0], n, sender))
         process.start()
         sender.close()
         peak = receiver.recv()
@@ -175,15 +175,15 @@ def memory(options: argparse.Namespace) -> str:
         "### Memory of fit (target: 1 GiB whatever the number of images)\n\n"
         f"{table(['images', 'peak of anonymous memory'], rows)}\n\n"
         "Growth of a process's own memory in `TransformalyDetector.fit`, the images and the loaded teacher aside "
-        "(vit_tiny_patch16_224 at 224 pixels, 2 students, 1 epoch; the number of students adds only their weights)."
+        f"({options.models[0]}, 2 students, 1 epoch; the number of students adds only their weights)."
     )
 
 
-def _peak(n: int, connection: Any) -> None:
+def _peak(model: str, n: int, connection: Any) -> None:
     from skl_transformaly import BlockStudents, TransformalyDetector
 
     images = noise(n)
-    extractor = teacher("vit_tiny_patch16_224")
+    extractor = teacher(model)
     students = BlockStudents(n_blocks=2, max_epochs=1)
     TransformalyDetector(extractor, students=students, random_state=0).fit(images[:64])  # what kernels keep for good
     before = _anonymous()
@@ -213,7 +213,7 @@ def growth(options: argparse.Namespace) -> str:
     from skl_transformaly import BlockStudents, TransformalyDetector
 
     detector = TransformalyDetector(
-        teacher("vit_tiny_patch16_224"), students=BlockStudents(n_blocks=2, max_epochs=1), random_state=0
+        teacher(options.models[0]), students=BlockStudents(n_blocks=2, max_epochs=1), random_state=0
     )
     numbers = options.growth_images
     images = noise(max(numbers))
@@ -231,7 +231,7 @@ def growth(options: argparse.Namespace) -> str:
     return (
         "### Growth (target: exponent of at most 1.05)\n\n"
         f"{table(['images', 'fit'], rows)}\n\nExponent by least squares over logarithms: {exponents.show(1, '', 3)}; "
-        f"rounds: {options.growth_rounds} (vit_tiny_patch16_224 at 224 pixels, 2 students, 1 epoch)."
+        f"rounds: {options.growth_rounds} ({options.models[0]}, 2 students, 1 epoch)."
     )
 
 
@@ -246,9 +246,7 @@ def grid(options: argparse.Namespace) -> str:
     rng = np.random.default_rng(0)
     X = noise(120)
     y = np.where(rng.permutation(len(X)) < 100, 1, -1)
-    detector = TransformalyDetector(
-        teacher("vit_tiny_patch16_224"), students=BlockStudents(n_blocks=BLOCKS), random_state=0
-    )
+    detector = TransformalyDetector(teacher(options.models[0]), students=BlockStudents(n_blocks=BLOCKS), random_state=0)
     split = OneClassSplit(5, random_state=0)
     values = np.linspace(0.5, 0.95, 10).tolist()
 
@@ -269,7 +267,7 @@ def grid(options: argparse.Namespace) -> str:
     return (
         "### Explained-variance grid of ten values over five folds, with `memory=` (target: 1.15 times the fits)\n\n"
         f"{table(['grid', 'five fits, each with its scoring', 'grid / fits'], rows)}\n\n{len(X)} images, cache "
-        "empty at the start of each grid."
+        f"empty at the start of each grid; {options.models[0]}."
     )
 
 
@@ -351,7 +349,12 @@ def main() -> None:
     """Measure what is asked for, print and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="+", choices=[*TARGETS, "all"])
-    parser.add_argument("--models", nargs="+", default=["vit_tiny_patch16_224", "vit_base_patch16_224"])
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=["vit_tiny_patch16_224", "vit_base_patch16_224"],
+        help="timm names, weights are random; grid, memory and growth take the first (default: %(default)s)",
+    )
     parser.add_argument(
         "--images",
         type=int,
@@ -359,12 +362,16 @@ def main() -> None:
         default=[300, 96],
         help="for fit and epoch, of each model (default: %(default)s)",
     )
-    parser.add_argument("--repeats", type=int, default=REPEATS)
-    parser.add_argument("--memory-images", type=int, nargs="+", default=[500, 5000, 20000])
-    parser.add_argument("--growth-images", type=int, nargs="+", default=[500, 1000, 2000, 4000, 8000])
-    parser.add_argument("--growth-rounds", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="of each timing (default: %(default)s)")
+    parser.add_argument("--memory-images", type=int, nargs="+", default=[500, 5000, 20000], help="default: %(default)s")
+    parser.add_argument(
+        "--growth-images", type=int, nargs="+", default=[500, 1000, 2000, 4000, 8000], help="default: %(default)s"
+    )
+    parser.add_argument("--growth-rounds", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--out", type=Path, help="Markdown file to write as well")
     options = parser.parse_args()
+    if options.out and not options.out.absolute().parent.is_dir():
+        parser.error(f"--out: there is no folder {options.out.absolute().parent}")
     if len(options.images) < len(options.models):
         parser.error("--images needs a number for each of --models")
     names = list(TARGETS) if "all" in options.targets else options.targets
