@@ -30,6 +30,7 @@ from skl_transformaly._images import ImageInputMixin, Images
 from skl_transformaly._kernels import is_suited
 from skl_transformaly._parallel import count_jobs, train_in_waves
 from skl_transformaly._residuals import ResidualStatistics
+from skl_transformaly._teacher import blank_copy
 from skl_transformaly._tokens import draw_tokens, partial_forward
 from skl_transformaly._torch import own_settings, seeded
 
@@ -332,11 +333,11 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     def _assemble(states: dict[int, dict], fresh: Any, extractor: Any) -> list[nn.Module]:
         """Students with these weights."""
         if _is_restorable(extractor) and not fresh.cache_info().currsize:
-            # All were found: to draw weights for a whole network only to replace them takes longer than all else here.
-            device = next(extractor.blocks_[0].parameters()).device
-            arrays = {i: {name: tensor.numpy() for name, tensor in state.items()} for i, state in states.items()}
-            students = extractor.restore_blocks(arrays, sixteen_bits=extractor._sixteen_bits(device))
-            return [student.to(device) for student in students]
+            # All were found: to draw weights for a whole network only to replace them would take longer than all else.
+            students = {index: blank_copy(extractor.blocks_[index]) for index in states}
+            for index, state in states.items():
+                students[index].load_state_dict(state)
+            return list(students.values())
         for index, state in states.items():
             fresh()[index].load_state_dict(state)
         return [student.eval().requires_grad_(False) for student in fresh().values()]

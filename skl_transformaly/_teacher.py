@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import functools
 import hashlib
@@ -28,6 +29,7 @@ __all__ = [
     "BUNDLED_MODEL",
     "BlockVisitor",
     "Teacher",
+    "blank_copy",
     "empty_model",
     "find_blocks",
     "load_teacher",
@@ -279,6 +281,15 @@ def new_blocks(model_name: str, image_size: int | None, seed: int) -> list[nn.Mo
     if image_size is not None:
         set_image_size(model, image_size)
     return find_blocks(model)
+
+
+def blank_copy(block: nn.Module) -> nn.Module:
+    """A block as `block` is, but for its parameters, which are still to be loaded, and hooks, of which it has none."""
+    blank = {id(p): nn.Parameter(torch.empty_like(p), requires_grad=False) for p in block.parameters()}
+    twin = copy.deepcopy(block, dict(blank))
+    for hooks in (twin._forward_hooks, twin._forward_hooks_with_kwargs, twin._forward_hooks_always_called):
+        hooks.clear()
+    return twin
 
 
 def set_image_size(model: Any, image_size: int) -> None:

@@ -7,6 +7,7 @@ import sys
 import joblib
 import numpy as np
 import pytest
+import torch
 from conftest import tiny_detector, tiny_extractor, tiny_students
 from sklearn.base import clone
 from sklearn.mixture import GaussianMixture
@@ -242,3 +243,14 @@ def test_a_numpy_integer_is_a_batch_size(images):
     detector = tiny_detector(extractor=tiny_extractor(batch_size=np.int64(4))).fit(images)
     plain = tiny_detector(extractor=tiny_extractor(batch_size=4)).fit(images)
     np.testing.assert_array_equal(detector.score_samples(images), plain.score_samples(images))
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_byobnet", "test_efficientnet"])
+def test_found_students_are_the_trained_ones_and_the_teacher_stays_as_it_was(tmp_path, images, name):
+    parts = {"extractor": tiny_extractor(name, image_size=None if name != "test_vit" else 32), "memory": tmp_path}
+    trained, found = (tiny_detector(**parts).fit(images) for _ in range(2))
+    for one, other in zip(trained.students_.students_, found.students_.students_):
+        assert one.state_dict().keys() == other.state_dict().keys()
+        assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values()))
+        assert not other.training and not any(p.requires_grad for p in other.parameters())
+    np.testing.assert_array_equal(found.score_samples(images[:5] // 2), trained.score_samples(images[:5] // 2))
