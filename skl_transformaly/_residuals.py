@@ -62,7 +62,13 @@ class ResidualStatistics:
         # are alike.
         folds = residuals.tensor_split(min(n, _FOLDS))
         moments = [_Moments.of(fold) for fold in folds]
-        shrinkage = max(_RIDGE, _ledoit_wolf(residuals, _Moments.combined(moments)))
+        whole = _Moments.combined(moments)
+        if not torch.isfinite(whole.products).all():
+            raise FloatingPointError(
+                "A student deviates from its teacher by more than can be measured: its training diverged. Lower lr, "
+                "or give the extractor precision='float32'."
+            )
+        shrinkage = max(_RIDGE, _ledoit_wolf(residuals, whole))
         found = cls._estimate(moments, shrinkage)
         if n < _FOLDS:
             logs = found._log_distance(residuals)
@@ -151,9 +157,11 @@ def _ledoit_wolf(residuals: Tensor, moments: _Moments) -> float:
 
     From products that are at hand: scikit-learn would take them twice more, which on small sets is a tenth of a fit.
     """
-    covariance = moments.covariance
-    channels = len(covariance)
-    squares = (residuals - moments.mean).square().sum(1).double()
+    channels = len(moments.products)
+    # in units of the mean variance, or fourth powers would overflow, or vanish
+    unit = float(moments.covariance.diagonal().mean()) or 1.0
+    covariance = moments.covariance / unit
+    squares = ((residuals - moments.mean).double() / unit**0.5).square().sum(1)
     norm = float(covariance.square().sum())
     noise = float(squares.square().mean()) - norm
     far = norm - float(covariance.diagonal().sum()) ** 2 / channels

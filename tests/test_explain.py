@@ -86,6 +86,27 @@ def test_residuals_are_whitened_by_scikit_learns_shrunk_covariance(n, level, rng
     np.testing.assert_allclose(whitening @ covariance @ whitening.T, np.eye(6), atol=2e-3)
 
 
+@pytest.mark.parametrize("scale", [1e-15, 1e15, 1e90])
+def test_residuals_of_any_size_are_told_apart_alike(scale, rng):
+    from skl_transformaly._residuals import ResidualStatistics
+
+    usual = torch.from_numpy(rng.normal(size=(9, 6, 2, 2)))
+    expected = ResidualStatistics.fit(usual)
+    found = ResidualStatistics.fit(usual * scale)
+    # float64 for sizes that float32 does not have; whitening is kept in float32
+    if scale < 1e30:
+        np.testing.assert_allclose(found.whitening * scale, expected.whitening, rtol=1e-4)
+    else:
+        assert np.isfinite(found.whitening).all()
+
+
+def test_residuals_of_a_student_that_diverged_are_refused():
+    from skl_transformaly._residuals import ResidualStatistics
+
+    with pytest.raises(FloatingPointError, match="training diverged. Lower lr"):
+        ResidualStatistics.fit(torch.randn(9, 6, 2, 2) * 1e30)
+
+
 def test_maps_do_not_depend_on_how_large_a_channel_is(rng):
     from skl_transformaly._residuals import ResidualStatistics
 
