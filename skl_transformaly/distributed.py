@@ -335,9 +335,7 @@ def _partition(paths: Any, size: int) -> Any:
     import dask.array as da
 
     kind = type(paths).__name__
-    if isinstance(paths, Iterable) and hasattr(
-        paths, "__len__"
-    ):  # no generator: fit takes none, and its order is its own
+    if isinstance(paths, Iterable) and hasattr(paths, "__len__"):  # a generator is refused, as by fit
         paths = list(paths)
     if not isinstance(paths, list) or not all(isinstance(path, (str, os.PathLike)) for path in paths):
         raise TypeError(
