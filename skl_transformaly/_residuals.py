@@ -69,18 +69,14 @@ class ResidualStatistics:
                 "or give the extractor precision='float32'."
             )
         shrinkage = max(_RIDGE, _ledoit_wolf(residuals, whole))
-        found = cls._estimate(moments, shrinkage)
+        found = cls._estimate(whole, shrinkage)
         if n < _FOLDS:
             logs = found._log_distance(residuals)
         else:
             # Each image is looked at with statistics that it had no part in: where channels are many and images few,
             # it would seem more usual to its own than any new image can be.
-            logs = torch.cat(
-                [
-                    cls._estimate(moments[:i] + moments[i + 1 :], shrinkage)._log_distance(fold)
-                    for i, fold in enumerate(folds)
-                ]
-            )
+            others = [_Moments.combined(moments[:i] + moments[i + 1 :]) for i in range(len(folds))]
+            logs = torch.cat([cls._estimate(rest, shrinkage)._log_distance(fold) for rest, fold in zip(others, folds)])
         found.level = logs.mean(0).float().cpu().numpy()
         # that of a Gaussian is the least to expect; with few images, or a place that is always black, there may be less
         spread = logs.std(0, correction=0).clamp(min=(2 / channels) ** 0.5)
@@ -88,17 +84,16 @@ class ResidualStatistics:
         return found
 
     @classmethod
-    def _estimate(cls, parts: list[_Moments], shrinkage: float) -> ResidualStatistics:
-        """Mean and whitening of all parts, their covariance being drawn towards a multiple of the identity."""
-        whole = _Moments.combined(parts)
-        covariance = whole.covariance
+    def _estimate(cls, moments: _Moments, shrinkage: float) -> ResidualStatistics:
+        """Mean and whitening, the covariance being drawn towards a multiple of the identity."""
+        covariance = moments.covariance
         channels = len(covariance)
         identity = torch.eye(channels, dtype=covariance.dtype, device=covariance.device)
         # one image, or none that differs: nothing varies
         scale = float(covariance.diagonal().sum()) / channels or _TINY
         covariance = (1 - shrinkage) * covariance + shrinkage * scale * identity
         whitening = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), identity, upper=False)
-        location, scale_to = (tensor.float().cpu().numpy() for tensor in (whole.mean, whitening))
+        location, scale_to = (tensor.float().cpu().numpy() for tensor in (moments.mean, whitening))
         return cls(location, scale_to, np.zeros(0), np.zeros(0))
 
     def standardize(self, residuals: Tensor) -> Tensor:

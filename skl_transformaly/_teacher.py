@@ -285,8 +285,8 @@ def new_blocks(model_name: str, image_size: int | None, seed: int) -> list[nn.Mo
 
 def blank_copy(block: nn.Module) -> nn.Module:
     """A block as `block` is, but for its parameters, which are still to be loaded, and hooks, of which it has none."""
-    blank = {id(p): nn.Parameter(torch.empty_like(p), requires_grad=False) for p in block.parameters()}
-    twin = copy.deepcopy(block, dict(blank))
+    blank: dict[int, Any] = {id(p): nn.Parameter(torch.empty_like(p), requires_grad=False) for p in block.parameters()}
+    twin = copy.deepcopy(block, blank)
     for hooks in (twin._forward_hooks, twin._forward_hooks_with_kwargs, twin._forward_hooks_always_called):
         hooks.clear()
     return twin
