@@ -125,6 +125,14 @@ def test_tuned_rivals_score_by_the_recording_as_they_would_without(study, data, 
     np.testing.assert_allclose(found, rival.fit(data.X_train.take(rows)).score_samples(data.X_test), rtol=1e-6)
 
 
+def test_a_rivals_own_settings_reach_it_and_its_rows(study):
+    default = study()
+    changed = study("--rival-settings", "Deep SVDD__lr=0.5", "OC-SVM__nu=0.25", "Deep SVDD__device=cpu")
+    assert changed.rival_settings("Deep SVDD", 3) == {"random_state": 3, "lr": 0.5, "device": "cpu"}
+    assert changed.group_key("OC-SVM", 0) != default.group_key("OC-SVM", 0)
+    assert changed.group_key("MSAD", 0) == default.group_key("MSAD", 0)
+
+
 def test_a_finished_study_computes_nothing_again(study, monkeypatch):
     study("--seeds", "0", "1").run("unimodal", ["embedding", "students", "DN2"])
     monkeypatch.setattr(Study, "_results", None)
@@ -352,6 +360,9 @@ def test_commands_are_shown_without_the_places_of_files():
         (["--samples", "-3"], "argument --samples: must be at least 2, got -3"),
         (["--dry-run", "--seeds", "0", "0"], "--seeds names something twice: 0 0"),
         ([], "--data is needed"),
+        (["--rival-settings", "MSAD"], "must look like MSAD__max_epochs=5, got 'MSAD'"),
+        (["--rival-settings", "CSI__lr=1"], "there is no rival 'CSI': choose from OC-SVM (pixels)"),
+        (["--rival-settings", "DN2__lr=1"], "DN2 has no parameter 'lr': choose from n_neighbors"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(arguments, message, capsys, tmp_path, monkeypatch):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from quirks import QUIRKS
@@ -57,6 +59,14 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         "--rivals", nargs="*", default=list(RIVALS), choices=list(RIVALS), help="for tables 1, 2, 5 (default: all)"
     )
     parser.add_argument(
+        "--rival-settings",
+        nargs="+",
+        type=_setting,
+        default=[],
+        metavar="NAME__PARAMETER=VALUE",
+        help="parameters of rivals instead of their own, as 'Deep SVDD__max_epochs=150'",
+    )
+    parser.add_argument(
         "--quirks",
         nargs="*",
         default=[],
@@ -87,6 +97,23 @@ def _at_least(least: int) -> Callable[[str], int]:
         return value
 
     return integer
+
+
+def _setting(text: str) -> tuple[str, str, Any]:
+    """Type of an option: a rival's name, a parameter of it and its value."""
+    where, equals, value = text.partition("=")
+    name, _, parameter = where.partition("__")
+    if not equals or not parameter:
+        raise argparse.ArgumentTypeError(f"must look like MSAD__max_epochs=5, got {text!r}")
+    if name not in RIVALS:
+        raise argparse.ArgumentTypeError(f"there is no rival {name!r}: choose from {', '.join(RIVALS)}")
+    known = sorted(RIVALS[name]().get_params(deep=False).keys() - {"extractor", "random_state"})
+    if parameter not in known:
+        raise argparse.ArgumentTypeError(f"{name} has no parameter {parameter!r}: choose from {', '.join(known)}")
+    try:
+        return name, parameter, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, parameter, value  # a text without quotes
 
 
 def guarded(main: Callable[[], None]) -> None:

@@ -242,9 +242,10 @@ class Study:
         return self.source if self.options.n_blocks >= RIVALS[name]().n_tuned else (self.images, self.live)
 
     def rival_settings(self, name: str, seed: int) -> dict[str, Any]:
-        """Parameters of a rival: its own defaults, the seed, and fewer epochs for a dry run."""
+        """Parameters of a rival other than its own: the seed, those asked for, and fewer epochs for a dry run."""
         known = RIVALS[name]().get_params(deep=False)
         settings = {"random_state": seed} if "random_state" in known else {}
+        settings.update({parameter: value for rival, parameter, value in self.options.rival_settings if rival == name})
         if self.options.dry_run:
             settings.update({k: 1 for k in ("max_epochs", "pretrain_epochs") if k in known})
         return settings

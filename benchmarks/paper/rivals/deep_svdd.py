@@ -94,9 +94,10 @@ class DeepSVDD(Rival):
         device = resolve_device(self.device)
         contrasts = _contrast(pixel_tensor(images, _SIZE))
         self._low, self._span = float(contrasts.min()), float(np.ptp(contrasts.numpy())) or 1.0
-        pixels = self._rescale(contrasts).to(device)
+        # channels last: these convolutions take half the time on a CPU
+        pixels = self._rescale(contrasts).to(device, memory_format=torch.channels_last)
         with seeded(rng.randint(np.iinfo(np.int32).max)):
-            autoencoder = _Autoencoder().to(device)
+            autoencoder = _Autoencoder().to(device, memory_format=torch.channels_last)
         self._train(
             autoencoder,
             lambda batch: (autoencoder(batch) - batch).square().sum(dim=(1, 2, 3)).mean(),
