@@ -20,7 +20,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
             resolved = torch.device(device)
             torch.empty(0, device=resolved)
         except (RuntimeError, AssertionError, TypeError) as error:
-            raise ValueError(f"device={device!r} cannot be used here: {error}. Try device='auto' or 'cpu'.") from error
+            # torch may add pages about its dispatcher
+            why = str(error).split(". ")[0].splitlines()[0].removesuffix(".")
+            raise ValueError(f"device={device!r} cannot be used here: {why}. Try device='auto' or 'cpu'.") from error
         return resolved
     if torch.cuda.is_available():
         return torch.device("cuda")

@@ -293,6 +293,13 @@ def test_a_device_that_is_not_there_is_refused(images):
         tiny_extractor(device="warp").fit(images)
 
 
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="needs a machine without MPS")
+def test_a_device_that_is_not_there_is_one_line(images):
+    with pytest.raises(ValueError, match="device='mps'") as caught:
+        tiny_extractor(device="mps").fit(images)
+    assert len(str(caught.value)) < 200 and "\n" not in str(caught.value)
+
+
 class MeanExtractor(BaseEstimator):
     """Somebody's own teacher: two linear maps over pixels as tokens."""
 
