@@ -133,6 +133,25 @@ def test_a_rivals_own_settings_reach_it_and_its_rows(study):
     assert changed.group_key("MSAD", 0) == default.group_key("MSAD", 0)
 
 
+def test_rivals_run_with_seeds_of_their_own(study, monkeypatch):
+    study = study("--seeds", "1", "2", "--rival-seeds", "5", "--classes", "a")
+    ran = []
+    monkeypatch.setattr(study, "_results", lambda setting, label, seed, group: ran.append((group, seed)) or [0.0])
+    study.run("unimodal", ["MSAD", "DN2", "students"])
+    assert sorted(ran) == [("DN2", 0), ("MSAD", 5), ("students", 1), ("students", 2)]
+    assert study.values("unimodal", "MSAD", "MSAD").shape == (1, 1)
+
+
+def test_only_what_ran_with_several_seeds_has_a_deviation(tmp_path, capsys):
+    arguments = ["--dry-run", "--teacher", "test_vit", "--out", str(tmp_path), "--rivals", "DN2", "Deep SVDD"]
+    tables.main(["2", *arguments, "--seeds", "0", "1", "--rival-seeds", "0"])
+    text = (tmp_path / "table2_dry.md").read_text()
+    header, mean = (next(line for line in text.splitlines() if line.startswith(f"| {x}")) for x in ("normal", "**mean"))
+    spread = [title.strip() for title, cell in zip(header.split("|"), mean.split("|")) if "±" in cell]
+    assert spread == ["embedding", "discrepancy", "Transformaly"]
+    assert "seeds [0, 1] (rivals [0])" in text
+
+
 def test_a_finished_study_computes_nothing_again(study, monkeypatch):
     study("--seeds", "0", "1").run("unimodal", ["embedding", "students", "DN2"])
     monkeypatch.setattr(Study, "_results", None)

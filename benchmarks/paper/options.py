@@ -50,6 +50,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--samples", type=_at_least(2), help="at most so many training images a class")
     parser.add_argument("--test-samples", type=_at_least(1), help="at most so many test images a class")
     parser.add_argument("--seeds", type=_at_least(0), nargs="+", default=[0])
+    parser.add_argument("--rival-seeds", type=_at_least(0), nargs="+", help="seeds of the rivals (default: --seeds)")
     parser.add_argument("--paper", action="store_true", help="the paper's training: Adam, 1e-4, 30 epochs, float32")
     parser.add_argument(
         "--epochs", type=_at_least(1), help="epochs of the students (default: the library's, or the paper's)"
@@ -146,10 +147,10 @@ def complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> ar
         options.data = options.dataset.name
     elif options.data is None:
         parser.error("--data is needed (or --dry-run)")
-    for name in ("seeds", "classes", "rivals"):
+    for name in ("seeds", "rival_seeds", "classes", "rivals"):
         chosen = getattr(options, name) or []
         if len(set(chosen)) < len(chosen):
-            parser.error(f"--{name} names something twice: {' '.join(map(str, chosen))}")
+            parser.error(f"--{name.replace('_', '-')} names something twice: {' '.join(map(str, chosen))}")
     options.teacher = options.teacher or (BUNDLED_MODEL if options.weights == "bundled" else TEACHER)
     options.out = options.out or Path("paper-results", "dry-run" if options.dry_run else "")
     options.out.mkdir(parents=True, exist_ok=True)

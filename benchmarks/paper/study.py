@@ -185,13 +185,14 @@ class Study:
 
     def run(self, setting: str, groups: list[str]) -> None:
         """Compute the rows of `groups` for each class and seed: "embedding", "students" or a rival's name."""
-        work = [(label, seed, group) for label in self.labels() for seed in self.options.seeds for group in groups]
+        seeds = list(dict.fromkeys(seed for group in groups for seed in self.seeds(group)))
+        work = [
+            (x, seed, group) for x in self.labels() for seed in seeds for group in groups if seed in self.seeds(group)
+        ]
         with tqdm(work, desc=f"{self.data.name} {setting}", unit="task") as progress:
             for label, seed, group in progress:
                 name = self.data.class_names[label]
                 progress.set_postfix_str(f"{name}, seed {seed}, {group}")
-                if group in RIVALS and group not in SEEDED_RIVALS:
-                    seed = 0
                 key = self.group_key(group, seed)
                 where = {"dataset": self.data.name, "setting": setting, "class": name, "seed": seed}
                 mark = {"embedding": "embedding", "students": "Transformaly"}.get(group, group)
@@ -241,6 +242,12 @@ class Study:
         """What a rival that tunes last blocks looks at: `source`, where that holds what enters the first one."""
         return self.source if self.options.n_blocks >= RIVALS[name]().n_tuned else (self.images, self.live)
 
+    def seeds(self, group: str) -> list[int]:
+        """Seeds that a group runs with; a rival without chance in it runs once."""
+        if group not in RIVALS:
+            return self.options.seeds
+        return (self.options.rival_seeds or self.options.seeds) if group in SEEDED_RIVALS else [0]
+
     def rival_settings(self, name: str, seed: int) -> dict[str, Any]:
         """Parameters of a rival other than its own: the seed, those asked for, and fewer epochs for a dry run."""
         known = RIVALS[name]().get_params(deep=False)
@@ -270,12 +277,10 @@ class Study:
         return [names.index(name) for name in self.options.classes]
 
     def values(self, setting: str, group: str, method: str) -> np.ndarray:
-        """AUROC of classes by seeds; NaN where not computed."""
-        table = np.full((len(self.labels()), len(self.options.seeds)), np.nan)
+        """AUROC of classes by the group's seeds; NaN where not computed."""
+        table = np.full((len(self.labels()), len(self.seeds(group))), np.nan)
         for i, label in enumerate(self.labels()):
-            for j, seed in enumerate(self.options.seeds):
-                if group in RIVALS and group not in SEEDED_RIVALS:
-                    seed = 0
+            for j, seed in enumerate(self.seeds(group)):
                 where = {"dataset": self.data.name, "setting": setting, "class": self.data.class_names[label]}
                 found = self.rows.find(self.group_key(group, seed), seed=seed, method=method, **where)
                 if found:
@@ -284,7 +289,7 @@ class Study:
 
     def seconds(self, setting: str, groups: list[str]) -> float:
         """Seconds that all rows of these groups took, over classes and seeds."""
-        keys = {self.group_key(group, seed) for group in groups for seed in [0, *self.options.seeds]}
+        keys = {self.group_key(group, seed) for group in groups for seed in self.seeds(group)}
         tasks = {
             (row["key"], row["class"], row["seed"]): float(row["seconds"])
             for row in self.rows.rows

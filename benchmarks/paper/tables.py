@@ -30,7 +30,7 @@ import spaces
 from options import command, complete, guarded
 from options import parser as common_options
 from rivals import RIVALS
-from study import Study
+from study import SEEDED_RIVALS, Study
 
 from skl_transformaly import __version__
 
@@ -79,7 +79,7 @@ def markdown(table: str, study: Study, shown: str, seconds: float) -> str:
         f"### {TITLES[table]}: {study.data.name}",
         "",
         f"AUROC in per cent; each class in turn is {turn}."
-        + (" Mean and standard deviation over the seeds." if len(options.seeds) > 1 else ""),
+        + (" ±: standard deviation over the seeds." if any(v.shape[1] > 1 for v in values) else ""),
         "",
         f"| {turn} class | " + " | ".join(title for title, _, _ in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
@@ -109,6 +109,8 @@ def markdown(table: str, study: Study, shown: str, seconds: float) -> str:
     in_a_run = "-".join(map(str, sorted({own[0], own[-1]})))
     notes = f"{study.n_train} training images ({in_a_run} of them in a run) and {len(study.z_p_test)} test images"
     notes += f", seeds {options.seeds}"
+    if options.rival_seeds and any(group in SEEDED_RIVALS for group in groups):
+        notes += f" (rivals {options.rival_seeds})"
     if any(group == "students" for group in groups):
         students = study.students(options.seeds[0])
         notes += f", {students.max_epochs} epochs of batches of {students.batch_size}"
