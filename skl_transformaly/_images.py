@@ -11,6 +11,7 @@ import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from numbers import Number
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ class Images(Sequence):
     ):
         self._length = length
         self._decode = decode
-        self._name = name or (lambda i: f"image {i}")
+        self._name = name or "image {}".format
         self.stack = stack
         self.on_error = on_error
         self.unreadable: dict[int, str] = {}
@@ -116,9 +117,9 @@ class Images(Sequence):
         positions = positions % len(self) if len(self) else positions
         return Images(
             len(positions),
-            lambda i: self._decode(int(positions[i])),
+            partial(_elsewhere, self._decode, positions),
             stack=None if self.stack is None else self.stack[positions],
-            name=lambda i: self._name(int(positions[i])),
+            name=partial(_elsewhere, self._name, positions),
             on_error=self.on_error,
         )
 
@@ -421,26 +422,35 @@ def _from_array(X: np.ndarray) -> Images:
     X = _without_mask(X)
     _check_layout(X.shape[1:])
     _check_values(X)
-    return Images(len(X), X.__getitem__, stack=_full_range(X))
+    return Images(len(X), partial(np.ndarray.__getitem__, X), stack=_full_range(X))
+
+
+# What decodes and what names are functions of modules, so that images go through pickle to other processes.
+
+
+def _elsewhere(of: Callable[[int], Any], positions: np.ndarray, i: int) -> Any:
+    return of(int(positions[i]))
 
 
 def _from_files(paths: Sequence, on_error: str) -> Images:
-    def name(i):
-        return f"{str(paths[i])!r}"
+    return Images(len(paths), partial(_decode_file, paths), name=partial(_file_name, paths), on_error=on_error)
 
-    def decode(i):
-        with _pillow_errors():
-            if not stat.S_ISREG(os.stat(paths[i]).st_mode):  # opening a pipe would wait for its writer
-                raise ImageError("is not a regular file.")
-            with Image.open(paths[i]) as image:
-                if image.format != "PNG" or ImageFile.LOAD_TRUNCATED_IMAGES:
-                    return _from_pil(image)
-                # The checksums of a PNG's pixels: Pillow looks at them here alone, and cannot decode after.
-                image.verify()
-            with Image.open(paths[i]) as image:
+
+def _file_name(paths: Sequence, i: int) -> str:
+    return f"{str(paths[i])!r}"
+
+
+def _decode_file(paths: Sequence, i: int) -> np.ndarray:
+    with _pillow_errors():
+        if not stat.S_ISREG(os.stat(paths[i]).st_mode):  # opening a pipe would wait for its writer
+            raise ImageError("is not a regular file.")
+        with Image.open(paths[i]) as image:
+            if image.format != "PNG" or ImageFile.LOAD_TRUNCATED_IMAGES:
                 return _from_pil(image)
-
-    return Images(len(paths), decode, name=name, on_error=on_error)
+            # The checksums of a PNG's pixels: Pillow looks at them here alone, and cannot decode after.
+            image.verify()
+        with Image.open(paths[i]) as image:
+            return _from_pil(image)
 
 
 @contextlib.contextmanager
@@ -462,16 +472,17 @@ def _pillow_errors() -> Iterator[None]:
 
 
 def _from_items(items: Any, on_error: str) -> Images:
-    def decode(i):
-        item = items[i]
-        if isinstance(item, (tuple, list)) and len(item):
-            item = item[0]  # Dataset of (image, label)
-        try:
-            return _decode_item(item)
-        except TypeError as error:
-            raise TypeError(f"image {i}: {error}") from error
+    return Images(len(items), partial(_decode_of, items), on_error=on_error)
 
-    return Images(len(items), decode, on_error=on_error)
+
+def _decode_of(items: Any, i: int) -> np.ndarray:
+    item = items[i]
+    if isinstance(item, (tuple, list)) and len(item):
+        item = item[0]  # Dataset of (image, label)
+    try:
+        return _decode_item(item)
+    except TypeError as error:
+        raise TypeError(f"image {i}: {error}") from error
 
 
 def _decode_item(item) -> np.ndarray:

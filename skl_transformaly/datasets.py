@@ -11,13 +11,14 @@ import gzip
 import os
 import pickle
 import re
+import sys
 import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from http.client import HTTPException
 from importlib import import_module
 from pathlib import Path
@@ -64,6 +65,20 @@ _CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hor
 _FASHION = [
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 ]  # fmt: skip
+# CIFAR-100 numbers its classes by the alphabet.
+_FINE_TO_COARSE = np.array(
+    [i for _, i in sorted((fine, i) for i, group in enumerate(CIFAR100_COARSE.values()) for fine in group)]
+)
+# Of data sets whose classes are folders or objects
+_N_CLASSES = {
+    "cats_vs_dogs": 2,
+    "dior": 19,
+    "blood_cells": 4,
+    "covid19": 3,
+    "weather": 4,
+    "view": 6,
+    "concrete_crack": 2,
+}
 _DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
 
 # Pairs of folders that hold training and test images, compared without case; the first that is there counts.
@@ -72,7 +87,12 @@ _SPLITS = (
     ("training_set", "test_set"),
     ("seg_train", "seg_test"),
     ("training", "test"),
+    ("training", "testing"),
+    ("train", "testing"),
     ("train", "val"),
+    ("train", "valid"),
+    ("train", "validation"),
+    ("training", "validation"),
 )
 _DEPTH = 4  # levels below root in which a layout is looked for
 
@@ -206,9 +226,11 @@ def load(
     Notes
     -----
     Class folders are ``train``/``test``, ``training_set``/``test_set``, ``seg_train``/``seg_test``,
-    ``training``/``test`` or ``train``/``val`` in any case, up to four levels below `root`, each with a folder per
-    class, or with one folder of its own name that holds those (as in Kaggle's archives). Otherwise they are one folder
-    of class folders. Class names are sorted; hidden files and folders are passed over.
+    ``training``/``test`` or ``train``/``val`` (``testing``, ``valid``, ``validation``) in any case, up to four levels
+    below `root`, each with a folder per class, or with one folder of its own name that holds those (as in Kaggle's
+    archives); test images without class folders beside training and validation images are left alone. Otherwise they
+    are one folder of class folders. Class names are sorted; hidden files and folders are passed over. A folder without
+    images, and a number of classes that is not the data set's, is warned of.
 
     DIOR is a data set for object detection; an image here is an annotated object, cropped by its box. As in the
     experiments with DIOR before the paper's [2]_, only objects with at least ``min_side=120`` pixels in height and in
@@ -373,6 +395,8 @@ def _setting(dataset: Any, chosen: Any, *, keep: bool) -> tuple[Any, Any, np.nda
         X_train, y_train, X_test, y_test = dataset
         y_train, y_test = _labels(X_train, y_train, "train"), _labels(X_test, y_test, "test")
         labels = list(dict.fromkeys([*y_train.tolist(), *y_test.tolist()]))
+        if np.ndim(chosen):
+            raise ValueError(f"Expected one label, got {chosen!r}.")
         if chosen not in labels:
             raise ValueError(f"There is no class {chosen!r} in the labels, which are {_shown(labels)}.")
         label, name = chosen, repr(chosen)
@@ -410,17 +434,26 @@ def _labels(X: Any, y: Any, part: str) -> np.ndarray:
     """Labels as a 1-D array, one for each image."""
     if isinstance(X, (str, os.PathLike)):
         raise ValueError(f"X_{part} is one path; labelled images are a sequence: pass the list of files.")
-    if len({isinstance(label, str) for label in np.asarray(y, dtype=object).ravel()}) > 1:
+    labels = np.asarray(y, dtype=object)
+    if labels.ndim != 1:
+        raise ValueError(f"y_{part} must be one label for each image, got shape {labels.shape}.")
+    if missing := sum(map(_is_missing, labels)):
+        raise ValueError(f"y_{part} has no label (NaN or None) for {missing} images: leave those images out.")
+    if len({isinstance(label, str) for label in labels}) > 1:
         raise ValueError(f"y_{part} holds both text and other labels; they must be of one kind.")
     y = np.asarray(y)
-    if y.ndim != 1:
-        raise ValueError(f"y_{part} must be one label for each image, got shape {y.shape}.")
-    if y.dtype.kind == "f" and np.isnan(y).any():
-        raise ValueError(f"y_{part} has no label (NaN) for {np.isnan(y).sum()} images: leave those images out.")
     n = _num_samples(X)
     if n != len(y):
         raise ValueError(f"X_{part} holds {n} images but y_{part} {len(y)} labels; they must be as many.")
     return y
+
+
+def _is_missing(label: Any) -> bool:
+    """None, NaN, NaT, pandas' NA: what is not equal to itself, or does not know."""
+    try:
+        return label is None or bool(label != label)
+    except TypeError:  # the truth of NA
+        return True
 
 
 def _shown(names: Sequence) -> str:
@@ -433,6 +466,8 @@ def _shown(names: Sequence) -> str:
 def _read_folders(name: str, root: Path, test_size: Any, random_state: Any) -> ImageDataset:
     train, test = _class_files(name, root, test_size, random_state)
     names = sorted(train)
+    if (expected := _N_CLASSES.get(name, len(names))) != len(names):
+        _warn(f"{name!r} has {expected} classes, but {str(root)!r} has images of {len(names)}: {_shown(names)}.")
     return _from_files(name, train, test, names, {c: i for i, c in enumerate(names)})
 
 
@@ -453,7 +488,7 @@ def _class_files(name: str, root: Path, test_size: Any, random_state: Any) -> tu
         raise _Missing(f"{str(root)!r} is a file; expected a folder.")
     split = _find(root, _as_split)
     if split is not None:
-        train, test = ({c.name: f for c in _folders(part) if (f := _images_below(c))} for part in split)
+        train, test = (_files_by_class(part) for part in split)
         for files, other, part in ((train, test, split[0]), (test, train, split[1])):
             if only := sorted(set(files) - set(other)):
                 raise ValueError(
@@ -473,13 +508,13 @@ def _class_files(name: str, root: Path, test_size: Any, random_state: Any) -> tu
         parent = _find(root, _as_classes)
         if parent is None:
             raise _Missing(f"There are no class folders with images in {str(root)!r}.")
-        files = {c.name: f for c in _folders(parent) if (f := _images_below(c))}
-    if (whole := _split_pair(_folders(root.absolute().parent))) and root.absolute() in whole:
-        warnings.warn(
+        _check_beside(parent, root)
+        files = _files_by_class(parent)
+    pairs = _split_pairs(_folders(root.absolute().parent))
+    if whole := next((pair for pair in pairs if root.absolute() in pair), None):
+        _warn(
             f"{str(root)!r} lies beside {str(whole[1 - whole.index(root.absolute())])!r} and looks like one part of a "
-            "data set; it is split anew. Give the folder above it to have both parts.",
-            UserWarning,
-            stacklevel=4,
+            "data set; it is split anew. Give the folder above it to have both parts."
         )
     return _split(files, test_size, random_state)
 
@@ -506,10 +541,31 @@ def _split(files: _Files, test_size: Any, random_state: Any) -> tuple[_Files, _F
     return train, test
 
 
+def _files_by_class(parent: Path) -> _Files:
+    """Images below each folder in `parent`, by its name."""
+    files = {folder.name: _images_below(folder) for folder in _folders(parent)}
+    if empty := [name for name, paths in files.items() if not paths]:
+        _warn(f"There are no images in {_shown(empty)} of {str(parent)!r}; that is no class.")
+    return {name: paths for name, paths in files.items() if paths}
+
+
+def _warn(message: str) -> None:
+    """Warn whoever called `load`."""
+    level = 2
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__") == __name__:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
+
+
 def _folders(folder: Path) -> list[Path]:
-    """Folders in `folder`, sorted; hidden ones and those of macOS archives left out."""
+    """Folders in `folder`, sorted; hidden ones, those of macOS archives and those that may not be read left out."""
     with os.scandir(folder) as entries:
-        names = [e.name for e in entries if e.name[0] != "." and e.name != "__MACOSX" and e.is_dir()]
+        names = [
+            e.name
+            for e in entries
+            if e.name[0] != "." and e.name != "__MACOSX" and e.is_dir() and os.access(e.path, os.R_OK | os.X_OK)
+        ]
     return [folder / name for name in sorted(names)]
 
 
@@ -550,19 +606,19 @@ def _find(root: Path, match: Callable[[Path], _Found | None]) -> _Found | None:
     return None
 
 
-def _split_pair(folders: list[Path]) -> tuple[Path, Path] | None:
+def _split_pairs(folders: list[Path]) -> list[tuple[Path, Path]]:
+    """Pairs of training and test folders among these, in the order in which they count."""
     named = {folder.name.lower(): folder for folder in folders}
-    for train, test in _SPLITS:
-        if train in named and test in named:
-            return named[train], named[test]
-    return None
+    return [(named[train], named[test]) for train, test in _SPLITS if train in named and test in named]
 
 
 def _as_split(folder: Path) -> tuple[Path, Path] | None:
-    pair = _split_pair(_folders(folder))
-    if pair is None or not _folders(pair[0]):  # flat folders are no class folders
+    pairs = [pair for pair in _split_pairs(_folders(folder)) if _folders(pair[0])]  # flat folders are no class folders
+    if not pairs:
         return None
-    return _unwrap(pair[0]), _unwrap(pair[1])
+    # beside training and validation images there may lie test images without labels
+    train, test = next((pair for pair in pairs if _folders(pair[1])), pairs[0])
+    return _unwrap(train), _unwrap(test)
 
 
 def _unwrap(folder: Path) -> Path:
@@ -575,16 +631,27 @@ def _unwrap(folder: Path) -> Path:
 
 def _as_classes(folder: Path) -> Path | None:
     folders = _folders(folder)
-    if _split_pair(folders) is not None:  # flat training and test images are not two classes
+    if _split_pairs(folders):  # flat training and test images are not two classes
         return None
     filled = [child for child in folders if next(_image_names(child), None) is not None]
     return folder if len(filled) > 1 else None
 
 
+def _check_beside(parent: Path, root: Path) -> None:
+    """Refuse classes in `parent` if images lie beside it, below `root`: they might be other classes."""
+    while parent != root:
+        if beside := [folder for folder in _folders(parent.parent) if folder != parent and _images_below(folder)]:
+            raise ValueError(
+                f"The folders in {str(parent)!r} look like classes, but there are images in {str(beside[0])!r} too. "
+                f"Pass the one as root, or put all images of a class directly into its folder in {str(root)!r}."
+            )
+        parent = parent.parent
+
+
 # Where the class is in the file's name
 _FLAT = {
     "cats_vs_dogs": re.compile(r"(cat|dog)\.\d+\.", re.IGNORECASE),
-    "weather": re.compile(r"([a-z]+)[ _-]?\d+\.", re.IGNORECASE),
+    "weather": re.compile(r"(cloudy|rain|shine|sunrise)[ _-]?\d+\.", re.IGNORECASE),
 }
 
 
@@ -636,6 +703,8 @@ def _read_cifar(name: str, root: Path, test_size: Any, random_state: Any) -> Ima
         number = _coarse_numbers(sorted(train))
     elif unknown := sorted(set(train) - set(number)):
         raise ValueError(f"CIFAR-10 has no class {_shown(unknown)}; expected folders {_shown(_CIFAR10)}.")
+    if absent := sorted(set(class_names) - {class_names[number[folder]] for folder in train}):
+        _warn(f"{str(root)!r} has no images of {_shown(absent)} of {name!r}.")
     return _from_files(name, train, test, class_names, number)
 
 
@@ -692,8 +761,13 @@ def _read_batch(path: Path, coarse: bool) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"{str(path)!r} holds a {type(batch).__name__}; one of CIFAR's batches is a dict.")
     batch = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in batch.items()}
     key, classes = ("coarse_labels", 20) if coarse else ("labels", 10)
+    if coarse and key not in batch:
+        key, classes = "fine_labels", 100
     if "data" not in batch or key not in batch:
-        raise ValueError(f"{str(path)!r} lacks 'data' or {key!r}; it has {_shown(sorted(map(str, batch)))}.")
+        raise ValueError(
+            f"{str(path)!r} lacks 'data' or {'coarse_labels' if coarse else key!r}; it has "
+            f"{_shown(sorted(map(str, batch)))}."
+        )
     data, labels = batch["data"], np.asarray(batch[key])
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
         raise ValueError(
@@ -702,8 +776,23 @@ def _read_batch(path: Path, coarse: bool) -> tuple[np.ndarray, np.ndarray]:
         )
     if labels.shape != (len(data),) or labels.dtype.kind not in "iu" or not np.isin(labels, np.arange(classes)).all():
         raise ValueError(f"{key!r} of {str(path)!r} must be {len(data)} integers in 0 to {classes - 1}.")
+    if coarse and "fine_labels" in batch:
+        derived = _coarse_of(batch["fine_labels"], len(data), path)
+        if key == "coarse_labels" and (derived != labels).any():
+            raise ValueError(
+                f"'fine_labels' and 'coarse_labels' of {str(path)!r} contradict each other for "
+                f"{(derived != labels).sum()} images. Get the file anew."
+            )
+        labels = derived
     # a row is the red, the green and the blue plane
     return np.ascontiguousarray(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels
+
+
+def _coarse_of(fine_labels: Any, n: int, path: Path) -> np.ndarray:
+    labels = np.asarray(fine_labels)
+    if labels.shape != (n,) or labels.dtype.kind not in "iu" or not np.isin(labels, np.arange(100)).all():
+        raise ValueError(f"'fine_labels' of {str(path)!r} must be {n} integers in 0 to 99.")
+    return _FINE_TO_COARSE[labels]
 
 
 # --------------------------------------------------------------------------- Fashion-MNIST
@@ -823,7 +912,7 @@ def _read_dior(name: str, root: Path, test_size: Any, random_state: Any) -> Imag
             empty += skipped
         parts.append(crops)
     if empty:
-        warnings.warn(f"{empty} boxes of {name!r} are empty or outside their image; they are left out.", stacklevel=4)
+        _warn(f"{empty} boxes of {name!r} are empty or outside their image; they are left out.")
     train, test = (
         [crop for crop in crops if min(crop.box[2] - crop.box[0], crop.box[3] - crop.box[1]) >= _DIOR_MIN_SIDE]
         for crops in parts
@@ -836,6 +925,8 @@ def _read_dior(name: str, root: Path, test_size: Any, random_state: Any) -> Imag
             f"{_DIOR_MIN_SIDE} pixels in height and width; training objects are: {dict(counts)}. Is the data set "
             "complete?"
         )
+    if len(names) != _N_CLASSES[name]:
+        _warn(f"{name!r} has {_N_CLASSES[name]} classes, but {str(home)!r} has enough objects of {len(names)} only.")
     labelled = [_crops([crop for crop in crops if crop.kind in names], names) for crops in (train, test)]
     return ImageDataset(name, *labelled[0], *labelled[1], names)
 
@@ -851,6 +942,11 @@ def _dior_lists(home: Path) -> tuple[list[str], list[str]]:
                 [line.split()[0] for path in paths for line in path.read_text().splitlines() if line.strip()]
                 for paths in (trainings, [folder / "test.txt"])
             )
+            if both := sorted(set(train) & set(test)):
+                raise ValueError(
+                    f"The lists in {str(folder)!r} name {_shown(both)} both for training and for testing. Get them "
+                    "anew."
+                )
             return list(dict.fromkeys(train)), list(dict.fromkeys(test))
     raise _Missing(f"There are no lists train.txt, val.txt and test.txt in ImageSets/Main or Main of {str(home)!r}.")
 
@@ -890,18 +986,22 @@ def _read_boxes(path: Path, image: Path) -> tuple[list[_Crop], int]:
 
 def _crops(crops: list[_Crop], names: list[str]) -> tuple[Images, np.ndarray]:
     whole = as_images([crop.image for crop in crops])
-
-    def decode(i: int) -> np.ndarray:
-        left, top, right, bottom = crops[i].box
-        pixels = whole[i][top:bottom, left:right]
-        if pixels.shape[:2] != (bottom - top, right - left):
-            raise ImageError(
-                f"{str(crops[i].image)!r} is smaller than its annotation says. Get the image or the annotation anew."
-            )
-        return pixels
-
     y = np.array([names.index(crop.kind) for crop in crops], dtype=np.int64)
-    return Images(len(crops), decode, name=lambda i: f"crop {crops[i].box}"), y
+    return Images(len(crops), partial(_decode_crop, whole, crops), name=partial(_crop_name, crops)), y
+
+
+def _decode_crop(whole: Images, crops: list[_Crop], i: int) -> np.ndarray:
+    left, top, right, bottom = crops[i].box
+    pixels = whole[i][top:bottom, left:right]
+    if pixels.shape[:2] != (bottom - top, right - left):
+        raise ImageError(
+            f"{str(crops[i].image)!r} is smaller than its annotation says. Get the image or the annotation anew."
+        )
+    return pixels
+
+
+def _crop_name(crops: list[_Crop], i: int) -> str:
+    return f"crop {crops[i].box}"
 
 
 # --------------------------------------------------------------------------- where to get them

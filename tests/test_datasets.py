@@ -26,6 +26,9 @@ from skl_transformaly import ImageError, datasets
 from skl_transformaly._images import Images, as_images
 from skl_transformaly.datasets import CIFAR100_COARSE, DATASETS, ImageDataset, load, multimodal, unimodal
 
+# two classes stand for all here; the warning has a test of its own
+pytestmark = pytest.mark.filterwarnings("ignore:.*classes, but:UserWarning", "ignore:.*has no images of:UserWarning")
+
 # CIFAR-100's superclass of each class, in the order of its files' fine labels
 COARSE_OF_FINE = [
     4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7, 6, 13, 15, 3, 15, 0, 11, 1, 10,
@@ -194,6 +197,12 @@ def test_flat_weather(tmp_path, rng):
     assert np.bincount(data.y_train).tolist() == [4] * 4 and np.bincount(data.y_test).tolist() == [1] * 4
 
 
+def test_a_stranger_among_weather_images_is_no_class(tmp_path, rng):
+    write_folders(tmp_path, rng, [f"{c}{i}.jpg" for c in ("rain", "shine", "screenshot") for i in range(5)])
+    with pytest.raises(ValueError, match="screenshot0.jpg' does not say its class"):
+        load("weather", tmp_path)
+
+
 def test_flat_file_without_a_class_is_named(tmp_path, rng):
     write_folders(tmp_path, rng, ["rain1.jpg", "rain2.jpg", "shine1.jpg", "shine2.jpg", "17.jpg"])
     with pytest.raises(ValueError, match="17.jpg' does not say its class"):
@@ -204,6 +213,70 @@ def test_unlabelled_train_and_test_are_not_two_classes(tmp_path, rng):
     write_folders(tmp_path, rng, ["train/0.png", "train/1.png", "test/0.png", "test/1.png"])
     with pytest.raises(ValueError, match="no class folders"):
         load("folder", tmp_path)
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "Testing"])
+def test_validation_beside_unlabelled_test_images(val, tmp_path, rng):
+    write_folders(tmp_path, rng, [*split_files("train", val), "test/0.png", "test/1.png"])
+    assert names_of(load("folder", tmp_path).X_test)[0] == tmp_path / val / "cat/0.png"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["Negative/0.png", "Negative/1.png", "Positive/deep/0.png", "Positive/thin/0.png"],
+        ["A/x/0.png", "A/y/0.png", "B/x/0.png"],
+    ],
+)
+def test_classes_of_which_some_are_nested_are_not_guessed(files, tmp_path, rng):
+    write_folders(tmp_path, rng, files)
+    with pytest.raises(ValueError, match="look like classes, but there are images in"):
+        load("folder", tmp_path)
+
+
+def test_images_may_be_nested_within_their_class(tmp_path, rng):
+    write_folders(tmp_path, rng, [f"{c}/{i}.png" for c in "ab" for i in range(5)] + ["b/more/6.png", "c/x/7.png"])
+    write_folders(tmp_path, rng, ["c/y/8.png"])
+    data = load("folder", tmp_path)
+    assert np.bincount(np.concatenate([data.y_train, data.y_test])).tolist() == [5, 6, 2]
+
+
+def test_a_folder_without_images_is_warned_of(tmp_path, rng):
+    write_folders(tmp_path, rng, split_files())
+    (tmp_path / "train/owl").mkdir()
+    with pytest.warns(UserWarning, match="There are no images in 'owl'") as caught:
+        assert load("folder", tmp_path).class_names == ["cat", "dog"]
+    assert caught[0].filename == __file__
+
+
+def test_a_class_too_many_is_warned_of(tmp_path, rng):
+    write_folders(tmp_path, rng, split_files(classes=("cats", "dogs", "owls")))
+    with pytest.warns(UserWarning, match="'cats_vs_dogs' has 2 classes, but .* of 3: 'cats', 'dogs', 'owls'"):
+        load("cats_vs_dogs", tmp_path)
+
+
+def test_cifar10_folders_of_some_classes_are_warned_about(tmp_path, rng):
+    write_folders(tmp_path, rng, split_files())
+    with pytest.warns(UserWarning, match="has no images of 'airplane', .*'truck' of 'cifar10'"):
+        load("cifar10", tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt" or not hasattr(os, "geteuid"), reason="needs POSIX permissions")
+def test_folders_that_may_not_be_read_are_passed_over(tmp_path, rng, monkeypatch):
+    write_folders(tmp_path, rng, split_files())
+    (tmp_path / "lost+found").mkdir()
+    access = os.access  # root may read everything
+    monkeypatch.setattr(os, "access", lambda path, mode: "lost+found" not in str(path) and access(path, mode))
+    assert tmp_path / "lost+found" not in datasets._folders(tmp_path)
+    assert len(load("folder", tmp_path).y_test) == 6
+
+
+def test_data_sets_go_through_pickle(tmp_path, rng):
+    pixels = write_folders(tmp_path, rng, split_files())
+    data = pickle.loads(pickle.dumps(load("folder", tmp_path)))
+    X_train, _, _ = unimodal(data, "dog")
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(X_train))[1], pixels["train/dog/1.png"])
+    assert "train/dog/2.png" in X_train._name(2)
 
 
 # ------------------------------------------------------------------ CIFAR
@@ -271,6 +344,20 @@ def test_cifar100_batches_are_labelled_by_superclass(below, tmp_path, rng):
     np.testing.assert_array_equal(data.X_train.stack, written["train"][0])
     np.testing.assert_array_equal(data.y_train, written["train"][1])
     np.testing.assert_array_equal(data.y_test, written["test"][1])
+
+
+def test_cifar100_batches_without_superclasses(tmp_path, rng):
+    fine = [0, 99, 7, 51]
+    write_cifar(tmp_path, rng, "cifar100", dump=lambda x: pickle.dumps({k: x[k] for k in ("data", "fine_labels")}),
+                fine_labels=fine)  # fmt: skip
+    assert load("cifar100", tmp_path).y_test.tolist() == [COARSE_OF_FINE[i] for i in fine]
+
+
+def test_cifar100_labels_that_contradict_each_other_are_refused(tmp_path, rng):
+    coarse = [COARSE_OF_FINE[0], 1, COARSE_OF_FINE[2], COARSE_OF_FINE[3]]
+    write_cifar(tmp_path, rng, "cifar100", fine_labels=[0, 2, 2, 3], coarse_labels=coarse)
+    with pytest.raises(ValueError, match="contradict each other for 1 images"):
+        load("cifar100", tmp_path)
 
 
 def test_the_files_of_the_tests_are_those_of_python_2(tmp_path, rng):
@@ -715,6 +802,27 @@ def test_dior_file_that_a_list_names_must_be_there(gone, tmp_path, rng):
         load("dior", tmp_path)
 
 
+def test_dior_image_in_both_lists_is_refused(tmp_path, rng):
+    write_dior(tmp_path, rng, DIOR_BOXES)
+    (tmp_path / "ImageSets/Main/test.txt").write_text("00001\n00002\n")
+    with pytest.raises(ValueError, match="name '00001' both for training and for testing"):
+        load("dior", tmp_path)
+
+
+def test_dior_crops_go_through_pickle(tmp_path, rng):
+    pixels = write_dior(tmp_path, rng, DIOR_BOXES)
+    data = pickle.loads(pickle.dumps(load("dior", tmp_path)))
+    _, (x0, y0, x1, y1) = DIOR_BOXES[17]
+    np.testing.assert_array_equal(data.X_test[17], pixels["test"][y0:y1, x0:x1])
+
+
+@pytest.mark.filterwarnings("default")
+def test_dior_of_fewer_classes_is_warned_about(tmp_path, rng):
+    write_dior(tmp_path, rng, DIOR_BOXES)
+    with pytest.warns(UserWarning, match="'dior' has 19 classes, but .* of 2 only"):
+        load("dior", tmp_path)
+
+
 def test_dior_without_lists_is_refused(tmp_path, rng):
     write_dior(tmp_path, rng, DIOR_BOXES)
     (tmp_path / "ImageSets/Main/val.txt").unlink()
@@ -999,12 +1107,26 @@ def test_settings_need_labelled_data(given):
 
 @pytest.mark.parametrize(
     "labels, message",
-    [([0.0, 1.0, np.nan], r"y_train has no label \(NaN\) for 1 images"), ([0, "a", 1], "holds both text and other")],
+    [
+        ([0.0, 1.0, np.nan], r"y_train has no label \(NaN or None\) for 1 images"),
+        ([0, None, 1], r"no label \(NaN or None\) for 1 images"),
+        (["a", None, None], r"no label \(NaN or None\) for 2 images"),
+        (pd.Series([0, np.nan, 1], dtype=object), r"no label \(NaN or None\) for 1 images"),
+        (pd.array([0, pd.NA, 1]), r"no label \(NaN or None\) for 1 images"),
+        (np.array(["2020-01-01", "NaT", "NaT"], "datetime64[D]"), r"no label \(NaN or None\) for 2 images"),
+        ([0, "a", 1], "holds both text and other"),
+    ],
 )
 def test_labels_that_are_none_are_refused(labels, message):
     X = np.zeros((3, 8, 8), dtype=np.uint8)
     with pytest.raises(ValueError, match=message):
         unimodal((X, labels, X, [0, 1, 0]), 1)
+
+
+@pytest.mark.parametrize("chosen", [[0, 1], np.array([0, 1]), np.zeros((1, 1))])
+def test_a_class_is_one_label(chosen, images):
+    with pytest.raises(ValueError, match="Expected one label, got"):
+        unimodal((images, [0, 1] * (len(images) // 2), images, [0, 1] * (len(images) // 2)), chosen)
 
 
 def test_one_part_of_a_split_folder_is_warned_about(tmp_path, rng):
