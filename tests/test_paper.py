@@ -115,20 +115,91 @@ def test_without_room_for_a_recording_the_teacher_runs_again(study, tmp_path, ca
 
 
 @pytest.mark.parametrize("name", ["PANDA", "MSAD"])
-@pytest.mark.parametrize("n_blocks", ["1", "3"])  # recorded; two blocks are tuned
-def test_tuned_rivals_score_by_the_recording_as_they_would_without(study, data, name, n_blocks):
-    study = study("--n-blocks", n_blocks)
+@pytest.mark.parametrize("n_blocks", ["1", "3"])  # recorded
+@pytest.mark.parametrize("n_tuned", [2, 4])
+@pytest.mark.parametrize("room", ["16", "0"])
+def test_tuned_rivals_score_by_the_recording_as_they_would_without(study, data, name, n_blocks, n_tuned, room):
+    settings = [f"{name}__{setting}" for setting in (f"n_tuned={n_tuned}", "max_epochs=1")]
+    study = study("--n-blocks", n_blocks, "--room", room, "--rival-settings", *settings)
     rows, _ = study.task("unimodal", 0)
-    rival = RIVALS[name](study.live).set_params(random_state=4, max_epochs=1)
-    study.rival_settings = lambda name, seed: {"random_state": seed, "max_epochs": 1}
+    rival = RIVALS[name](study.live).set_params(random_state=4, max_epochs=1, n_tuned=n_tuned)
     found = study._rival_scores(name, rows, 4)
     np.testing.assert_allclose(found, rival.fit(data.X_train.take(rows)).score_samples(data.X_test), rtol=1e-6)
+
+
+def test_without_room_for_all_images_the_teacher_runs_once_over_the_test_images(study, data, tmp_path, monkeypatch):
+    recorded = study()
+    need = recorded._room_for(len(data.X_test))
+    half = study("--room", str(1.5 * need), "--out", str(tmp_path / "half"))
+    embed, seen = half.live.embed, []
+    monkeypatch.setattr(half.live, "embed", lambda batch, *visit: seen.append(len(batch)) or embed(batch, *visit))
+    for label in (0, 1):
+        want = recorded.discrepancies("unimodal", label, 0)
+        for one, other in zip(half.discrepancies("unimodal", label, 0)[:2], want):
+            np.testing.assert_allclose(one, other, rtol=1e-6)
+    training = 2 * 2 * 10  # of two classes, to train and to measure
+    assert training + len(data.X_test) <= sum(seen) <= training + len(data.X_test) + 20
+
+
+def test_rows_do_not_depend_on_rounding(study, monkeypatch):
+    one = study()
+    embeddings = Study._embeddings
+    monkeypatch.setattr(Study, "_embeddings", lambda self: embeddings(self) * (1 + 1e-9))
+    other = study("--out", str(one.options.out / "other"))
+    assert (one.z_p != other.z_p).any()
+    assert all(one.group_key(group, 0) == other.group_key(group, 0) for group in ("embedding", "students", "DN2"))
+    assert study("--precision", "float32").group_key("DN2", 0) != one.group_key("DN2", 0)
+
+
+def test_paper_and_device_reach_rivals(study):
+    paper = study("--paper", "--device", "cpu")
+    assert paper.rival_settings("Deep SVDD", 1) == {
+        "random_state": 1, "device": "cpu", "max_epochs": 150, "pretrain_epochs": 350,
+    }  # fmt: skip
+    assert study("--device", "cpu").group_key("Deep SVDD", 0) == study().group_key("Deep SVDD", 0)
+
+
+def test_a_table_is_written_after_each_class(tmp_path, monkeypatch, capsys):
+    results_of, states = Study._results, []
+
+    def results(self, setting, label, seed, group):
+        path = tmp_path / "table3_dry.md"
+        states.append(path.read_text().count("| - |") if path.exists() else None)
+        yield from results_of(self, setting, label, seed, group)
+
+    monkeypatch.setattr(Study, "_results", results)
+    tables.main(["3", "--dry-run", "--teacher", "test_vit", "--n-blocks", "1", "--out", str(tmp_path)])
+    assert [s is None for s in states] == [True, True, False, False, False, False]
+
+
+def test_names_of_classes_may_hold_what_separates_cells(study, tmp_path, data):
+    study = study()
+    study.data.class_names[0] = "a | b"
+    text = tables.markdown("4", study, "", 0)
+    assert len({line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+    assert "a \\| b" in results.cells(text)[1]
+
+
+def test_classes_without_images_take_no_turn(study, data):
+    study = study()
+    study.data.class_names.append("nothing")
+    assert study.labels() == [0, 1, 2]
+
+
+def test_a_dry_run_finds_nothing_of_an_earlier_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    old = tmp_path / "paper-results" / "dry-run" / "rows.csv"
+    old.parent.mkdir(parents=True)
+    old.write_text("old")
+    parser = options.parser(None)
+    assert options.complete(parser, parser.parse_args(["--dry-run"])).out.resolve() == old.parent
+    assert not old.exists()
 
 
 def test_a_rivals_own_settings_reach_it_and_its_rows(study):
     default = study()
     changed = study("--rival-settings", "Deep SVDD__lr=0.5", "OC-SVM__nu=0.25", "Deep SVDD__device=cpu")
-    assert changed.rival_settings("Deep SVDD", 3) == {"random_state": 3, "lr": 0.5, "device": "cpu"}
+    assert changed.rival_settings("Deep SVDD", 3) == {"random_state": 3, "device": "cpu", "lr": 0.5}
     assert changed.group_key("OC-SVM", 0) != default.group_key("OC-SVM", 0)
     assert changed.group_key("MSAD", 0) == default.group_key("MSAD", 0)
 
@@ -171,19 +242,20 @@ def test_a_changed_option_finds_no_stale_row(study, changed):
     assert np.isnan(study(*changed).values("unimodal", "students", "Transformaly")).all()
 
 
-def test_a_row_that_was_half_written_is_not_there(tmp_path):
+@pytest.mark.parametrize("cut", [1, 2, 12, 30, 40])  # without its end of line, within its key, its figure, its method
+def test_a_row_that_was_half_written_is_not_there(cut, tmp_path):
     path = tmp_path / "rows.csv"
     row = {"dataset": "d", "setting": "s", "class": "c", "seed": 0, "auroc": 0.5, "seconds": 1, "key": "k" * 16}
     rows = Rows(path)
     rows.add(**row, method="first")
-    rows.add(**row, method="second")
-    path.write_bytes(path.read_bytes()[:-12])
+    rows.add(**row, method="second, with a comma")
+    path.write_bytes(path.read_bytes()[:-cut])
     rows = Rows(path)
     assert [r["method"] for r in rows.find("k" * 16)] == ["first"]
     rows.add(**row, method="third")
     assert [r["method"] for r in Rows(path).find("k" * 16)] == ["first", "third"]
     with path.open(newline="") as file:
-        assert len(list(csv.reader(file))) == 4
+        assert len(list(csv.reader(file))) == 3
 
 
 @pytest.mark.parametrize("share", [0.5, 0.85, 0.9, 0.99])
@@ -377,6 +449,7 @@ def test_commands_are_shown_without_the_places_of_files():
     [
         (["--epochs", "0"], "argument --epochs: must be at least 1, got 0"),
         (["--samples", "-3"], "argument --samples: must be at least 2, got -3"),
+        (["--dry-run", "--data", "cifar10"], "--dry-run has data of its own: leave out --data and --root"),
         (["--dry-run", "--seeds", "0", "0"], "--seeds names something twice: 0 0"),
         ([], "--data is needed"),
         (["--rival-settings", "MSAD"], "must look like MSAD__max_epochs=5, got 'MSAD'"),

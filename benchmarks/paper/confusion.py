@@ -26,7 +26,10 @@ def class_distances(Z: np.ndarray, y: np.ndarray, n_neighbors: int = 2) -> np.nd
     """
     counts = np.bincount(y)
     if counts.min() < 2:
-        raise ValueError("Each class needs two images at least: an image is compared with the others of its class.")
+        raise ValueError(
+            "Each class needs two images at least: an image is compared with the others of its class, but there are "
+            f"{counts[counts < 2].tolist()} of classes {np.flatnonzero(counts < 2).tolist()}."
+        )
     n_neighbors = min(n_neighbors, int(counts.min()) - 1)
     distances = np.empty((len(Z), len(counts), n_neighbors))
     for label in range(len(counts)):

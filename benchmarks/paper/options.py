@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,12 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=datasets.DATASETS, help="data set (see skl_transformaly.datasets)")
     parser.add_argument("--root", type=Path, help="its folder or file")
+    parser.add_argument(
+        "--split-seed",
+        type=_at_least(0),
+        default=0,
+        help="draws the test images of a data set without a split of its own (default: %(default)s)",
+    )
     parser.add_argument("--download", action="store_true", help="fetch it into --root, where that is possible")
     parser.add_argument("--teacher", help=f"timm name (default: {TEACHER}; with --weights bundled {BUNDLED_MODEL})")
     parser.add_argument(
@@ -141,6 +148,8 @@ def complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> ar
     """Check the options, fill in what depends on others, make the folder of results."""
     options.dataset = None
     if options.dry_run:
+        if options.data or options.root:
+            parser.error("--dry-run has data of its own: leave out --data and --root")
         options.weights, options.epochs = None, 1
         options.image_size = options.image_size or 64
         options.dataset = dry_data()
@@ -152,7 +161,10 @@ def complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> ar
         if len(set(chosen)) < len(chosen):
             parser.error(f"--{name.replace('_', '-')} names something twice: {' '.join(map(str, chosen))}")
     options.teacher = options.teacher or (BUNDLED_MODEL if options.weights == "bundled" else TEACHER)
-    options.out = options.out or Path("paper-results", "dry-run" if options.dry_run else "")
+    if options.dry_run and options.out is None:
+        options.out = Path("paper-results", "dry-run")
+        shutil.rmtree(options.out, ignore_errors=True)  # what ran before says nothing about now
+    options.out = options.out or Path("paper-results")
     options.out.mkdir(parents=True, exist_ok=True)
     return options
 

@@ -14,7 +14,6 @@ import torch
 from sklearn.mixture import GaussianMixture
 
 from skl_transformaly import BlockStudents
-from skl_transformaly._torch import seeded
 
 QUIRKS = {
     "best-epoch-on-test": "Each student keeps the epoch of the lowest loss on the test set's normal images: a look at "
@@ -55,7 +54,8 @@ def teacher_dropout(extractor: Any, seed: int) -> Iterator[None]:
         for part in parts
     ]
     try:
-        with seeded(seed):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)  # of a GPU's generator, too
             yield
     finally:
         for handle in handles:

@@ -6,10 +6,11 @@ import argparse
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,12 @@ ELSEWHERE = ("extractor", "verbose", "n_jobs", "checkpoint")
 
 # What needs no gradient takes the images as the teacher saw them; the others need pixels.
 PIXEL_RIVALS = ("OC-SVM (pixels)", "Deep SVDD", "MSAD")
+TUNING_RIVALS = ("PANDA", "MSAD")
 SEEDED_RIVALS = ("Deep SVDD", "PANDA", "MSAD")
+
+
+# Images, and the extractor to be given them.
+Source = tuple[Images, Any]
 
 
 class Rows:
@@ -45,9 +51,8 @@ class Rows:
         self.path = path
         self.rows: list[dict[str, str]] = []
         if path.exists():
-            with path.open(newline="") as file:
-                # a row that a stopped run left half written lacks its last field
-                self.rows = [row for row in csv.DictReader(file) if row.get("key") and len(row["key"]) == 16]
+            whole = path.read_bytes().rpartition(b"\n")[0]  # a stopped run leaves its last row half written
+            self.rows = list(csv.DictReader(whole.decode().splitlines()))
 
     def find(self, key: str, **fields: Any) -> list[dict[str, str]]:
         """Rows of this key whose `fields` have these values."""
@@ -55,15 +60,17 @@ class Rows:
 
     def add(self, **row: Any) -> None:
         """Write a row through to the disk."""
-        new = not self.path.exists() or not self.path.read_bytes().endswith(b"\n")
         text = {field: str(row[field]) for field in FIELDS}
-        with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            if not self.path.stat().st_size:
-                writer.writeheader()
-            elif new:
-                file.write("\n")
-            writer.writerow(text)
+        with self.path.open("a+b") as file:  # other commands may add to it, too
+            file.seek(0)
+            content = file.read()
+            if not content.endswith(b"\n"):
+                file.truncate(content.rfind(b"\n") + 1)
+            with io.TextIOWrapper(file, encoding="utf-8", newline="") as lines:
+                writer = csv.DictWriter(lines, FIELDS)
+                if b"\n" not in content:
+                    writer.writeheader()
+                writer.writerow(text)
         self.rows.append(text)
 
 
@@ -72,7 +79,9 @@ class Study:
 
     def __init__(self, options: argparse.Namespace, record: bool = True):
         self.options = options
-        data = options.dataset or datasets.load(options.data, options.root, download=options.download)
+        data = options.dataset or datasets.load(
+            options.data, options.root, download=options.download, random_state=options.split_seed
+        )
         self.data = subsample(data, options.samples, options.test_samples)
         image_size = 384 if "384px" in options.quirks else options.image_size
         extractor = TimmExtractor(
@@ -91,7 +100,8 @@ class Study:
         self.n_train = len(self.data.y_train)
         self.images = join(self.data.X_train, self.data.X_test)
         self._record = record
-        self._source: tuple[Images, Any] | None = None
+        self._source: Source | None = None
+        self._test_source: Source | None = None
         # Found again by content: with its rows at hand, a table is printed without a run of the teacher.
         cache = Cache(str(options.out / "memory"))
         key = {"images": fingerprint(self.images), "teacher": identity(self.live)}
@@ -102,9 +112,10 @@ class Study:
         self.features = options.out / "features"
         self.features.mkdir(exist_ok=True)
         labels = np.concatenate([self.data.y_train, self.data.y_test])
-        # The embeddings stand for the images, the weights, the precision and the preprocessing.
+        # Not the embeddings themselves: another machine or another torch rounds them otherwise.
         self.base = {
-            "embeddings": hashlib.sha256(z.tobytes() + labels.tobytes()).hexdigest(),
+            **key,
+            "labels": hashlib.sha256(labels.tobytes()).hexdigest(),
             "version": __version__,
             "one-component-fewer": "one-component-fewer" in options.quirks,
         }
@@ -116,22 +127,46 @@ class Study:
         return Recording(self.live, self.images, False, self.options.out).embeddings
 
     @property
-    def source(self) -> tuple[Images, Any]:
-        """What students and PANDA look at: the recorded run where there is room for one, or the teacher itself."""
+    def source(self) -> Source:
+        """What students and rivals train on: the recorded run where there is room for one, or the teacher itself."""
         if self._source is None:
-            options = self.options
-            need = len(self.images) * Recording.bytes_per_image(self.live, self.images[0], options.n_blocks) / 2**30
-            if need <= options.room:
-                recording = Recording(self.live, self.images, options.n_blocks, options.out)
-                self._source = recording.images, recording
+            need = self._room_for(len(self.images))
+            if need <= self.options.room:
+                self._source = self._recorded(self.images)
             else:
                 print(
-                    f"# Recording {len(self.images)} images takes {need:.0f} GiB, more than --room {options.room:g}: "
-                    "the teacher runs again for each class and seed.",
+                    f"# Recording {len(self.images)} images takes {need:.0f} GiB, more than --room "
+                    f"{self.options.room:g}: the teacher runs again over the training images of each class and seed.",
                     file=sys.stderr,
                 )
                 self._source = self.images, self.live
         return self._source
+
+    @property
+    def test_source(self) -> Source:
+        """What is scored: the test images alone, of the recorded run or of one of their own where there is room."""
+        if self._test_source is None:
+            images, extractor = self.source
+            if extractor is not self.live:
+                self._test_source = images.take(np.arange(self.n_train, len(images))), extractor
+            elif (need := self._room_for(len(self.data.X_test))) <= self.options.room:
+                self._test_source = self._recorded(self.data.X_test)
+            else:
+                print(
+                    f"# The {len(self.data.X_test)} test images alone would take {need:.0f} GiB: the teacher runs "
+                    "again over them, too.",
+                    file=sys.stderr,
+                )
+                self._test_source = self.data.X_test, self.live
+        return self._test_source
+
+    def _room_for(self, n_images: int) -> float:
+        """GiB of a recorded run."""
+        return n_images * Recording.bytes_per_image(self.live, self.images[0], self.options.n_blocks) / 2**30
+
+    def _recorded(self, images: Images) -> Source:
+        recording = Recording(self.live, images, self.options.n_blocks, self.options.out)
+        return recording.images, recording
 
     def students(self, seed: int) -> BlockStudents:
         """Untrained students with the settings asked for."""
@@ -163,10 +198,9 @@ class Study:
         rows, y_test = self.task(setting, label)
         students = self.students(seed)
         images, extractor = self.source
-        test_rows = np.arange(self.n_train, len(images))
         fit_rows = rows
         if "best-epoch-on-test" in self.options.quirks:
-            test_normal = test_rows[y_test == 1]
+            test_normal = self.n_train + np.flatnonzero(y_test == 1)
             students = quirks.BestEpochOnTest(**students.get_params(deep=False), n_held_out=len(test_normal))
             fit_rows = np.concatenate([rows, test_normal])
         if "teacher-dropout" in self.options.quirks:
@@ -175,22 +209,30 @@ class Study:
             students.extractor_ = extractor
         else:
             students.fit(images.take(fit_rows), extractor=extractor)
-        X_train, X_test = images.take(rows), images.take(test_rows)
-        train, test = students.transform(X_train), students.transform(X_test)
+        train = students.transform(images.take(rows))
+        X_test, students.extractor_ = self.test_source
+        test = students.transform(X_test)
         seconds = time.perf_counter() - start
         temporary = file.with_suffix(".tmp.npz")
         np.savez(temporary, train=train, test=test, seconds=seconds)
         temporary.replace(file)  # a stopped run leaves no half file under the real name
         return train, test, seconds
 
-    def run(self, setting: str, groups: list[str]) -> None:
-        """Compute the rows of `groups` for each class and seed: "embedding", "students" or a rival's name."""
+    def run(self, setting: str, groups: list[str], after_class: Callable[[], None] = lambda: None) -> None:
+        """Compute the rows of `groups` for each class and seed: "embedding", "students" or a rival's name.
+
+        `after_class` is called when all of a class are there.
+        """
         seeds = list(dict.fromkeys(seed for group in groups for seed in self.seeds(group)))
         work = [
             (x, seed, group) for x in self.labels() for seed in seeds for group in groups if seed in self.seeds(group)
         ]
         with tqdm(work, desc=f"{self.data.name} {setting}", unit="task") as progress:
+            before = None
             for label, seed, group in progress:
+                if before not in (None, label):
+                    after_class()
+                before = label
                 name = self.data.class_names[label]
                 progress.set_postfix_str(f"{name}, seed {seed}, {group}")
                 key = self.group_key(group, seed)
@@ -228,19 +270,18 @@ class Study:
 
     def _rival_scores(self, name: str, rows: np.ndarray, seed: int) -> np.ndarray:
         images, extractor = self.recording.images, self.recording
+        X_test = images.take(np.arange(self.n_train, len(images)))
         if name in PIXEL_RIVALS:
-            images, extractor = self.images, self.live
-        elif name == "PANDA":
-            images, extractor = self._tuning_source(name)
+            images, extractor, X_test = self.images, self.live, self.data.X_test
         rival = RIVALS[name](extractor).set_params(**self.rival_settings(name, seed))
+        # a recording holds what enters the first tuned block, if that is among those recorded
+        recorded = getattr(rival, "n_tuned", np.inf) <= self.options.n_blocks
+        if name == "PANDA":
+            images, rival.extractor = self.source if recorded else (self.images, self.live)
         rival.fit(images.take(rows))
-        if name == "MSAD":  # only its training changes the images; the frozen blocks have run on those to score
-            images, rival.extractor_ = self._tuning_source(name)
-        return rival.score_samples(images.take(np.arange(self.n_train, len(self.images))))
-
-    def _tuning_source(self, name: str) -> tuple[Images, Any]:
-        """What a rival that tunes last blocks looks at: `source`, where that holds what enters the first one."""
-        return self.source if self.options.n_blocks >= RIVALS[name]().n_tuned else (self.images, self.live)
+        if name in TUNING_RIVALS:  # only MSAD's training changes the images; the frozen blocks have run on the others
+            X_test, rival.extractor_ = self.test_source if recorded else (self.data.X_test, self.live)
+        return rival.score_samples(X_test)
 
     def seeds(self, group: str) -> list[int]:
         """Seeds that a group runs with; a rival without chance in it runs once."""
@@ -252,6 +293,10 @@ class Study:
         """Parameters of a rival other than its own: the seed, those asked for, and fewer epochs for a dry run."""
         known = RIVALS[name]().get_params(deep=False)
         settings = {"random_state": seed} if "random_state" in known else {}
+        if "device" in known:
+            settings["device"] = self.options.device
+        if self.options.paper:
+            settings.update(getattr(RIVALS[name], "paper_settings", {}))
         settings.update({parameter: value for rival, parameter, value in self.options.rival_settings if rival == name})
         if self.options.dry_run:
             settings.update({k: 1 for k in ("max_epochs", "pretrain_epochs") if k in known})
@@ -264,13 +309,15 @@ class Study:
         if group == "embedding":
             return _key(self.base)
         parameters = {**RIVALS[group]().get_params(deep=False), **self.rival_settings(group, seed)}
+        if "device" in parameters:
+            parameters["device"] = "auto"  # changes no figure
         return _key({**self.base, "rival": group, "parameters": parameters})
 
     def labels(self) -> list[int]:
         """The classes that take turns."""
         names = self.data.class_names
-        if not self.options.classes:
-            return list(range(len(names)))
+        if not self.options.classes:  # parts of a data set may lack some
+            return np.intersect1d(self.data.y_train, self.data.y_test).tolist()
         unknown = set(self.options.classes) - set(names)
         if unknown:
             raise SystemExit(f"{self.data.name} has no class {sorted(unknown)}; it has {names}.")

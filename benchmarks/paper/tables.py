@@ -85,7 +85,8 @@ def markdown(table: str, study: Study, shown: str, seconds: float) -> str:
         "|---" * (len(columns) + 1) + "|",
     ]
     for i, label in enumerate(study.labels()):
-        lines.append(f"| {study.data.class_names[label]} | " + " | ".join(_cell(v[i]) for v in values) + " |")
+        name = study.data.class_names[label].replace("|", "\\|")
+        lines.append(f"| {name} | " + " | ".join(_cell(v[i]) for v in values) + " |")
     lines.append("| **mean** | " + " | ".join(f"**{_cell(v.mean(axis=0))}**" for v in values) + " |")
     figures = published.quoted(table, study.data.name)
     if figures:
@@ -155,10 +156,15 @@ def main(arguments: list[str] | None = None) -> None:
     seconds = time.perf_counter() - start
     for table in options.tables:
         setting, groups, _ = plan(table, options)
-        study.run(setting, groups)
-        text = markdown(table, study, shown, seconds)
         path = options.out / f"table{table}_{study.data.name}.md"
-        path.write_text(text)
+
+        def write(table: str = table, path: Path = path) -> str:
+            text = markdown(table, study, shown, seconds)
+            path.write_text(text)
+            return text
+
+        study.run(setting, groups, write)
+        text = write()
         print(text, flush=True)
         print(f"# Written to {path}; each figure is in {study.rows.path}.", file=sys.stderr)
 

@@ -17,8 +17,8 @@ Settings
     moved to -0.1 or 0.1; Adam, learning rate 1e-4, divided by 10 late in training, weight decay 5e-7, batch 200.
 
 Deviations
-    - 60 epochs after 40 of the autoencoder, instead of 150 after 350, for time. The learning rate drops after the
-      same shares of them as published: 50 of 150, 250 of 350.
+    - 60 epochs after 40 of the autoencoder, instead of 150 after 350 (`paper_settings`), for time. The learning rate
+      drops after the same shares of them as published: 50 of 150, 250 of 350.
     - Grey images fill the three channels of the CIFAR-10 network; the authors have another network for MNIST.
     - Batches of an epoch have nearly equal sizes instead of a small one at the end.
 """
@@ -26,7 +26,7 @@ Deviations
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -67,6 +67,8 @@ class DeepSVDD(Rival):
     history_ : list of float
         Mean loss of each epoch of the one-class objective.
     """
+
+    paper_settings: ClassVar[dict[str, int]] = {"max_epochs": 150, "pretrain_epochs": 350}
 
     def __init__(
         self,
