@@ -16,12 +16,14 @@ from skl_transformaly._images import as_images
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "paper"))
 
 import confusion
+import losses
 import options
 import published
 import quirks
 import results
 import spaces
 import tables
+import why
 from recording import Recording, join
 from rivals import RIVALS
 from study import Rows, Study
@@ -488,6 +490,42 @@ def test_a_users_mistake_is_one_line(error):
 @pytest.mark.parametrize("n, counts", [(10, [1, 3, 10]), (12, [1, 3, 10, 12]), (2, [1, 2]), (7, [1, 3, 7]), (1, [1])])
 def test_all_students_are_among_the_numbers_of_blocks(n, counts):
     assert spaces.block_counts(n) == counts
+
+
+def test_novelty_of_hand_made_levels():
+    y = np.array([0, 0, 1, 1, 2, 2])
+    image = np.array([0.0, 3.0, 1.0, 2.0, 5.0, 4.0])
+    raised = np.array([0.1, 0.1, 0.5, 0.5, 0.2, 0.2])
+    novel = np.arange(3)[:, None] == y
+    for setting, levels in (("multimodal", image + raised * novel), ("unimodal", image + raised * ~novel)):
+        found = why.novelty(levels, y, setting)
+        np.testing.assert_allclose(np.log(found["raised"]), [0.1, 0.5, 0.2])
+        np.testing.assert_allclose(found["correlation"], 1)
+        np.testing.assert_allclose(found["familiar"], [roc_auc_score(y == c, image) for c in range(3)])
+
+
+@pytest.mark.parametrize("setting", ["unimodal", "multimodal"])
+def test_why_runs_dry_and_is_among_the_results(setting, tmp_path, capsys, monkeypatch):
+    arguments = ["--dry-run", "--teacher", "test_vit", "--n-blocks", "2", "--out", str(tmp_path)]
+    tables.main(["3", *arguments])
+    why.main([setting, *arguments])
+    text = (tmp_path / f"why_{setting}_dry.md").read_text()
+    assert text.strip() in capsys.readouterr().out and ("AUROC" in text) == (setting == "multimodal")
+    monkeypatch.setattr("sys.argv", ["results.py", str(tmp_path)])
+    results.main()
+    assert text.strip() in capsys.readouterr().out
+
+
+def test_losses_of_rivals_are_shown(tmp_path, capsys):
+    arguments = ["--dry-run", "--teacher", "test_vit", "--n-blocks", "2", "--out", str(tmp_path)]
+    losses.main([*arguments, "--rivals", "DN2", "Deep SVDD", "PANDA"])
+    text = (tmp_path / "losses_dry.md").read_text()
+    assert "| Deep SVDD | 1 |" in text and "| PANDA | 1 |" in text and "DN2 |" not in text
+
+
+def test_losses_are_those_of_epochs_at_equal_intervals():
+    text = losses.report({"MSAD": list(range(21, 0, -1)), "PANDA": [0.5]}, "", "")
+    assert "| MSAD | 21 | 21 | 16 | 11 | 6 | 1 |" in text and "| PANDA | 1 | 0.5 | 0.5 | 0.5 | 0.5 | 0.5 |" in text
 
 
 def test_the_lift_of_few_blocks_is_the_detectors(tmp_path, capsys):

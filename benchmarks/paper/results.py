@@ -2,7 +2,8 @@
 
     python benchmarks/paper/results.py paper-results > benchmarks/paper/RESULTS.md
 
-Reads what tables.py and figure4.py left there, INTRODUCTION.md from beside this file, and the figures of published.py.
+Reads what tables.py, figure4.py, why.py and losses.py left there, INTRODUCTION.md from beside this file, and the
+figures of published.py.
 """
 
 from __future__ import annotations
@@ -23,11 +24,9 @@ from scipy.stats import spearmanr
 TABLE = re.compile(r"table(\d)_(.+)\.md")
 LIFT = re.compile(r"Lift of both over the embedding alone: (.+) points\.")
 
-WHY = """
+HOW = """
 **Where it helps, and where not.** Log-likelihoods of the two spaces are added as they are; nothing in normal images
-says which of the two to trust. Students that saw many kinds of images imitate the teacher on the kind left out as well,
-and what remains of the discrepancy is how hard an image is to imitate: a kind that is simpler than the normal ones then
-ranks as more normal than they are (below 50 %).
+says which of the two to trust.
 """.strip()
 
 
@@ -99,7 +98,7 @@ def where_it_helps(files: list[tuple[str, str, str]]) -> list[str]:
     }
     for setting, (number, titles) in settings.items():
         rows = lifts_by_class(files, number, titles)
-        if len(rows) < 3:
+        if len({both - e for _, e, _, both in rows}) < 3:
             continue
         lost = sorted((row for row in rows if row[3] < row[1]), key=lambda row: row[3] - row[1])
         found = spearmanr([d - e for _, e, d, _ in rows], [both - e for _, e, _, both in rows])
@@ -128,6 +127,11 @@ def sources(files: list[tuple[str, str, str]]) -> list[str]:
     return [f"- {published.SOURCES[key]}: {', '.join(lines)}." for key, lines in quotes.items()]
 
 
+def reports(pattern: str, folders: list[Path]) -> list[str]:
+    """What other commands left in these folders."""
+    return [path.read_text() for folder in folders for path in sorted(folder.glob(pattern))]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
@@ -141,18 +145,21 @@ def main() -> None:
     print(introduction.replace("MACHINE", machine()))
     print("\n## The discrepancy's lift\n")
     print("\n".join(lifts(files)))
-    print("\n" + WHY + "\n")
+    print("\n" + HOW + "\n")
     print("\n".join(where_it_helps(files)).strip())
+    print("\n".join(["", *reports("why_*.md", options.folders)]).rstrip())
     print("\n## Tables\n")
     print("\n".join(text for _, _, text in files).strip())
     quotes = sources(files)
     if quotes:
         print("\n## Sources of the quoted figures\n")
         print("\n".join(quotes))
-    reports = [path.read_text() for folder in options.folders for path in sorted(folder.glob("confusion_*.md"))]
-    if reports:
+    if losses := reports("losses_*.md", options.folders):
+        print("\n## Losses of the rivals that train\n")
+        print("\n".join(losses).strip())
+    if confusion := reports("confusion_*.md", options.folders):
         print("\n## Pre-training confusion\n")
-        print("\n".join(reports).strip())
+        print("\n".join(confusion).strip())
 
 
 if __name__ == "__main__":

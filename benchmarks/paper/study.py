@@ -269,19 +269,27 @@ class Study:
         yield seconds - spent if spent < 0.5 * seconds else 0.0
 
     def _rival_scores(self, name: str, rows: np.ndarray, seed: int) -> np.ndarray:
-        images, extractor = self.recording.images, self.recording
-        X_test = images.take(np.arange(self.n_train, len(images)))
-        if name in PIXEL_RIVALS:
-            images, extractor, X_test = self.images, self.live, self.data.X_test
-        rival = RIVALS[name](extractor).set_params(**self.rival_settings(name, seed))
-        # a recording holds what enters the first tuned block, if that is among those recorded
-        recorded = getattr(rival, "n_tuned", np.inf) <= self.options.n_blocks
-        if name == "PANDA":
-            images, rival.extractor = self.source if recorded else (self.images, self.live)
-        rival.fit(images.take(rows))
+        rival = self.fit_rival(name, rows, seed)
+        X_test = self.recording.images.take(np.arange(self.n_train, len(self.images)))
         if name in TUNING_RIVALS:  # only MSAD's training changes the images; the frozen blocks have run on the others
-            X_test, rival.extractor_ = self.test_source if recorded else (self.data.X_test, self.live)
+            X_test, rival.extractor_ = self.test_source if self._holds_tuned(rival) else (self.data.X_test, self.live)
+        elif name in PIXEL_RIVALS:
+            X_test = self.data.X_test
         return rival.score_samples(X_test)
+
+    def fit_rival(self, name: str, rows: np.ndarray, seed: int) -> Any:
+        """A rival fitted on the training images at `rows`."""
+        rival = RIVALS[name]().set_params(**self.rival_settings(name, seed))
+        images, extractor = self.recording.images, self.recording
+        if name in PIXEL_RIVALS or (name in TUNING_RIVALS and not self._holds_tuned(rival)):
+            images, extractor = self.images, self.live
+        elif name in TUNING_RIVALS:
+            images, extractor = self.source
+        return rival.set_params(extractor=extractor).fit(images.take(rows))
+
+    def _holds_tuned(self, rival: Any) -> bool:
+        """Whether a recording holds what enters the first block that a rival tunes."""
+        return rival.n_tuned <= self.options.n_blocks
 
     def seeds(self, group: str) -> list[int]:
         """Seeds that a group runs with; a rival without chance in it runs once."""
