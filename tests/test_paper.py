@@ -10,7 +10,7 @@ from conftest import tiny_extractor
 from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances, roc_auc_score
 
-from skl_transformaly import BlockStudents, GaussianDensity, TransformalyDetector, datasets
+from skl_transformaly import BlockStudents, GaussianDensity, ImageError, TransformalyDetector, datasets
 from skl_transformaly._images import as_images
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "paper"))
@@ -485,6 +485,14 @@ def test_a_users_mistake_is_one_line(error):
         options.guarded(main)
     assert str(stop.value.code).count("\n") == 0
     assert (str(error) or "the same command goes on") in stop.value.code
+
+
+def test_no_advice_that_a_command_does_not_take():
+    def main():
+        raise ImageError("'a.jpg': cannot be decoded. Remove or repair it, or pass on_error='skip'.")
+
+    with pytest.raises(SystemExit, match="Remove or repair it.$"):
+        options.guarded(main)
 
 
 @pytest.mark.parametrize("n, counts", [(10, [1, 3, 10]), (12, [1, 3, 10, 12]), (2, [1, 2]), (7, [1, 3, 7]), (1, [1])])

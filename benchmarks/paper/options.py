@@ -131,7 +131,8 @@ def guarded(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from here")
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        # a study leaves no image out
+        sys.exit("error: " + str(error).replace(", or pass on_error='skip'", ""))
 
 
 def command(script: str, arguments: list[str]) -> str:
