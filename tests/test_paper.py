@@ -505,7 +505,9 @@ def test_novelty_of_hand_made_levels():
     image = np.array([0.0, 3.0, 1.0, 2.0, 5.0, 4.0])
     raised = np.array([0.1, 0.1, 0.5, 0.5, 0.2, 0.2])
     novel = np.arange(3)[:, None] == y
+    run = np.array([[0.3], [-0.2], [0.05]])
     for setting, levels in (("multimodal", image + raised * novel), ("unimodal", image + raised * ~novel)):
+        levels = levels + run
         found = why.novelty(levels, y, setting)
         np.testing.assert_allclose(np.log(found["raised"]), [0.1, 0.5, 0.2])
         np.testing.assert_allclose(found["correlation"], 1)

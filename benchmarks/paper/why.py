@@ -38,8 +38,8 @@ def novelty(levels: np.ndarray, y: np.ndarray, setting: str) -> dict[str, np.nda
     Returns
     -------
     raised : ndarray of shape (K,)
-        Factor by which the images of a class deviate more where it was not trained on; geometric mean. Levels of
-        single runs cancel out in the geometric mean over all classes, not in each.
+        Factor by which the images of a class deviate more where it was not trained on; geometric mean. A class and a
+        run count as one factor each, so that students that are better or worse altogether change nothing.
     correlation : ndarray of shape (K,)
         Spearman's, over the images of a class, of one with the other.
     familiar : ndarray of shape (K,)
@@ -51,11 +51,23 @@ def novelty(levels: np.ndarray, y: np.ndarray, setting: str) -> dict[str, np.nda
     others = np.where(own, 0, levels).sum(axis=0) / (len(levels) - 1)
     trained, novel = (chosen, others) if setting == "unimodal" else (others, chosen)
     classes = [y == label for label in range(len(levels))]
+    sign = -1 if setting == "unimodal" else 1
     return {
-        "raised": np.exp([np.mean(novel[c] - trained[c]) for c in classes]),
+        "raised": np.exp(_beyond_class_and_run(np.stack([levels[:, c].mean(axis=1) for c in classes], axis=1)) * sign),
         "correlation": np.array([spearmanr(novel[c], trained[c]).statistic for c in classes]),
         "familiar": np.array([roc_auc_score(c, trained) for c in classes]),
     }
+
+
+def _beyond_class_and_run(table: np.ndarray) -> np.ndarray:
+    """By how much the diagonal of `table` (runs by classes) exceeds the sum of a run's and a class's own levels.
+
+    These are fitted to what is beside the diagonal, by least squares.
+    """
+    run, label = np.nonzero(~np.eye(len(table), dtype=bool))
+    one = np.eye(len(table))
+    levels = np.linalg.lstsq(np.hstack([one[run], one[label]]), table[run, label], rcond=None)[0]
+    return np.diag(table) - levels[: len(table)] - levels[len(table) :]
 
 
 def report(study: Study, setting: str, found: dict[str, np.ndarray], shown: str) -> str:
@@ -101,8 +113,8 @@ def main(arguments: list[str] | None = None) -> None:
     shown = command("why.py", sys.argv[1:] if arguments is None else arguments)
     study = Study(options)
     labels = study.labels()
-    if len(labels) < 2 or options.classes:
-        parser.error("all classes are needed, two at least: leave out --classes")
+    if len(labels) < 3 or options.classes:
+        parser.error("all classes are needed, three at least: leave out --classes")
     study.run(options.setting, ["students"])
     y = np.searchsorted(labels, study.data.y_test[np.isin(study.data.y_test, labels)])
     levels = []
