@@ -26,7 +26,8 @@ LIFT = re.compile(r"Lift of both over the embedding alone: (.+) points\.")
 
 HOW = """
 **Where it helps, and where not.** Log-likelihoods of the two spaces are added as they are; nothing in normal images
-says which of the two to trust.
+says which of the two to trust. The discrepancy adds what the embedding lacks where students deviate more on images of a
+kind that they did not train on; by how much they do is in the last tables of this section.
 """.strip()
 
 

@@ -91,8 +91,9 @@ def report(study: Study, setting: str, found: dict[str, np.ndarray], shown: str)
         if len(auroc) > 3:
             rho = spearmanr(auroc, found["familiar"]).statistic
             summary += (
-                " Last column: what telling the class from the others by deviation would reach if nothing about it "
-                f"were new; the AUROC goes with it by a rank correlation of {rho:.2f} over the classes."
+                " Last column: what telling the class from the others by the mean deviation would reach if nothing about "
+                "it were new. Over the classes, its rank correlation with the discrepancy's AUROC, whose Gaussian "
+                f"notices images that deviate less than usual as well, is {rho:.2f}."
             )
     lines = [
         f"### How much of the discrepancy is novelty, {setting}: {study.data.name}",
