@@ -91,9 +91,9 @@ def report(study: Study, setting: str, found: dict[str, np.ndarray], shown: str)
         if len(auroc) > 3:
             rho = spearmanr(auroc, found["familiar"]).statistic
             summary += (
-                " Last column: what telling the class from the others by the mean deviation would reach if nothing about "
-                "it were new. Over the classes, its rank correlation with the discrepancy's AUROC, whose Gaussian "
-                f"notices images that deviate less than usual as well, is {rho:.2f}."
+                " Last column: what telling the class from the others by the mean deviation would reach if nothing "
+                "about it were new. Over the classes, its rank correlation with the discrepancy's AUROC, whose "
+                f"Gaussian notices images that deviate less than usual as well, is {rho:.2f}."
             )
     lines = [
         f"### How much of the discrepancy is novelty, {setting}: {study.data.name}",
