@@ -1,11 +1,13 @@
 """The paper's tables: one teacher's run and one training serve all, and give what separate ones give."""
 
 import csv
+import dataclasses
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import tiny_extractor
 from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances, roc_auc_score
@@ -43,14 +45,14 @@ def data(rng):
 
 @pytest.fixture
 def study(data, tmp_path):
-    def make(*arguments, tables=("3",)):
+    def make(*arguments, dataset=data):
         parser = options.parser(None)
         settings = (
             "--teacher test_vit --image-size 32 --interpolation bicubic --precision float64 --epochs 1 --n-blocks 3"
         )
         given = parser.parse_args([*settings.split(), "--data", "folder", "--out", str(tmp_path), *arguments])
         given = options.complete(parser, given)
-        given.dataset, given.weights = data, None
+        given.dataset, given.weights = dataset, None
         return Study(given)
 
     return make
@@ -147,10 +149,24 @@ def test_rows_do_not_depend_on_rounding(study, monkeypatch):
     one = study()
     embeddings = Study._embeddings
     monkeypatch.setattr(Study, "_embeddings", lambda self: embeddings(self) * (1 + 1e-9))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
     other = study("--out", str(one.options.out / "other"))
     assert (one.z_p != other.z_p).any()
     assert all(one.group_key(group, 0) == other.group_key(group, 0) for group in ("embedding", "students", "DN2"))
     assert study("--precision", "float32").group_key("DN2", 0) != one.group_key("DN2", 0)
+
+
+def test_rows_depend_on_which_images_are_for_training(study, data, tmp_path):
+    moved = dataclasses.replace(
+        data,
+        X_train=join(data.X_train, data.X_test.take([0])),
+        y_train=np.append(data.y_train, data.y_test[0]),
+        X_test=data.X_test.take(np.arange(1, len(data.X_test))),
+        y_test=data.y_test[1:],
+    )
+    one, other = study(), study("--out", str(tmp_path / "other"), dataset=moved)
+    assert one.base["images"] == other.base["images"]
+    assert one.group_key("DN2", 0) != other.group_key("DN2", 0)
 
 
 def test_paper_and_device_reach_rivals(study):

@@ -111,11 +111,12 @@ class Study:
         self.rows = Rows(options.out / "rows.csv")
         self.features = options.out / "features"
         self.features.mkdir(exist_ok=True)
-        labels = np.concatenate([self.data.y_train, self.data.y_test])
-        # Not the embeddings themselves: another machine or another torch rounds them otherwise.
+        # Not the embeddings themselves, nor what rounds them: a study goes on on another machine.
+        teacher = {k: v for k, v in key["teacher"].items() if k not in ("device", "processor")}
         self.base = {
-            **key,
-            "labels": hashlib.sha256(labels.tobytes()).hexdigest(),
+            "images": key["images"],
+            "teacher": teacher,
+            "labels": hashlib.sha256(self.data.y_train.tobytes() + b"test" + self.data.y_test.tobytes()).hexdigest(),
             "version": __version__,
             "one-component-fewer": "one-component-fewer" in options.quirks,
         }
