@@ -79,9 +79,9 @@ def report(study: Study, setting: str, found: dict[str, np.ndarray], shown: str)
         "rank correlation": [f"{v:.2f}" for v in found["correlation"]],
     }
     summary = (
-        f"Images deviate {mean:.0f} % more where their class was not trained on (geometric mean), and the order of a "
-        f"class's images by deviation is much the same in both: rank correlation {np.median(found['correlation']):.2f} "
-        "(median)."
+        f"Images deviate {mean:.0f} % more where their class was not trained on (geometric mean). Rank correlation: of "
+        f"how much a class's images deviate there with how much they do where it was trained on; median "
+        f"{np.median(found['correlation']):.2f}."
     )
     method = f"discrepancy, {study.options.n_blocks} blocks"
     auroc = study.values(setting, "students", method).mean(axis=1)
