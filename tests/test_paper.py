@@ -131,6 +131,17 @@ def test_tuned_rivals_score_by_the_recording_as_they_would_without(study, data, 
     np.testing.assert_allclose(found, rival.fit(data.X_train.take(rows)).score_samples(data.X_test), rtol=1e-6)
 
 
+@pytest.mark.parametrize(("room", "shared"), [("16", True), ("0", False)])
+def test_views_of_msad_are_shared_where_most_images_are(study, room, shared):
+    study = study("--room", room, "--rival-settings", "MSAD__max_epochs=1")
+    apart, _ = study.task("unimodal", 0)
+    assert study.fit_rival("MSAD", apart, 0).views is None
+    most, other = study.task("multimodal", 0)[0], study.task("multimodal", 1)[0]
+    one, two = study.fit_rival("MSAD", most, 0), study.fit_rival("MSAD", other, 0)
+    assert (one.views is two.views is not None) == shared
+    assert study.fit_rival("MSAD", other, 1).views is not two.views or not shared
+
+
 def test_without_room_for_all_images_the_teacher_runs_once_over_the_test_images(study, data, tmp_path, monkeypatch):
     recorded = study()
     need = recorded._room_for(len(data.X_test))

@@ -442,3 +442,23 @@ def test_msads_two_views_of_an_image_differ_and_keep_its_size(monkeypatch):
     views = torch.cat([batch for batch in batches if len(batch) == 16])
     assert views.shape == (16, 3, 32, 32)
     assert all((views[i] != views[j]).any() for i in range(16) for j in range(i))
+
+
+def test_msads_fits_that_share_views_give_the_same_scores_and_run_the_teacher_on_new_images_alone(monkeypatch):
+    extractor, views = tiny_extractor().fit(NORMAL), {}
+    settings = {"max_epochs": 2, "lr": 0.3, "random_state": 3}
+    MSAD(extractor, **settings, views=views).fit(NORMAL[:20])
+    assert len(views) == 2 * 20
+    want = MSAD(extractor, **settings).fit(NORMAL[5:25]).score_samples(TEST)
+    embed, seen = extractor.embed, []
+    monkeypatch.setattr(extractor, "embed", lambda batch, *visit: seen.append(len(batch)) or embed(batch, *visit))
+    shared = MSAD(extractor, **settings, views=views).fit(NORMAL[5:25])
+    assert sum(seen) == 20 + 2 * 2 * 5  # the images as they are; two views of five new ones in two epochs
+    np.testing.assert_allclose(shared.score_samples(TEST), want, rtol=1e-6)
+
+
+def test_msads_views_of_an_image_that_comes_twice_differ():
+    extractor, views = tiny_extractor().fit(NORMAL), {}
+    MSAD(extractor, max_epochs=2, random_state=0, views=views).fit(NORMAL[[0, 0, 1]])
+    pairs = torch.cat(list(views.values()))  # of three images in two epochs
+    assert pairs.shape[0] == 12 and len(torch.unique(pairs.flatten(1), dim=0)) == 12

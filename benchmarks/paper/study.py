@@ -19,6 +19,7 @@ import quirks
 import spaces
 from recording import Recording, join
 from rivals import RIVALS
+from rivals._tuning import capture
 from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
@@ -102,6 +103,7 @@ class Study:
         self._record = record
         self._source: Source | None = None
         self._test_source: Source | None = None
+        self._views: dict[int, dict] = {}
         # Found again by content: with its rows at hand, a table is printed without a run of the teacher.
         cache = Cache(str(options.out / "memory"))
         key = {"images": fingerprint(self.images), "teacher": identity(self.live)}
@@ -286,7 +288,15 @@ class Study:
             images, extractor = self.images, self.live
         elif name in TUNING_RIVALS:
             images, extractor = self.source
+        if name == "MSAD" and len(rows) > self.n_train / 2 and self._room_for_views(rival) <= self.options.room:
+            # most of the images are those of the other classes' runs, too
+            rival.set_params(views=self._views.setdefault(seed, {}))
         return rival.set_params(extractor=extractor).fit(images.take(rows))
+
+    def _room_for_views(self, rival: Any) -> float:
+        """GiB of main memory that all views of MSAD's runs take."""
+        entering = capture(self.live, self.live.preprocess([self.images[0]]), len(self.live.blocks_) - rival.n_tuned)
+        return entering.nbytes * 2 * rival.max_epochs * self.n_train * len(self.seeds("MSAD")) / 2**30
 
     def _holds_tuned(self, rival: Any) -> bool:
         """Whether a recording holds what enters the first block that a rival tunes."""

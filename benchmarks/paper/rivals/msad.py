@@ -29,6 +29,9 @@ Deviations
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -40,7 +43,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from rivals._base import Rival, fitted_extractor, minibatches
-from rivals._tuning import Tail, capture
+from rivals._tuning import Tail, capture, capture_images
 from rivals.dn2 import fit_neighbours, neighbour_distance
 from skl_transformaly._images import Images
 from skl_transformaly._torch import seeded
@@ -66,6 +69,10 @@ class MSAD(Rival):
         Images in a minibatch; each comes in two views.
     n_neighbors : int, default=2
     random_state : int, RandomState or None, default=None
+    views : dict or None, default=None
+        Filled with what enters the tuned blocks for each view. Further fits with the same teacher and seed, on
+        images some of which are the same, find theirs there and do not run the frozen blocks again, to the same
+        result; it holds ``2 * max_epochs`` activations an image.
 
     Attributes
     ----------
@@ -90,6 +97,7 @@ class MSAD(Rival):
         batch_size: int = 64,
         n_neighbors: int = 2,
         random_state: Any = None,
+        views: dict | None = None,
     ):
         self.extractor = extractor
         self.n_tuned = n_tuned
@@ -100,44 +108,68 @@ class MSAD(Rival):
         self.batch_size = batch_size
         self.n_neighbors = n_neighbors
         self.random_state = random_state
+        self.views = views
 
     def _fit(self, images: Images) -> np.ndarray:
         rng = check_random_state(self.random_state)
         self.extractor_ = fitted_extractor(self.extractor, images)
         self.tail_ = Tail(self.extractor_, self.n_tuned)
         parameters = list(self.tail_.tuned().values())
-        centre = torch.from_numpy(self._embed(images).mean(axis=0)).to(parameters[0])
+        activations = capture_images(self.extractor_, images, self.tail_.index)
+        centre = torch.from_numpy(self._embed(activations).mean(axis=0)).to(parameters[0])
         optimizer = torch.optim.SGD(parameters, lr=self.lr, weight_decay=self.weight_decay)
-        augment = _augmentation(self.extractor_.teacher_.data_config)
+        seed = rng.randint(np.iinfo(np.int32).max)
+        names = _names(images)
         self.history_: list[float] = []
-        with seeded(rng.randint(np.iinfo(np.int32).max)):  # the augmentations draw from torch's global generator
-            for _ in range(self.max_epochs):
-                total = 0.0
-                for chosen in minibatches(len(images), self.batch_size, rng):
-                    batch = self.extractor_.preprocess([images[int(i)] for i in chosen])
-                    views = torch.cat([augment(batch), augment(batch)])
-                    embeddings = self.tail_(capture(self.extractor_, views, self.tail_.index))
-                    loss = mean_shifted_loss(embeddings, centre, self.temperature)
-                    if not torch.isfinite(loss):
-                        raise FloatingPointError("MSAD's loss is not finite: lower lr, or give precision='float32'.")
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    total += loss.item() * len(chosen)
-                self.history_.append(total / len(images))
-        self.neighbours_ = fit_neighbours(self._embed(images), self.n_neighbors)
+        for epoch in range(self.max_epochs):
+            total = 0.0
+            for chosen in minibatches(len(images), self.batch_size, rng):
+                shown = {(seed, epoch, *names[i]): images[int(i)] for i in chosen}
+                loss = mean_shifted_loss(self.tail_(self._views(shown)), centre, self.temperature)
+                if not torch.isfinite(loss):
+                    raise FloatingPointError("MSAD's loss is not finite: lower lr, or give precision='float32'.")
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                total += loss.item() * len(chosen)
+            self.history_.append(total / len(images))
+        self.neighbours_ = fit_neighbours(self._embed(activations), self.n_neighbors)
         return -neighbour_distance(self.neighbours_)
 
     def _score(self, images: Images) -> np.ndarray:
-        return -neighbour_distance(self.neighbours_, self._embed(images))
-
-    def _embed(self, images: Images) -> np.ndarray:
-        """Unit embeddings (n, D) with the present weights; what enters the tail is not kept."""
         rows = []
         for _, pixels in images.batches(self.extractor_.batch_size):
-            activations = capture(self.extractor_, self.extractor_.preprocess(pixels), self.tail_.index)
-            rows.append(self.tail_.embed(activations, self.extractor_.batch_size))
-        return normalize(np.concatenate(rows))
+            rows.append(self._embed(capture(self.extractor_, self.extractor_.preprocess(pixels), self.tail_.index)))
+        return -neighbour_distance(self.neighbours_, np.concatenate(rows))
+
+    def _embed(self, activations: Tensor) -> np.ndarray:
+        """Unit embeddings (n, D) with the present weights."""
+        return normalize(self.tail_.embed(activations, self.extractor_.batch_size))
+
+    def _views(self, shown: dict[tuple, np.ndarray]) -> Tensor:
+        """What enters the tuned blocks for two views of each image: (2 * B, ...), first views first.
+
+        The names of the images seed their views.
+        """
+        known = {} if self.views is None else self.views
+        missing = [name for name in shown if name not in known]
+        if missing:
+            batch = self.extractor_.preprocess([shown[name] for name in missing])
+            views = torch.cat(_augmented(batch, missing, self.extractor_.teacher_.data_config))
+            entering = capture(self.extractor_, views, self.tail_.index).unflatten(0, (2, -1))
+            known.update(zip(missing, entering.unbind(1), strict=True))
+        return torch.stack([known[name] for name in shown], dim=1).flatten(0, 1)
+
+
+def _names(images: Iterable[np.ndarray]) -> list[tuple[str, int]]:
+    """Name of each image: a hash of its content, and how many of the same content come before it."""
+    seen: Counter[str] = Counter()
+    names = []
+    for image in images:
+        digest = hashlib.sha256(repr((image.shape, image.dtype)).encode() + image.tobytes()).hexdigest()
+        names.append((digest, seen[digest]))
+        seen[digest] += 1
+    return names
 
 
 def mean_shifted_loss(embeddings: Tensor, centre: Tensor, temperature: float) -> Tensor:
@@ -163,8 +195,8 @@ def mean_shifted_loss(embeddings: Tensor, centre: Tensor, temperature: float) ->
     return F.cross_entropy(similarity, partner)
 
 
-def _augmentation(data_config: dict[str, Any]):
-    """Function from a batch as `preprocess` gives it to a batch of views, each image augmented on its own."""
+def _augmented(batch: Tensor, names: list[tuple], data_config: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Two views of each image of a batch as `preprocess` gives it; an image's name seeds its views."""
     size = tuple(data_config["input_size"][1:])
     # 17 taps reach four deviations of the widest blur; reflection at the edges needs less than the image
     taps = min(17, 2 * ((min(size) - 1) // 2) + 1)
@@ -177,10 +209,11 @@ def _augmentation(data_config: dict[str, Any]):
             v2.RandomHorizontalFlip(),
         ]
     )
-
-    def augment(batch: Tensor) -> Tensor:
-        mean, std = (torch.as_tensor(data_config[key]).to(batch).view(-1, 1, 1) for key in ("mean", "std"))
-        pixels = (batch * std + mean).clamp(0, 1)  # colours are jittered in 0-1
-        return (torch.stack([transform(image) for image in pixels]) - mean) / std
-
-    return augment
+    mean, std = (torch.as_tensor(data_config[key]).to(batch).view(-1, 1, 1) for key in ("mean", "std"))
+    first, second = [], []
+    for image, name in zip((batch * std + mean).clamp(0, 1), names, strict=True):  # colours are jittered in 0-1
+        # the augmentations draw from torch's global generator
+        with seeded(int(hashlib.sha256(repr(name).encode()).hexdigest()[:15], 16)):
+            first.append(transform(image))
+            second.append(transform(image))
+    return (torch.stack(first) - mean) / std, (torch.stack(second) - mean) / std
