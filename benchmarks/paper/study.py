@@ -328,8 +328,10 @@ class Study:
         if group == "embedding":
             return _key(self.base)
         parameters = {**RIVALS[group]().get_params(deep=False), **self.rival_settings(group, seed)}
+        # what changes no figure
+        parameters.pop("views", None)
         if "device" in parameters:
-            parameters["device"] = "auto"  # changes no figure
+            parameters["device"] = "auto"
         return _key({**self.base, "rival": group, "parameters": parameters})
 
     def labels(self) -> list[int]:
