@@ -209,6 +209,10 @@ def test_names_of_classes_may_hold_what_separates_cells(study, tmp_path, data):
     assert "a \\| b" in results.cells(text)[1]
 
 
+def test_a_figure_of_one_seed_has_no_deviation_where_others_ran_with_more():
+    assert tables._cell(np.array([0.5, np.nan])) == "50.0" and tables._cell(np.array([0.5, 0.6])) == "55.0 ± 5.0"
+
+
 def test_classes_without_images_take_no_turn(study, data):
     study = study()
     study.data.class_names.append("nothing")

@@ -135,7 +135,7 @@ def _cell(aurocs: np.ndarray, sign: bool = False) -> str:
         warnings.simplefilter("ignore", RuntimeWarning)
         mean, deviation = 100 * np.nanmean(aurocs), 100 * np.nanstd(aurocs)
     text = f"{mean:+.1f}" if sign else f"{mean:.1f}"
-    return text + (f" ± {deviation:.1f}" if len(aurocs) > 1 else "")
+    return text + (f" ± {deviation:.1f}" if np.isfinite(aurocs).sum() > 1 else "")
 
 
 def main(arguments: list[str] | None = None) -> None:
