@@ -106,13 +106,17 @@ def where_it_helps(files: list[tuple[str, str, str]]) -> list[str]:
         lines += [
             f"**{setting.capitalize()}**: over {len(rows)} classes, the lift goes with how much better or worse the "
             "discrepancy is by itself than the embedding (Spearman's rho "
-            f"{found.statistic:.2f}, p = {found.pvalue:.1g}). The {len(lost)} classes that lose:",
-            "",
-            "| class | embedding | discrepancy | both | lift |",
-            "|---|---|---|---|---|",
-            *(f"| {n} | {e:.1f} | {d:.1f} | {both:.1f} | {both - e:+.1f} |" for n, e, d, both in lost),
+            f"{found.statistic:.2f}, p = {found.pvalue:.1g}). "
+            + (f"The {len(lost)} classes that lose:" if lost else "No class loses."),
             "",
         ]
+        if lost:
+            lines += [
+                "| class | embedding | discrepancy | both | lift |",
+                "|---|---|---|---|---|",
+                *(f"| {n} | {e:.1f} | {d:.1f} | {both:.1f} | {both - e:+.1f} |" for n, e, d, both in lost),
+                "",
+            ]
     return lines
 
 
