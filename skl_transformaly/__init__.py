@@ -7,21 +7,24 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from skl_transformaly._calibration import ConformalDetector
-    from skl_transformaly._density import GaussianDensity, KNNDensity
+    from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity
     from skl_transformaly._detector import TransformalyDetector
     from skl_transformaly._extractor import TimmExtractor
     from skl_transformaly._images import ImageError
     from skl_transformaly._modelfile import ModelFileError
+    from skl_transformaly._ridge import RidgeStudents
     from skl_transformaly._students import BlockStudents
     from skl_transformaly.persistence import load, save
 
 __all__ = [
+    "AutoDensity",
     "BlockStudents",
     "ConformalDetector",
     "GaussianDensity",
     "ImageError",
     "KNNDensity",
     "ModelFileError",
+    "RidgeStudents",
     "TimmExtractor",
     "TransformalyDetector",
     "__version__",
@@ -31,12 +34,14 @@ __all__ = [
 
 # Names are imported when they are first used: `import skl_transformaly` loads no torch.
 _HOMES = {
+    "AutoDensity": "_density",
     "BlockStudents": "_students",
     "ConformalDetector": "_calibration",
     "GaussianDensity": "_density",
     "ImageError": "_images",
     "KNNDensity": "_density",
     "ModelFileError": "_modelfile",
+    "RidgeStudents": "_ridge",
     "TimmExtractor": "_extractor",
     "TransformalyDetector": "_detector",
     "load": "persistence",

@@ -119,6 +119,8 @@ def inspect_blocks(images: Images, extractor: Any) -> tuple[dict[int, tuple[tupl
 
     def visit(index, block, args, kwargs, output):
         nonlocal chained, previous
+        if index == len(blocks):
+            return
         if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
             refuse(index, block, "does not turn one tensor into one tensor")
         extra = (args[1:], dict(kwargs))

@@ -1,4 +1,8 @@
-"""Densities of a feature space: a Gaussian, and k nearest neighbours as a log-density."""
+"""Densities of a feature space, and how likely each sample is under the others.
+
+A density gives the log-density of new samples (``score_samples``), and *held-out* log-densities of the samples that it
+was fitted on (``held_out_scores``): each as if it, and its duplicates, had not been there.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,20 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from scipy.linalg import cho_factor, solve_triangular
 from scipy.special import gammaln
-from sklearn.base import BaseEstimator, DensityMixin, _fit_context
-from sklearn.covariance import ledoit_wolf_shrinkage, shrunk_covariance
+from sklearn.base import BaseEstimator, DensityMixin, _fit_context, clone
+from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
-from sklearn.preprocessing import StandardScaler
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
-__all__ = ["GaussianDensity", "KNNDensity", "resolve_density"]
+__all__ = ["AutoDensity", "GaussianDensity", "KNNDensity", "held_out_scores", "resolve_density"]
+
+# Directions whose variance is below this share of the largest are rounding, not variation.
+_RANK_TOLERANCE = 1e-12
+# Number of folds for densities that have no closed form.
+_FOLDS = 5
 
 
 class _LogDensity(DensityMixin, BaseEstimator):
@@ -39,30 +46,37 @@ class _LogDensity(DensityMixin, BaseEstimator):
 
 
 class GaussianDensity(_LogDensity):
-    """Log-density of one Gaussian with full covariance.
+    """Log-density of one Gaussian in all dimensions, regularised by shrinkage.
 
-    Features are standardised before their covariance is estimated, so that neither the fit nor its
-    regularisation depends on their units; the log-density is that of the features as they came.
+    The covariance is ``(1 - s) S + (s + ridge) T``: the empirical one, ``S``, drawn towards a diagonal target ``T`` by
+    a share ``s``. It has full rank however few the samples, so that 20 samples in 1,000 dimensions are scored by all of
+    them. Only the directions that the samples span are stored; the rest has one variance.
 
     Parameters
     ----------
-    shrinkage : float or "ledoit-wolf", default=0.3
-        How far correlations are drawn towards none, in [0, 1]. With 0, as in the paper, the density turns on
-        the differences between strongly correlated features, which is where estimates are worst: for the
-        discrepancies of students, a step away from that is better. "ledoit-wolf" is the share that minimises
-        the expected squared error of the covariance [2]_.
+    shrinkage : float or "ledoit-wolf", default="ledoit-wolf"
+        s, in [0, 1]. "ledoit-wolf" is the share that minimises the expected squared error of the covariance [2]_. 0
+        leaves the empirical covariance as it is, as in the paper [1]_.
+    target : {"identity", "diagonal"}, default="identity"
+        T: the mean variance in all directions, or each feature's own variance. The latter is for features of different
+        units: neither the fit nor its regularisation depends on these.
     ridge : float, default=1e-6
-        Added to the diagonal of the standardised covariance, as a share of a feature's variance. Directions
-        without any variance get this one.
-
+        Added to the shrinkage in any case, as a share of the target. Directions without any variance get this one.
 
     Attributes
     ----------
     mean_ : ndarray of shape (n_features,)
-    covariance_ : ndarray of shape (n_features, n_features)
-        Of the features as they came, with denominator n - 1, shrinkage and ridge included.
+    scale_ : ndarray of shape (n_features,)
+        Standard deviations of the features with ``target="diagonal"``, else ones.
+    components_ : ndarray of shape (k, n_features)
+        Orthonormal directions that the scaled samples span, k <= min(n_samples - 1, n_features).
+    variances_ : ndarray of shape (k,)
+        Empirical variances in these directions, with denominator n, before shrinkage.
+    floor_ : float
+        Variance that shrinkage and ridge add in every direction.
     shrinkage_ : float
         The shrinkage in use.
+    n_samples_ : int
     n_features_in_ : int
 
     See Also
@@ -80,19 +94,21 @@ class GaussianDensity(_LogDensity):
     --------
     >>> import numpy as np
     >>> from skl_transformaly import GaussianDensity
-    >>> X = np.random.default_rng(0).normal(size=(1000, 2))
+    >>> X = np.random.default_rng(0).normal(size=(20, 100))
     >>> density = GaussianDensity().fit(X)
-    >>> bool(density.score_samples([[0, 0]]) > density.score_samples([[3, 3]]))
+    >>> bool(density.score_samples(np.zeros((1, 100)))[0] > density.score_samples(np.full((1, 100), 3.0))[0])
     True
     """
 
     _parameter_constraints: dict = {
         "shrinkage": [StrOptions({"ledoit-wolf"}), Interval(Real, 0, 1, closed="both")],
+        "target": [StrOptions({"identity", "diagonal"})],
         "ridge": [Interval(Real, 0, None, closed="neither")],
     }
 
-    def __init__(self, *, shrinkage: float | str = 0.3, ridge: float = 1e-6):
+    def __init__(self, *, shrinkage: float | str = "ledoit-wolf", target: str = "identity", ridge: float = 1e-6):
         self.shrinkage = shrinkage
+        self.target = target
         self.ridge = ridge
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -115,19 +131,32 @@ class GaussianDensity(_LogDensity):
             Fewer than 2 samples, or NaN or infinity in `X`.
         """
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
-        self._scaler = StandardScaler().fit(X)
-        Z = self._scaler.transform(X)
-        if self.shrinkage == "ledoit-wolf":
-            self.shrinkage_ = float(ledoit_wolf_shrinkage(Z, assume_centered=True)) if Z.any() else 0.0
-        else:
-            self.shrinkage_ = float(self.shrinkage)
-        correlation = shrunk_covariance(Z.T @ Z / (len(Z) - 1), self.shrinkage_) + self.ridge * np.eye(Z.shape[1])
-        self._cholesky = cho_factor(correlation, lower=True)[0]
-        self.mean_ = self._scaler.mean_
-        self.covariance_ = correlation * np.outer(self._scaler.scale_, self._scaler.scale_)
-        # half of log|Sigma| of the features as they came: Cholesky factor and scales together
-        self._log_scales = np.log(np.diag(self._cholesky)) + np.log(self._scaler.scale_)
+        n, d = X.shape
+        mean = X.mean(axis=0)
+        scale = np.ones(d)
+        if self.target == "diagonal":
+            deviation = X.std(axis=0)
+            scale[deviation > 0] = deviation[deviation > 0]
+        R = (X - mean) / scale
+        variances, components = _principal_directions(R)
+        mean_variance = float(variances.sum()) / d
+        shrinkage = self.shrinkage
+        if shrinkage == "ledoit-wolf":
+            shrinkage = float(ledoit_wolf_shrinkage(R, assume_centered=True)) if mean_variance > 0 else 0.0
+        self.mean_, self.scale_ = mean, scale
+        self.variances_, self.components_ = variances, components
+        self.shrinkage_ = float(shrinkage)
+        self.floor_ = (self.shrinkage_ + self.ridge) * (mean_variance or 1.0)
+        self.n_samples_ = n
         return self
+
+    @property
+    def covariance_(self) -> np.ndarray:
+        """Covariance of the features, of shape (n_features, n_features), shrinkage and ridge included."""
+        check_is_fitted(self)
+        empirical = (self.components_.T * ((1 - self.shrinkage_) * self.variances_)) @ self.components_
+        empirical[np.diag_indices_from(empirical)] += self.floor_
+        return empirical * np.outer(self.scale_, self.scale_)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Log-density of each sample.
@@ -141,10 +170,18 @@ class GaussianDensity(_LogDensity):
         log_density : ndarray of shape (n_samples,), float64
             In nats.
         """
-        return self.conditional_terms(X).sum(axis=1)
+        delta = self._centred(X)
+        inside, outside = self._split(delta)
+        variances = self._variances()
+        squares = (inside**2 / variances).sum(axis=1)
+        if outside is not None:
+            squares = squares + (outside**2).sum(axis=1) / self.floor_
+        return self._constant(np.log(variances).sum()) - 0.5 * squares
 
-    def conditional_terms(self, X: Any) -> np.ndarray:
-        """Take the log-density apart by the chain rule: each feature given those before it.
+    def terms(self, X: Any) -> np.ndarray:
+        """Take the log-density apart by features.
+
+        Feature j contributes ``-(x - mean)_j (Sigma^-1 (x - mean))_j / 2``, and an equal share of the constant.
 
         Parameters
         ----------
@@ -153,14 +190,119 @@ class GaussianDensity(_LogDensity):
         Returns
         -------
         terms : ndarray of shape (n_samples, n_features), float64
-            ``terms[:, j] = log p(x_j | x_0, ..., x_{j-1})`` in nats; rows sum to the log-density.
+            In nats; rows sum to the log-density. A feature that makes up for others can have a positive term.
         """
+        delta = self._centred(X)
+        variances = self._variances()
+        constant = self._constant(np.log(variances).sum()) / delta.shape[1]
+        return constant - 0.5 * delta * self._solve(delta, variances)
+
+    def held_out_scores(self, X: Any, *, groups: Any = None, unseen: Any = None) -> np.ndarray:
+        """Log-density of each training sample under the others, in closed form.
+
+        Leaving samples out takes a rank-one term from the covariance and moves the mean. Shrinkage and target stay
+        those of all samples.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            What `fit` saw, in its order.
+        groups : array-like of shape (n_samples,), default=None
+            Samples of one group are duplicates, which are left out together. None takes each sample as its own group.
+        unseen : array-like of shape (n_samples, n_features), default=None
+            What to score instead of `X`: the same samples as measured by something that had not seen them.
+
+        Returns
+        -------
+        log_density : ndarray of shape (n_samples,), float64
+            In nats.
+        """
+        return self._held_out(X, groups, unseen)[0]
+
+    def held_out_terms(self, X: Any, *, groups: Any = None, unseen: Any = None) -> np.ndarray:
+        """Take the held-out log-density apart by features, as `terms` does.
+
+        Parameters
+        ----------
+        X, groups, unseen
+            As in `held_out_scores`.
+
+        Returns
+        -------
+        terms : ndarray of shape (n_samples, n_features), float64
+            Rows sum to the held-out log-density.
+        """
+        scores, delta, solved = self._held_out(X, groups, unseen)
+        quadratic = -0.5 * delta * solved
+        return quadratic + ((scores - quadratic.sum(axis=1)) / delta.shape[1])[:, np.newaxis]
+
+    def _held_out(self, X: Any, groups: Any, unseen: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Held-out log-densities, scaled deviations from the held-out mean, and the held-out inverse times these."""
+        r = self._centred(X)
+        n = self.n_samples_
+        if len(r) != n:
+            raise ValueError(f"X must be the {n} samples that fit saw, got {len(r)}.")
+        g = group_sizes(groups, n).astype(np.float64)
+        rest = np.maximum(n - g, 1.0)  # of samples that are all alike nothing would be left
+        delta = (r if unseen is None else self._centred(unseen)) + r * (g / rest)[:, np.newaxis]
+        # S without the group is n / (n - g) S - g n / (n - g)^2 r r'
+        factor = (1 - self.shrinkage_) * n / rest
+        removed = (1 - self.shrinkage_) * g * n / rest**2
+        variances = factor[:, np.newaxis] * self.variances_ + self.floor_
+        inside, _ = self._split(r)
+        solved_r = self._solve(r, variances)
+        solved = self._solve(delta, variances)
+        leverage = np.minimum(removed * (inside**2 / variances).sum(axis=1), 1 - 1e-12)
+        along = (solved * r).sum(axis=1)
+        solved = solved + (removed * along / (1 - leverage))[:, np.newaxis] * solved_r
+        log_determinant = np.log(variances).sum(axis=1) + np.log1p(-leverage)
+        return self._constant(log_determinant) - 0.5 * (delta * solved).sum(axis=1), delta, solved
+
+    def _centred(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
-        Z = self._scaler.transform(X)
-        # log N(x | mu, Sigma) with Sigma = S L L' S: the squares of L^-1 S^-1 (x - mu), and log|Sigma| by its diagonal
-        white = solve_triangular(self._cholesky, Z.T, lower=True).T
-        return -0.5 * (white**2 + np.log(2 * np.pi)) - self._log_scales
+        return (X - self.mean_) / self.scale_
+
+    def _split(self, delta: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Coordinates within the directions that the training samples span, and what is outside of these."""
+        inside = delta @ self.components_.T
+        if len(self.components_) == delta.shape[1]:
+            return inside, None
+        return inside, delta - inside @ self.components_
+
+    def _variances(self) -> np.ndarray:
+        return (1 - self.shrinkage_) * self.variances_ + self.floor_
+
+    def _solve(self, delta: np.ndarray, variances: np.ndarray) -> np.ndarray:
+        """Covariance^-1 `delta`, with these variances, (k,) or (n, k), within the span."""
+        inside, outside = self._split(delta)
+        solved = (inside / variances) @ self.components_
+        return solved if outside is None else solved + outside / self.floor_
+
+    def _constant(self, log_determinant: Any) -> Any:
+        """The log-density at the mean; `log_determinant` is that of the scaled covariance within the span."""
+        d = len(self.mean_)
+        outside = (d - len(self.components_)) * np.log(self.floor_)
+        return -0.5 * (d * np.log(2 * np.pi) + log_determinant + outside) - np.log(self.scale_).sum()
+
+
+def _principal_directions(R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Variances (denominator n) and orthonormal directions of centred rows, by the smaller of their two products."""
+    n, d = R.shape
+    if d <= n:
+        values, vectors = np.linalg.eigh(R.T @ R / n)
+        directions = vectors.T
+    else:
+        values, vectors = np.linalg.eigh(R @ R.T / n)
+        directions = None
+    kept = values > _RANK_TOLERANCE * max(values.max(), 0.0)
+    values = values[kept]
+    if directions is not None:
+        return values, np.ascontiguousarray(directions[kept])
+    directions = vectors[:, kept].T @ R
+    # orthonormal to rounding even where variances span many orders
+    directions = np.linalg.qr(directions.T)[0].T if len(directions) else directions
+    return (directions @ R.T).var(axis=1) if len(directions) else values, directions
 
 
 class KNNDensity(_LogDensity):
@@ -179,12 +321,16 @@ class KNNDensity(_LogDensity):
     Attributes
     ----------
     neighbors_ : NearestNeighbors
+    samples_ : ndarray of shape (n_samples, n_features)
+        What `fit` saw.
+    floor_ : float
+        Smaller distances count as this one: 1e-12 of the training data's spread, so that duplicates get a finite
+        density.
     n_features_in_ : int
 
     Notes
     -----
-    A training sample is its own first neighbour. Distances below 1e-12 of the training data's spread count
-    as that much, so that duplicates get a finite density.
+    In `score_samples` a training sample is its own first neighbour; in `held_out_scores` it is not.
 
     References
     ----------
@@ -194,8 +340,11 @@ class KNNDensity(_LogDensity):
     Examples
     --------
     >>> from skl_transformaly import KNNDensity
-    >>> KNNDensity(n_neighbors=1).fit([[0.0], [1.0]]).score_samples([[0.5]]).round(3)
+    >>> density = KNNDensity(n_neighbors=1).fit([[0.0], [1.0]])
+    >>> density.score_samples([[0.5]]).round(3)
     array([-0.693])
+    >>> density.held_out_scores([[0.0], [1.0]]).round(3)
+    array([-0.693, -0.693])
     """
 
     _parameter_constraints: dict = {
@@ -231,10 +380,21 @@ class KNNDensity(_LogDensity):
             raise ValueError(
                 f"n_neighbors={self.n_neighbors} needs as many samples, got n_samples={len(X)}: lower it, or give more."
             )
-        self.neighbors_ = NearestNeighbors(n_neighbors=self.n_neighbors, n_jobs=self.n_jobs).fit(X)
         spread = float(np.sqrt(X.var(axis=0).sum()))
-        self._floor = 1e-12 * (spread or 1.0)
+        self.restore(X, 1e-12 * (spread or 1.0))
         return self
+
+    def restore(self, samples: np.ndarray, floor: float) -> None:
+        """Set the fitted state from its arrays, as a model file does; a search structure is built anew.
+
+        Parameters
+        ----------
+        samples : ndarray of shape (n_samples, n_features)
+        floor : float
+        """
+        self.samples_ = samples
+        self.floor_ = floor
+        self.neighbors_ = NearestNeighbors(n_neighbors=self.n_neighbors, n_jobs=self.n_jobs).fit(samples)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Log-density of each sample.
@@ -250,14 +410,231 @@ class KNNDensity(_LogDensity):
         """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
-        distance = np.maximum(self.neighbors_.kneighbors(X)[0][:, -1], self._floor)
-        n, d = self.neighbors_.n_samples_fit_, X.shape[1]
+        return self._log_density(self.neighbors_.kneighbors(X)[0][:, -1], len(self.samples_), self.n_neighbors)
+
+    def held_out_scores(self, X: Any, *, groups: Any = None, unseen: Any = None) -> np.ndarray:
+        """Log-density of each training sample by its neighbours other than itself and its duplicates.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            What `fit` saw, in its order.
+        groups : array-like of shape (n_samples,), default=None
+            Samples of one group are duplicates, and no neighbours of each other.
+        unseen : array-like of shape (n_samples, n_features), default=None
+            What to score instead of `X`: the same samples as measured by something that had not seen them.
+
+        Returns
+        -------
+        log_density : ndarray of shape (n_samples,), float64
+            In nats. Where fewer than `n_neighbors` other samples are left, the farthest of these is taken.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X if unseen is None else unseen, dtype=np.float64, reset=False)
+        n = len(self.samples_)
+        if len(X) != n:
+            raise ValueError(f"X must be the {n} samples that fit saw, got {len(X)}.")
+        labels = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+        sizes = group_sizes(groups, n)
+        wanted = np.minimum(self.n_neighbors, np.maximum(n - sizes, 1))
+        reach = min(n, int((wanted + sizes).max()))
+        distances, positions = self.neighbors_.kneighbors(X, n_neighbors=reach)
+        distances = np.where(labels[positions] == labels[:, np.newaxis], np.inf, distances)
+        distances.sort(axis=1)
+        nearest = distances[np.arange(n), wanted - 1]
+        nearest = np.where(np.isfinite(nearest), nearest, 0.0)  # all samples are alike
+        return self._log_density(nearest, np.maximum(n - sizes, 1), wanted)
+
+    def _log_density(self, distance: np.ndarray, n: Any, k: Any) -> np.ndarray:
+        d = self.samples_.shape[1]
         log_ball = d / 2 * np.log(np.pi) - gammaln(d / 2 + 1)
-        return np.log(self.n_neighbors) - np.log(n) - log_ball - d * np.log(distance)
+        return np.log(k) - np.log(n) - log_ball - d * np.log(np.maximum(distance, self.floor_))
 
 
-def resolve_density(density: Any) -> Any:
-    """Turn "gaussian", "gmm" or "knn" into an estimator; refuse what cannot score samples.
+class AutoDensity(_LogDensity):
+    """A Gaussian and nearest neighbours together, for one kind of normal or many.
+
+    One Gaussian describes one kind of normal best, neighbours describe several; which of the two it is need not be
+    known, since what is unusual to both is unusual. The log-densities of :class:`GaussianDensity` and
+    :class:`KNNDensity` are each brought to zero mean and unit variance over held-out training samples, and averaged:
+    up to a constant the log of a weighted geometric mean of the two densities.
+
+    Parameters
+    ----------
+    n_neighbors : int, default=3
+        Neighbours; fewer are taken where there are fewer other samples.
+
+    Attributes
+    ----------
+    gaussian_ : GaussianDensity
+    neighbors_ : KNNDensity
+    location_, spread_ : ndarray of shape (2,)
+        Mean and standard deviation of the two's held-out log-densities.
+    n_features_in_ : int
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skl_transformaly import AutoDensity
+    >>> rng = np.random.default_rng(0)
+    >>> two_kinds = np.vstack([rng.normal(-9, 1, (50, 2)), rng.normal(9, 1, (50, 2))])
+    >>> scores = AutoDensity().fit(two_kinds).score_samples([[9, 9], [0, 0]])
+    >>> bool(scores[0] > scores[1])
+    True
+    """
+
+    _parameter_constraints: dict = {"n_neighbors": [Interval(Integral, 1, None, closed="left")]}
+
+    def __init__(self, *, n_neighbors: int = 3):
+        self.n_neighbors = n_neighbors
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any = None, *, groups: Any = None) -> AutoDensity:
+        """Fit both densities, and measure them on held-out samples.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            At least 2 samples.
+        y : ignored
+        groups : array-like of shape (n_samples,), default=None
+            Samples of one group are duplicates, which are held out together.
+
+        Returns
+        -------
+        self : AutoDensity
+
+        Raises
+        ------
+        ValueError
+            Fewer than 2 samples, or NaN or infinity in `X`.
+        """
+        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        gaussian = GaussianDensity().fit(X)
+        neighbors = KNNDensity(n_neighbors=min(self.n_neighbors, len(X) - 1)).fit(X)
+        held_out = [part.held_out_scores(X, groups=groups) for part in (gaussian, neighbors)]
+        self.gaussian_, self.neighbors_ = gaussian, neighbors
+        self.location_ = np.mean(held_out, axis=1)
+        spread = np.std(held_out, axis=1)
+        self.spread_ = np.where(spread > 0, spread, 1.0)
+        return self
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Mean of the two standardised log-densities of each sample.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        scores : ndarray of shape (n_samples,), float64
+            0 is the mean of held-out training samples; higher is more normal.
+        """
+        check_is_fitted(self)
+        return self._together([self.gaussian_.score_samples(X), self.neighbors_.score_samples(X)])
+
+    def held_out_scores(self, X: Any, *, groups: Any = None, unseen: Any = None) -> np.ndarray:
+        """Score each training sample without itself and its duplicates.
+
+        Parameters
+        ----------
+        X, groups, unseen
+            As in :meth:`GaussianDensity.held_out_scores`.
+
+        Returns
+        -------
+        scores : ndarray of shape (n_samples,), float64
+        """
+        check_is_fitted(self)
+        parts = (self.gaussian_, self.neighbors_)
+        return self._together([part.held_out_scores(X, groups=groups, unseen=unseen) for part in parts])
+
+    def _together(self, scores: list[np.ndarray]) -> np.ndarray:
+        return ((np.array(scores).T - self.location_) / self.spread_).mean(axis=1)
+
+
+def held_out_scores(
+    density: Any, X: np.ndarray, *, groups: Any = None, unseen: np.ndarray | None = None, random_state: int = 0
+) -> np.ndarray:
+    """Held-out log-densities of the samples that `density` was fitted on: in closed form, or by folds.
+
+    Parameters
+    ----------
+    density : fitted estimator with ``score_samples``
+        Its own ``held_out_scores`` is used if it has one; else clones of it are fitted on the samples outside of each
+        of 5 folds.
+    X : ndarray of shape (n_samples, n_features)
+        What it was fitted on.
+    groups, unseen
+        As in :meth:`GaussianDensity.held_out_scores`.
+    random_state : int, default=0
+        Shuffles the folds.
+
+    Returns
+    -------
+    log_density : ndarray of shape (n_samples,), float64
+
+    Raises
+    ------
+    ValueError
+        The samples are all duplicates of one.
+    """
+    if hasattr(density, "held_out_scores"):
+        return np.asarray(density.held_out_scores(X, groups=groups, unseen=unseen), dtype=np.float64)
+    scored = X if unseen is None else unseen
+    scores = np.empty(len(X))
+    for train, test in folds(groups, len(X), random_state):
+        scores[test] = _clone_for(density, len(train)).fit(X[train]).score_samples(scored[test])
+    return scores
+
+
+def _clone_for(density: Any, n: int) -> Any:
+    """An unfitted copy for `n` samples, which may be fewer than a mixture has components."""
+    part = clone(density)
+    if isinstance(part, GaussianMixture):
+        part.set_params(n_components=min(part.n_components, n))
+    return part
+
+
+def folds(groups: Any, n: int, random_state: int = 0, count: int = _FOLDS) -> list[tuple[np.ndarray, np.ndarray]]:
+    """At most `count` splits of `n` samples that hold each out once, and keep groups together.
+
+    Raises
+    ------
+    ValueError
+        There is one group only.
+    """
+    labels = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+    distinct = int(labels.max()) + 1
+    if distinct < 2:
+        raise ValueError(f"All {n} samples are duplicates of one: give samples that differ.")
+    order = np.random.default_rng(random_state).permutation(distinct)
+    fold = np.empty(distinct, dtype=int)
+    fold[order] = np.arange(distinct) % min(count, distinct)
+    fold = fold[labels]
+    return [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(fold.max() + 1)]
+
+
+def group_sizes(groups: Any, n: int) -> np.ndarray:
+    """How many samples the group of each has; ones without groups."""
+    if groups is None:
+        return np.ones(n, dtype=int)
+    groups = check_array(groups, ensure_2d=False, dtype=None)
+    if groups.shape != (n,):
+        raise ValueError(f"groups must name one group for each of the {n} samples, got shape {groups.shape}.")
+    _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    return counts[inverse]
+
+
+def resolve_density(density: Any, *, discrepancy: bool = False) -> Any:
+    """Turn "auto", "gaussian", "gmm" or "knn" into an estimator; refuse what cannot score samples.
+
+    Parameters
+    ----------
+    density : str or estimator
+    discrepancy : bool, default=False
+        Whether it is for discrepancies, whose scales differ from block to block.
 
     Raises
     ------
@@ -268,8 +645,9 @@ def resolve_density(density: Any) -> Any:
     """
     if isinstance(density, str):
         named = {
-            "gaussian": GaussianDensity,
-            "gmm": lambda: GaussianMixture(n_components=5),
+            "auto": AutoDensity,
+            "gaussian": lambda: GaussianDensity(target="diagonal" if discrepancy else "identity"),
+            "gmm": lambda: GaussianMixture(n_components=5, reg_covar=1e-6),
             "knn": KNNDensity,
         }
         if density not in named:

@@ -1,9 +1,10 @@
-"""TransformalyDetector: validate, compose teacher, students and densities, set the threshold."""
+"""TransformalyDetector: validate, compose teacher, students and densities, fuse, set the threshold, explain."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -11,42 +12,53 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from sklearn.base import BaseEstimator, OutlierMixin, TransformerMixin, _fit_context, clone
-from sklearn.decomposition import PCA
-from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler, normalize
-from sklearn.utils import check_random_state, column_or_1d
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skl_transformaly._cache import Cache, fingerprint, identity
-from skl_transformaly._density import GaussianDensity, resolve_density
+from skl_transformaly._density import GaussianDensity, folds, resolve_density
 from skl_transformaly._extractor import resolve_extractor
+from skl_transformaly._features import TEACHER_SPACES, TeacherFeatures, layer_indices
+from skl_transformaly._fusion import held_out_threshold, p_values, training_threshold
 from skl_transformaly._halving import Halving
-from skl_transformaly._images import ImageInputMixin, Images
+from skl_transformaly._images import DIGEST_SIZE, ImageInputMixin, Images
+from skl_transformaly._imitation import Part
+from skl_transformaly._ridge import RidgeStudents
+from skl_transformaly._space import FeatureSpace
 from skl_transformaly._students import BlockStudents
 from skl_transformaly.model_selection import check_normal_only
 
 __all__ = ["TransformalyDetector"]
 
-_SPACES = ("pretrained", "discrepancy")
+_SPACES = (*TEACHER_SPACES, "discrepancy")
 
 # Parts that may be a name or None, and how to give the object instead.
 _PARTS = {
     "extractor": "such as extractor=TimmExtractor('vit_tiny_patch16_224')",
-    "students": "students=BlockStudents()",
+    "students": "students=RidgeStudents() or students=BlockStudents()",
     "density": "such as density=GaussianDensity() or GaussianMixture(5)",
     "discrepancy_density": "such as discrepancy_density=GaussianDensity() or GaussianMixture(5)",
 }
 
+# Students that are trained cannot be left out for free: so many sets are trained besides, each on the rest of the images.
+_TRAINED_FOLDS = 3
+
 
 class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, BaseEstimator):
-    """Finds images unlike the normal ones, by their likelihood in two feature spaces.
+    """Finds images unlike the normal ones, by their likelihood in several feature spaces.
 
-    The pre-trained space holds the embedding that a frozen teacher gives an image; the discrepancy space
-    holds how far students, trained on normal images only, deviate from the teacher's last blocks. A
-    density is fitted in each, and an image's score is the sum of the two log-densities [1]_:
-    ``log N(z_p | mu_p, Sigma_p) + log N(z_f | mu_f, Sigma_f)``, higher is more normal.
+    A frozen teacher describes an image in up to four ways, and a density of normal images is fitted to each:
+
+    - "pretrained": the teacher's embedding z_p, as in the paper [1]_;
+    - "classes": what the teacher would call the image, by the classifier that its weights came with;
+    - "layers": class token and mean patch token (for models in stages: the mean over places) after its later blocks;
+    - "discrepancy": z_f, how far students that have seen normal images only deviate from the teacher's blocks [1]_.
+
+    Log-densities are brought to the scale of normal images that had no part in the fit, and added: the score is in
+    standard deviations, about 0 for normal images, and lower for less normal ones.
 
     Parameters
     ----------
@@ -54,31 +66,35 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         The teacher: the name of a timm model, whose weights timm downloads; "bundled", an EfficientNet-lite0
         whose ImageNet weights come from the package index (extra ``offline``); or an extractor, such as
         ``TimmExtractor("vit_tiny_patch16_224", weights="weights.safetensors")``.
-    students : BlockStudents or None, default=None
-        How the students are trained; None is ``BlockStudents()``.
-    density : {"gaussian", "gmm", "knn"} or estimator, default="gaussian"
-        Density of the whitened embedding: :class:`GaussianDensity`, scikit-learn's ``GaussianMixture`` with 5
-        components, :class:`KNNDensity`, or any estimator with ``fit`` and ``score_samples``.
-    discrepancy_density : {"gaussian", "gmm", "knn"} or estimator, default="gaussian"
+    feature_spaces : "auto" or sequence of str, default="auto"
+        Which spaces the score sums over; "auto" takes all that the teacher has: without a classifier there are no
+        "classes". Without "discrepancy" there are no students.
+    students : RidgeStudents, BlockStudents or None, default=None
+        None is ``RidgeStudents()``, solved in closed form. ``BlockStudents()`` are trained by gradient, as the paper's.
+    density : {"auto", "gaussian", "gmm", "knn"} or estimator, default="auto"
+        Density of the teacher's features in each space: :class:`AutoDensity`, a Gaussian and neighbours together;
+        :class:`GaussianDensity`; scikit-learn's ``GaussianMixture`` with 5 components; :class:`KNNDensity`; or any
+        estimator with ``fit`` and ``score_samples``.
+    discrepancy_density : {"auto", "gaussian", "gmm", "knn"} or estimator, default="gaussian"
         Density of the discrepancies, likewise.
-    explained_variance : float, default=0.9
-        Share of the embedding's variance to keep, in (0, 1): the embedding is whitened by the fewest principal
-        components that reach it. The more training images, the more components pay.
-    normalize : bool, default=False
-        Scale embeddings to unit length before whitening. The paper does not.
-    feature_spaces : sequence of {"pretrained", "discrepancy"}, default=("pretrained", "discrepancy")
-        Which spaces the score sums over. Without "discrepancy" no student is trained.
-    contamination : "auto" or float, default="auto"
-        Sets `offset_`, the score below which `predict` says anomaly. A float in (0, 0.5] is the share of the
-        training images that shall fall below it; "auto" is 0.05. That share of new normal images is
-        another one, larger or smaller, since densities and students have seen the training images
-        (``benchmarks/selection/thresholds.md``); :class:`ConformalDetector` keeps a promise.
+    explained_variance : float or None, default=None
+        Share of the variance to keep, in (0, 1): the teacher's features are whitened by the fewest principal components
+        that reach it, as in the paper. None keeps all dimensions, and leaves it to the density to be regularised.
+    normalize : bool, default=True
+        Scale embedding, class token and mean patch tokens to unit length, each by itself. The paper does not.
+    fusion : {"standardized", "sum"}, default="standardized"
+        How log-densities are added: on the scale of held-out normal images, or as they are, as in the paper.
+    contamination : float, default=0.05
+        Share of new normal images, in (0, 0.5], that `predict` may flag: it sets `offset_`. With n training images,
+        promises below 1 / (n + 1) cannot be kept: then the lowest held-out score is the threshold, with a warning.
+    threshold : {"held-out", "training"}, default="held-out"
+        Which scores of the training images set `offset_`: each image's without its own part in the fit, or, as is usual
+        elsewhere, those after the fit, which promise nothing about new images.
     memory : str, path, joblib.Memory or None, default=None
-        A folder in which embeddings, trained students and discrepancies are kept and found again, by the content of
-        the images, the weights, the preprocessing, the precision, the parameters and the versions of libraries: clones,
-        folds, grids and other processes share them. A grid over densities or `explained_variance` then costs the
-        densities, and one over the number of blocks trains each block once. Students and discrepancies are kept only
-        with a `random_state`: another fit draws others. What is scored is kept, too, without bound:
+        A folder in which features and students are kept and found again, by the content of the images, the weights,
+        the preprocessing, the precision, the parameters and the versions of libraries: clones, folds, grids and other
+        processes share them. A grid over densities or `explained_variance` then costs the densities. Trained students
+        are kept only with a `random_state`: another fit draws others. What is scored is kept, too, without bound:
         ``set_params(memory=None)`` on the fitted detector ends that, and ``joblib.Memory(folder).reduce_size`` or
         deleting the folder frees the room. To find something again, all pixels are read. Like any pickle, a cache is
         for your own files only.
@@ -93,22 +109,34 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
     random_state : int, RandomState or None, default=None
         Seeds every part that takes a `random_state` and has none of its own.
     verbose : int, default=0
-        1 shows the students' progress, and what `memory` finds.
+        1 shows progress, and what `memory` finds.
 
     Attributes
     ----------
     extractor_ : extractor
         The fitted teacher.
-    whitening_ : PCA
-        Of the embedding, where "pretrained" is among the feature spaces.
-    density_ : estimator
-        Of the whitened embedding, where "pretrained" is among the feature spaces.
-    students_ : BlockStudents
-        The trained students, where "discrepancy" is among the feature spaces.
-    discrepancy_density_ : estimator
-        Of the discrepancies, where "discrepancy" is among the feature spaces.
+    feature_spaces_ : list of str
+        The spaces in use.
+    spaces_ : dict of str to FeatureSpace
+        Density and scale of each.
+    students_ : RidgeStudents or BlockStudents
+        The fitted students, if "discrepancy" is among the feature spaces.
     offset_ : float
         ``decision_function = score_samples - offset_``.
+    training_scores_ : ndarray of shape (n_samples,), float64
+        Score of each training image without its own part in the fit (with ``threshold="training"``: with it); NaN for
+        unreadable ones.
+    training_parts_ : ndarray of shape (n_samples, n_spaces), float64
+        What the spaces add to it, in the order of `feature_spaces_`.
+    training_terms_ : ndarray of shape (n_samples, m), float64
+        What the students' blocks add to the part of "discrepancy", if its density is a :class:`GaussianDensity`; else
+        m is 0.
+    training_embeddings_ : ndarray of shape (n_samples, D)
+        z_p of the training images.
+    training_discrepancies_ : ndarray of shape (n_samples, m), float64
+        z_f of the training images after the fit; m is 0 without students.
+    training_digests_ : ndarray of shape (n_samples, 16), uint8
+        Digests of the training images' pixels, by which they are recognised.
     image_shape_ : tuple or None
         (H, W, C) of the images that `fit` saw, where they were one array.
     n_features_in_ : int
@@ -119,7 +147,9 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
     See Also
     --------
     TimmExtractor : The teacher.
-    BlockStudents : The students.
+    RidgeStudents : Students in closed form.
+    BlockStudents : Trained students.
+    ConformalDetector : A promised false-positive rate around any outlier detector.
 
     Notes
     -----
@@ -127,6 +157,15 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
     (n, H*W*C) with `image_shape`; a torch tensor (n, C, H, W); a sequence of paths, of PIL images or of arrays
     of different sizes; the path of a folder; a map-style torch Dataset. From paths, folders and Datasets only
     the current batch is decoded at a time.
+
+    *Training images.* Nothing that an image helped to fit judges that image. Scored again, an image that `fit` has seen
+    is recognised by its pixels, and gets its score from `training_scores_`, which is that of a detector which has not
+    seen it: in closed form with Gaussians, neighbours and :class:`RidgeStudents`; by folds with other densities, and
+    with :class:`BlockStudents`, of which 3 more sets are trained for that, each on two thirds of the images. Duplicates
+    of an image are left out with it.
+
+    *Densities* are fitted on discrepancies of students that have seen the images, which ranks better; scale, threshold
+    and p-values come from those of students that have not.
 
     A pickle holds the students and densities but not the teacher's own weights: those are loaded again, from
     the hub, the package or the path that they came from, when they are first needed, and checked by SHA-256.
@@ -142,28 +181,30 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
     Examples
     --------
     >>> import numpy as np
-    >>> from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector
+    >>> from skl_transformaly import RidgeStudents, TimmExtractor, TransformalyDetector
     >>> rng = np.random.default_rng(0)
     >>> normal = rng.integers(100, 156, (20, 32, 32, 3), dtype=np.uint8)
     >>> detector = TransformalyDetector(
-    ...     TimmExtractor("vit_tiny_patch16_224", weights=None, image_size=32),
-    ...     students=BlockStudents(n_blocks=2, max_epochs=2),
-    ...     random_state=0,
+    ...     TimmExtractor("vit_tiny_patch16_224", weights=None, image_size=32), students=RidgeStudents(n_blocks=2)
     ... )
     >>> scores = detector.fit(normal).score_samples(normal)
     >>> scores.shape, scores.dtype
     ((20,), dtype('float64'))
+    >>> bool((scores == detector.training_scores_).all())
+    True
     """
 
     _parameter_constraints: dict = {
         "extractor": [str, HasMethods("fit")],
-        "students": [HasMethods("fit"), None],
-        "density": [StrOptions({"gaussian", "gmm", "knn"}), HasMethods(["fit", "score_samples"])],
-        "discrepancy_density": [StrOptions({"gaussian", "gmm", "knn"}), HasMethods(["fit", "score_samples"])],
-        "explained_variance": [Interval(Real, 0, 1, closed="neither")],
-        "normalize": ["boolean"],
         "feature_spaces": ["array-like", str],
-        "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
+        "students": [HasMethods("fit"), None],
+        "density": [StrOptions({"auto", "gaussian", "gmm", "knn"}), HasMethods(["fit", "score_samples"])],
+        "discrepancy_density": [StrOptions({"auto", "gaussian", "gmm", "knn"}), HasMethods(["fit", "score_samples"])],
+        "explained_variance": [Interval(Real, 0, 1, closed="neither"), None],
+        "normalize": ["boolean"],
+        "fusion": [StrOptions({"standardized", "sum"})],
+        "contamination": [Interval(Real, 0, 0.5, closed="right")],
+        "threshold": [StrOptions({"held-out", "training"})],
         "memory": [str, os.PathLike, HasMethods("cache"), None],
         "image_shape": ["array-like", None],
         "on_error": [StrOptions({"raise", "skip"})],
@@ -176,13 +217,15 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         self,
         extractor: Any = "vit_base_patch16_224.augreg_in21k_ft_in1k",
         *,
-        students: BlockStudents | None = None,
-        density: Any = "gaussian",
+        feature_spaces: str | Sequence[str] = "auto",
+        students: RidgeStudents | BlockStudents | None = None,
+        density: Any = "auto",
         discrepancy_density: Any = "gaussian",
-        explained_variance: float = 0.9,
-        normalize: bool = False,
-        feature_spaces: Sequence[str] = _SPACES,
-        contamination: float | str = "auto",
+        explained_variance: float | None = None,
+        normalize: bool = True,
+        fusion: str = "standardized",
+        contamination: float = 0.05,
+        threshold: str = "held-out",
         memory: Any = None,
         image_shape: tuple[int, ...] | None = None,
         on_error: str = "raise",
@@ -191,19 +234,58 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         verbose: int = 0,
     ):
         self.extractor = extractor
+        self.feature_spaces = feature_spaces
         self.students = students
         self.density = density
         self.discrepancy_density = discrepancy_density
         self.explained_variance = explained_variance
         self.normalize = normalize
-        self.feature_spaces = feature_spaces
+        self.fusion = fusion
         self.contamination = contamination
+        self.threshold = threshold
         self.memory = memory
         self.image_shape = image_shape
         self.on_error = on_error
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
+
+    @classmethod
+    def paper(cls, extractor: Any = "vit_base_patch16_384.augreg_in21k_ft_in1k", **changes: Any) -> TransformalyDetector:
+        """The paper's own settings: two spaces, trained students, Gaussians as they are, log-likelihoods added.
+
+        The embedding is whitened to 90 % of its variance (Section 3.3), the students are trained as in Section 4, and
+        the threshold is a quantile of the training scores. The paper computes in float32 and resizes bilinearly: give
+        ``TimmExtractor(name, precision="float32", interpolation="bilinear")`` for that as well.
+
+        Parameters
+        ----------
+        extractor : str or extractor, default="vit_base_patch16_384.augreg_in21k_ft_in1k"
+            The paper's teacher is a ViT-B/16 at 384 pixels, pre-trained on ImageNet-21k.
+        **changes
+            Parameters that differ all the same.
+
+        Returns
+        -------
+        detector : TransformalyDetector
+
+        Examples
+        --------
+        >>> from skl_transformaly import TransformalyDetector
+        >>> TransformalyDetector.paper("bundled").explained_variance
+        0.9
+        """
+        settings = {
+            "feature_spaces": ("pretrained", "discrepancy"),
+            "students": BlockStudents.paper(),
+            "density": GaussianDensity(shrinkage=0.0),
+            "discrepancy_density": GaussianDensity(shrinkage=0.0, target="diagonal"),
+            "explained_variance": 0.9,
+            "normalize": False,
+            "fusion": "sum",
+            "threshold": "training",
+        }
+        return cls(extractor, **{**settings, **changes})
 
     def set_params(self, **params: Any) -> TransformalyDetector:
         """Set parameters, those of a part as ``part__name``.
@@ -252,19 +334,24 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         Raises
         ------
         ValueError
-            `X` is not images, an image cannot be read, a parameter is out of its range, or all images have the
-            same embedding.
+            `X` is not images, an image cannot be read, a parameter is out of its range, the teacher lacks a space that
+            is asked for, or all images look the same to it.
         TypeError
             A part lacks the methods that it needs.
         FloatingPointError
-            A student's loss, an embedding or a discrepancy is not finite.
+            A student's loss, a feature or a discrepancy is not finite.
+
+        Warns
+        -----
+        UserWarning
+            There are too few images for `contamination`.
         """
         check_normal_only(y)
         self._fit(X)
         return self
 
     def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
-        """Fit, and say which of the training images themselves are anomalies.
+        """Fit, and say which of the training images themselves are anomalies, each judged by the others.
 
         Parameters
         ----------
@@ -277,10 +364,11 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         labels : ndarray of shape (n_samples,), int
             +1 normal, -1 anomaly.
         """
-        return self._labels(self.fit(X)._training_decisions)
+        self.fit(X)
+        return self._labels(self.training_scores_ - self.offset_)
 
     def score_samples(self, X: Any) -> np.ndarray:
-        """Log-likelihood of each image, summed over the feature spaces; higher is more normal.
+        """How normal each image is: the sum of the feature spaces' parts; higher is more normal.
 
         Parameters
         ----------
@@ -290,7 +378,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         Returns
         -------
         scores : ndarray of shape (n_samples,), float64
-            In nats; NaN for unreadable images with ``on_error="skip"``.
+            In standard deviations of held-out normal images (with ``fusion="sum"``: in nats); images that `fit` has
+            seen get their `training_scores_`; NaN for unreadable images with ``on_error="skip"``.
 
         Raises
         ------
@@ -300,7 +389,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             `X` is not images, an image cannot be read, or an array of images has another shape than in `fit`.
         """
         check_is_fitted(self)
-        return self._scores(self._features(self._images(X, reset=False)))
+        images = self._images(X, reset=False)
+        return self._parts(images, self._measure(images))[0].sum(axis=1)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Scores shifted so that 0 is the threshold: ``score_samples(X) - offset_``.
@@ -332,8 +422,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         """
         return self._labels(self.decision_function(X))
 
-    def transform(self, X: Any) -> np.ndarray:
-        """Both feature spaces side by side, for use with other estimators.
+    def p_values(self, X: Any) -> np.ndarray:
+        """How rare a score as low as each image's is among normal images.
 
         Parameters
         ----------
@@ -342,11 +432,66 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
 
         Returns
         -------
-        Z : ndarray of shape (n_samples, k + m), float64
-            The k whitened components of the embedding, then the m discrepancies; of the spaces in use.
+        p : ndarray of shape (n_samples,), float64
+            ``(1 + #{i : training_scores_[i] <= score}) / (n + 1)``, in (0, 1]; small for anomalies. NaN where the score
+            is.
+
+        Notes
+        -----
+        The training scores are leave-one-out (or fold) scores: p-values are those of the jackknife, which hold if
+        leaving out one image hardly changes the scores of others; without that, nothing is proven for any number of
+        images [1]_. ``benchmarks/selection/thresholds.md`` says how well they hold. :class:`ConformalDetector` keeps its
+        promise for any detector, at the price of images that are kept out of the fit.
+
+        References
+        ----------
+        .. [1] R. F. Barber, E. J. Candes, A. Ramdas and R. J. Tibshirani, "Predictive Inference with the Jackknife+",
+           Annals of Statistics 49(1), 2021.
+        """
+        return p_values(self.score_samples(X), self.training_scores_)
+
+    def score_table(self, X: Any, score: Any = None) -> dict[str, np.ndarray]:
+        """Score, decision, p-value and prediction of each image, from one scoring.
+
+        Parameters
+        ----------
+        X : images
+            See Notes for their forms.
+        score : array-like of shape (n_samples,), default=None
+            What ``score_samples(X)`` gave, if it is known already.
+
+        Returns
+        -------
+        table : dict of str to ndarray of shape (n_samples,)
+            Columns ``score``, ``decision`` and ``p_value``, float64, and ``prediction``, int; ready for
+            ``pandas.DataFrame(table)``.
         """
         check_is_fitted(self)
-        return np.hstack(list(self._features(self._images(X, reset=False)).values()))
+        score = np.asarray(self.score_samples(X) if score is None else score, dtype=np.float64)
+        decision = score - self.offset_
+        return {
+            "score": score,
+            "decision": decision,
+            "p_value": p_values(score, self.training_scores_),
+            "prediction": self._labels(decision),
+        }
+
+    def transform(self, X: Any) -> np.ndarray:
+        """All feature spaces side by side, as the densities take them, for use with other estimators.
+
+        Parameters
+        ----------
+        X : images
+            See Notes for their forms.
+
+        Returns
+        -------
+        Z : ndarray of shape (n_samples, k), float64
+            The spaces' features in the order of `feature_spaces_`; see `get_feature_names_out`.
+        """
+        check_is_fitted(self)
+        features = self._measure(self._images(X, reset=False))
+        return np.hstack([_where_readable(features[space], self.spaces_[space].transform) for space in features])
 
     def anomaly_map(self, X: Any, *, block: int | None = None) -> np.ndarray | list[np.ndarray]:
         """Show where in each image the students deviate from the teacher as they do not on normal images.
@@ -414,13 +559,15 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             Columns, ready for ``pandas.DataFrame(table)``, all NaN (neighbours -1) for unreadable images:
 
             - ``score``: the sum of
-            - ``pretrained`` and ``discrepancy``: log-likelihoods in the two spaces, of those in use;
-            - ``block2``, ...: each student's part in ``discrepancy``, which they add up to: the log-density of its
-              discrepancy given those of the blocks before it. Only with :class:`GaussianDensity`, where the chain rule
-              is exact;
+            - ``pretrained``, ``classes``, ``layers`` and ``discrepancy``: the parts of the spaces in use;
+            - ``block2``, ...: each student's part in ``discrepancy``, which they add up to; a student that makes up for
+              others can have a positive one. Only with :class:`GaussianDensity`;
+            - ``times_pretrained``, ...: how far the part lies below what is usual, the median of held-out training
+              images, in units of how far the lowest 1 % of these do: 14 is 14 times as far as 99 % of normal images;
+            - ``reason``: in words, the space and block in which the image is the most unusual, of dtype object;
             - ``neighbor0``, ...: positions in the training images of the nearest ones, nearest first, and
-              ``distance0``, ...: their Euclidean distances, in the whitened embedding where it is in use, else in
-              the standardised discrepancies;
+              ``distance0``, ...: their Euclidean distances, between embeddings of unit length if "pretrained" is in
+              use, else between standardised discrepancies;
             - ``map``: only with `maps`, of dtype object: each image's map as from `anomaly_map`, None where unreadable.
 
         Raises
@@ -433,72 +580,21 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         drawn: list[np.ndarray | None] = [None] * len(images)
         if maps:
             self._check_maps()
-            spaces = self._spaces(*self._run(images, drawn))
+            features = self._run(images, drawn)
         else:
-            spaces = self._features(images)
-        table = {"score": self._scores(spaces)}
-        for space, z in spaces.items():
-            table[space] = self._scores({space: z})
-        if "discrepancy" in spaces and isinstance(self.discrepancy_density_, GaussianDensity):
-            terms = _where_readable(spaces["discrepancy"], self.discrepancy_density_.conditional_terms)
-            table.update({f"block{i}": term for i, term in zip(self.students_.block_indices_.tolist(), terms.T)})
-        table.update(self._nearest(spaces, n_neighbors))
+            features = self._measure(images)
+        parts, terms = self._parts(images, features)
+        table = {"score": parts.sum(axis=1), **dict(zip(self.feature_spaces_, parts.T))}
+        blocks = self.students_.block_indices_.tolist() if terms.shape[1] else []
+        table.update({f"block{index}": column for index, column in zip(blocks, terms.T)})
+        times = np.column_stack([self.spaces_[name].times_usual(table[name]) for name in self.feature_spaces_])
+        table.update({f"times_{name}": column for name, column in zip(self.feature_spaces_, times.T)})
+        table["reason"] = self._reasons(times, terms, blocks)
+        table.update(self._nearest(features, n_neighbors))
         if maps:
             table["map"] = np.empty(len(images), dtype=object)
             table["map"][:] = drawn
         return table
-
-    def explained_variance_path(self, X: Any, y: Any = None) -> dict[str, np.ndarray]:
-        """Scores for every number of whitened components, from the one decomposition that `fit` made.
-
-        Choosing `explained_variance` by a grid search fits once for each value and fold; on one validation set this
-        gives all of them at once.
-
-        Parameters
-        ----------
-        X : images
-            Validation images, normal and anomalous.
-        y : array-like of shape (n_samples,), default=None
-            +1 normal, -1 anomaly.
-
-        Returns
-        -------
-        path : dict of str to ndarray
-            - ``n_components``, shape (K,): 1 ... K;
-            - ``explained_variance``, shape (K,): the share that so many explain; any smaller value of the parameter
-              `explained_variance` above the share before gives so many components;
-            - ``scores``, shape (K, n_samples): what `score_samples` would give;
-            - ``auroc``, shape (K,): only with `y`.
-
-        Raises
-        ------
-        ValueError
-            The pre-trained space is not in use, or `y` is not of +1 and -1.
-        """
-        check_is_fitted(self)
-        if "pretrained" not in self.feature_spaces:
-            raise ValueError("There is no whitening to vary: fit with 'pretrained' among feature_spaces.")
-        embeddings, discrepancies = self._measure(self._images(X, reset=False))
-        spaces = {"discrepancy": discrepancies} if "discrepancy" in self.feature_spaces else {}
-        rest = self._scores(spaces) if spaces else np.zeros(len(embeddings))
-        training = self._training_embeddings[~np.isnan(self._training_embeddings).any(axis=1)]
-        pca = PCA(whiten=True, svd_solver="full").fit(self._scaled(training))
-        rank = int((pca.explained_variance_ratio_ > 1e-12).sum())
-        z = _where_readable(embeddings, lambda rows: pca.transform(self._scaled(rows))[:, :rank])
-        z_training = pca.transform(self._scaled(training))[:, :rank]
-        numbers = np.arange(1, rank + 1)
-        scores = np.empty((rank, len(z)))
-        for row, k in zip(scores, numbers):
-            density = clone(self.density_).fit(z_training[:, :k])
-            row[:] = rest + _where_readable(z[:, :k], density.score_samples)
-        explained = np.cumsum(pca.explained_variance_ratio_)[:rank]
-        path = {"n_components": numbers, "explained_variance": explained, "scores": scores}
-        if y is not None:
-            y = column_or_1d(y)
-            if set(np.unique(y).tolist()) != {-1, 1}:
-                raise ValueError(f"y must hold both +1 (normal) and -1 (anomaly), got {np.unique(y)[:5].tolist()}.")
-            path["auroc"] = np.array([roc_auc_score(y, row) for row in scores])
-        return path
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Names of what `transform` gives.
@@ -510,176 +606,297 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         Returns
         -------
         names : ndarray of str
-            "pretrained0", ... for components; "discrepancy2", ... with the index of the teacher's block.
+            "pretrained0", ... for the teacher's features or their components; "discrepancy2", ... with the index of the
+            teacher's block.
         """
         check_is_fitted(self)
         names: list[str] = []
-        if "pretrained" in self.feature_spaces:
-            names += [f"pretrained{i}" for i in range(self.whitening_.n_components_)]
-        if "discrepancy" in self.feature_spaces:
-            names += [f"discrepancy{i}" for i in self.students_.block_indices_]
+        for name, space in self.spaces_.items():
+            if name == "discrepancy":
+                names += [f"discrepancy{index}" for index in self.students_.block_indices_]
+            else:
+                names += [f"{name}{i}" for i in range(space.n_features_out_)]
         return np.asarray(names, dtype=object)
 
+    # ----- fitting
+
     def _fit(self, X: Any) -> None:
-        spaces = list(self.feature_spaces)
-        if isinstance(self.feature_spaces, str):
-            raise ValueError(f"feature_spaces must be a sequence, got a str: write [{self.feature_spaces!r}].")
-        if not spaces or len(set(spaces)) < len(spaces) or not set(spaces) <= set(_SPACES):
-            raise ValueError(
-                f"feature_spaces must name one or both of {_SPACES}, each once, got {self.feature_spaces!r}."
-            )
-        for name in ("students_", "whitening_", "density_", "discrepancy_density_", "offset_"):
-            self.__dict__.pop(name, None)  # of an earlier fit with other feature spaces
+        fitted = ("students_", "spaces_", "offset_", "training_scores_", "training_digests_")
+        for name in fitted:
+            self.__dict__.pop(name, None)  # of an earlier fit, perhaps with other feature spaces
+        self._known: dict[bytes, int] | None = None
+        self._check_spaces()
         images = self._images(X, reset=True)
         random_state = check_random_state(self.random_state)
         self.extractor_ = clone(resolve_extractor(self.extractor), safe=False).fit(images)
-        if "discrepancy" in spaces:
-            students = BlockStudents() if self.students is None else clone(self.students)
-            if students.extractor is not None:
-                raise ValueError(
-                    "students.extractor must be None inside a TransformalyDetector, whose own extractor they imitate; "
-                    "set the detector's extractor instead."
-                )
-            if self.n_jobs is not None and students.get_params(deep=False).get("n_jobs", 0) is None:
-                students.set_params(n_jobs=self.n_jobs)
-            if self.verbose and not students.verbose:
-                students.set_params(verbose=self.verbose)
-            # a checkpoint of an unseeded fit keeps the seed that was drawn
-            if self.random_state is not None or getattr(students, "checkpoint", None) is None:
-                students = _with_seed(students, random_state)
-            # students of a seed that nobody will draw again would only fill the disk
-            cache = Cache(None) if self.random_state is None else self._cache()
-            self.students_ = students.fit(images, extractor=self.extractor_, cache=cache)
-        embeddings, discrepancies = self._measure(images)
-        readable = ~np.isnan(embeddings).any(axis=1)
+        self.feature_spaces_ = self._resolve_spaces()
+        if "discrepancy" in self.feature_spaces_:
+            self.students_ = self._fit_students(images, random_state)
+        features, unseen = self._measure_training(images)
+        readable = ~np.isnan(next(iter(features.values()))).any(axis=1)
         if readable.sum() < 2:
             first = next(iter(images.unreadable.values()))
             raise ValueError(
                 f"fit needs 2 images, only {readable.sum()} of {len(images)} could be read; first: {first}"
             )
-        if "pretrained" in spaces:
-            self.whitening_ = self._fit_whitening(embeddings[readable])
-            density = _with_seed(clone(resolve_density(self.density)), random_state)
-            self.density_ = density.fit(self._whiten(embeddings[readable]))
-        if "discrepancy" in spaces:
-            density = _with_seed(clone(resolve_density(self.discrepancy_density)), random_state)
-            self.discrepancy_density_ = density.fit(discrepancies[readable])
-        # float32 holds what any teacher but a float64 one gives
-        compact = embeddings.astype(np.float32)
-        self._training_embeddings = compact if np.array_equal(compact, embeddings, equal_nan=True) else embeddings
-        self._training_discrepancies = discrepancies
-        scores = self._scores(self._spaces(embeddings, discrepancies))
-        self.offset_ = _offset(scores[readable], self.contamination)
-        self._training_decisions = scores - self.offset_
+        groups = images.groups()[readable]
+        spaces: dict[str, FeatureSpace] = {}
+        parts = np.full((len(images), len(self.feature_spaces_)), np.nan)
+        terms = np.zeros((len(images), 0))
+        for j, (name, z) in enumerate(features.items()):
+            discrepancy = name == "discrepancy"
+            space = FeatureSpace(
+                self._density(discrepancy, random_state),
+                discrepancy=discrepancy,
+                normalize=self.normalize,
+                explained_variance=self.explained_variance,
+                standardize=self.fusion == "standardized",
+                held_out=self.threshold == "held-out" or self.fusion == "standardized",
+            )
+            seen_less = unseen[readable] if discrepancy and unseen is not None else None
+            space.fit(z[readable], sizes=self._sizes.get(name), groups=groups, unseen=seen_less)
+            spaces[name] = space
+            held_out = self.threshold == "held-out"
+            parts[readable, j] = space.held_out_parts_ if held_out else space.score_samples(z[readable])
+            block_terms = space.held_out_terms_ if held_out else space.terms(z[readable])
+            if discrepancy and block_terms is not None:
+                terms = np.full((len(images), block_terms.shape[1]), np.nan)
+                terms[readable] = block_terms
+        self.training_parts_, self.training_terms_ = parts, terms
+        embeddings = features.get("pretrained", np.empty((len(images), 0)))
+        self.training_embeddings_ = embeddings
+        self.training_discrepancies_ = features.get("discrepancy", np.empty((len(images), 0)))
+        self.training_digests_ = np.array(
+            [np.frombuffer(images.digests.get(i, bytes(DIGEST_SIZE)), dtype=np.uint8) for i in range(len(images))]
+        )
+        self.spaces_ = spaces
+        self._set_threshold(parts.sum(axis=1), len(np.unique(groups)))
+
+    def _set_threshold(self, scores: np.ndarray, distinct: int) -> None:
+        usable = np.sort(scores[~np.isnan(scores)])
+        if self.threshold == "training":
+            self.offset_ = training_threshold(usable, self.contamination)
+        else:
+            self.offset_ = held_out_threshold(usable, self.contamination)
+            if self.contamination * (distinct + 1) < 1:
+                warnings.warn(
+                    f"With {distinct} images a false-positive rate below {1 / (distinct + 1):.0%} cannot be promised, and "
+                    f"contamination={self.contamination:g} was asked for: what scores lower than all training images is "
+                    f"flagged. {int(np.ceil(1 / self.contamination)) - 1} images are enough for it.",
+                    UserWarning,
+                    stacklevel=4,
+                )
+        self.training_scores_ = scores
+
+    def _check_spaces(self) -> None:
+        spaces = self.feature_spaces
+        if isinstance(spaces, str):
+            if spaces != "auto":
+                raise ValueError(f"feature_spaces must be 'auto' or a sequence, got a str: write [{spaces!r}].")
+            return
+        if not len(spaces) or len(set(spaces)) < len(spaces) or not set(spaces) <= set(_SPACES):
+            raise ValueError(f"feature_spaces must be 'auto' or name some of {_SPACES}, each once, got {spaces!r}.")
+
+    def _resolve_spaces(self) -> list[str]:
+        """The spaces in use, in the order in which they are always given."""
+        missing = {}
+        if not getattr(self.extractor_, "n_classes_", 0):
+            missing["classes"] = "its weights came without a classifier"
+        if not layer_indices(len(self.extractor_.blocks_)):
+            missing["layers"] = "it has one block"
+        if isinstance(self.feature_spaces, str):
+            return [space for space in _SPACES if space not in missing]
+        for space, why in missing.items():
+            if space in self.feature_spaces:
+                raise ValueError(
+                    f"The teacher has no feature space {space!r}: {why}. Leave it out of feature_spaces, or take 'auto'."
+                )
+        return [space for space in _SPACES if space in self.feature_spaces]
+
+    def _fit_students(self, images: Images, random_state: np.random.RandomState) -> Any:
+        students = RidgeStudents() if self.students is None else clone(self.students)
+        if students.extractor is not None:
+            raise ValueError(
+                "students.extractor must be None inside a TransformalyDetector, whose own extractor they imitate; "
+                "set the detector's extractor instead."
+            )
+        parameters = students.get_params(deep=False)
+        if self.n_jobs is not None and parameters.get("n_jobs", 0) is None:
+            students.set_params(n_jobs=self.n_jobs)
+        if self.verbose and not students.verbose:
+            students.set_params(verbose=self.verbose)
+        # a checkpoint of an unseeded fit keeps the seed that was drawn
+        if self.random_state is not None or parameters.get("checkpoint") is None:
+            students = _with_seed(students, random_state)
+        # students of a seed that nobody will draw again would only fill the disk
+        drawn = "random_state" in parameters and self.random_state is None
+        return students.fit(images, extractor=self.extractor_, cache=Cache(None) if drawn else self._cache())
+
+    def _density(self, discrepancy: bool, random_state: np.random.RandomState) -> Any:
+        density = self.discrepancy_density if discrepancy else self.density
+        return _with_seed(clone(resolve_density(density, discrepancy=discrepancy)), random_state)
+
+    def _measure_training(self, images: Images) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+        """Features of the training images, and their discrepancies by students that have not seen them."""
+        cache = self._cache()
+        key = self._key(images) if cache.active else None
+        run = partial(self._run_training, images)
+        found = run() if key is None else cache("features of training images", key, run)
+        features, self._sizes, unseen, state = found
+        if state is not None:
+            self.students_.set_training_state(state)
+        return features, unseen
+
+    def _run_training(self, images: Images) -> tuple[dict, dict, np.ndarray | None, Any]:
+        closed_form = hasattr(getattr(self, "students_", None), "measure_training")
+        if not closed_form:
+            features = self._run(images)
+            needed = self.threshold == "held-out" or self.fusion == "standardized"
+            unseen = self._cross_fit(images) if "discrepancy" in features and needed else None
+            return features, self._sizes, unseen, None
+        collected = TeacherFeatures(self.extractor_, self.feature_spaces_, len(images))
+        self.students_.measure_training(images, collected.collect)
+        features = self._collected(collected, self.students_.training_discrepancies_)
+        state = self.students_.training_state()
+        return features, collected.sizes, self.students_.held_out_discrepancies_, state
+
+    def _cross_fit(self, images: Images) -> np.ndarray:
+        """Discrepancies of the training images by students that were trained on the other folds."""
+        groups = images.groups()
+        readable = np.array([i for i in range(len(images)) if i not in images.unreadable])
+        unseen = np.full((len(images), len(self.students_.block_indices_)), np.nan)
+        for train, test in folds(groups[readable], len(readable), count=_TRAINED_FOLDS):
+            students = clone(self.students_)
+            if "checkpoint" in students.get_params():
+                students.set_params(checkpoint=None)
+            drawn = "random_state" in students.get_params() and self.random_state is None
+            cache = Cache(None) if drawn else self._cache()
+            students.fit(images.take(readable[train]), extractor=self.extractor_, cache=cache)
+            unseen[readable[test]] = students.transform(images.take(readable[test]))
+        return unseen
+
+    # ----- measuring
 
     def _images(self, X: Any, *, reset: bool) -> Images:
         return self._check_images(X, reset=reset, image_shape=self.image_shape, on_error=self.on_error)
 
-    def _features(self, images: Images) -> dict[str, np.ndarray]:
-        return self._spaces(*self._measure(images))
-
     def _cache(self) -> Cache:
         return Cache(self.memory, self.verbose)
 
-    def _measure(self, images: Images) -> tuple[np.ndarray, np.ndarray]:
-        """z_p (n, D) and z_f (n, m; no columns where not in use), NaN where an image is unreadable.
+    def _key(self, images: Images) -> dict[str, Any] | None:
+        """What the features of these images depend on; None for students that have no name in a cache."""
+        students: Any = None
+        if "discrepancy" in self.feature_spaces_:
+            students = self.students_.cache_keys_
+            if not students:  # fitted without a cache
+                return None
+        return {
+            "images": fingerprint(images),
+            "teacher": identity(self.extractor_),
+            "spaces": self.feature_spaces_,
+            "students": students,
+        }
 
-        What the cache has is taken from there; if anything is missing, the teacher and all students run.
+    def _measure(self, images: Images) -> dict[str, np.ndarray]:
+        """Features of each space, (n, D_space), NaN where an image is unreadable.
+
+        What the cache has is taken from there; else the teacher and all students run.
         """
         cache = self._cache()
-        if not cache.active:
-            return self._run(images)
-        computed: list[tuple[np.ndarray, np.ndarray]] = []
-
-        def run() -> tuple[np.ndarray, np.ndarray]:
-            if not computed:
-                computed.append(self._run(images))
-            return computed[0]
-
-        seen = {"images": fingerprint(images)}
-        z_p = cache("embeddings", {**seen, "teacher": identity(self.extractor_)}, lambda: run()[0])
-        if "discrepancy" not in self.feature_spaces:
-            return z_p, np.empty((len(images), 0))
-        keys = self.students_._keys
-        if not keys:  # students that were fitted without a cache have no name there
-            return run()
-        z_f = []
-        for j, index in enumerate(self.students_.block_indices_.tolist()):
-            key = {**seen, "student": keys[index]}
-            z_f.append(cache(f"discrepancies of block {index}", key, partial(lambda j: run()[1][:, j], j)))
-        return z_p, np.stack(z_f, axis=1)
+        key = self._key(images) if cache.active else None
+        return self._run(images) if key is None else cache("features", key, partial(self._run, images))
 
     def _check_maps(self) -> None:
-        if "discrepancy" not in self.feature_spaces:
+        if "discrepancy" not in self.feature_spaces_:
             raise ValueError("An anomaly map shows what students miss: fit with 'discrepancy' among feature_spaces.")
 
-    def _run(self, images: Images, maps: list[np.ndarray | None] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """z_p and z_f by the teacher and all students; `maps`, where given, is filled in with anomaly maps."""
-        rows = [np.arange(0)]
-        z_ps: list[np.ndarray] = []
-        z_fs: list[np.ndarray] = []
+    def _run(self, images: Images, maps: list[np.ndarray | None] | None = None) -> dict[str, np.ndarray]:
+        """Features by the teacher and all students; `maps`, where given, is filled in with anomaly maps."""
+        collected = TeacherFeatures(self.extractor_, self.feature_spaces_, len(images))
+        students = self.students_ if "discrepancy" in self.feature_spaces_ else None
+        z_fs = np.full((len(images), 0 if students is None else len(students.block_indices_)), np.nan)
+
+        def embed(part: Part) -> None:
+            visit, finish = collected.collect(part.positions)
+            finish(self.extractor_.embed(part.batch, visit))
+
         for positions, pixels in images.batches(self.extractor_.batch_size):
             batch = self.extractor_.preprocess(pixels)
-            if maps is not None:
-                z_p, z_f, coarse = self.students_.examine(batch)
+            watch: dict[str, Any] = {"collect": collected.collect, "positions": positions}
+            if students is None:
+                Halving("scoring", getattr(self.extractor_, "chunk_size_", None))(embed, Part(positions, batch))
+            elif maps is None:
+                z_fs[positions] = students.measure(batch, **watch)[1]
+            else:
+                _, z_fs[positions], coarse = students.examine(batch, **watch)
                 for position, image, single in zip(positions, pixels, coarse):
                     maps[position] = _enlarge(single.mean(axis=0), image.shape[:2])
-            elif "discrepancy" in self.feature_spaces:
-                z_p, z_f = self.students_.measure(batch)
-            else:
-                halving = Halving("scoring", getattr(self.extractor_, "chunk_size_", None))
-                z_p = np.concatenate([z.double().cpu().numpy() for z in halving(self.extractor_.embed, batch)])
-                z_f = np.empty((len(z_p), 0))
-            if not (np.isfinite(z_p).all() and np.isfinite(z_f).all()):
-                raise FloatingPointError(
-                    "The teacher or a student gave a value that is not finite. Give the extractor precision='float32'."
-                )
-            rows.append(positions)
-            z_ps.append(z_p)
-            z_fs.append(z_f)
-        if not z_ps:  # not one image could be read
-            m = len(self.students_.block_indices_) if "discrepancy" in self.feature_spaces else 0
-            width = self.whitening_.n_features_in_ if hasattr(self, "whitening_") else 1
-            return np.full((len(images), width), np.nan), np.full((len(images), m), np.nan)
-        place = np.concatenate(rows)
-        return (
-            _scatter(len(images), place, np.concatenate(z_ps)),
-            _scatter(len(images), place, np.concatenate(z_fs)),
-        )
+        if collected.sizes:
+            self._sizes = collected.sizes
+        return self._collected(collected, z_fs)
 
-    def _spaces(self, embeddings: np.ndarray, discrepancies: np.ndarray) -> dict[str, np.ndarray]:
-        spaces = {}
-        if "pretrained" in self.feature_spaces:
-            spaces["pretrained"] = self._whiten(embeddings)
-        if "discrepancy" in self.feature_spaces:
-            spaces["discrepancy"] = discrepancies
-        return spaces
-
-    def _fit_whitening(self, embeddings: np.ndarray) -> PCA:
-        """Fewest principal components that explain enough variance, scaled to unit variance (Section 3.3)."""
-        embeddings = self._scaled(embeddings)
-        scale = np.abs(embeddings).max()
-        if not np.ptp(embeddings, axis=0).max() > 1e-12 * scale:
-            raise ValueError(
-                f"All {len(embeddings)} training images have the same embedding, so nothing can be learned about how "
-                "normal images vary. Give images that differ."
+    def _collected(self, collected: TeacherFeatures, z_fs: np.ndarray) -> dict[str, np.ndarray]:
+        features = {}
+        for space in self.feature_spaces_:
+            if space == "discrepancy":
+                features[space] = z_fs
+            elif space in collected.features:
+                features[space] = collected.features[space]
+            else:  # not one image could be read
+                width = self.spaces_[space].n_features_in_ if hasattr(self, "spaces_") else 1
+                features[space] = np.full((collected.length, width), np.nan)
+        finite = [np.isfinite(z) | np.isnan(z).all(axis=1, keepdims=True) for z in features.values()]
+        if not all(rows.all() for rows in finite):
+            raise FloatingPointError(
+                "The teacher or a student gave a value that is not finite. Give the extractor precision='float32'."
             )
-        return PCA(self.explained_variance, whiten=True, svd_solver="full").fit(embeddings)
+        return features
 
-    def _scaled(self, embeddings: np.ndarray) -> np.ndarray:
-        embeddings = embeddings.astype(np.float64)
-        return normalize(embeddings) if self.normalize else embeddings
+    # ----- scoring
 
-    def _whiten(self, embeddings: np.ndarray) -> np.ndarray:
-        return _where_readable(embeddings, lambda rows: self.whitening_.transform(self._scaled(rows)))
+    def _parts(self, images: Images, features: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """What each space adds to the scores, (n, S), and each block to "discrepancy", (n, m); NaN rows stay NaN.
 
-    def _nearest(self, spaces: dict[str, np.ndarray], n_neighbors: int) -> dict[str, np.ndarray]:
+        Training images, known by their pixels, get what they were given without themselves.
+        """
+        parts = np.column_stack([_where_readable(z, self.spaces_[name].score_samples) for name, z in features.items()])
+        terms = np.zeros((len(parts), self.training_terms_.shape[1]))
+        if terms.shape[1]:
+            terms = _where_readable(features["discrepancy"], self.spaces_["discrepancy"].terms)
+        if getattr(self, "_known", None) is None:
+            self._known = {digest.tobytes(): i for i, digest in enumerate(self.training_digests_)}
+        for position, digest in images.digests.items():
+            row = self._known.get(digest)
+            if row is not None:
+                parts[position], terms[position] = self.training_parts_[row], self.training_terms_[row]
+        return parts, terms
+
+    def _reasons(self, times: np.ndarray, terms: np.ndarray, blocks: list[int]) -> np.ndarray:
+        reasons = np.empty(len(times), dtype=object)
+        for i, row in enumerate(times):
+            if np.isnan(row).any():
+                reasons[i] = "unreadable"
+                continue
+            j = int(row.argmax())
+            name = self.feature_spaces_[j]
+            if name == "discrepancy" and blocks:
+                name = f"discrepancy, block {blocks[int(terms[i].argmin())]}"
+            if row[j] > 1:
+                reasons[i] = f"unusual in {name}: {row[j]:.2g} times as far below the usual as 99 % of normal images"
+            else:
+                reasons[i] = "usual in every space"
+        return reasons
+
+    def _nearest(self, features: dict[str, np.ndarray], n_neighbors: int) -> dict[str, np.ndarray]:
         """Positions and distances of the nearest training images, as columns."""
-        if "pretrained" in spaces:
-            z, training = spaces["pretrained"], self._whiten(self._training_embeddings)
+        if "pretrained" in features:
+            z = _where_readable(features["pretrained"], normalize)
+            training = _where_readable(self.training_embeddings_, normalize)
+        elif "discrepancy" in features:
+            scaler = StandardScaler().fit(self.training_discrepancies_)
+            z, training = (scaler.transform(x) for x in (features["discrepancy"], self.training_discrepancies_))
         else:
-            scaler = StandardScaler().fit(self._training_discrepancies)
-            z, training = scaler.transform(spaces["discrepancy"]), scaler.transform(self._training_discrepancies)
+            return {}
         places = np.flatnonzero(~np.isnan(training).any(axis=1))
         readable = ~np.isnan(z).any(axis=1)
         k = min(n_neighbors, len(places))
@@ -691,18 +908,17 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         named = {f"neighbor{i}": column for i, column in enumerate(positions.T)}
         return {**named, **{f"distance{i}": column for i, column in enumerate(distances.T)}}
 
-    def _scores(self, spaces: dict[str, np.ndarray]) -> np.ndarray:
-        """Sum of log-densities over the spaces (Eq. 2); NaN rows stay NaN."""
-        densities = {"pretrained": "density_", "discrepancy": "discrepancy_density_"}
-        parts = [_where_readable(z, getattr(self, densities[space]).score_samples) for space, z in spaces.items()]
-        return np.sum(parts, axis=0)
-
     @staticmethod
     def _labels(decisions: np.ndarray) -> np.ndarray:
         return np.where(decisions >= 0, 1, -1)
 
+    def __getstate__(self) -> dict:
+        state = dict(super().__getstate__())  # which from Python 3.11 on is the object's own
+        state.pop("_known", None)
+        return state
+
     def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "offset_")
+        return hasattr(self, "training_scores_")
 
 
 def _where_readable(rows: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -726,11 +942,6 @@ def _scatter(length: int, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
     out = np.full((length, *values.shape[1:]), np.nan)
     out[rows] = values
     return out
-
-
-def _offset(scores: np.ndarray, contamination: float | str) -> float:
-    share = 0.05 if contamination == "auto" else float(contamination)
-    return float(np.percentile(scores, 100.0 * share))
 
 
 def _with_seed(part: Any, random_state: np.random.RandomState) -> Any:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from skl_transformaly import _teacher
 from skl_transformaly._halving import Halving
-from skl_transformaly._images import ImageInputMixin
+from skl_transformaly._images import ImageInputMixin, eight_bits
 from skl_transformaly._kernels import REUSED_BYTES, suit_sixteen_bits
 from skl_transformaly._teacher import BUNDLED_MODEL, BlockVisitor
 from skl_transformaly._torch import PRECISIONS, autocast, own_settings, resolve_device, resolve_precision
@@ -230,7 +230,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
                 "interpolation='bicubic' or 'bilinear'."
             )
         if not (isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8):
-            pixels = [_eight_bits(image) for image in pixels]
+            pixels = [eight_bits(image) for image in pixels]
         stacks = [pixels] if isinstance(pixels, np.ndarray) else [image[np.newaxis] for image in pixels]
         resized = [_unit_range(_resize(stack, size, mode), parameter) for stack in stacks]
         batch = resized[0] if len(resized) == 1 else torch.cat(resized)
@@ -247,8 +247,9 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
             From `preprocess`.
         visit : callable, default=None
             ``visit(index, block, args, kwargs, output)`` is called as each block finishes: `args` and
-            `kwargs` are what the block got, its input tokens or feature maps first. An exception that it
-            raises ends the run.
+            `kwargs` are what the block got, its input tokens or feature maps first. At last it is called with the
+            number of blocks as index, and the final tokens or maps as output. An exception that it raises ends the
+            run.
 
         Returns
         -------
@@ -256,6 +257,27 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         """
         with self.compute():
             return self.teacher_.embed(batch, visit)
+
+    @property
+    def n_classes_(self) -> int:
+        """Number of classes that the teacher's weights were trained to tell apart; 0 where they came without."""
+        return self.teacher_.n_classes
+
+    @own_settings()
+    def classify(self, z_p: Tensor) -> Tensor:
+        """What the teacher would call images, by the classifier that its weights came with.
+
+        Parameters
+        ----------
+        z_p : Tensor of shape (B, D)
+            From `embed`.
+
+        Returns
+        -------
+        roots : Tensor of shape (B, n_classes_)
+            Square roots of the class probabilities at temperature 2; rows have length 1.
+        """
+        return self.teacher_.classify(z_p)
 
     @own_settings()
     def new_blocks(self, seed: int) -> list[nn.Module]:
@@ -420,21 +442,6 @@ def resolve_extractor(extractor: Any) -> Any:
             f"{type(extractor).__name__} lacks {', '.join(missing)}."
         )
     return extractor
-
-
-def _eight_bits(image: np.ndarray) -> np.ndarray:
-    """Give an 8-bit image that comes as another dtype as uint8; others as they are, integers as floats.
-
-    The same pixels must give the same score as file, array or tensor, and resizing rounds in 8 bits.
-    """
-    if image.dtype == np.uint8:
-        return image
-    if image.dtype == np.uint16:
-        image = image / 65535
-    levels = np.rint(image * 255.0)
-    if np.abs(image * 255.0 - levels).max() < 1e-3 and levels.min() >= 0 and levels.max() <= 255:
-        return levels.astype(np.uint8)
-    return image
 
 
 def _resize(pixels: np.ndarray, size: tuple[int, ...], mode: str) -> Tensor:

@@ -6,6 +6,7 @@ Every error about input images is raised here. Nothing in this module knows abou
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import stat
 import sys
@@ -20,7 +21,10 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 from sklearn.utils.validation import validate_data
 
-__all__ = ["ImageError", "Images", "ImageInputMixin", "as_images", "image_suffixes", "list_images"]
+__all__ = ["ImageError", "Images", "ImageInputMixin", "as_images", "eight_bits", "image_suffixes", "list_images"]
+
+# Bytes of the digest by which a picture is recognised.
+DIGEST_SIZE = 16
 
 # A pixel array is looked through in pieces of this many bytes, so that a memory-mapped array larger
 # than memory can be checked.
@@ -67,6 +71,9 @@ class Images(Sequence):
     ----------
     unreadable : dict of int to str
         Position and message of each image that was left out so far.
+    digests : dict of int to bytes
+        Position and digest of the pixels of each image that was in a batch so far: the same picture has the same one in
+        any container.
     """
 
     def __init__(
@@ -84,6 +91,7 @@ class Images(Sequence):
         self.stack = stack
         self.on_error = on_error
         self.unreadable: dict[int, str] = {}
+        self.digests: dict[int, bytes] = {}
         self._warned = 0
 
     @property
@@ -133,6 +141,7 @@ class Images(Sequence):
         for start in range(0, len(self), batch_size):
             positions = np.arange(start, min(start + batch_size, len(self)))
             if self.stack is not None:
+                self._digest(positions, self.stack[start : start + batch_size])
                 yield positions, self.stack[start : start + batch_size]
                 continue
             kept, pixels = [], []
@@ -147,6 +156,7 @@ class Images(Sequence):
                         raise
                     self.unreadable[int(i)] = str(error)
             if kept:
+                self._digest(np.array(kept), pixels)
                 yield np.array(kept), pixels
         if len(self.unreadable) > self._warned:
             messages = list(self.unreadable.values())[self._warned :]
@@ -158,6 +168,43 @@ class Images(Sequence):
                 UserWarning,
                 stacklevel=3,
             )
+
+    def _digest(self, positions: np.ndarray, pixels: Any) -> None:
+        for position, image in zip(positions.tolist(), pixels):
+            if position not in self.digests:
+                self.digests[position] = _digest(image)
+
+    def groups(self) -> np.ndarray:
+        """Number images by their pixels: duplicates have the same number, unreadable images one each.
+
+        Returns
+        -------
+        groups : ndarray of shape (n,), int
+        """
+        numbers: dict[Any, int] = {}
+        return np.array([numbers.setdefault(self.digests.get(i, i), len(numbers)) for i in range(len(self))])
+
+
+def _digest(image: np.ndarray) -> bytes:
+    image = eight_bits(image)
+    digest = hashlib.blake2b(f"{image.shape} {image.dtype.str}".encode(), digest_size=DIGEST_SIZE)
+    digest.update(np.ascontiguousarray(image).reshape(-1).view(np.uint8).data)
+    return digest.digest()
+
+
+def eight_bits(image: np.ndarray) -> np.ndarray:
+    """Give an 8-bit image that comes as another dtype as uint8; others as they are, integers as floats.
+
+    The same pixels must give the same score as file, array or tensor, and resizing rounds in 8 bits.
+    """
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype == np.uint16:
+        image = image / 65535
+    levels = np.rint(image * 255.0)
+    if np.abs(image * 255.0 - levels).max() < 1e-3 and levels.min() >= 0 and levels.max() <= 255:
+        return levels.astype(np.uint8)
+    return image
 
 
 class ImageInputMixin:

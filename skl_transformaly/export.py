@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from skl_transformaly._calibration import ConformalDetector
 from skl_transformaly._detector import TransformalyDetector
-from skl_transformaly._extractor import TimmExtractor, _eight_bits
+from skl_transformaly._extractor import TimmExtractor
+from skl_transformaly._images import eight_bits
 from skl_transformaly._modelfile import replacing
 from skl_transformaly._students import BlockStudents
 from skl_transformaly._teacher import Teacher
@@ -499,7 +500,7 @@ class _Reference:
 
 
 def _byte_image(image: np.ndarray, i: int) -> np.ndarray:
-    image = _eight_bits(image)
+    image = eight_bits(image)
     if image.dtype != np.uint8:
         raise ValueError(f"Image {i} of X has more than 8 bits a channel, and the file takes uint8: give other images.")
     return image

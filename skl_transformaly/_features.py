@@ -1,0 +1,115 @@
+"""What the frozen teacher says of an image, besides its blocks' outputs that students imitate: features, by space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skl_transformaly._imitation import at_least_float32
+from skl_transformaly._teacher import BlockVisitor
+
+__all__ = ["TEACHER_SPACES", "TeacherFeatures", "layer_indices"]
+
+TEACHER_SPACES = ("pretrained", "classes", "layers")
+
+# Blocks before the last whose tokens are features: a third of them, but no more than so many.
+_MOST_LAYERS = 4
+
+
+def layer_indices(total: int) -> list[int]:
+    """Places of the blocks whose pooled outputs make the space "layers", of a teacher with `total` blocks.
+
+    A third of the blocks, at most 4, that come before the last one, whose output the embedding is made of.
+    """
+    count = min(_MOST_LAYERS, max(1, total // 3), total - 1)
+    return list(range(total - 1 - count, total - 1))
+
+
+class TeacherFeatures:
+    """Collects features while the teacher runs.
+
+    Parameters
+    ----------
+    extractor : fitted extractor
+    spaces : sequence of str
+        Those of `TEACHER_SPACES` that are wanted.
+    length : int
+        Number of images in all.
+
+    Attributes
+    ----------
+    features : dict of str to ndarray of shape (length, D_space)
+        For each space, float32 (float64 of a float64 teacher); NaN for images that the teacher did not see.
+    sizes : dict of str to list of int
+        After the first batch: for each space, the number of features in each of its groups.
+    """
+
+    def __init__(self, extractor: Any, spaces: Sequence[str], length: int):
+        self.extractor = extractor
+        self.spaces = [space for space in TEACHER_SPACES if space in spaces]
+        self.length = length
+        self.features: dict[str, np.ndarray] = {}
+        self.sizes: dict[str, list[int]] = {}
+        self._last = len(extractor.blocks_)
+        self._chosen = set(layer_indices(self._last)) if "layers" in self.spaces else set()
+
+    def collect(self, positions: np.ndarray) -> tuple[BlockVisitor | None, Callable[[Tensor], None]]:
+        """Begin to watch the teacher run on the images at `positions`.
+
+        Returns
+        -------
+        visit : callable or None
+            Visitor for ``extractor.embed``.
+        finish : callable
+            ``finish(z_p)`` stores the features of these images.
+        """
+        groups: list[Tensor] = []
+
+        def visit(index, block, args, kwargs, output):
+            if index in self._chosen:
+                groups.extend(self._pooled(output, with_class_token=True))
+            elif index == self._last and output.ndim == 3 and self._prefix(output):
+                groups.extend(self._pooled(output, with_class_token=False))
+
+        def finish(z_p: Tensor) -> None:
+            found: dict[str, list[Tensor]] = {}
+            if "pretrained" in self.spaces:
+                found["pretrained"] = [z_p]
+            if "classes" in self.spaces:
+                found["classes"] = [self.extractor.classify(z_p)]
+            if "layers" in self.spaces:
+                found["layers"] = groups
+            self.sizes = {space: [part.shape[1] for part in parts] for space, parts in found.items()}
+            for space, parts in found.items():
+                rows = torch.cat([at_least_float32(part) for part in parts], dim=1).cpu().numpy()
+                if space not in self.features:
+                    self.features[space] = np.full((self.length, rows.shape[1]), np.nan, dtype=rows.dtype)
+                self.features[space][positions] = rows
+
+        return (visit if self._chosen else None), finish
+
+    def _pooled(self, output: Tensor, *, with_class_token: bool) -> list[Tensor]:
+        """Class token and mean patch token of tokens; mean over places of maps."""
+        output = at_least_float32(output)
+        if output.ndim == 4:
+            to_maps = getattr(self.extractor, "to_maps", None)
+            return [(output if to_maps is None else to_maps(output)).mean((2, 3))]
+        prefix = self._prefix(output)
+        token = [output[:, 0]] if prefix and with_class_token else []
+        return [*token, output[:, prefix:].mean(1)]
+
+    def _prefix(self, tokens: Tensor) -> int:
+        """How many tokens stand for no place."""
+        to_maps = getattr(self.extractor, "to_maps", None)
+        if to_maps is None:
+            return 0
+        try:
+            maps = to_maps(tokens)
+        except ValueError:  # they fill no grid
+            return 0
+        return tokens.shape[1] - maps.shape[2] * maps.shape[3]
+

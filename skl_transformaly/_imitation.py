@@ -1,0 +1,272 @@
+"""What all students share: run beside the teacher, and say how far each deviates, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from skl_transformaly._halving import Halving
+from skl_transformaly._images import ImageInputMixin
+from skl_transformaly._residuals import ResidualStatistics
+from skl_transformaly._teacher import BlockVisitor
+from skl_transformaly._torch import own_settings
+
+__all__ = ["Collect", "ImitationMixin", "Part", "at_least_float32", "select_blocks"]
+
+# collect(positions) -> (visit, finish): watch the teacher's blocks while it runs on these images, and get their
+# embeddings at the end.
+Collect = Callable[[np.ndarray], tuple[BlockVisitor | None, Callable[[Tensor], None]]]
+
+
+@dataclass
+class Part:
+    """Preprocessed images, and their positions among all that are looked at; can be taken in parts."""
+
+    positions: np.ndarray
+    batch: Tensor
+
+    @classmethod
+    def of(cls, batch: Tensor, positions: np.ndarray | None = None) -> Part:
+        """Images of these positions; None numbers them from 0."""
+        return cls(np.arange(len(batch)) if positions is None else positions, batch)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, rows: slice) -> Part:
+        return Part(self.positions[rows], self.batch[rows])
+
+
+class ImitationMixin(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin):
+    """For estimators with fitted `extractor_`, `block_indices_`, `students_` and `_residuals`.
+
+    `students_` are modules that turn what a teacher's block gets into what they think it gives.
+    """
+
+    extractor_: Any
+    block_indices_: np.ndarray
+    _residuals: list[ResidualStatistics | None]
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Measure how far each student deviates from its teacher block.
+
+        Parameters
+        ----------
+        X : images
+            Any form that :class:`TransformalyDetector` takes.
+
+        Returns
+        -------
+        Z : ndarray of shape (n_samples, m), float64
+            The discrepancies z_f: mean over tokens (or places) and channels of the squared difference between
+            the outputs of teacher block and student, on the teacher block's own input.
+
+        Raises
+        ------
+        NotFittedError
+            `fit` was not called.
+        ValueError
+            `X` is not images, or an image cannot be read.
+        """
+        check_is_fitted(self)
+        images = self._check_images(X, reset=False)
+        Z = np.full((len(images), self._n_features_out), np.nan)
+        for positions, pixels in images.batches(self.extractor_.batch_size):
+            Z[positions] = self.measure(self.extractor_.preprocess(pixels))[1]
+        return Z
+
+    @own_settings()
+    def measure(
+        self, batch: Tensor, *, collect: Collect | None = None, positions: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Embedding and discrepancies of preprocessed images, from one run of the teacher.
+
+        Each student runs right after its teacher block, while that block's input is at hand, so a batch
+        needs no more memory than the teacher alone.
+
+        Parameters
+        ----------
+        batch : Tensor of shape (B, C, H, W)
+            From ``extractor_.preprocess``.
+        collect : callable, default=None
+            ``collect(positions)`` is called for each part of the batch that runs at a time, and returns ``(visit,
+            finish)``: a visitor of the teacher's blocks besides the students, and what is called with the embeddings.
+        positions : ndarray of shape (B,), default=None
+            What `collect` gets, in parts; None is 0, ..., B - 1.
+
+        Returns
+        -------
+        z_p : ndarray of shape (B, D), float64
+        z_f : ndarray of shape (B, m), float64
+        """
+        z_ps, z_fs = zip(*self._in_parts(partial(self._measure, collect=collect), Part.of(batch, positions)))
+        return np.concatenate(z_ps), np.concatenate(z_fs)
+
+    @own_settings()
+    def examine(
+        self, batch: Tensor, *, collect: Collect | None = None, positions: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All of `measure`, and ``measure_maps(standardize=True)``, from one run of the teacher.
+
+        Parameters
+        ----------
+        batch, collect, positions
+            As in `measure`.
+
+        Returns
+        -------
+        z_p : ndarray of shape (B, D), float64
+        z_f : ndarray of shape (B, m), float64
+        maps : ndarray of shape (B, m, h, w), float64
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `measure_maps`.
+        """
+        run = partial(self._examine, standardize=True, collect=collect)
+        z_ps, z_fs, maps = zip(*self._in_parts(run, Part.of(batch, positions)))
+        return np.concatenate(z_ps), np.concatenate(z_fs), np.concatenate(maps)
+
+    def _in_parts(self, function: Callable[[Part], Any], part: Part) -> list[Any]:
+        if getattr(self, "_halving", None) is None:  # read from a file
+            self._halving = self._new_halving()
+        return self._halving(function, part)
+
+    def _new_halving(self) -> Halving:
+        return Halving("scoring", getattr(self.extractor_, "chunk_size_", None))
+
+    def _measure(self, part: Part, collect: Collect | None) -> tuple[np.ndarray, np.ndarray]:
+        discrepancies: dict[int, Tensor] = {}
+
+        def visit(index: int, residual: Tensor) -> None:
+            discrepancies[index] = residual.square().flatten(1).mean(1)
+
+        z_p = self._compare(part, visit, collect)
+        z_f = torch.stack([discrepancies[index] for index in self.block_indices_.tolist()], dim=1)
+        return z_p.double().cpu().numpy(), z_f.double().cpu().numpy()
+
+    @own_settings()
+    def measure_maps(self, batch: Tensor, *, standardize: bool = False) -> np.ndarray:
+        """Where in the image each student deviates.
+
+        Parameters
+        ----------
+        batch : Tensor of shape (B, C, H, W)
+            From ``extractor_.preprocess``.
+        standardize : bool, default=False
+            Say how unusual that is: the log of the squared difference, with channels decorrelated and the mean
+            difference at the place taken off, in standard deviations over training images there; 0 is their mean.
+
+        Returns
+        -------
+        maps : ndarray of shape (B, m, h, w), float64
+            Mean over channels of the squared difference at each token or place, or, with `standardize`, how unusual it
+            is. Where blocks differ in resolution, all maps have that of the finest, larger places being repeated.
+
+        Raises
+        ------
+        TypeError
+            The extractor cannot say where tokens are (it has no ``to_maps``).
+        ValueError
+            A block's tokens fill no grid; or ``standardize=True`` and the students were trained by a version that did
+            not keep what that takes.
+        """
+        parts = self._in_parts(partial(self._examine, standardize=standardize, collect=None), Part.of(batch))
+        return np.concatenate([maps for _, _, maps in parts])
+
+    def _examine(
+        self, part: Part, standardize: bool, collect: Collect | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        to_maps = getattr(self.extractor_, "to_maps", None)
+        if to_maps is None:
+            raise TypeError(
+                f"{type(self.extractor_).__name__} has no method to_maps, which gives a block's output its places in "
+                "the image; see TimmExtractor.to_maps."
+            )
+        usual: dict[int, ResidualStatistics | None] = {}
+        if standardize:
+            usual = dict(zip(self.block_indices_.tolist(), getattr(self, "_residuals", [])))
+        maps: dict[int, Tensor] = {}
+        discrepancies: dict[int, Tensor] = {}
+
+        def visit(index: int, residual: Tensor) -> None:
+            discrepancies[index] = residual.square().flatten(1).mean(1)
+            residual = to_maps(residual)
+            statistics = usual.get(index)
+            if not standardize:
+                maps[index] = residual.square().double().mean(1, keepdim=True)
+            elif statistics is not None:
+                maps[index] = statistics.standardize(residual).double().unsqueeze(1)
+            else:
+                raise ValueError(
+                    f"What is usual for the student of block {index} was not kept when it was trained: fit again."
+                )
+
+        z_p = self._compare(part, visit, collect)
+        size = max(tuple(single.shape[2:]) for single in maps.values())
+        same = [nn.functional.interpolate(maps[index], size=size, mode="nearest") for index in sorted(maps)]
+        return (
+            z_p.double().cpu().numpy(),
+            torch.stack([discrepancies[index] for index in sorted(maps)], dim=1).double().cpu().numpy(),
+            torch.cat(same, dim=1).cpu().numpy(),
+        )
+
+    @torch.no_grad()
+    def _compare(self, part: Part, visit: Callable[[int, Tensor], None], collect: Collect | None) -> Tensor:
+        """Run teacher and students; call ``visit(index, student less teacher)`` for each block; give the embedding."""
+        students = dict(zip(self.block_indices_.tolist(), self.students_))
+        watch, finish = (None, None) if collect is None else collect(part.positions)
+
+        def compare(index, block, args, kwargs, output):
+            if watch is not None:
+                watch(index, block, args, kwargs, output)
+            student = students.get(index)
+            if student is not None:
+                visit(index, at_least_float32(student.to(output.device)(*args, **kwargs)) - at_least_float32(output))
+
+        with self.extractor_.compute():
+            z_p = self.extractor_.embed(part.batch, compare)
+        if finish is not None:
+            finish(z_p)
+        return z_p
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.block_indices_)
+
+
+def select_blocks(n_blocks: int | Sequence[int] | None, total: int) -> np.ndarray:
+    """Places of the chosen blocks among `total`, ascending: None all, an int the last n, a sequence itself.
+
+    Raises
+    ------
+    ValueError
+        A place is not there, is named twice, or none is named.
+    """
+    if n_blocks is None:
+        return np.arange(total)
+    if isinstance(n_blocks, Integral):
+        return np.arange(max(0, total - int(n_blocks)), total)
+    places = np.asarray(n_blocks)
+    if places.ndim != 1 or not len(places) or places.dtype.kind not in "iu":
+        raise ValueError(f"n_blocks={n_blocks!r} must be an int, None, or a sequence of ints with at least one.")
+    if (places < -total).any() or (places >= total).any():
+        raise ValueError(f"n_blocks={n_blocks!r} names a block that is not there: the teacher has {total} blocks.")
+    unique = np.unique(places % total)
+    if len(unique) < len(places):
+        raise ValueError(f"n_blocks={n_blocks!r} names a block twice; the teacher has {total} blocks.")
+    return unique
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -1,0 +1,539 @@
+"""RidgeStudents: students that are solved, not trained, from one pass over the normal images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.linalg import cho_factor, cho_solve
+from sklearn.base import BaseEstimator, _fit_context, clone
+from sklearn.utils._param_validation import Interval
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from skl_transformaly._activations import inspect_blocks
+from skl_transformaly._cache import Cache, fingerprint, identity
+from skl_transformaly._density import group_sizes
+from skl_transformaly._extractor import resolve_extractor
+from skl_transformaly._halving import Halving
+from skl_transformaly._images import Images
+from skl_transformaly._imitation import Collect, ImitationMixin, Part, at_least_float32, select_blocks
+from skl_transformaly._residuals import ResidualStatistics
+from skl_transformaly._torch import own_settings
+
+__all__ = ["RidgeStudents"]
+
+# Of a map, at most about so many places of an image enter the sums; neighbouring ones say nearly the same.
+_PLACES = 100
+# The neighbourhood of a place is looked at where it has at most so many channels in all.
+_NEIGHBOURHOOD = 1200
+# Maps compare residuals with those of at most so many training images.
+_MAP_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a block's input and output are laid out.
+
+    Attributes
+    ----------
+    tokens : bool
+        Tokens (B, T, C), or maps.
+    prefix : int
+        How many tokens stand for no place; the first of them is the class token.
+    channels_last : bool
+        Maps are (B, H, W, C) instead of (B, C, H, W).
+    residual : bool
+        The block adds to its input, so that the student predicts what it adds.
+    kernel : int
+        3 to look at a place's neighbourhood in a map, else 1.
+    """
+
+    tokens: bool
+    prefix: int
+    channels_last: bool
+    residual: bool
+    kernel: int
+
+    @classmethod
+    def of(cls, x: Tensor, output: Tensor, to_maps: Any) -> Layout:
+        """Look at one block's input and output."""
+        residual = x.shape == output.shape
+        if x.ndim == 3:
+            prefix = 0
+            if to_maps is not None:
+                maps = to_maps(x)
+                prefix = x.shape[1] - maps.shape[2] * maps.shape[3]
+            return cls(True, prefix, False, residual, 1)
+        last = to_maps is not None and to_maps(x).shape != x.shape
+        channels = x.shape[3 if last else 1]
+        return cls(False, 0, last, residual, 3 if 9 * channels <= _NEIGHBOURHOOD else 1)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Input as tokens (B, T, C) or maps (B, C, H, W), and its context (B, Q): class token, mean, and 1."""
+        x = at_least_float32(x)
+        if self.tokens:
+            parts = [x[:, 0]] if self.prefix else []
+            parts.append(x[:, self.prefix :].mean(1))
+        else:
+            x = x.permute(0, 3, 1, 2) if self.channels_last else x
+            parts = [x.mean((2, 3))]
+        return x, torch.cat([*parts, torch.ones_like(parts[0][:, :1])], dim=1)
+
+    def rows(self, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the regression sees: local features (B, R, F), context (B, Q), targets (B, R, C_out).
+
+        Maps give a regular grid of their places.
+        """
+        x, context = self.split(x)
+        output = at_least_float32(output)
+        if self.tokens:
+            return x, context, output - x if self.residual else output
+        output = output.permute(0, 3, 1, 2) if self.channels_last else output
+        height, width = output.shape[2:]
+        pooled = _pooled(x, (height, width))
+        target = output - pooled if self.residual else output
+        step = max(1, int(np.ceil(np.sqrt(height * width / _PLACES))))
+        margin = self.kernel // 2
+        padded = F.pad(pooled, (margin,) * 4)
+        shifted = [
+            padded[:, :, dy : dy + height : step, dx : dx + width : step]
+            for dy in range(self.kernel)
+            for dx in range(self.kernel)
+        ]
+        # channel by channel, as convolutions order their weights
+        local = torch.stack(shifted, dim=2).flatten(1, 2)
+        return local.flatten(2).transpose(1, 2), context, target[:, :, ::step, ::step].flatten(2).transpose(1, 2)
+
+
+def _pooled(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return x if tuple(x.shape[2:]) == tuple(size) else F.adaptive_avg_pool2d(x, size)
+
+
+class RidgeStudent(nn.Module):
+    """One solved student: a block's input to what it thinks the block's output is.
+
+    Parameters
+    ----------
+    layout : Layout
+    local : ndarray of shape (C_out, F)
+    context : ndarray of shape (C_out, Q)
+    size : tuple of (int, int)
+        Height and width of the output, of maps.
+    """
+
+    local: Tensor
+    context: Tensor
+
+    def __init__(self, layout: Layout, local: np.ndarray, context: np.ndarray, size: tuple[int, int]):
+        super().__init__()
+        self.layout = layout
+        self.size = size
+        self.register_buffer("local", torch.from_numpy(np.array(local)))
+        self.register_buffer("context", torch.from_numpy(np.array(context)))
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Predict the block's output."""
+        if torch.is_autocast_enabled(x.device.type):
+            # what a student misses is small beside what it predicts: 16 bits would not tell
+            with torch.autocast(x.device.type, enabled=False):
+                return self._predict(x)
+        return self._predict(x)
+
+    def _predict(self, x: Tensor) -> Tensor:
+        layout = self.layout
+        x, context = layout.split(x)
+        shift = F.linear(context, self.context.to(x.dtype))
+        local = self.local.to(x.dtype)
+        if layout.tokens:
+            predicted = F.linear(x, local) + shift.unsqueeze(1)
+            return x + predicted if layout.residual else predicted
+        pooled = _pooled(x, self.size)
+        kernel = layout.kernel
+        weight = local.view(len(local), -1, kernel, kernel)
+        predicted = F.conv2d(pooled, weight, padding=kernel // 2) + shift[:, :, None, None]
+        if layout.residual:
+            predicted = predicted + pooled
+        return predicted.permute(0, 2, 3, 1) if layout.channels_last else predicted
+
+
+class _Sums:
+    """Products of features and targets of one block, added up over images, in float64."""
+
+    def __init__(self, layout: Layout):
+        self.layout = layout
+        self.parts: list[np.ndarray] = []
+
+    def add(self, x: Tensor, output: Tensor) -> None:
+        """Add the images of a batch."""
+        local, context, target = self.layout.rows(x, output)
+        count = local.shape[1]
+        flat = local.reshape(-1, local.shape[2])
+        products = [
+            flat.T @ flat,
+            local.sum(1).T @ context,
+            count * (context.T @ context),
+            flat.T @ target.reshape(-1, target.shape[2]),
+            context.T @ target.sum(1),
+        ]
+        arrays = [product.double().cpu().numpy() for product in products]
+        self.parts = [a + b for a, b in zip(self.parts, arrays)] if self.parts else arrays
+
+    def solve(self, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients (F + Q, C_out), and the inverse of the regularised products (F + Q, F + Q).
+
+        Each feature is penalised in units of its variance, the constant not at all.
+        """
+        ll, lc, cc, ly, cy = self.parts
+        products = np.block([[ll, lc], [lc.T, cc]])
+        targets = np.vstack([ly, cy])
+        count = products[-1, -1]
+        variance = np.diag(products) / count - (products[-1] / count) ** 2
+        usable = variance > 1e-12 * np.maximum(np.diag(products) / count, np.finfo(float).tiny)
+        scale = np.where(usable, np.sqrt(np.maximum(variance, 0)), 1.0)
+        scaled = products / np.outer(scale, scale)
+        penalty = np.full(len(scaled), ridge * count)
+        penalty[-1] = 1e-12 * count
+        scaled[np.diag_indices_from(scaled)] += penalty
+        inverse = cho_solve(cho_factor(scaled, lower=True), np.eye(len(scaled))) / np.outer(scale, scale)
+        return inverse @ targets, inverse
+
+
+class RidgeStudents(ImitationMixin, BaseEstimator):
+    """Students of the teacher's last blocks in closed form: ridge regressions, solved from one pass over the images.
+
+    For each chosen teacher block, what it adds to its input (or, where input and output differ in shape, its output)
+    is regressed linearly, on normal images only, on the block's own input: each token, the class token, and the mean
+    patch token. For models in stages: each place with its 3 x 3 neighbourhood, pooled to the output's places, and the
+    mean over places. How far the teacher deviates from the prediction is the discrepancy, as with :class:`BlockStudents`.
+
+    Nothing is trained: sums of products are all that is kept of the images, so that memory does not depend on their
+    number, and each training image can be left out exactly, in closed form.
+
+    Parameters
+    ----------
+    n_blocks : int, sequence of int or None, default=10
+        Which teacher blocks get a student: an int takes the last n (all, where there are fewer), a
+        sequence their places (negative ones count from the end), None all.
+    ridge : float, default=1e-3
+        Penalty on squared coefficients of standardised features, as a share of the number of tokens.
+    extractor : str, extractor or None, default=None
+        The teacher, for use outside a :class:`TransformalyDetector`: a timm name, "bundled", or an
+        extractor; None is ``TimmExtractor()``. Inside a detector it must be None: the detector's is used.
+    verbose : int, default=0
+        1 shows a progress bar.
+
+    Attributes
+    ----------
+    block_indices_ : ndarray of shape (m,), int
+        Places of their teacher blocks, counted from 0.
+    local_weights_ : list of ndarray of shape (C_out, F), float32 or float64
+        Coefficients of a token, or of a place and its neighbourhood, per block.
+    context_weights_ : list of ndarray of shape (C_out, Q), float32 or float64
+        Coefficients of the class token, the mean and the constant, per block.
+    training_discrepancies_ : ndarray of shape (n_samples, m), float64
+        Discrepancies of the training images; NaN for unreadable ones.
+    held_out_discrepancies_ : ndarray of shape (n_samples, m), float64
+        The same, each by students that have not seen the image nor its duplicates.
+    cache_keys_ : dict
+        Under which a cache has them; empty without one.
+    extractor_ : extractor
+        The fitted teacher.
+    n_features_in_ : int
+        H * W * C, where `fit` saw one array.
+
+    See Also
+    --------
+    BlockStudents : The paper's students, trained by gradient.
+
+    Notes
+    -----
+    The squared error is that of M. J. Cohen and S. Avidan, "Transformaly - Two (Feature Spaces) Are Better Than One",
+    CVPR Workshops 2022, Eq. 1; its minimiser is exact here, for a simpler student. Left out, an image's residuals are
+    ``(I - H M H')^-1 E``, with its features H, its residuals E, and M the inverse of the regularised products: the
+    blockwise form of the leave-one-out residual of linear regression.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skl_transformaly import RidgeStudents, TimmExtractor
+    >>> images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    >>> teacher = TimmExtractor("vit_tiny_patch16_224", weights=None, image_size=32)
+    >>> students = RidgeStudents(n_blocks=2, extractor=teacher)
+    >>> students.fit_transform(images).shape
+    (8, 2)
+    """
+
+    _parameter_constraints: dict = {
+        "n_blocks": [Interval(Integral, 1, None, closed="left"), "array-like", None],
+        "ridge": [Interval(Real, 0, None, closed="neither")],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        *,
+        n_blocks: int | Sequence[int] | None = 10,
+        ridge: float = 1e-3,
+        extractor: Any = None,
+        verbose: int = 0,
+    ):
+        self.n_blocks = n_blocks
+        self.ridge = ridge
+        self.extractor = extractor
+        self.verbose = verbose
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    @own_settings()
+    def fit(self, X: Any, y: Any = None, *, extractor: Any = None, cache: Cache | None = None) -> RidgeStudents:
+        """Solve a student for each chosen block, and measure the training images.
+
+        Parameters
+        ----------
+        X : images
+            Normal images only, in any form that :class:`TransformalyDetector` takes.
+        y : ignored
+        extractor : fitted extractor, default=None
+            The teacher to use instead of a fresh one; how a detector hands over its own. It then measures the training
+            images itself, by `measure_training`.
+        cache : Cache, default=None
+            Where solved students are kept and found again; how a detector hands over its `memory`.
+
+        Returns
+        -------
+        self : RidgeStudents
+
+        Raises
+        ------
+        ValueError
+            `X` is not images, or `n_blocks` names a block that is not there.
+        TypeError
+            The teacher's blocks cannot be imitated one by one.
+        FloatingPointError
+            The teacher gave a value that is not finite.
+        """
+        images = self._check_images(X, reset=True)
+        alone = extractor is None
+        if alone:
+            extractor = clone(resolve_extractor(self.extractor), safe=False).fit(images)
+        self.__dict__.pop("local_weights_", None)
+        self.extractor_ = extractor
+        self.block_indices_ = select_blocks(self.n_blocks, len(extractor.blocks_))
+        self._halving = self._new_halving()
+        self._modules: dict[int, RidgeStudent] = {}
+        cache = Cache(None) if cache is None else cache
+        key: dict[str, Any] = {}
+        if cache.active:
+            key = {
+                "images": fingerprint(images),
+                "teacher": identity(extractor),
+                "blocks": self.block_indices_.tolist(),
+                "ridge": float(self.ridge),
+            }
+        solved = cache("ridge students", key, lambda: self._solve(images))
+        self._layouts, self._sizes, local, context, self._inverses = solved
+        self.cache_keys_ = key
+        self._residuals = [None] * len(self.block_indices_)
+        self.context_weights_ = context
+        self.local_weights_ = local
+        if alone:
+            self.measure_training(images)
+        return self
+
+    def _solve(self, images: Images) -> tuple[list, list, list, list, list]:
+        """One pass of the teacher, and a solution for each block."""
+        extractor = self.extractor_
+        inspect_blocks(images, extractor)
+        to_maps = _safe_maps(extractor)
+        wanted = set(self.block_indices_.tolist())
+        sums: dict[int, _Sums] = {}
+        sizes: dict[int, tuple[int, int]] = {}
+
+        def visit(index, block, args, kwargs, output):
+            if index in wanted:
+                if index not in sums:
+                    sums[index] = _Sums(Layout.of(args[0], output, to_maps))
+                    sizes[index] = _map_size(sums[index].layout, output)
+                with torch.autocast(output.device.type, enabled=False):
+                    sums[index].add(args[0], output)
+
+        def run(batch: Tensor) -> None:
+            with torch.no_grad(), extractor.compute():
+                extractor.embed(batch, visit)
+
+        with tqdm(total=len(images), desc="Students", unit="image", disable=not self.verbose) as progress:
+            for positions, pixels in images.batches(extractor.batch_size):
+                # one image after another where memory runs out would add some twice: sums are taken of whole parts
+                for part in self._new_halving().parts(extractor.preprocess(pixels)):
+                    run(part)
+                progress.update(len(positions))
+        indices = self.block_indices_.tolist()
+        dtype = np.float64 if getattr(extractor, "precision_", None) == "float64" else np.float32
+        layouts, local, context, inverses = [], [], [], []
+        for index in indices:
+            block = sums.pop(index)  # its sums are freed before the next block's solution is made
+            if not all(np.isfinite(part).all() for part in block.parts):
+                raise FloatingPointError(
+                    f"Block {index} of the teacher gave a value that is not finite. Give the extractor "
+                    "precision='float32'."
+                )
+            split = len(block.parts[0])
+            coefficients, inverse = block.solve(self.ridge)
+            layouts.append(block.layout)
+            local.append(np.ascontiguousarray(coefficients[:split].T, dtype=dtype))
+            context.append(np.ascontiguousarray(coefficients[split:].T, dtype=dtype))
+            inverses.append(inverse.astype(dtype))
+        return layouts, [sizes[index] for index in indices], local, context, inverses
+
+    @property
+    def students_(self) -> list[nn.Module]:
+        """The students as modules, in order of depth."""
+        places = range(len(self.local_weights_))
+        for j in places:
+            if j not in self._modules:
+                arrays = self.local_weights_[j], self.context_weights_[j]
+                self._modules[j] = RidgeStudent(self._layouts[j], *arrays, self._sizes[j]).eval()
+        return [self._modules[j] for j in places]
+
+    @own_settings()
+    def measure_training(self, images: Images, collect: Collect | None = None) -> None:
+        """Run over the training images once more, and measure each with and without its part in the students.
+
+        Sets `training_discrepancies_`, `held_out_discrepancies_` and what anomaly maps compare with.
+
+        Parameters
+        ----------
+        images : Images
+            What `fit` saw.
+        collect : callable, default=None
+            As in `measure`: how a detector sees the same pass.
+        """
+        n, m = len(images), len(self.block_indices_)
+        fitted, held_out = np.full((n, m), np.nan), np.full((n, m), np.nan)
+        duplicates = group_sizes(images.groups(), n)
+        chosen = set(np.unique(np.linspace(0, n - 1, min(n, _MAP_IMAGES)).round().astype(int)).tolist())
+        maps: list[list[Tensor]] = [[] for _ in range(m)]
+        to_maps = getattr(self.extractor_, "to_maps", None)
+        inverses = [torch.from_numpy(inverse) for inverse in self._inverses]
+
+        def run(part: Part) -> None:
+            visit_also, finish = collect(part.positions) if collect is not None else (None, None)
+
+            def visit(index, block, args, kwargs, output):
+                if visit_also is not None:
+                    visit_also(index, block, args, kwargs, output)
+                j = places.get(index)
+                if j is None:
+                    return
+                with torch.autocast(output.device.type, enabled=False):
+                    residual = students[j].to(output.device)(*args) - at_least_float32(output)
+                    fitted[part.positions, j] = residual.square().flatten(1).mean(1).double().cpu().numpy()
+                    ratio, left_out = self._left_out(
+                        self._layouts[j], args[0], output, students[j], inverses[j], duplicates[part.positions]
+                    )
+                    held_out[part.positions, j] = fitted[part.positions, j] * ratio
+                    if to_maps is not None:
+                        kept = [i for i, position in enumerate(part.positions.tolist()) if position in chosen]
+                        if kept:
+                            source = left_out if self._layouts[j].tokens else residual
+                            maps[j].append(source[kept].float().cpu())
+
+            with torch.no_grad(), self.extractor_.compute():
+                z_p = self.extractor_.embed(part.batch, visit)
+            if finish is not None:
+                finish(z_p)
+
+        places = {index: j for j, index in enumerate(self.block_indices_.tolist())}
+        students = self.students_
+        halving = self._new_halving()
+        with tqdm(total=n, desc="Measuring", unit="image", disable=not self.verbose) as progress:
+            for positions, pixels in images.batches(self.extractor_.batch_size):
+                halving(run, Part(positions, self.extractor_.preprocess(pixels)))
+                progress.update(len(positions))
+        self.training_discrepancies_, self.held_out_discrepancies_ = fitted, held_out
+        self._residuals = [_map_statistics(residuals, to_maps) for residuals in maps]
+        self._inverses = []  # they have done what they were for
+
+    def training_state(self) -> tuple:
+        """What `measure_training` has set, for a cache."""
+        return self.training_discrepancies_, self.held_out_discrepancies_, self._residuals
+
+    def set_training_state(self, state: tuple) -> None:
+        """Set what `measure_training` would, from a cache."""
+        self.training_discrepancies_, self.held_out_discrepancies_, self._residuals = state
+        self._inverses = []
+
+    @staticmethod
+    def _left_out(
+        layout: Layout, x: Tensor, output: Tensor, student: Any, inverse: Tensor, duplicates: np.ndarray
+    ) -> tuple[np.ndarray, Tensor]:
+        """By how much each image's discrepancy grows if its student has not seen it, and its residuals then.
+
+        With features H of one image, that is there g times, and M the inverse: E_out = (I - g H M H')^-1 E.
+        """
+        local, context, target = layout.rows(x, output)
+        inverse = inverse.to(local)
+        size = local.shape[2]
+        shift = F.linear(context, student.context.to(local.dtype))
+        residual = F.linear(local, student.local.to(local.dtype)) + shift.unsqueeze(1) - target
+        # H M H' taken apart: features of a place, and those that all places of an image share
+        mixed = local @ inverse[:size, :size]
+        cross = local @ (context @ inverse[:size, size:].T).unsqueeze(2)
+        shared = (context @ inverse[size:, size:] * context).sum(1)
+        leverage = mixed @ local.transpose(1, 2) + cross + cross.transpose(1, 2) + shared[:, None, None]
+        g = torch.as_tensor(duplicates, dtype=torch.float64, device="cpu")[:, None, None]
+        system = torch.eye(local.shape[1], dtype=torch.float64) * (1 + 1e-6) - g * leverage.double().cpu()
+        left_out = torch.linalg.solve(system, residual.double().cpu())
+        before = residual.square().flatten(1).mean(1).double().cpu().numpy()
+        after = left_out.square().flatten(1).mean(1).numpy()
+        return after / np.maximum(before, np.finfo(float).tiny), left_out
+
+    def __getstate__(self) -> dict:
+        state = dict(super().__getstate__())  # which from Python 3.11 on is the object's own
+        for name in ("_halving", "_modules"):
+            state.pop(name, None)
+        return state
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._modules = {}
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "local_weights_")
+
+
+def _safe_maps(extractor: Any) -> Any:
+    """The extractor's ``to_maps``; for tokens that fill no grid, all of them count as places."""
+    to_maps = getattr(extractor, "to_maps", None)
+    if to_maps is None:
+        return None
+
+    def maps(x: Tensor) -> Tensor:
+        try:
+            return to_maps(x)
+        except ValueError:
+            return x.transpose(1, 2).unsqueeze(3) if x.ndim == 3 else x
+
+    return maps
+
+
+def _map_size(layout: Layout, output: Tensor) -> tuple[int, int]:
+    if layout.tokens:
+        return (0, 0)
+    height, width = output.shape[1:3] if layout.channels_last else output.shape[2:]
+    return int(height), int(width)
+
+
+def _map_statistics(residuals: list[Tensor], to_maps: Any) -> ResidualStatistics | None:
+    """How a student errs on normal images; None where outputs have no places in the image."""
+    if not residuals or to_maps is None:
+        return None
+    try:
+        return ResidualStatistics.fit(to_maps(torch.cat(residuals)))
+    except ValueError:  # tokens that fill no grid: who asks for a map is told
+        return None

@@ -1,0 +1,262 @@
+"""One feature space: how its features are scaled, how likely they are, and on what scale that is said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, _fit_context, clone
+from sklearn.decomposition import PCA
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+
+from skl_transformaly import _density
+from skl_transformaly._density import GaussianDensity, resolve_density
+
+__all__ = ["FeatureSpace"]
+
+
+class FeatureSpace(BaseEstimator):
+    """The density of one representation of images, put on the scale of images that it has not seen.
+
+    Log-densities of 10 and of 2,000 features differ by orders of magnitude, both in their values and in how much they
+    vary. What makes them comparable is how they vary over normal images that had no part in the fit: a space's part in
+    the score is ``(log p(z) - location) / spread``, with mean and standard deviation over the training images, each
+    held out. So 0 is usual in any space, and -5 as unusual in one as in another.
+
+    Parameters
+    ----------
+    density : str or estimator, default="gaussian"
+        As :class:`TransformalyDetector` takes it.
+    discrepancy : bool, default=False
+        Whether the features are discrepancies: they are neither normalised nor whitened.
+    normalize : bool, default=True
+        Scale each group of features to unit length.
+    explained_variance : float or None, default=None
+        Whiten by the fewest principal components that explain this share of the variance; None keeps all dimensions as
+        they are.
+    standardize : bool, default=True
+        False takes the log-density as it is, as the paper does.
+    held_out : bool, default=True
+        Whether to measure the training samples without themselves. False, which goes with ``standardize=False``, saves
+        the time.
+
+    Attributes
+    ----------
+    sizes_ : ndarray of int
+        Number of features in each group.
+    whitening_ : PCA
+        Only with `explained_variance`.
+    density_ : estimator
+    location_, spread_ : float
+        Mean and standard deviation of held-out log-densities; 0 and 1 without `standardize`.
+    usual_, lowest_ : float
+        Median of the held-out training images' parts, and the one below which 1 % of them fall.
+    held_out_parts_ : ndarray of shape (n_samples,)
+        Parts of the training images, each without itself (without `held_out`: with it).
+    held_out_terms_ : ndarray of shape (n_samples, n_features) or None
+        What features add to these; see `terms`.
+    term_locations_ : ndarray of shape (n_features,)
+        Means of the held-out terms of :meth:`GaussianDensity.terms`; only for a Gaussian without whitening.
+    """
+
+    _parameter_constraints: dict = {
+        "density": [StrOptions({"auto", "gaussian", "gmm", "knn"}), HasMethods(["fit", "score_samples"])],
+        "discrepancy": ["boolean"],
+        "normalize": ["boolean"],
+        "explained_variance": [Interval(Real, 0, 1, closed="neither"), None],
+        "standardize": ["boolean"],
+        "held_out": ["boolean"],
+    }
+
+    def __init__(
+        self,
+        density: Any = "gaussian",
+        *,
+        discrepancy: bool = False,
+        normalize: bool = True,
+        explained_variance: float | None = None,
+        standardize: bool = True,
+        held_out: bool = True,
+    ):
+        self.density = density
+        self.discrepancy = discrepancy
+        self.normalize = normalize
+        self.explained_variance = explained_variance
+        self.standardize = standardize
+        self.held_out = held_out
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(
+        self,
+        Z: np.ndarray,
+        y: Any = None,
+        *,
+        sizes: Sequence[int] | None = None,
+        groups: np.ndarray | None = None,
+        unseen: np.ndarray | None = None,
+    ) -> FeatureSpace:
+        """Fit the density, and measure the training samples without themselves.
+
+        Parameters
+        ----------
+        Z : ndarray of shape (n_samples, n_features)
+        y : ignored
+        sizes : sequence of int, default=None
+            Number of features in each group; None is one group.
+        groups : ndarray of shape (n_samples,), default=None
+            Samples of one group are duplicates, which are held out together.
+        unseen : ndarray of shape (n_samples, n_features), default=None
+            The same samples as measured by something that had not seen them; None is `Z` itself.
+
+        Returns
+        -------
+        self : FeatureSpace
+
+        Raises
+        ------
+        ValueError
+            All samples are the same.
+        """
+        self.sizes_ = np.array([Z.shape[1]] if sizes is None else sizes, dtype=np.int64)
+        features = self._scaled(Z)
+        if not np.ptp(features, axis=0).max() > 1e-12 * np.abs(features).max():
+            raise ValueError(
+                f"All {len(Z)} training images look the same to the teacher, so nothing can be learned about how "
+                "normal images vary. Give images that differ."
+            )
+        self._fit_density(features, groups)
+        self.n_features_in_ = Z.shape[1]
+        self.location_, self.spread_ = 0.0, 1.0
+        if self.held_out:
+            scores, terms = self._held_out(features, groups, None if unseen is None else self._scaled(unseen))
+        else:
+            scores = np.asarray(self.density_.score_samples(self._whiten(features)), dtype=np.float64)
+            terms = self.density_.terms(features) if self._has_terms() else None
+        if self.standardize:
+            self.location_ = float(scores.mean())
+            self.spread_ = float(scores.std()) or 1.0
+        if terms is not None:
+            self.term_locations_ = terms.mean(axis=0) if self.standardize else np.zeros(terms.shape[1])
+            terms = (terms - self.term_locations_) / self.spread_
+        self.held_out_parts_, self.held_out_terms_ = (scores - self.location_) / self.spread_, terms
+        self.lowest_, self.usual_ = (float(np.quantile(self.held_out_parts_, q)) for q in (0.01, 0.5))
+        return self
+
+    def transform(self, Z: np.ndarray) -> np.ndarray:
+        """Features as the density takes them: scaled, and whitened if that was asked for.
+
+        Parameters
+        ----------
+        Z : ndarray of shape (n_samples, n_features)
+
+        Returns
+        -------
+        features : ndarray of shape (n_samples, k), float64
+        """
+        check_is_fitted(self)
+        return self._whiten(self._scaled(Z))
+
+    def score_samples(self, Z: np.ndarray) -> np.ndarray:
+        """The space's part in the score of each sample.
+
+        Parameters
+        ----------
+        Z : ndarray of shape (n_samples, n_features)
+
+        Returns
+        -------
+        parts : ndarray of shape (n_samples,), float64
+            In standard deviations of held-out normal images.
+        """
+        scores = np.asarray(self.density_.score_samples(self.transform(Z)), dtype=np.float64)
+        return (scores - self.location_) / self.spread_
+
+    def terms(self, Z: np.ndarray) -> np.ndarray | None:
+        """Take the parts apart by features; None where the density cannot be.
+
+        Parameters
+        ----------
+        Z : ndarray of shape (n_samples, n_features)
+
+        Returns
+        -------
+        terms : ndarray of shape (n_samples, n_features), float64; or None
+            Rows sum to the parts.
+        """
+        if not hasattr(self, "term_locations_"):
+            return None
+        return (self.density_.terms(self.transform(Z)) - self.term_locations_) / self.spread_
+
+    def _scaled(self, Z: np.ndarray) -> np.ndarray:
+        Z = np.asarray(Z, dtype=np.float64)
+        if self.discrepancy or not self.normalize:
+            return Z
+        scaled = np.empty_like(Z)
+        ends = np.cumsum(self.sizes_)
+        for start, end in zip(ends - self.sizes_, ends):
+            group = Z[:, start:end]
+            length = np.sqrt((group**2).sum(axis=1, keepdims=True))
+            scaled[:, start:end] = group / np.where(length > 0, length, 1.0)
+        return scaled
+
+    def times_usual(self, parts: np.ndarray) -> np.ndarray:
+        """How far below the usual parts lie, in units of how far the lowest 1 % of normal images do.
+
+        Parameters
+        ----------
+        parts : ndarray of shape (n_samples,)
+            From `score_samples`.
+
+        Returns
+        -------
+        times : ndarray of shape (n_samples,)
+            Negative above the usual.
+        """
+        return (self.usual_ - parts) / ((self.usual_ - self.lowest_) or 1.0)
+
+    @property
+    def n_features_out_(self) -> int:
+        """Number of features that `transform` gives."""
+        return int(self.whitening_.n_components_) if hasattr(self, "whitening_") else self.n_features_in_
+
+    def _whitened(self) -> bool:
+        return self.explained_variance is not None and not self.discrepancy
+
+    def _whiten(self, features: np.ndarray) -> np.ndarray:
+        return self.whitening_.transform(features) if hasattr(self, "whitening_") else features
+
+    def _has_terms(self) -> bool:
+        return self.discrepancy and isinstance(self.density_, GaussianDensity)
+
+    def _fit_density(self, features: np.ndarray, groups: np.ndarray | None) -> None:
+        self.__dict__.pop("whitening_", None)
+        self.__dict__.pop("term_locations_", None)
+        if self._whitened():
+            self.whitening_ = PCA(self.explained_variance, whiten=True, svd_solver="full").fit(features)
+            features = self.whitening_.transform(features)
+        density = clone(resolve_density(self.density, discrepancy=self.discrepancy))
+        if isinstance(density, _density.AutoDensity):
+            self.density_ = density.fit(features, groups=groups)
+        else:
+            self.density_ = density.fit(features)
+
+    def _held_out(
+        self, features: np.ndarray, groups: np.ndarray | None, unseen: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Log-densities of the training samples without themselves, and their terms."""
+        if not self._whitened():
+            if self._has_terms():
+                terms = self.density_.held_out_terms(features, groups=groups, unseen=unseen)
+                return terms.sum(axis=1), terms
+            return _density.held_out_scores(self.density_, features, groups=groups, unseen=unseen), None
+        # whitening, too, must not have seen what is held out
+        scores = np.empty(len(features))
+        for train, test in _density.folds(groups, len(features)):
+            pca = PCA(self.explained_variance, whiten=True, svd_solver="full").fit(features[train])
+            density = _density._clone_for(resolve_density(self.density), len(train))
+            density.fit(pca.transform(features[train]))
+            scores[test] = density.score_samples(pca.transform(features[test]))
+        return scores, None
