@@ -13,10 +13,11 @@ from scipy.stats import false_discovery_control
 from sklearn.base import BaseEstimator, OutlierMixin, _fit_context, clone
 from sklearn.model_selection import KFold, check_cv, train_test_split
 from sklearn.utils import get_tags
-from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt
+from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
+from skl_transformaly._fusion import p_values
 from skl_transformaly.model_selection import DelegatingMixin, _on_error, as_sequence, check_normal_only, take_samples
 
 __all__ = ["ConformalDetector"]
@@ -37,13 +38,15 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
     alpha : float, default=0.05
         The false-positive rate to keep, in (0, 1): `predict` says -1 where the p-value is at most this. It needs at
         least ``1 / alpha - 1`` calibration images, since no p-value is below ``1 / (n + 1)``: 19 for 0.05.
-    calibration : float, int, splitter, list or tuple, default=0.2
+    calibration : float, "held-out", int, splitter, list or tuple, default=0.2
         Where the calibration images come from.
 
         - A float in (0, 1): this share of `X` is set aside at random, and the detector is fitted on the rest.
-        - An integer of at least 2, a splitter of scikit-learn or a list of (train, test) positions: cross-conformal
-          [4]_. Each fold's detector scores its held-out part, so that every image calibrates; a new image is scored
-          by all K of them. For few images; K + 1 fits.
+        - "held-out": the detector's own held-out scores of the images it was fitted on, ``training_scores_``, which
+          :class:`TransformalyDetector` has. Every image calibrates, and nothing is fitted twice.
+        - An integer of at least 2, a splitter of scikit-learn or a list of (train, test) positions: each fold is scored
+          by a detector that is fitted on the others, so that every image calibrates; new images are scored by one
+          that is fitted on all. For other detectors and few images; K + 1 fits.
         - A tuple ``(X_cal,)``: normal images of your own; the detector is fitted on all of `X`. With a detector
           that is fitted already, in ``sklearn.frozen.FrozenEstimator``, nothing is fitted again.
     random_state : int, RandomState or None, default=None
@@ -52,14 +55,13 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
     Attributes
     ----------
     estimator_ : outlier detector
-        The fitted one; of all of `X` where `calibration` gives folds.
-    estimators_ : list of outlier detector
-        Those of the folds; only where `calibration` gives folds.
+        The fitted one, which scores new images.
     calibration_scores_ : ndarray of shape (n_calibration,), float64
         Scores of the calibration images, in ascending order, without NaN.
     offset_ : float
-        ``decision_function = score_samples - offset_``; the smallest score that is not flagged. Not where
-        `calibration` gives folds.
+        ``decision_function = score_samples - offset_``; the smallest score that is not flagged.
+    fitted_positions_ : ndarray of shape (n_fitted,), int, or None
+        Which samples of the `X` of `fit` the detector was fitted on; None is all of them.
     n_features_in_ : int
         That of `estimator_`, where it has one.
     feature_names_in_ : ndarray of str
@@ -85,13 +87,13 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
     and a group is split: for those, ``calibration=list(GroupKFold(5).split(X, groups=groups))`` at least keeps the
     detector from knowing the patient. It says nothing on how many anomalies are found.
 
-    *Cross-conformal.* The rate is proven to be at most ``2 alpha + 2 (1 - 1/K) / (n/K + 1)``: the K p-values of the
-    folds are averaged, which costs at most a factor of 2 [5]_ [6]_. It is usually near `alpha`. `decision_function` is
-    then ``log p`` shifted, and so has n + 1 values at most: to rank images use `score_samples`, that of
-    `estimator_`.
+    *Held-out scores and folds.* There, calibration images are scored by detectors that lack a few of the images that the
+    one which scores new images has. Then nothing is proven for any number of images, unless the scores hardly depend on
+    these few [5]_: with leave-one-out scores of many images that is so. The rate is usually near `alpha`, and with folds
+    below it (``benchmarks/selection/thresholds.md``). For the proven promise keep images out, by a share or of your own.
 
     *Training images.* `fit_predict`, and p-values of images in `X`, promise nothing: the detector has seen most of
-    them.
+    them. A :class:`TransformalyDetector` gives those that it has seen their held-out scores.
 
     References
     ----------
@@ -100,10 +102,8 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
        Sub-Trajectories", Annals of Mathematics and Artificial Intelligence 74, 2015.
     .. [3] S. Bates, E. Candes, L. Lei, Y. Romano and M. Sesia, "Testing for Outliers with Conformal p-Values",
        Annals of Statistics 51(1), 2023.
-    .. [4] V. Vovk, "Cross-Conformal Predictors", Annals of Mathematics and Artificial Intelligence 74, 2015.
-    .. [5] V. Vovk and R. Wang, "Combining p-Values via Averaging", Biometrika 107(4), 2020.
-    .. [6] R. F. Barber, E. J. Candes, A. Ramdas and R. J. Tibshirani, "Predictive Inference with the Jackknife+",
-       Annals of Statistics 49(1), 2021, Theorem 4.
+    .. [5] R. F. Barber, E. J. Candes, A. Ramdas and R. J. Tibshirani, "Predictive Inference with the Jackknife+",
+       Annals of Statistics 49(1), 2021.
 
     Examples
     --------
@@ -124,6 +124,7 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         "calibration": [
             Interval(RealNotInt, 0, 1, closed="neither"),
             Interval(Integral, 2, None, closed="left"),
+            StrOptions({"held-out"}),
             HasMethods(["split", "get_n_splits"]),
             tuple,
             list,
@@ -168,36 +169,49 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         if isinstance(self.estimator, type):
             name = self.estimator.__name__
             raise TypeError(f"estimator must be an object, got the class {name}: write {name}(...).")
-        for name in ("estimator_", "estimators_", "calibration_scores_", "offset_", "_fitted_on"):
+        for name in ("estimator_", "calibration_scores_", "offset_", "fitted_positions_"):
             self.__dict__.pop(name, None)  # of an earlier fit, perhaps with another calibration
+        if isinstance(self.calibration, str):
+            detector, scores, fitted_on = *self._own_scores(X), None
+        else:
+            detector, scores, fitted_on = self._split_scores(X)
+        missing = int(np.isnan(scores).sum())
+        if missing:
+            warnings.warn(
+                f"{missing} of {len(scores)} calibration images scored NaN and are left out.", UserWarning, stacklevel=3
+            )
+        scores = np.sort(scores[~np.isnan(scores)])
+        self._check_enough(len(scores))
+        # counted with the very division that p_values makes, so that both agree on ties
+        flagged = int(np.count_nonzero(np.arange(1, len(scores) + 2) / (len(scores) + 1) <= self.alpha))
+        self.estimator_ = detector
+        self.fitted_positions_ = fitted_on
+        self.calibration_scores_ = scores
+        self.offset_ = float(scores[flagged - 1])
+        return self
+
+    def _own_scores(self, X: Any) -> tuple[Any, np.ndarray]:
+        """The detector fitted on all of `X`, and its own held-out scores of that."""
+        detector = clone(self.estimator).fit(X, None)
+        scores = getattr(detector, "training_scores_", None)
+        if scores is None or getattr(detector, "threshold", "held-out") != "held-out":
+            raise ValueError(
+                f"calibration='held-out' needs a detector that scores its training images without themselves, in "
+                f"training_scores_, as TransformalyDetector does with threshold='held-out'; {type(detector).__name__} "
+                "does not. Pass calibration=5 for folds."
+            )
+        return detector, np.asarray(scores, dtype=np.float64)
+
+    def _split_scores(self, X: Any) -> tuple[Any, np.ndarray, np.ndarray | None]:
+        """The detector, scores of samples that it, or that of their fold, was not fitted on, and what it was."""
         crossed = isinstance(self.calibration, Integral) or not isinstance(self.calibration, (Real, tuple))
-        folds = []
-        fitted_on = None
+        found, detector, fitted_on = [], None, None
         for training, calibration, fitted_on in self._folds(X):  # noqa: B007 (the last is the only one where it counts)
             detector = clone(self.estimator).fit(training, None)  # FrozenEstimator wants a y
-            scores = np.asarray(detector.score_samples(calibration), dtype=np.float64)
-            folds.append((detector, np.sort(scores[~np.isnan(scores)])))
-            if np.isnan(scores).any():
-                warnings.warn(
-                    f"{np.isnan(scores).sum()} of {len(scores)} calibration images scored NaN and are left out.",
-                    UserWarning,
-                    stacklevel=3,
-                )
-        scores = np.sort(np.concatenate([part for _, part in folds]))
-        self._check_enough(len(scores))
-        # counted with the very division that p_values makes, so that predict and decision_function agree on ties
-        flagged = int(np.count_nonzero(np.arange(1, len(scores) + 2) / (len(scores) + 1) <= self.alpha))
-        self.estimator_ = clone(self.estimator).fit(X, None) if crossed else folds[0][0]
-        self.calibration_scores_ = scores
-        self._scored_folds = folds
-        self._first_normal = (1 + flagged) / (len(scores) + 1)
+            found.append(np.asarray(detector.score_samples(calibration), dtype=np.float64))
         if crossed:
-            self.estimators_ = [detector for detector, _ in folds]
-        else:
-            self.offset_ = float(scores[flagged - 1])
-            if fitted_on is not None:
-                self._fitted_on = fitted_on
-        return self
+            detector, fitted_on = clone(self.estimator).fit(X, None), None
+        return detector, np.concatenate(found), fitted_on
 
     @available_if(lambda self: hasattr(getattr(self, "estimator_", self.estimator), "explain"))
     def explain(self, X: Any, *args: Any, **options: Any) -> dict[str, np.ndarray]:
@@ -223,7 +237,7 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         table = self.estimator_.explain(X, *args, **options)
-        places = getattr(self, "_fitted_on", None)
+        places = self.fitted_positions_
         if places is not None and isinstance(table, dict):
             for name, column in table.items():
                 if name.startswith("neighbor"):
@@ -250,7 +264,7 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
             `fit` was not called.
         """
         check_is_fitted(self)
-        return self._p_values([detector.score_samples(X) for detector, _ in self._scored_folds])
+        return p_values(np.asarray(self.estimator_.score_samples(X), dtype=np.float64), self.calibration_scores_)
 
     def predict(self, X: Any) -> np.ndarray:
         """Say which images are anomalies, with a false-positive rate of at most `alpha`.
@@ -263,9 +277,9 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         Returns
         -------
         labels : ndarray of shape (n_samples,), int
-            -1 where the p-value is at most `alpha`, and where it is NaN; else +1.
+            -1 where the p-value is at most `alpha`, and where the score is NaN; else +1.
         """
-        return self._labels(self.p_values(X))
+        return self._labels(self.decision_function(X))
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Scores shifted so that 0 is the threshold; its sign is what `predict` says.
@@ -278,19 +292,16 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         Returns
         -------
         decisions : ndarray of shape (n_samples,), float64
-            ``score_samples(X) - offset_``; where `calibration` gives folds, log p-value less the log of the smallest
-            p-value above `alpha`. Negative for anomalies.
+            ``score_samples(X) - offset_``. Negative for anomalies.
         """
         check_is_fitted(self)
-        if hasattr(self, "estimators_"):
-            return self._log_excess(self.p_values(X))
         return self._above_offset(self.estimator_.score_samples(X))
 
     def score_table(self, X: Any, score: Any = None) -> dict[str, np.ndarray]:
         """Score, decision, p-value and prediction of each image, from one scoring.
 
         What `score_samples`, `decision_function`, `p_values` and `predict` give, each of which would score the images
-        once more. Where `calibration` gives folds, their detectors score the images too.
+        once more.
 
         Parameters
         ----------
@@ -312,12 +323,9 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         score = np.asarray(self.estimator_.score_samples(X) if score is None else score, dtype=np.float64)
-        if hasattr(self, "estimators_"):
-            p = self.p_values(X)
-            decision = self._log_excess(p)
-        else:
-            p, decision = self._p_values([score]), self._above_offset(score)
-        return {"score": score, "decision": decision, "p_value": p, "prediction": self._labels(p)}
+        decision = self._above_offset(score)
+        p = p_values(score, self.calibration_scores_)
+        return {"score": score, "decision": decision, "p_value": p, "prediction": self._labels(decision)}
 
     def select(self, X: Any, *, fdr: float = 0.1) -> np.ndarray:
         """Choose the images of a batch to declare anomalies, so that few of those declared are false.
@@ -325,7 +333,7 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         The procedure of Benjamini and Hochberg, over the p-values of the batch. `predict` keeps the share of normal
         images that are flagged; of a batch with few anomalies, most of what it flags may be normal. Here, of what is
         declared, a share of at most `fdr` is normal, in expectation. This is proven for conformal p-values although
-        they share one calibration set (Bates et al., among the class's references); where `calibration` gives folds, it
+        they share one calibration set (Bates et al., among the class's references); for held-out scores and folds, it
         is not.
 
         Parameters
@@ -378,18 +386,9 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
                 )
         return selected
 
-    def _p_values(self, scores_by_fold: list[Any]) -> np.ndarray:
-        count: Any = 1
-        for scores, (_, calibration) in zip(scores_by_fold, self._scored_folds):
-            scores = np.asarray(scores, dtype=np.float64)
-            count = count + np.where(np.isnan(scores), np.nan, np.searchsorted(calibration, scores, side="right"))
-        return count / (len(self.calibration_scores_) + 1)
-
-    def _labels(self, p: np.ndarray) -> np.ndarray:
-        return np.where(p >= self._first_normal, 1, -1)  # NaN compares false
-
-    def _log_excess(self, p: np.ndarray) -> np.ndarray:
-        return np.log(p) - np.log(self._first_normal)
+    @staticmethod
+    def _labels(decisions: np.ndarray) -> np.ndarray:
+        return np.where(decisions >= 0, 1, -1)  # NaN compares false
 
     def _above_offset(self, scores: Any) -> np.ndarray:
         scores = np.asarray(scores, dtype=np.float64)

@@ -392,6 +392,23 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         images = self._images(X, reset=False)
         return self._parts(images, self._measure(images))[0].sum(axis=1)
 
+    def score_as_new(self, X: Any) -> np.ndarray:
+        """Score images as if `fit` had not seen them, even if it has: what the model file and ONNX are checked by.
+
+        Parameters
+        ----------
+        X : images
+            See Notes for their forms.
+
+        Returns
+        -------
+        scores : ndarray of shape (n_samples,), float64
+            As `score_samples` gives for new images; too high for training images.
+        """
+        check_is_fitted(self)
+        images = self._images(X, reset=False)
+        return self._parts(images, self._measure(images), recognise=False)[0].sum(axis=1)
+
     def decision_function(self, X: Any) -> np.ndarray:
         """Scores shifted so that 0 is the threshold: ``score_samples(X) - offset_``.
 
@@ -662,6 +679,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             if discrepancy and block_terms is not None:
                 terms = np.full((len(images), block_terms.shape[1]), np.nan)
                 terms[readable] = block_terms
+            del space.held_out_parts_, space.held_out_terms_  # the detector has them
         self.training_parts_, self.training_terms_ = parts, terms
         embeddings = features.get("pretrained", np.empty((len(images), 0)))
         self.training_embeddings_ = embeddings
@@ -854,7 +872,9 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
 
     # ----- scoring
 
-    def _parts(self, images: Images, features: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def _parts(
+        self, images: Images, features: dict[str, np.ndarray], *, recognise: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
         """What each space adds to the scores, (n, S), and each block to "discrepancy", (n, m); NaN rows stay NaN.
 
         Training images, known by their pixels, get what they were given without themselves.
@@ -865,7 +885,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             terms = _where_readable(features["discrepancy"], self.spaces_["discrepancy"].terms)
         if getattr(self, "_known", None) is None:
             self._known = {digest.tobytes(): i for i, digest in enumerate(self.training_digests_)}
-        for position, digest in images.digests.items():
+        for position, digest in images.digests.items() if recognise else ():
             row = self._known.get(digest)
             if row is not None:
                 parts[position], terms[position] = self.training_parts_[row], self.training_terms_[row]

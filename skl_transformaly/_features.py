@@ -67,6 +67,27 @@ class TeacherFeatures:
         finish : callable
             ``finish(z_p)`` stores the features of these images.
         """
+        visit, features = self.watch()
+
+        def finish(z_p: Tensor) -> None:
+            for space, parts in features(z_p).items():
+                rows = torch.cat([at_least_float32(part) for part in parts], dim=1).cpu().numpy()
+                if space not in self.features:
+                    self.features[space] = np.full((self.length, rows.shape[1]), np.nan, dtype=rows.dtype)
+                self.features[space][positions] = rows
+
+        return visit, finish
+
+    def watch(self) -> tuple[BlockVisitor | None, Callable[[Tensor], dict[str, list[Tensor]]]]:
+        """Begin to watch one run of the teacher.
+
+        Returns
+        -------
+        visit : callable or None
+            Visitor for ``extractor.embed``.
+        features : callable
+            ``features(z_p)`` gives the groups of features, (B, size), of each space.
+        """
         groups: list[Tensor] = []
 
         def visit(index, block, args, kwargs, output):
@@ -75,7 +96,7 @@ class TeacherFeatures:
             elif index == self._last and output.ndim == 3 and self._prefix(output):
                 groups.extend(self._pooled(output, with_class_token=False))
 
-        def finish(z_p: Tensor) -> None:
+        def features(z_p: Tensor) -> dict[str, list[Tensor]]:
             found: dict[str, list[Tensor]] = {}
             if "pretrained" in self.spaces:
                 found["pretrained"] = [z_p]
@@ -84,13 +105,9 @@ class TeacherFeatures:
             if "layers" in self.spaces:
                 found["layers"] = groups
             self.sizes = {space: [part.shape[1] for part in parts] for space, parts in found.items()}
-            for space, parts in found.items():
-                rows = torch.cat([at_least_float32(part) for part in parts], dim=1).cpu().numpy()
-                if space not in self.features:
-                    self.features[space] = np.full((self.length, rows.shape[1]), np.nan, dtype=rows.dtype)
-                self.features[space][positions] = rows
+            return found
 
-        return (visit if self._chosen else None), finish
+        return (visit if self._chosen else None), features
 
     def _pooled(self, output: Tensor, *, with_class_token: bool) -> list[Tensor]:
         """Class token and mean patch token of tokens; mean over places of maps."""

@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 
 __all__ = ["ModelFile", "ModelFileError", "is_model_file", "parse_json", "read_header", "replacing", "write_model_file"]
 
-VERSION = 1
+VERSION = 2
 
 _MAGIC = b'{"__metadata__":{"format":"skl-transformaly model","version":"'
 _START = re.compile(re.escape(_MAGIC) + rb'([1-9]\d{0,8})","sha256":"([0-9a-f]{64})","document":"')
@@ -302,7 +302,9 @@ class _Start:
                 f"is of format {version}, and this skl-transformaly reads formats up to {VERSION}: upgrade it",
             )
         if version != VERSION:
-            _refuse(path, f"is of format {version}, which there never was")
+            _refuse(
+                path, f"is of format {version}, and this skl-transformaly reads format {VERSION}: fit and save again"
+            )
         length = int.from_bytes(head[:8], "little")
         if length > _MAX_HEADER:
             _refuse(path, f"has a header of {length} bytes; at most {_MAX_HEADER} are allowed")

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from scipy.linalg import solve_triangular
 from scipy.special import gammaln
-from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
-from skl_transformaly._density import GaussianDensity, KNNDensity
+from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity
+from skl_transformaly._space import FeatureSpace
 
-__all__ = ["DENSITIES", "OPSET", "Operators", "enlarge", "log_density", "preprocess", "share_at_most", "whiten"]
+__all__ = ["DENSITIES", "OPSET", "Operators", "enlarge", "log_density", "preprocess", "share_at_most", "space_score"]
 
 # The last before operators came that onnxruntime 1.20 does not have for all types used here.
 OPSET = 18
@@ -206,14 +205,26 @@ def enlarge(ops: Operators, maps: str, images: str) -> str:
     return maps
 
 
-def whiten(ops: Operators, embedding: str, pca: PCA, *, normalize: bool) -> str:
-    """Embeddings (N, D), float64, in whitened components (N, k)."""
-    if normalize:
-        norm = ops.Sqrt(ops.ReduceSum(ops.Mul(embedding, embedding), np.array([1]), keepdims=1))
-        norm = ops.Where(ops.Equal(norm, np.float64(0)), np.float64(1), norm)
-        embedding = ops.Div(embedding, norm)
-    scales = np.sqrt(np.maximum(pca.explained_variance_, np.finfo(np.float64).eps))
-    return ops.MatMul(ops.Sub(embedding, pca.mean_), pca.components_.T / scales)
+def space_score(ops: Operators, z: str, space: FeatureSpace) -> str:
+    """``space.score_samples(z)`` of float64 features (N, D): float64 (N,)."""
+    if space.normalize and not space.discrepancy:
+        ends = np.cumsum(space.sizes_)
+        groups = [
+            ops.Slice(z, np.array([start]), np.array([end]), np.array([1]))
+            for start, end in zip(ends - space.sizes_, ends)
+        ]
+        z = ops.Concat(*[_unit_length(ops, group) for group in groups], axis=1)
+    if hasattr(space, "whitening_"):
+        pca = space.whitening_
+        scales = np.sqrt(np.maximum(pca.explained_variance_, np.finfo(np.float64).eps))
+        z = ops.MatMul(ops.Sub(z, pca.mean_), pca.components_.T / scales)
+    log_likelihood = log_density(ops, z, space.density_)
+    return ops.Div(ops.Sub(log_likelihood, np.float64(space.location_)), np.float64(space.spread_))
+
+
+def _unit_length(ops: Operators, z: str) -> str:
+    norm = ops.Sqrt(ops.ReduceSum(ops.Mul(z, z), np.array([1]), keepdims=1))
+    return ops.Div(z, ops.Where(ops.Equal(norm, np.float64(0)), np.float64(1), norm))
 
 
 def log_density(ops: Operators, z: str, density: Any) -> str:
@@ -228,17 +239,30 @@ def log_density(ops: Operators, z: str, density: Any) -> str:
     if write is None:
         raise TypeError(
             f"A density of class {type(density).__name__} cannot be exported to ONNX; those that can are "
-            f"{', '.join(kind.__name__ for kind in DENSITIES)} (by name: 'gaussian', 'gmm', 'knn')."
+            f"{', '.join(kind.__name__ for kind in DENSITIES)} (by name: 'auto', 'gaussian', 'gmm', 'knn')."
         )
     return write(ops, z, density)
 
 
 def _gaussian(ops: Operators, z: str, density: GaussianDensity) -> str:
-    scale = density._scaler.scale_
-    whitening = solve_triangular(density._cholesky, np.diag(1 / scale), lower=True).T
-    white = ops.MatMul(ops.Sub(z, density.mean_), whitening)
-    constant = density._log_scales.sum() + len(scale) / 2 * np.log(2 * np.pi)
-    return ops.Sub(ops.Mul(ops.total(ops.Mul(white, white)), np.float64(-0.5)), np.float64(constant))
+    delta = ops.Div(ops.Sub(z, density.mean_), density.scale_)
+    inside = ops.MatMul(delta, np.ascontiguousarray(density.components_.T))
+    variances = (1 - density.shrinkage_) * density.variances_ + density.floor_
+    squares = ops.total(ops.Div(ops.Mul(inside, inside), variances))
+    d, rank = len(density.mean_), len(variances)
+    if rank < d:
+        outside = ops.Sub(delta, ops.MatMul(inside, density.components_))
+        squares = ops.Add(squares, ops.Div(ops.total(ops.Mul(outside, outside)), np.float64(density.floor_)))
+    log_determinant = np.log(variances).sum() + (d - rank) * np.log(density.floor_)
+    constant = 0.5 * (d * np.log(2 * np.pi) + log_determinant) + np.log(density.scale_).sum()
+    return ops.Sub(ops.Mul(squares, np.float64(-0.5)), np.float64(constant))
+
+
+def _auto(ops: Operators, z: str, density: AutoDensity) -> str:
+    parts = []
+    for part, location, spread in zip((density.gaussian_, density.neighbors_), density.location_, density.spread_):
+        parts.append(ops.Div(ops.Sub(log_density(ops, z, part), np.float64(location)), np.float64(2 * spread)))
+    return ops.Add(*parts)
 
 
 def _mixture(ops: Operators, z: str, mixture: GaussianMixture) -> str:
@@ -258,7 +282,7 @@ def _mixture(ops: Operators, z: str, mixture: GaussianMixture) -> str:
 
 
 def _neighbors(ops: Operators, z: str, density: KNNDensity) -> str:
-    training = np.asarray(density.neighbors_._fit_X, dtype=np.float64)
+    training = density.samples_
     n, d = training.shape
     k = density.n_neighbors
     # |z - t|^2 less |z|^2 finds the neighbours; cancellation spoils it as a distance, which is taken from differences
@@ -267,30 +291,20 @@ def _neighbors(ops: Operators, z: str, density: KNNDensity) -> str:
     difference = ops.Sub(ops.Gather(training, found), ops.Unsqueeze(z, np.array([1])))
     squares = ops.total(ops.Mul(difference, difference))
     distance = ops.Sqrt(ops.ReduceMax(squares, np.array([1]), keepdims=0))
-    logs = ops.Log(ops.Max(distance, np.float64(density._floor)))
+    logs = ops.Log(ops.Max(distance, np.float64(density.floor_)))
     log_ball = d / 2 * np.log(np.pi) - gammaln(d / 2 + 1)
     return ops.Sub(np.float64(np.log(k) - np.log(n) - log_ball), ops.Mul(logs, np.float64(d)))
 
 
 DENSITIES: dict[type, Callable[[Operators, str, Any], str]] = {
+    AutoDensity: _auto,
     GaussianDensity: _gaussian,
     GaussianMixture: _mixture,
     KNNDensity: _neighbors,
 }
 
 
-def share_at_most(ops: Operators, scores: Sequence[str], calibration: Sequence[np.ndarray]) -> str:
-    """Conformal p-values: the share of calibration scores, and one more, that are at most the score.
-
-    Parameters
-    ----------
-    scores : sequence of str
-        One for each fold, float64 (N,).
-    calibration : sequence of ndarray
-        Scores of its held-out images.
-    """
-    count: Value = np.float64(1)
-    for score, held_out in zip(scores, calibration):
-        below = ops.LessOrEqual(held_out, ops.Unsqueeze(score, np.array([1])))
-        count = ops.Add(ops.total(ops.double(below)), count)
-    return ops.Div(count, np.float64(sum(map(len, calibration)) + 1))
+def share_at_most(ops: Operators, score: str, calibration: np.ndarray) -> str:
+    """P-values: the share of calibration scores, and one more, that are at most the score, float64 (N,)."""
+    below = ops.LessOrEqual(calibration, ops.Unsqueeze(score, np.array([1])))
+    return ops.Div(ops.Add(ops.total(ops.double(below)), np.float64(1)), np.float64(len(calibration) + 1))

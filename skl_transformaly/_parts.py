@@ -11,7 +11,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from numbers import Real
 from pathlib import PurePath
 from typing import Any, NoReturn
@@ -22,17 +22,18 @@ from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA
 from sklearn.frozen import FrozenEstimator
 from sklearn.mixture import GaussianMixture
-from sklearn.neighbors import NearestNeighbors
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from skl_transformaly import _teacher
 from skl_transformaly._calibration import ConformalDetector
-from skl_transformaly._density import GaussianDensity, KNNDensity
-from skl_transformaly._detector import TransformalyDetector
+from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity
+from skl_transformaly._detector import _SPACES, TransformalyDetector
 from skl_transformaly._extractor import TimmExtractor
+from skl_transformaly._images import DIGEST_SIZE
 from skl_transformaly._modelfile import ArrayInfo, ModelFile, ModelFileError
 from skl_transformaly._residuals import ResidualStatistics
+from skl_transformaly._ridge import Layout, RidgeStudents
+from skl_transformaly._space import FeatureSpace
 from skl_transformaly._students import BlockStudents
 from skl_transformaly._torch import PRECISIONS, resolve_device
 from skl_transformaly.model_selection import NormalOnly
@@ -296,11 +297,15 @@ def _pack_students(students: BlockStudents, writer: Writer) -> dict[str, Any]:
             [index, {name: [encode_float(v) for v in values] for name, values in history.items()}]
             for index, history in students.history_.items()
         ],
-        "residuals": [
-            None if statistics is None else {name: writer.array(name, getattr(statistics, name)) for name in _RESIDUALS}
-            for statistics in students._residuals
-        ],
+        "residuals": _pack_residuals(students, writer),
     }
+
+
+def _pack_residuals(students: Any, writer: Writer) -> list[dict[str, Any] | None]:
+    return [
+        None if statistics is None else {name: writer.array(name, getattr(statistics, name)) for name in _RESIDUALS}
+        for statistics in students._residuals
+    ]
 
 
 def _unpack_students(students: BlockStudents, state: dict, reader: Reader, sizes: dict[str, int]) -> None:
@@ -320,7 +325,7 @@ def _unpack_students(students: BlockStudents, state: dict, reader: Reader, sizes
     students.students_ = [student.to(device) for student in extractor.restore_blocks(states, sixteen_bits=sixteen_bits)]
     students.history_ = _decode_history(state["history"], indices, reader)
     students._residuals = _decode_residuals(state["residuals"], len(indices), reader)
-    students._keys = {}  # names in a cache that stayed where it was
+    students.cache_keys_ = {}  # names in a cache that stayed where it was
 
 
 # fields of ResidualStatistics, and their axes
@@ -357,47 +362,92 @@ def _decode_history(encoded: Any, indices: list[int], reader: Reader) -> dict[in
     }
 
 
+def _pack_ridge(students: RidgeStudents, writer: Writer) -> dict[str, Any]:
+    return {
+        "layouts": [[int(value) for value in astuple(layout)] for layout in students._layouts],
+        "sizes": [[int(side) for side in size] for size in students._sizes],
+        "local": [writer.array("local", weights) for weights in students.local_weights_],
+        "context": [writer.array("context", weights) for weights in students.context_weights_],
+        "residuals": _pack_residuals(students, writer),
+    }
+
+
+def _unpack_ridge(students: RidgeStudents, state: dict, reader: Reader, sizes: dict[str, int]) -> None:
+    extractor = students.extractor_
+    indices = students.block_indices_.tolist()
+    places = range(len(reader.outline_blocks(extractor)))
+    if not indices or any(index not in places for index in indices) or sorted(set(indices)) != indices:
+        unfit(f"has students of blocks {indices[:20]}, and the teacher has {len(places)} blocks")
+    columns = [state[name] for name in ("layouts", "sizes", "local", "context")]
+    if not all(isinstance(column, list) and len(column) == len(indices) for column in columns):
+        unfit("does not have one student for each of its blocks")
+    students._layouts, students._sizes = [], []
+    students.local_weights_, students.context_weights_ = [], []
+    dtypes = (_weight_dtype(extractor),)
+    for layout, size, local, context in zip(*columns):
+        if not _is_list_of(layout, 5, 10_000) or not _is_list_of(size, 2, 10_000) or layout[4] not in (1, 3):
+            unfit("describes a student in an unknown way")
+        students._layouts.append(Layout(bool(layout[0]), layout[1], bool(layout[2]), bool(layout[3]), layout[4]))
+        students._sizes.append((size[0], size[1]))
+        own: dict[str, int] = {}
+        students.local_weights_.append(Array(("C", "F"), dtypes).decode(local, reader, own))
+        students.context_weights_.append(Array(("C", "Q"), dtypes).decode(context, reader, own))
+    students._residuals = _decode_residuals(state["residuals"], len(indices), reader)
+    students._modules = {}
+    students._inverses = []
+    students.cache_keys_ = {}
+
+
+def _is_list_of(value: Any, length: int, high: int) -> bool:
+    return isinstance(value, list) and len(value) == length and all(type(v) is int and 0 <= v <= high for v in value)
+
+
 def _pack_neighbors(density: KNNDensity, writer: Writer) -> dict[str, Any]:
-    return {"samples": writer.array("samples", density.neighbors_._fit_X)}
+    return {"samples": writer.array("samples", density.samples_)}
 
 
 def _unpack_neighbors(density: KNNDensity, state: dict, reader: Reader, sizes: dict[str, int]) -> None:
     samples = Array(("n", "d")).decode(state["samples"], reader, sizes)
     if not density.n_neighbors <= len(samples):
         unfit(f"has n_neighbors={density.n_neighbors} of {len(samples)} samples")
-    # the tree is built anew from the samples, as fit built it
-    density.neighbors_ = NearestNeighbors(n_neighbors=density.n_neighbors, n_jobs=density.n_jobs).fit(samples)
+    density.restore(samples, density.floor_)
 
 
-def _pack_folds(detector: ConformalDetector, writer: Writer) -> dict[str, Any]:
-    part = _Part(DETECTORS)
-    return {
-        "folds": [
-            [part.encode(fitted, writer, "fold"), writer.array(f"fold{k}", scores)]
-            for k, (fitted, scores) in enumerate(detector._scored_folds)
-        ],
-        "crossed": hasattr(detector, "estimators_"),
-    }
+def _pack_auto(density: AutoDensity, writer: Writer) -> dict[str, Any]:
+    return {"neighbors": _Part(("KNNDensity",)).encode(density.neighbors_, writer, "neighbors")}
 
 
-def _unpack_folds(detector: ConformalDetector, state: dict, reader: Reader, sizes: dict[str, int]) -> None:
-    folds = state["folds"]
-    if not isinstance(folds, list) or not folds or not all(isinstance(f, list) and len(f) == 2 for f in folds):
-        unfit("has no list of folds")
-    detector._scored_folds = [
-        (
-            _Part(DETECTORS).decode(fitted, reader, {}),
-            Array(("fold",), nan=True).decode(scores, reader, {}),
-        )
-        for fitted, scores in folds
-    ]
-    together = np.concatenate([scores for _, scores in detector._scored_folds])
-    if not np.array_equal(np.sort(together), detector.calibration_scores_):
-        unfit("has calibration scores that are not those of its folds")
-    if _Flag().decode(state["crossed"], reader, {}):
-        detector.estimators_ = [fitted for fitted, _ in detector._scored_folds]
-    elif len(folds) != 1 or not hasattr(detector, "offset_"):
-        unfit("has neither folds nor an offset")
+def _unpack_auto(density: AutoDensity, state: dict, reader: Reader, sizes: dict[str, int]) -> None:
+    density.neighbors_ = _Part(("KNNDensity",), {"d": "d"}).decode(state["neighbors"], reader, sizes)
+    if not (density.spread_ > 0).all():
+        unfit("has spreads that are not positive")
+
+
+def _pack_spaces(detector: TransformalyDetector, writer: Writer) -> dict[str, Any]:
+    part = _Part(("FeatureSpace",))
+    return {"spaces": [[name, part.encode(space, writer, name)] for name, space in detector.spaces_.items()]}
+
+
+def _unpack_spaces(detector: TransformalyDetector, state: dict, reader: Reader, sizes: dict[str, int]) -> None:
+    spaces = state["spaces"]
+    if not isinstance(spaces, list) or not all(isinstance(s, list) and len(s) == 2 for s in spaces):
+        unfit("has no list of feature spaces")
+    detector.spaces_ = {}
+    for name, place in spaces:
+        space, own = reader.fitted(place, ("FeatureSpace",))
+        if name not in _SPACES or name in detector.spaces_:
+            unfit(f"has a feature space {brief(name)}")
+        expected = {"pretrained": sizes.get("D"), "discrepancy": sizes.get("m")}.get(name)
+        if expected is not None and own["z"] != expected:
+            unfit(f"has a feature space {name!r} of {own['z']} features; expected {expected}")
+        detector.spaces_[name] = space
+    detector.feature_spaces_ = list(detector.spaces_)
+
+
+def _unpack_conformal(detector: ConformalDetector, state: dict, reader: Reader, sizes: dict[str, int]) -> None:
+    detector.fitted_positions_ = getattr(detector, "fitted_positions_", None)
+    if not (np.diff(detector.calibration_scores_) >= 0).all():
+        unfit("has calibration scores that are not in ascending order")
 
 
 def _check_frozen(frozen: FrozenEstimator, sizes: dict[str, int]) -> None:
@@ -406,13 +456,17 @@ def _check_frozen(frozen: FrozenEstimator, sizes: dict[str, int]) -> None:
 
 
 def _check_gaussian(density: GaussianDensity, sizes: dict[str, int]) -> None:
-    if not (np.diag(density._cholesky) > 0).all():
+    if not (density.floor_ > 0 and (density.scale_ > 0).all() and (density.variances_ >= 0).all()):
         unfit("has a covariance that is not positive definite")
+    if not 0 <= density.shrinkage_ <= 1:
+        unfit(f"has shrinkage_ {brief(density.shrinkage_)}; expected a share")
 
 
-def _check_scaler(scaler: StandardScaler, sizes: dict[str, int]) -> None:
-    if not (scaler.scale_ > 0).all():
-        unfit("has scales that are not positive")
+def _check_space(space: FeatureSpace, sizes: dict[str, int]) -> None:
+    if int(space.sizes_.sum()) != sizes["z"] or (space.sizes_ < 1).any():
+        unfit("has groups that are not its features")
+    if not space.spread_ > 0:
+        unfit(f"has spread_ {brief(space.spread_)}; expected a positive number")
 
 
 def _check_mixture(mixture: GaussianMixture, sizes: dict[str, int]) -> None:
@@ -426,18 +480,25 @@ def _check_mixture(mixture: GaussianMixture, sizes: dict[str, int]) -> None:
 
 
 def _check_detector(detector: TransformalyDetector, sizes: dict[str, int]) -> None:
-    expected = {"pretrained": {"whitening_", "density_"}, "discrepancy": {"students_", "discrepancy_density_"}}
-    spaces = list(detector.feature_spaces)
-    if not spaces or len(set(spaces)) < len(spaces) or not set(spaces) <= set(expected):
-        unfit(f"has feature_spaces {brief(spaces)}")
-    for space, names in expected.items():
-        for name in names:
-            if hasattr(detector, name) != (space in spaces):
-                unfit(f"has feature_spaces {spaces}, which do not go with {name}")
+    spaces = detector.feature_spaces_
+    if not spaces:
+        unfit("has no feature spaces")
+    if hasattr(detector, "students_") != ("discrepancy" in spaces):
+        unfit(f"has feature spaces {spaces}, which do not go with its students")
     if "discrepancy" in spaces and detector.students_.extractor_ is not detector.extractor_:
         unfit("has students of another teacher")
-    if detector._training_discrepancies.shape[1] != (sizes["m"] if "discrepancy" in spaces else 0):
+    if "classes" in spaces and not detector.extractor_.n_classes_:
+        unfit("has a space of classes, and its teacher has no classifier")
+    if detector.training_parts_.shape[1] != len(spaces):
+        unfit("has training scores of other feature spaces than its own")
+    if detector.training_discrepancies_.shape[1] != (sizes["m"] if "discrepancy" in spaces else 0):
         unfit("has training discrepancies of other blocks than its students'")
+    terms = detector.spaces_["discrepancy"] if "discrepancy" in spaces else None
+    if detector.training_terms_.shape[1] != (sizes["m"] if hasattr(terms, "term_locations_") else 0):
+        unfit("has training terms of other blocks than its students'")
+    total = detector.training_parts_.sum(axis=1)
+    if not np.array_equal(total, detector.training_scores_, equal_nan=True):
+        unfit("has training scores that are not the sums of their parts")
     _check_image_shape(detector, sizes)
 
 
@@ -458,7 +519,7 @@ _IMAGES_OPTIONAL = frozenset(_IMAGES)
 _ROWS = {"n_features_in_": _Count(1, "d"), "feature_names_in_": _Names("d")}
 _ROWS_OPTIONAL = frozenset({"feature_names_in_"})
 
-_DENSITIES = ("GaussianDensity", "KNNDensity", "GaussianMixture")
+_DENSITIES = ("AutoDensity", "GaussianDensity", "KNNDensity", "GaussianMixture")
 DETECTORS = ("TransformalyDetector", "ConformalDetector", "NormalOnly", "FrozenEstimator")
 _REAL = ("float64", "float32")
 
@@ -491,39 +552,56 @@ PARTS: dict[str, _Class] = {
         _unpack_students,
         _check_image_shape,
     ),
-    "StandardScaler": _Class(
-        StandardScaler,
+    "RidgeStudents": _Class(
+        RidgeStudents,
         {
-            **_ROWS,
-            "mean_": Array(("d",)),
-            "var_": Array(("d",)),
-            "scale_": Array(("d",)),
-            "n_samples_seen_": _Number(),
+            **_IMAGES,
+            "extractor_": _Part(("TimmExtractor",)),
+            "block_indices_": Array(("m",), ("int64",)),
+            "training_discrepancies_": Array(("n", "m"), nan=True),
+            "held_out_discrepancies_": Array(("n", "m"), nan=True),
         },
-        _ROWS_OPTIONAL,
-        check=_check_scaler,
+        _IMAGES_OPTIONAL,
+        ("layouts", "sizes", "local", "context", "residuals"),
+        _pack_ridge,
+        _unpack_ridge,
+        _check_image_shape,
     ),
     "GaussianDensity": _Class(
         GaussianDensity,
         {
             **_ROWS,
-            "_scaler": _Part(("StandardScaler",), {"d": "d"}),
             "mean_": Array(("d",)),
-            "covariance_": Array(("d", "d")),
-            "_cholesky": Array(("d", "d")),
-            "_log_scales": Array(("d",)),
+            "scale_": Array(("d",)),
+            "variances_": Array(("k",)),
+            "components_": Array(("k", "d")),
+            "floor_": _Number(),
             "shrinkage_": _Number(),
+            "n_samples_": _Count(2),
         },
         _ROWS_OPTIONAL,
         check=_check_gaussian,
     ),
     "KNNDensity": _Class(
         KNNDensity,
-        {**_ROWS, "_floor": _Number()},
+        {**_ROWS, "floor_": _Number()},
         _ROWS_OPTIONAL,
         ("samples",),
         _pack_neighbors,
         _unpack_neighbors,
+    ),
+    "AutoDensity": _Class(
+        AutoDensity,
+        {
+            **_ROWS,
+            "gaussian_": _Part(("GaussianDensity",), {"d": "d"}),
+            "location_": Array((2,)),
+            "spread_": Array((2,)),
+        },
+        _ROWS_OPTIONAL,
+        ("neighbors",),
+        _pack_auto,
+        _unpack_auto,
     ),
     "GaussianMixture": _Class(
         GaussianMixture,
@@ -558,36 +636,52 @@ PARTS: dict[str, _Class] = {
         },
         _ROWS_OPTIONAL,
     ),
+    "FeatureSpace": _Class(
+        FeatureSpace,
+        {
+            "n_features_in_": _Count(1, "z"),
+            "sizes_": Array(("groups",), ("int64",)),
+            "whitening_": _Part(("PCA",), {"d": "z", "k": "k"}),
+            "density_": _Part(_DENSITIES, {"d": "features"}),
+            "location_": _Number(),
+            "spread_": _Number(),
+            "usual_": _Number(),
+            "lowest_": _Number(),
+            "term_locations_": Array(("features",)),
+        },
+        frozenset({"whitening_", "term_locations_"}),
+        check=_check_space,
+    ),
     "TransformalyDetector": _Class(
         TransformalyDetector,
         {
             **_IMAGES,
             "extractor_": _Part(("TimmExtractor",), {"D": "D"}),
-            "students_": _Part(("BlockStudents",), {"m": "m"}),
-            "whitening_": _Part(("PCA",), {"d": "D", "k": "k"}),
-            "density_": _Part(_DENSITIES, {"d": "k"}),
-            "discrepancy_density_": _Part(_DENSITIES, {"d": "m"}),
-            "offset_": _Number(finite=False),
-            "_training_embeddings": Array(("n", "D"), _REAL, nan=True),
-            "_training_discrepancies": Array(("n", "columns"), nan=True),
-            "_training_decisions": Array(("n",), nan=True),
+            "students_": _Part(("RidgeStudents", "BlockStudents"), {"m": "m"}),
+            "offset_": _Number(),
+            "training_scores_": Array(("n",), nan=True),
+            "training_parts_": Array(("n", "S"), nan=True),
+            "training_terms_": Array(("n", "terms"), nan=True),
+            "training_embeddings_": Array(("n", "columns"), _REAL, nan=True),
+            "training_discrepancies_": Array(("n", "blocks"), nan=True),
+            "training_digests_": Array(("n", DIGEST_SIZE), ("uint8",)),
         },
-        _IMAGES_OPTIONAL | {"students_", "whitening_", "density_", "discrepancy_density_"},
-        check=_check_detector,
+        _IMAGES_OPTIONAL | {"students_"},
+        ("spaces",),
+        _pack_spaces,
+        _unpack_spaces,
+        _check_detector,
     ),
     "ConformalDetector": _Class(
         ConformalDetector,
         {
             "estimator_": _Part(DETECTORS),
-            "calibration_scores_": Array(("n",), nan=True),
-            "_first_normal": _Number(),
+            "calibration_scores_": Array(("n",)),
             "offset_": _Number(finite=False),
-            "_fitted_on": Array(("fitted",), ("int64",)),
+            "fitted_positions_": Array(("fitted",), ("int64",)),
         },
-        frozenset({"offset_", "_fitted_on"}),
-        ("folds", "crossed"),
-        _pack_folds,
-        _unpack_folds,
+        frozenset({"fitted_positions_"}),
+        unpack=_unpack_conformal,
     ),
     "NormalOnly": _Class(NormalOnly, {"estimator_": _Part(DETECTORS)}),
     "FrozenEstimator": _Class(FrozenEstimator, check=_check_frozen),
@@ -714,6 +808,8 @@ class Writer:
     def _encode_state(self, part: Any, spec: _Class) -> dict[str, Any]:
         state: dict[str, Any] = {}
         for name, kind in spec.attributes.items():
+            if name in spec.optional and vars(part).get(name) is None:
+                continue
             if name in vars(part) or name not in spec.optional:
                 state[name] = kind.encode(getattr(part, name), self, name)
         state.update(spec.pack(part, self))
@@ -770,11 +866,19 @@ _DERIVED = frozenset(
         "students_",
         "history_",
         "_residuals",
-        "_keys",
         "_halving",
+        "_inverses",
+        "feature_spaces_",
+        "samples_",
+        "_known",
+        "_layouts",
+        "_modules",
+        "_sizes",
+        "cache_keys_",
+        "context_weights_",
+        "local_weights_",
         "neighbors_",
-        "_scored_folds",
-        "estimators_",
+        "spaces_",
         "_sklearn_output_config",
     )
 )

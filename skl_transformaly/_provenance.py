@@ -94,8 +94,6 @@ class Provenance:
         Those images, relative to `root`.
     fitted : list of int
         Positions in `files` of the images that the detector was fitted on, in the order in which it got them.
-    calibration : list of int
-        Positions in `files` of images that were kept out of the fit to calibrate; empty where all were fitted on.
     scores : list of float or None
         Score of each image; of those fitted on, too good.
     digests : list of str
@@ -116,7 +114,6 @@ class Provenance:
     root: str = ""
     files: list[str] = field(default_factory=list)
     fitted: list[int] = field(default_factory=list)
-    calibration: list[int] = field(default_factory=list)
     scores: list[float | None] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
     shortest: int = 0
@@ -149,7 +146,6 @@ class Provenance:
             "root": isinstance(made.root, str),
             "files": n >= 0 and all(isinstance(name, str) and _stays_below(name) for name in made.files),
             "fitted": _all(made.fitted, list, lambda i: _is_int(i) and 0 <= i < n),
-            "calibration": _all(made.calibration, list, lambda i: _is_int(i) and 0 <= i < n),
             "scores": _all(made.scores, list, lambda x: x is None or isinstance(x, (int, float)))
             and len(made.scores) in (0, n),
             "digests": _all(made.digests, list, lambda x: isinstance(x, str)) and len(made.digests) in (0, n),
@@ -234,25 +230,25 @@ def describe(detector: Any) -> dict[str, str]:
         "weights SHA-256": str(getattr(extractor, "weights_sha256_", "")),
         "image size": " x ".join(str(side) for side in getattr(extractor, "image_size_", ())),
         "precision": str(getattr(extractor, "precision_", "")),
-        "feature spaces": ", ".join(inner.feature_spaces),
+        "feature spaces": ", ".join(inner.feature_spaces_),
     }
-    if "discrepancy" in inner.feature_spaces:
+    if "discrepancy" in inner.feature_spaces_:
         students = inner.students_
+        settings["students"] = "solved" if hasattr(students, "measure_training") else "trained"
         settings["students of blocks"] = ", ".join(map(str, students.block_indices_.tolist()))
-        settings["epochs"] = str(students.max_epochs)
-        settings["density of discrepancies"] = str(inner.discrepancy_density_)
-    if "pretrained" in inner.feature_spaces:
-        kept, size = inner.whitening_.n_components_, inner.whitening_.n_features_in_
-        settings["whitened components"] = f"{kept} of {size}, {inner.explained_variance:.4g} of the variance"
-        settings["density of the embedding"] = str(inner.density_)
+    for name, space in inner.spaces_.items():
+        kept, size = space.n_features_out_, space.n_features_in_
+        components = f"{kept} components of {size} features" if hasattr(space, "whitening_") else f"{size} features"
+        settings[f"space {name}"] = f"{components}, {space.density_}"
     if hasattr(detector, "calibration_scores_"):
-        n = len(detector.calibration_scores_)
-        folds = len(getattr(detector, "estimators_", ()))
-        how = f"each scored by the one of {folds} detectors that did not see it" if folds else "kept out of the fit"
-        settings["calibration"] = f"{n} normal images, {how}"
+        settings["calibration"] = f"{len(detector.calibration_scores_)} normal images"
         settings["promised false-positive rate"] = f"{detector.alpha:.4g}"
+    elif inner.threshold == "held-out":
+        n = int((inner.training_scores_ == inner.training_scores_).sum())
+        settings["calibration"] = f"{n} training images, each scored without itself"
+        settings["expected false-positive rate"] = f"{max(inner.contamination, 1 / (n + 1)):.2g}"
     else:
-        settings["calibration"] = "none: the threshold is a quantile of the training scores, and there are no p-values"
+        settings["calibration"] = "none: the threshold is a quantile of the training scores"
     if hasattr(detector, "offset_"):
         settings["threshold"] = f"{detector.offset_:.6g}"
     return {name: value for name, value in settings.items() if value}

@@ -168,10 +168,17 @@ class _Sums:
     def __init__(self, layout: Layout):
         self.layout = layout
         self.parts: list[np.ndarray] = []
+        self.origin: tuple[Tensor, Tensor] | None = None
 
     def add(self, x: Tensor, output: Tensor) -> None:
         """Add the images of a batch."""
         local, context, target = self.layout.rows(x, output)
+        if self.origin is None:
+            # where features are large and vary little, their products would drown the variation
+            centre = context.mean(0)
+            centre[-1] = 0
+            self.origin = local.mean((0, 1)), centre
+        local, context = local - self.origin[0], context - self.origin[1]
         count = local.shape[1]
         flat = local.reshape(-1, local.shape[2])
         products = [
@@ -387,7 +394,10 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
             layouts.append(block.layout)
             local.append(np.ascontiguousarray(coefficients[:split].T, dtype=dtype))
             context.append(np.ascontiguousarray(coefficients[split:].T, dtype=dtype))
-            inverses.append(inverse.astype(dtype))
+            origin = [part.double().cpu().numpy() for part in block.origin]
+            coefficients[-1] -= np.concatenate(origin) @ coefficients
+            context[-1] = np.ascontiguousarray(coefficients[split:].T, dtype=dtype)
+            inverses.append((inverse.astype(dtype), *(part.astype(dtype) for part in origin)))
         return layouts, [sizes[index] for index in indices], local, context, inverses
 
     @property
@@ -419,7 +429,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         chosen = set(np.unique(np.linspace(0, n - 1, min(n, _MAP_IMAGES)).round().astype(int)).tolist())
         maps: list[list[Tensor]] = [[] for _ in range(m)]
         to_maps = getattr(self.extractor_, "to_maps", None)
-        inverses = [torch.from_numpy(inverse) for inverse in self._inverses]
+        inverses = [tuple(map(torch.from_numpy, arrays)) for arrays in self._inverses]
 
         def run(part: Part) -> None:
             visit_also, finish = collect(part.positions) if collect is not None else (None, None)
@@ -470,17 +480,18 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
 
     @staticmethod
     def _left_out(
-        layout: Layout, x: Tensor, output: Tensor, student: Any, inverse: Tensor, duplicates: np.ndarray
+        layout: Layout, x: Tensor, output: Tensor, student: Any, solution: tuple, duplicates: np.ndarray
     ) -> tuple[np.ndarray, Tensor]:
         """By how much each image's discrepancy grows if its student has not seen it, and its residuals then.
 
         With features H of one image, that is there g times, and M the inverse: E_out = (I - g H M H')^-1 E.
         """
         local, context, target = layout.rows(x, output)
-        inverse = inverse.to(local)
+        inverse, *origin = (part.to(local) for part in solution)
         size = local.shape[2]
         shift = F.linear(context, student.context.to(local.dtype))
         residual = F.linear(local, student.local.to(local.dtype)) + shift.unsqueeze(1) - target
+        local, context = local - origin[0], context - origin[1]
         # H M H' taken apart: features of a place, and those that all places of an image share
         mixed = local @ inverse[:size, :size]
         cross = local @ (context @ inverse[:size, size:].T).unsqueeze(2)

@@ -214,26 +214,35 @@ def fit(
     image_size: Annotated[
         int | None, typer.Option(min=1, metavar="PIXELS", help="Side that images are resized to; else the weights'.")
     ] = None,
-    alpha: Annotated[float, typer.Option(help="Share of new normal images that may be flagged, in (0, 1).")] = 0.05,
-    calibration: Annotated[
+    alpha: Annotated[float, typer.Option(help="Share of new normal images that may be flagged, in (0, 0.5].")] = 0.05,
+    students: Annotated[
         str,
         typer.Option(
-            metavar="auto|SHARE|FOLDS",
-            help="Share of the images (0.2) kept out to calibrate, or a number of folds (5) in which all of them do, "
-            "at the price of so many fits more. 'auto': a fifth if that suffices for --alpha, else 5 folds.",
+            metavar="ridge|trained",
+            help="How blocks are imitated: solved in one pass, or trained by gradient as in the paper, which takes much "
+            "longer.",
         ),
-    ] = "auto",
+    ] = "ridge",
     blocks: Annotated[int, typer.Option(min=1, help="Students: one for each of the teacher's last blocks.")] = 10,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs that students are trained.")] = 8,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs that students are trained, 8 by default; with --students trained.")
+    ] = None,
     explained_variance: Annotated[
-        float, typer.Option(help="Share of the embedding's variance to keep, in (0, 1).")
-    ] = 0.9,
+        float | None,
+        typer.Option(
+            help="Share of the features' variance to keep, in (0, 1); without it, all dimensions.", show_default=False
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the teacher at a time.")] = 32,
     device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', ...")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")] = 0,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of students that are done, from which a fit that was killed goes on."),
+        typer.Option(
+            metavar="DIR",
+            help="Folder of trained students that are done, from which a fit that was killed goes on; with --students "
+            "trained.",
+        ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop where an image cannot be read.")] = False,
     as_json: Json = False,
@@ -248,9 +257,13 @@ def fit(
             raise Mistake("--weights needs the name of the timm model that they belong to: --teacher NAME.")
         if not weights.is_file():
             raise Mistake(f"There is no file of weights {str(weights)!r}.")
-    if not 0 < alpha < 1:
-        raise Mistake(f"--alpha must be in (0, 1), got {alpha}.")
-    if not 0 < explained_variance < 1:
+    if not 0 < alpha <= 0.5:
+        raise Mistake(f"--alpha must be in (0, 0.5], got {alpha}.")
+    if students not in ("ridge", "trained"):
+        raise Mistake(f"--students must be 'ridge' or 'trained', got {students!r}.")
+    if students == "ridge" and not (epochs is None and checkpoint is None):
+        raise Mistake("--epochs and --checkpoint are for students that are trained: add --students trained.")
+    if explained_variance is not None and not 0 < explained_variance < 1:
         raise Mistake(f"--explained-variance must be in (0, 1), got {explained_variance}.")
     found = _find(normal, out)
 
@@ -268,13 +281,13 @@ def fit(
         out.warn(_unreadable_text(unreadable, "left out"))
     facts = [fact for fact in facts if not fact.error]
     paths = [fact.path for fact in facts]
-    how = _calibration(calibration, len(paths), alpha)
-    if isinstance(how, int):
-        out.note(f"{len(paths)} images: all of them calibrate, in {how} folds; that takes {how + 1} fits.")
+    if len(paths) < 2:
+        raise Mistake(f"fit needs at least 2 normal images, found {len(paths)}.")
 
-    from skl_transformaly import BlockStudents, ConformalDetector, TimmExtractor, TransformalyDetector
+    from skl_transformaly import BlockStudents, RidgeStudents, TimmExtractor, TransformalyDetector
     from skl_transformaly._teacher import BUNDLED_MODEL
 
+    out.note(f"{len(paths)} images, teacher {teacher!r}.")
     bundled = teacher == "bundled"
     extractor = TimmExtractor(
         BUNDLED_MODEL if bundled else teacher,
@@ -283,32 +296,35 @@ def fit(
         batch_size=batch_size,
         device=device,
     )
-    detector = ConformalDetector(
-        TransformalyDetector(
-            extractor,
-            students=BlockStudents(n_blocks=blocks, max_epochs=epochs, checkpoint=checkpoint, verbose=int(out.lively)),
-            explained_variance=explained_variance,
-            on_error="skip",
-            random_state=seed,
-        ),
-        alpha=alpha,
-        calibration=how,
+    imitators: Any = RidgeStudents(n_blocks=blocks, verbose=int(out.lively))
+    if students == "trained":
+        imitators = BlockStudents(
+            n_blocks=blocks, max_epochs=epochs or 8, checkpoint=checkpoint, verbose=int(out.lively)
+        )
+    detector = TransformalyDetector(
+        extractor,
+        students=imitators,
+        explained_variance=explained_variance,
+        contamination=alpha,
+        on_error="skip",
         random_state=seed,
     )
     start = time.perf_counter()
     try:
-        detector.fit(paths)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            detector.fit(paths)
     except TypeError as error:  # how students say that a teacher cannot be imitated
         raise Mistake(str(error)) from error
+    for warning in caught:
+        out.warn(str(warning.message))
     seconds = time.perf_counter() - start
-    fitted, held_out = (list(range(len(paths))), []) if isinstance(how, int) else _split(detector, len(paths))
     root, names = relative_to_root([fact.path for fact in facts] + list(unreadable))
     made = Provenance(
         root=root,
         files=names[: len(paths)],
-        fitted=fitted,
-        calibration=held_out,
-        scores=_training_scores(detector, paths, fitted, held_out),
+        fitted=list(range(len(paths))),
+        scores=[float(score) if score == score else None for score in detector.training_scores_],
         digests=[fact.digest for fact in facts],
         shortest=min(min(fact.height, fact.width) for fact in facts),
         unreadable=dict(zip(names[len(paths) :], unreadable.values())),
@@ -320,19 +336,19 @@ def fit(
     )
     if len(paths) > _MOST_NAMES:
         out.warn(f"more than {_MOST_NAMES} images: the model file does not name them, so reports show no neighbours.")
-        made.files, made.fitted, made.calibration, made.scores, made.digests = [], [], [], [], []
-    _quieten(detector)
+        made.files, made.fitted, made.scores, made.digests = [], [], [], []
+    for part in (detector.students, detector.students_):
+        part.verbose = 0  # the progress bar was for this terminal
 
     from skl_transformaly.persistence import save
 
     save(detector, output, metadata=made.to_json())
     out.made(
-        f"{output}: fitted on {len(paths) - len(held_out)} images in {seconds:.0f} s, calibrated by "
-        f"{len(detector.calibration_scores_)}{_passed_over(found)}.",
+        f"{output}: fitted on {len(paths)} images in {seconds:.0f} s{_passed_over(found)}. About {alpha:.2g} of new "
+        "normal images will be flagged.",
         {
             "model": str(output),
             "images": len(paths),
-            "calibration": len(detector.calibration_scores_),
             "unreadable": unreadable,
             "hidden": found.hidden,
             "other": found.other,
@@ -340,55 +356,6 @@ def fit(
             "settings": made.settings,
         },
     )
-
-
-def _calibration(text: str, n: int, alpha: float) -> float | int:
-    """What --calibration stands for, with `n` images at hand."""
-    from skl_transformaly._calibration import _needed
-
-    needed = _needed(alpha)
-    if text == "auto":
-        if n < needed:
-            raise Mistake(
-                f"--alpha {alpha} needs at least {needed} normal images, there are {n}: with fewer, nothing could be "
-                "flagged at that rate. Give more images, or a larger --alpha."
-            )
-        return 0.2 if -(-n // 5) >= needed else 5
-    with contextlib.suppress(ValueError):
-        folds = int(text)
-        if folds >= 2:
-            return folds
-    with contextlib.suppress(ValueError):
-        share = float(text)
-        if 0 < share < 1:
-            return share
-    raise Mistake(f"--calibration must be 'auto', a share in (0, 1) or a number of folds of at least 2, got {text!r}.")
-
-
-def _split(detector: Any, n: int) -> tuple[list[int], list[int]]:
-    """Positions of the images that a calibrated detector was fitted on, in its order, and of those kept out."""
-    ((fitted, held_out),) = detector._splits(n)  # the same again, since the seed is a number
-    return fitted.tolist(), held_out.tolist()
-
-
-def _training_scores(detector: Any, paths: list[str], fitted: list[int], held_out: list[int]) -> list[float | None]:
-    """Score of each image that was fitted on (known from the fit) or kept out of it (scored now)."""
-    import numpy as np
-
-    inner = detector.estimator_
-    scores = np.empty(len(paths))
-    if held_out:
-        scores[held_out] = inner.score_samples([paths[i] for i in held_out])
-    scores[fitted] = inner._training_decisions + inner.offset_
-    return [float(score) if np.isfinite(score) else None for score in scores]
-
-
-def _quieten(detector: Any) -> None:
-    """Take the progress bar out of what is saved: it was for this terminal."""
-    for part in [detector.estimator, detector.estimator_, *getattr(detector, "estimators_", [])]:
-        for students in (part.students, getattr(part, "students_", None)):
-            if students is not None:
-                students.verbose = 0
 
 
 @app.command()
@@ -413,9 +380,8 @@ def score(
 ) -> None:
     """Score images: path, score, decision, p-value, prediction (1 normal, -1 anomaly).
 
-    Higher scores are more normal; the decision is negative for anomalies. Where fit calibrated by folds, decision and
-    p-value come from the folds' detectors, and need not rank images as the score does. Images that cannot be read have
-    no score, and -1 as prediction.
+    Higher scores are more normal; the decision is negative for anomalies. Images that the model was fitted on get the
+    scores of a model that has not seen them. Images that cannot be read have no score, and -1 as prediction.
     """
     tell = _Output(as_json, quiet)
     from skl_transformaly._scores import format_rows, open_scores
@@ -720,7 +686,6 @@ def info(model: Model, as_json: Json = False, debug: Debug = False) -> None:
         "saved": saved,
         "images": len(made.files),
         "root": made.root,
-        "calibration": len(made.calibration),
         "seed": made.seed,
         "seconds": made.seconds,
         "settings": made.settings,

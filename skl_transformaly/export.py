@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,9 +25,9 @@ from torch import Tensor, nn
 from skl_transformaly._calibration import ConformalDetector
 from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly._extractor import TimmExtractor
+from skl_transformaly._features import TeacherFeatures
 from skl_transformaly._images import eight_bits
 from skl_transformaly._modelfile import replacing
-from skl_transformaly._students import BlockStudents
 from skl_transformaly._teacher import Teacher
 from skl_transformaly._torch import autocast, own_settings
 from skl_transformaly.model_selection import NormalOnly
@@ -62,15 +63,15 @@ def to_onnx(
 ) -> dict[str, Any]:
     """Write a fitted detector as an ONNX file, and check that it scores as the detector does.
 
-    Preprocessing, teacher, students, whitening and densities are one graph, which onnxruntime runs without torch, timm
+    Preprocessing, teacher, students and densities are one graph, which onnxruntime runs without torch, timm
     or scikit-learn. Networks compute in float32, densities in float64.
 
     Parameters
     ----------
     detector : TransformalyDetector or ConformalDetector
-        Fitted, with a :class:`TimmExtractor` and densities of class :class:`GaussianDensity`, :class:`KNNDensity` or
-        scikit-learn's ``GaussianMixture``. A :class:`ConformalDetector` around it, of any kind of calibration, adds
-        p-values; ``NormalOnly`` and ``FrozenEstimator`` are looked through.
+        Fitted, with a :class:`TimmExtractor` and densities of class :class:`AutoDensity`,
+        :class:`GaussianDensity`, :class:`KNNDensity` or scikit-learn's ``GaussianMixture``. A
+        :class:`ConformalDetector` around it sets decisions and p-values; ``NormalOnly`` and ``FrozenEstimator`` are looked through.
     path : str or path
         File to write, replaced if it is there. It is written under a temporary name, and moved when all is well.
     X : images, default=None
@@ -133,12 +134,10 @@ def to_onnx(
     Input of the graph is ``images``, uint8 (N, H, W, C): one batch of images of one size, any N, H and W; C = 1 grey, 3
     RGB, or 4 RGBA, which is laid on white. Images are resized inside, to the bit as the detector does. Outputs are
 
-    - ``score``, float64 (N,): as `score_samples`;
+    - ``score``, float64 (N,): as `score_samples` for new images; those that `fit` has seen are not recognised, and
+      score as new ones (`score_as_new`);
     - ``decision``, float64 (N,): as `decision_function`; negative for anomalies;
-    - ``p_value``, float64 (N,): as ``ConformalDetector.p_values``, and only of one. A detector without calibration
-      images knows the scores of its training images alone, which are higher than those of new normal images: p-values
-      from them would promise what they do not keep. To calibrate a detector that is fitted already:
-      ``ConformalDetector(FrozenEstimator(detector), calibration=(X_new_normal,)).fit(X_train)``;
+    - ``p_value``, float64 (N,): as `p_values`, those of the :class:`ConformalDetector` if there is one;
     - ``anomaly_map``, float32 (N, H, W): as `anomaly_map`.
 
     Decoding is left to the caller: for the same scores, apply the EXIF orientation, and make palettes and other colour
@@ -159,7 +158,7 @@ def to_onnx(
     ...     report = to_onnx(detector, f"{folder}/detector.onnx")
     ...     session = onnxruntime.InferenceSession(f"{folder}/detector.onnx")
     >>> scores, decisions = session.run(["score", "decision"], {"images": images})
-    >>> bool(np.allclose(scores, detector.score_samples(images), rtol=1e-3))
+    >>> bool(np.allclose(scores, detector.score_as_new(images), rtol=1e-3, atol=1e-3))
     True
     """
     _import_onnx()
@@ -171,7 +170,7 @@ def to_onnx(
     probes = _probe_images(core) if X is None else X
     reference = _Reference(core, conformal, probes, y)
 
-    with_map = anomaly_map and "discrepancy" in core.feature_spaces
+    with_map = anomaly_map and "discrepancy" in core.feature_spaces_
     model = _build(core, conformal, with_map)
     report = reference.compare(model)
     limit = auroc_tolerance if auroc_tolerance is not None else 0.05 if quantize else 0.005
@@ -244,59 +243,55 @@ def _unwrap(detector: Any) -> tuple[TransformalyDetector, ConformalDetector | No
     return inner, conformal
 
 
-def _folds(core: TransformalyDetector, conformal: ConformalDetector | None) -> list[TransformalyDetector]:
-    """The detectors whose scores p-values are made of."""
-    return [] if conformal is None else [_unwrap(part)[0] for part, _ in conformal._scored_folds]
-
-
 # ----- what is exported
 
 
 class _Network(nn.Module):
-    """Teacher and students as one module, in float32 on the CPU: pixels to embedding, discrepancies and map.
+    """Teacher and students as one module, in float32 on the CPU: pixels to features of each space, and a map.
 
     Parameters
     ----------
     teacher : Teacher
         Not changed, but copied.
-    students : list of BlockStudents
-        Sets of students that all watch this teacher, one set for each detector.
-    with_embedding : bool
+    spaces : list of str
+        In the order of the outputs.
+    students : RidgeStudents, BlockStudents or None
     with_map : bool
-        Of the first set.
     """
 
-    def __init__(self, teacher: Teacher, students: list[BlockStudents], *, with_embedding: bool, with_map: bool):
+    def __init__(self, teacher: Teacher, spaces: list[str], students: Any, *, with_map: bool):
         super().__init__()
         # a copy: exporting swaps parameters for stand-ins, and others may be scoring with this teacher
         self.model = copy.deepcopy(teacher.model).to("cpu", torch.float32)
         self._teacher = [Teacher(self.model, teacher.data_config, teacher.weights_sha256)]
-        self.students = nn.ModuleList(
-            nn.ModuleList(copy.deepcopy(student).to("cpu", torch.float32) for student in part.students_)
-            for part in students
-        )
-        self._indices = [part.block_indices_.tolist() for part in students]
-        self._usual = dict(zip(self._indices[0], students[0]._residuals)) if with_map else {}
-        self.with_embedding = with_embedding
+        modules = [] if students is None else students.students_
+        self.students = nn.ModuleList(copy.deepcopy(student).to("cpu", torch.float32) for student in modules)
+        self._indices = [] if students is None else students.block_indices_.tolist()
+        self._usual = dict(zip(self._indices, students._residuals)) if with_map else {}
+        self._spaces = spaces
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        parts: list[Any] = list(self.students)
-        sets = [dict(zip(indices, part)) for indices, part in zip(self._indices, parts)]
-        discrepancies: list[list[Tensor]] = [[] for _ in sets]
+        students = dict(zip(self._indices, self.students))
+        discrepancies: list[Tensor] = []
         maps: list[Tensor] = []
         teacher = self._teacher[0]
+        as_extractor = SimpleNamespace(blocks_=teacher.blocks, to_maps=teacher.to_maps, classify=teacher.classify)
+        watch, features_of = TeacherFeatures(as_extractor, self._spaces, 0).watch()
 
         def visit(index, block, args, kwargs, output):
-            for number, part in enumerate(sets):
-                if index in part:
-                    residual = part[index](*args, **kwargs) - output
-                    discrepancies[number].append(residual.square().flatten(1).mean(1))
-                    if number == 0 and self._usual:
-                        maps.append(self._usual[index].standardize(teacher.to_maps(residual)).unsqueeze(1))
+            if watch is not None:
+                watch(index, block, args, kwargs, output)
+            if index in students:
+                residual = students[index](*args, **kwargs) - output
+                discrepancies.append(residual.square().flatten(1).mean(1))
+                if self._usual:
+                    maps.append(self._usual[index].standardize(teacher.to_maps(residual)).unsqueeze(1))
 
         z_p = teacher.embed(pixels, visit)
-        outputs = [z_p] if self.with_embedding else []
-        outputs += [torch.stack(part, dim=1) for part in discrepancies]
+        features = {space: torch.cat(parts, dim=1) for space, parts in features_of(z_p).items()}
+        if discrepancies:
+            features["discrepancy"] = torch.stack(discrepancies, dim=1)
+        outputs = [features[space] for space in self._spaces]
         if maps:
             size = max(tuple(single.shape[2:]) for single in maps)
             same = [
@@ -311,38 +306,24 @@ def _build(core: TransformalyDetector, conformal: ConformalDetector | None, with
     """The whole graph."""
     from onnx import TensorProto, helper
 
-    from skl_transformaly._onnx import Operators, enlarge, log_density, preprocess, share_at_most, whiten
+    from skl_transformaly._onnx import Operators, enlarge, preprocess, share_at_most, space_score
 
-    folds = _folds(core, conformal)
-    detectors = [core, *(fold for fold in folds if fold is not core)]
-    spaces = core.feature_spaces
-    students = [part.students_ for part in detectors] if "discrepancy" in spaces else []
-    if with_map and any(statistics is None for statistics in getattr(students[0], "_residuals", [None])):
-        raise ValueError("These students were trained without what maps take: fit again, or set anomaly_map=False.")
+    spaces = list(core.feature_spaces_)
+    students = core.students_ if "discrepancy" in spaces else None
+    if with_map and any(statistics is None for statistics in students._residuals):
+        raise ValueError("These students were fitted without what maps take: fit again, or set anomaly_map=False.")
     heads = Operators("heads")  # before the network is: what cannot be written is told at once
-    names = ["embedding"] if "pretrained" in spaces else []
-    names += [f"discrepancies_{number}" for number in range(len(students))]
-    scores = []
-    for number, part in enumerate(detectors):
-        terms = []
-        if "pretrained" in spaces:
-            z = whiten(heads, heads.double("embedding"), part.whitening_, normalize=bool(part.normalize))
-            terms.append(log_density(heads, z, part.density_))
-        if "discrepancy" in spaces:
-            z = heads.double(f"discrepancies_{number}")
-            terms.append(log_density(heads, z, part.discrepancy_density_))
-        scores.append(heads.Sum(*terms))
-    outputs = {"score": scores[0]}
-    if conformal is None:
-        outputs["decision"] = heads.Sub(scores[0], np.float64(core.offset_))
-    else:
-        of_folds = [scores[next(i for i, part in enumerate(detectors) if part is fold)] for fold in folds]
-        p = share_at_most(heads, of_folds, [calibration for _, calibration in conformal._scored_folds])
-        if hasattr(conformal, "estimators_"):
-            decision = heads.Sub(heads.Log(p), np.float64(np.log(conformal._first_normal)))
-        else:
-            decision = heads.Sub(scores[0], np.float64(conformal.offset_))
-        outputs.update(decision=decision, p_value=p)
+    names = [f"features_{space}" for space in spaces]
+    parts = [space_score(heads, heads.double(name), core.spaces_[space]) for space, name in zip(spaces, names)]
+    score = heads.Sum(*parts)
+    offset, calibration = core.offset_, core.training_scores_[~np.isnan(core.training_scores_)]
+    if conformal is not None:
+        offset, calibration = conformal.offset_, conformal.calibration_scores_
+    outputs = {
+        "score": score,
+        "decision": heads.Sub(score, np.float64(offset)),
+        "p_value": share_at_most(heads, score, np.sort(calibration)),
+    }
     if with_map:
         names.append("coarse_map")
         outputs["anomaly_map"] = enlarge(heads, "coarse_map", "images")
@@ -359,7 +340,7 @@ def _build(core: TransformalyDetector, conformal: ConformalDetector | None, with
     before.Identity(pixels)
     before.nodes[-1].output[0] = "pixels"
 
-    network = _Network(extractor.teacher_, students, with_embedding="pretrained" in spaces, with_map=with_map)
+    network = _Network(extractor.teacher_, spaces, students, with_map=with_map)
     model = _trace(network, extractor.image_size_, names)
     graph = model.graph
     nodes = [*before.nodes, *graph.node, *heads.nodes, *final.nodes]
@@ -443,18 +424,14 @@ class _Reference:
         self.images = [_byte_image(image, i) for i, image in enumerate(images)]
         if len(self.images) < 2:
             raise ValueError(f"X must hold at least 2 images to compare scores on, got {len(self.images)}.")
-        twins = {id(part): _in_float32(part) for part in [core, *_folds(core, conformal)]}
-        twin = twins[id(core)]
-        score = twin.score_samples(self.images)
-        self.expected: dict[str, np.ndarray] = {"score": score, "decision": score - core.offset_}
+        twin = _in_float32(core)
+        score = twin.score_as_new(self.images)
+        calibrated = twin
         if conformal is not None:
             calibrated = _twin(conformal)
             calibrated.estimator_ = twin
-            calibrated._scored_folds = [
-                (twins[id(_unwrap(part)[0])], calibration) for part, calibration in conformal._scored_folds
-            ]
-            self.expected = calibrated.score_table(self.images)
-        self.fitted = None if twin.extractor_ is core.extractor_ else core.score_samples(self.images)
+        self.expected: dict[str, np.ndarray] = calibrated.score_table(self.images, score)
+        self.fitted = None if twin.extractor_ is core.extractor_ else core.score_as_new(self.images)
         self._twin = twin
         self._is_normal = self._labels(y)
 
@@ -600,7 +577,7 @@ def _provenance(core: TransformalyDetector) -> dict[str, Any]:
         "teacher": extractor.model_name,
         "weights_sha256": extractor.weights_sha256_,
         "image_size": "x".join(map(str, extractor.image_size_)),
-        "feature_spaces": ",".join(core.feature_spaces),
+        "feature_spaces": ",".join(core.feature_spaces_),
         "versions": ", ".join(
             [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)]
         ),

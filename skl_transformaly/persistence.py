@@ -30,11 +30,15 @@ __all__ = ["SKOPS_TYPES", "DriftWarning", "ModelFileError", "load", "read_header
 
 SKOPS_TYPES = (
     "skl_transformaly._calibration.ConformalDetector",
+    "skl_transformaly._density.AutoDensity",
     "skl_transformaly._density.GaussianDensity",
     "skl_transformaly._density.KNNDensity",
     "skl_transformaly._detector.TransformalyDetector",
     "skl_transformaly._extractor.TimmExtractor",
     "skl_transformaly._residuals.ResidualStatistics",
+    "skl_transformaly._ridge.Layout",
+    "skl_transformaly._ridge.RidgeStudents",
+    "skl_transformaly._space.FeatureSpace",
     "skl_transformaly._students.BlockStudents",
     "skl_transformaly.model_selection.NormalOnly",
     "sklearn.metrics._dist_metrics.EuclideanDistance64",
@@ -204,7 +208,7 @@ def load(
             if weights is not None and all(entry["stored"] for entry in reader.teachers):
                 raise ModelFileError(f"{os.fspath(path)!r} holds the teacher's weights itself: leave weights=None.")
             detector = reader.read()
-            pictures, scores = _decode_probes(detector, document["probes"], reader)
+            pictures, scores = _decode_probes(document["probes"], reader)
             reader.finish()
         if verify:
             _replay(detector, pictures, scores, tolerance, document["made"], path)
@@ -238,12 +242,12 @@ def _changes(made: Any) -> dict[str, tuple[str, str]]:
 
 def _provenance(detector: Any) -> dict[str, Any]:
     """When and with what a file is made, for people who read its header."""
-    decisions = _scorers(detector)[0]._training_decisions
+    scores = _scorer(detector).training_scores_
     return {
         "saved_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "environment": _environment(),
-        "n_images": len(decisions),
-        "n_unreadable": int(np.isnan(decisions).sum()),
+        "n_images": len(scores),
+        "n_unreadable": int(np.isnan(scores).sum()),
     }
 
 
@@ -256,22 +260,11 @@ def _check_root(detector: Any) -> None:
 # ----- probes
 
 
-def _scorers(detector: Any) -> list[TransformalyDetector]:
-    """The fitted detectors of images within, each once, first the one whose scores are the whole's."""
-    found: list[TransformalyDetector] = []
-
-    def visit(part: Any) -> None:
-        if isinstance(part, TransformalyDetector):
-            found.extend([part] * all(part is not other for other in found))
-        elif isinstance(part, FrozenEstimator):
-            visit(part.estimator)
-        else:
-            visit(part.estimator_)
-            for fold, _ in getattr(part, "_scored_folds", ()):
-                visit(fold)
-
-    visit(detector)
-    return found
+def _scorer(detector: Any) -> TransformalyDetector:
+    """The fitted detector of images within."""
+    while not isinstance(detector, TransformalyDetector):
+        detector = detector.estimator if isinstance(detector, FrozenEstimator) else detector.estimator_
+    return detector
 
 
 def _synthetic_probes() -> list[np.ndarray]:
@@ -286,7 +279,7 @@ def _synthetic_probes() -> list[np.ndarray]:
 
 def _probe_scores(detector: TransformalyDetector, pictures: Sequence[np.ndarray]) -> list[float]:
     # one by one: what a batch holds beside an image may change the last digits, and its size the memory
-    return [float(detector.score_samples([picture])[0]) for picture in pictures]
+    return [float(detector.score_as_new([picture])[0]) for picture in pictures]
 
 
 def _encode_probes(detector: Any, probes: Any, writer: Writer) -> dict[str, Any]:
@@ -303,12 +296,12 @@ def _encode_probes(detector: Any, probes: Any, writer: Writer) -> dict[str, Any]
                 picture = picture.astype(np.float64) / (65535 if picture.dtype == np.uint16 else 1)
                 pictures[i] = picture
             images.append(writer.array(f"probe{i}", picture))
-    scores = [[encode_float(score) for score in _probe_scores(part, pictures)] for part in _scorers(detector)]
-    return {"images": images, "scores": scores}
+    scores = _probe_scores(_scorer(detector), pictures)
+    return {"images": images, "scores": [encode_float(score) for score in scores]}
 
 
-def _decode_probes(detector: Any, encoded: Any, reader: Reader) -> tuple[list[np.ndarray], list[list[float]]]:
-    """The probe images, and their scores by each detector within."""
+def _decode_probes(encoded: Any, reader: Reader) -> tuple[list[np.ndarray], list[float]]:
+    """The probe images, and their scores."""
     if not isinstance(encoded, dict) or set(encoded) != {"images", "scores"}:
         unfit("has no probes")
     images, scores = encoded["images"], encoded["scores"]
@@ -321,17 +314,14 @@ def _decode_probes(detector: Any, encoded: Any, reader: Reader) -> tuple[list[np
         ]
         if any(picture.shape[2] not in (1, 3, 4) or 0 in picture.shape for picture in pictures):
             unfit("has probe images that are none")
-    number = len(_scorers(detector))
-    if not isinstance(scores, list) or len(scores) != number or not all(isinstance(row, list) for row in scores):
-        unfit(f"has scores of probes that are not those of {number} detectors")
-    rows = [Numbers().decode(row, reader, {}) for row in scores]
-    if any(len(row) != len(pictures) for row in rows):
+    before = Numbers().decode(scores, reader, {})
+    if len(before) != len(pictures):
         unfit(f"does not have a score for each of its {len(pictures)} probes")
-    return pictures, rows
+    return pictures, before
 
 
 def _replay(
-    detector: Any, pictures: list[np.ndarray], scores: list[list[float]], tolerance: float, made: Any, path: Path
+    detector: Any, pictures: list[np.ndarray], before: list[float], tolerance: float, made: Any, path: Path
 ) -> None:
     """Score the probes again, and warn where a score is not what it was.
 
@@ -341,19 +331,19 @@ def _replay(
         The detector cannot score them.
     """
     worst, line = 0.0, ""
-    for part, before in zip(_scorers(detector), scores):
-        try:
-            after = _probe_scores(part, pictures)
-        except _FORGED as error:
-            unfit(f"holds a detector that cannot score its probes ({type(error).__name__}: {str(error)[:300]})")
-        unit = np.nanstd(part._training_decisions)
-        for k, (old, new) in enumerate(zip(before, after)):
-            if old == new or (math.isnan(old) and math.isnan(new)):
-                continue
-            drift = abs(new - old) / (abs(old - part.offset_) + unit)
-            if not drift <= worst:
-                worst = drift
-                line = f"probe {k} scored {old:.9g} when it was saved and scores {new:.9g} now"
+    scorer = _scorer(detector)
+    try:
+        after = _probe_scores(scorer, pictures)
+    except _FORGED as error:
+        unfit(f"holds a detector that cannot score its probes ({type(error).__name__}: {str(error)[:300]})")
+    unit = np.nanstd(scorer.training_scores_)
+    for k, (old, new) in enumerate(zip(before, after)):
+        if old == new or (math.isnan(old) and math.isnan(new)):
+            continue
+        drift = abs(new - old) / (abs(old - scorer.offset_) + unit)
+        if not drift <= worst:
+            worst = drift
+            line = f"probe {k} scored {old:.9g} when it was saved and scores {new:.9g} now"
     if not worst <= tolerance:
         changed = [f"{name} {then} -> {now}" for name, (then, now) in _changes(made).items()]
         warnings.warn(

@@ -398,7 +398,7 @@ class ExtremeImagesDisplay:
         check_is_fitted(estimator)
         detector = _detector(estimator)
         can = hasattr(estimator, "anomaly_map") and "discrepancy" in getattr(
-            detector, "feature_spaces", ["discrepancy"]
+            detector, "feature_spaces_", ["discrepancy"]
         )
         if maps is True and not hasattr(estimator, "anomaly_map"):
             raise TypeError(
@@ -608,7 +608,7 @@ class BlockDiscrepancyDisplay:
         students = _students(estimator)
         z = np.asarray(estimator.transform(X), dtype=np.float64)
         z = z[:, -len(students.block_indices_) :]  # a detector's discrepancies come after its embedding
-        training: Any = getattr(detector, "_training_discrepancies", None)
+        training: Any = getattr(detector, "training_discrepancies_", None)
         relative = training is not None
         if relative:
             usual = np.nanmean(training, axis=0)
@@ -805,11 +805,11 @@ class EmbeddingDisplay:
             raise ValueError(f"space must be 'pretrained' or 'discrepancy', got {space!r}.")
         detector = _detector(estimator)
         values = None if y is not None else _scores(estimator, X)
-        if hasattr(detector, "feature_spaces"):
-            if space not in detector.feature_spaces:
+        if hasattr(detector, "feature_spaces_"):
+            if space not in detector.feature_spaces_:
                 raise ValueError(
                     f"space={space!r} is not in use: the detector was fitted with feature_spaces="
-                    f"{tuple(detector.feature_spaces)}."
+                    f"{tuple(detector.feature_spaces_)}."
                 )
             features, training = _space(detector, estimator.transform(X), space)
         else:
@@ -1294,10 +1294,14 @@ def _space(detector: Any, z: np.ndarray, space: str) -> tuple[np.ndarray, np.nda
     """Features of images, from what `transform` gave, and of the training images, in one of a detector's spaces."""
     if space == "discrepancy":
         m = len(detector.students_.block_indices_)
-        return np.log(z[:, -m:]), np.log(detector._training_discrepancies)
+        return np.log(z[:, -m:]), np.log(detector.training_discrepancies_)
+    fitted = detector.spaces_["pretrained"]
+    training = np.full((len(detector.training_embeddings_), fitted.n_features_out_), np.nan)
+    readable = ~np.isnan(detector.training_embeddings_).any(axis=1)
+    training[readable] = fitted.transform(detector.training_embeddings_[readable])
     # whitened, all components are equally long: a map of them would show noise as large as what matters
-    lengths = np.sqrt(detector.whitening_.explained_variance_)
-    return z[:, : len(lengths)] * lengths, detector._whiten(detector._training_embeddings) * lengths
+    lengths = np.sqrt(fitted.whitening_.explained_variance_) if hasattr(fitted, "whitening_") else 1.0
+    return z[:, : fitted.n_features_out_] * lengths, training * lengths
 
 
 def _groups(y: Any, n: int) -> dict[str, np.ndarray]:

@@ -68,11 +68,16 @@ class _Card:
     map: np.ndarray | None = None
     overlay: str = ""
     parts: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
     neighbors: list[tuple[int, float]] = field(default_factory=list)
 
     @property
     def path(self) -> str:
         return self.facts.path
+
+
+# What the page calls feature spaces.
+_SPACE_NAMES = {"pretrained": "embedding", "classes": "classes", "layers": "layers", "discrepancy": "students"}
 
 
 def write_report(
@@ -181,6 +186,7 @@ def write_report(
     )
     # what all have in common is said once
     folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    environment.globals.update(space_names=_SPACE_NAMES)
     environment.filters.update(path=display_path, short=partial(_below, folder), number=_number, p=_p_value)
     style, script = (_source(name) for name in ("report.css", "report.js"))
     page = environment.from_string(_source("report.html")).generate(
@@ -253,18 +259,19 @@ def _decoded(paths: list[str], unreadable: list[ImageFacts]) -> Iterator[tuple[l
 
 def _explain(inner: Any, pixels: list[np.ndarray]) -> dict[str, np.ndarray]:
     """Scores, their parts, neighbours and, where there can be, maps."""
-    has_maps = "discrepancy" in inner.feature_spaces and hasattr(inner.extractor_, "to_maps")
+    has_maps = "discrepancy" in inner.feature_spaces_ and hasattr(inner.extractor_, "to_maps")
     return inner.explain(pixels, n_neighbors=_N_NEIGHBORS, maps=has_maps)
 
 
 def _look(cards: list[_Card], pixels: list[np.ndarray], explained: dict[str, np.ndarray]) -> None:
     """Give cards their pictures, maps, parts of the score, and neighbours."""
-    spaces = [name for name in ("pretrained", "discrepancy") if name in explained]
+    spaces = [name for name in _SPACE_NAMES if name in explained]
     nearest = sum(name.startswith("neighbor") for name in explained)
     maps = explained.get("map", [None] * len(cards))
     for i, (card, image, values) in enumerate(zip(cards, pixels, maps)):
         card.picture = _picture(_as_rgb(image), _THUMB, _THUMB_BYTES)
         card.parts = {name: float(explained[name][i]) for name in spaces}
+        card.reason = str(explained["reason"][i])
         card.neighbors = [
             (int(explained[f"neighbor{k}"][i]), float(explained[f"distance{k}"][i]))
             for k in range(nearest)
@@ -336,7 +343,6 @@ class _TrainingImage:
     position: int
     name: str
     score: float
-    held_out: bool
 
 
 class _Training:
@@ -345,7 +351,6 @@ class _Training:
     def __init__(self, provenance: Provenance, normal_dir: str | os.PathLike | None):
         self.made = provenance
         self.root = Path(provenance.root if normal_dir is None else normal_dir)
-        self.held_out = set(provenance.calibration)
         self.known = {digest for digest in provenance.digests if digest}
         self.fitted = provenance.fitted
         self.missing = 0
@@ -356,22 +361,12 @@ class _Training:
         return self.made.files[self.fitted[position]] if 0 <= position < len(self.fitted) else ""
 
     def suspicious(self) -> list[_TrainingImage]:
-        """The images with the lowest scores of those fitted on, and of those kept out, whose scores are all lower."""
+        """The images with the lowest scores, each without its own part in the fit."""
         made = self.made
-        if not made.scores:
-            return []
         place = {i: position for position, i in enumerate(self.fitted)}
-        found = []
-        for held_out in (False, True):
-            scored = [
-                (score, i)
-                for i, score in enumerate(made.scores)
-                if score is not None and (i in self.held_out) == held_out
-            ]
-            number = min(_N_SUSPICIOUS // 2, math.ceil(len(scored) / 5))
-            for score, i in sorted(scored)[:number]:
-                # positions below zero: not in the fit
-                found.append(_TrainingImage(place.get(i, -1 - i), made.files[i], score, held_out))
+        scored = sorted((score, i) for i, score in enumerate(made.scores) if score is not None)
+        number = min(_N_SUSPICIOUS, math.ceil(len(scored) / 5))
+        found = [_TrainingImage(place.get(i, -1 - i), made.files[i], score) for score, i in scored[:number]]
         return found
 
     def pictures(self, positions: Sequence[int]) -> dict[int, str]:
@@ -407,10 +402,7 @@ def _histogram(detector: Any, inner: Any, cards: list[_Card]) -> dict[str, Any]:
     Scores of anomalies may lie arbitrarily low. The axis covers the normal images and twice as much again below them;
     the first bar holds all that is lower.
     """
-    reference = getattr(detector, "calibration_scores_", None)
-    held_out = reference is not None
-    if reference is None:
-        reference = inner._training_decisions + inner.offset_
+    reference = getattr(detector, "calibration_scores_", inner.training_scores_)
     reference = np.asarray(reference, dtype=np.float64)
     reference = reference[np.isfinite(reference)]
     threshold = getattr(detector, "offset_", None)
@@ -453,7 +445,7 @@ def _histogram(detector: Any, inner: Any, cards: list[_Card]) -> dict[str, Any]:
         "at": at if at is not None and 0 <= at <= 100 else None,
         "ticks": ticks,
         "below": int(np.sum(scores < edges[0])),
-        "held_out": held_out,
+        "held_out": hasattr(detector, "calibration_scores_") or inner.threshold == "held-out",
         "n_normal": len(reference),
     }
 
