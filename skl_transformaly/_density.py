@@ -585,7 +585,8 @@ def held_out_scores(
     scored = X if unseen is None else unseen
     scores = np.empty(len(X))
     for train, test in folds(groups, len(X), random_state):
-        scores[test] = _clone_for(density, len(train)).fit(X[train]).score_samples(scored[test])
+        rest = X[train] if len(train) > 1 else np.repeat(X[train], 2, axis=0)  # which any density can be fitted on
+        scores[test] = _clone_for(density, len(rest)).fit(rest).score_samples(scored[test])
     return scores
 
 

@@ -227,8 +227,9 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     n_blocks : int, sequence of int or None, default=10
         Which teacher blocks get a student: an int takes the last n (all, where there are fewer), a
         sequence their places (negative ones count from the end), None all.
-    ridge : float, default=1e-3
-        Penalty on squared coefficients of standardised features, as a share of the number of tokens.
+    ridge : float, default=1e-2
+        Penalty on squared coefficients of standardised features, as a share of the number of tokens. Of 1e-3 to 100, on
+        the classes with even numbers of View (``benchmarks/accuracy/NOTES.md``).
     extractor : str, extractor or None, default=None
         The teacher, for use outside a :class:`TransformalyDetector`: a timm name, "bundled", or an
         extractor; None is ``TimmExtractor()``. Inside a detector it must be None: the detector's is used.
@@ -286,7 +287,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         self,
         *,
         n_blocks: int | Sequence[int] | None = 10,
-        ridge: float = 1e-3,
+        ridge: float = 1e-2,
         extractor: Any = None,
         verbose: int = 0,
     ):

@@ -253,6 +253,11 @@ class FeatureSpace(BaseEstimator):
                 return terms.sum(axis=1), terms
             return _density.held_out_scores(self.density_, features, groups=groups, unseen=unseen), None
         # whitening, too, must not have seen what is held out
+        if len(features) < 3:
+            raise ValueError(
+                f"explained_variance={self.explained_variance} needs at least 3 images, got {len(features)}: give more, "
+                "or leave it None."
+            )
         scores = np.empty(len(features))
         for train, test in _density.folds(groups, len(features)):
             pca = PCA(self.explained_variance, whiten=True, svd_solver="full").fit(features[train])

@@ -11,7 +11,7 @@ os.environ.setdefault("SCIPY_ARRAY_API", "1")
 import numpy as np
 import pytest
 
-from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector
+from skl_transformaly import BlockStudents, RidgeStudents, TimmExtractor, TransformalyDetector
 
 
 def tiny_extractor(model_name: str = "test_vit", **changes) -> TimmExtractor:
@@ -26,9 +26,14 @@ def tiny_students(**changes) -> BlockStudents:
 
 
 def tiny_detector(**changes) -> TransformalyDetector:
-    return TransformalyDetector(
-        **{"extractor": tiny_extractor(), "students": tiny_students(), "random_state": 0, **changes}
-    )
+    """A detector with two solved students, whose twelve images are few for its default contamination."""
+    settings = {"extractor": tiny_extractor(), "students": RidgeStudents(n_blocks=2), "contamination": 0.25}
+    return TransformalyDetector(**{**settings, "random_state": 0, **changes})
+
+
+def tiny_paper(**changes) -> TransformalyDetector:
+    """The paper's two spaces, with two trained students."""
+    return TransformalyDetector.paper(**{"extractor": tiny_extractor(), "students": tiny_students(), "random_state": 0, **changes})
 
 
 @pytest.fixture

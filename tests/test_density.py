@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import multivariate_normal
+from sklearn.base import clone
 from sklearn.covariance import LedoitWolf
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
-from sklearn.preprocessing import StandardScaler
 
-from skl_transformaly import GaussianDensity, KNNDensity
-from skl_transformaly._density import resolve_density
+from skl_transformaly import AutoDensity, GaussianDensity, KNNDensity
+from skl_transformaly._density import folds, held_out_scores, resolve_density
 
 
 def correlated(seed, n, d):
@@ -21,74 +21,192 @@ def correlated(seed, n, d):
     return rng.normal(size=(n, d)) @ mixing + rng.normal(size=d)
 
 
+def test_the_formula_is_scipys():
+    X = correlated(0, 9, 3)
+    covariance = np.cov(X, rowvar=False)
+    np.testing.assert_allclose(log_normal(X, X[0], covariance), multivariate_normal(X[0], covariance).logpdf(X))
+
+
+def log_normal(x, mean, covariance):
+    """Log-density of a Gaussian by its formula; scipy's own refuses covariances that are far from round."""
+    away = np.atleast_2d(x - mean)
+    squares = (away * np.linalg.solve(covariance, away.T).T).sum(axis=1)
+    return -0.5 * (squares + np.linalg.slogdet(covariance)[1] + away.shape[1] * np.log(2 * np.pi))
+
+
+def dense(density, X):
+    """The covariance that the definition gives, in full."""
+    n, d = X.shape
+    scale = X.std(axis=0) if density.target == "diagonal" else np.ones(d)
+    scale = np.where(scale > 0, scale, 1)
+    R = (X - X.mean(axis=0)) / scale
+    S = R.T @ R / n
+    mean_variance = np.trace(S) / d or 1.0
+    shrunk = (1 - density.shrinkage_) * S + (density.shrinkage_ + density.ridge) * mean_variance * np.eye(d)
+    return shrunk * np.outer(scale, scale)
+
+
+DENSITIES = [
+    GaussianDensity(),
+    GaussianDensity(target="diagonal"),
+    GaussianDensity(shrinkage=0.3),
+    GaussianDensity(shrinkage=0.0, ridge=1e-3),
+    GaussianDensity(shrinkage=1.0, target="diagonal"),
+]
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(2, 60), d=st.integers(1, 40))
+def test_gaussian_is_scipys_multivariate_normal_in_any_shape(density, seed, n, d):
+    X, new = correlated(seed, n, d), correlated(seed + 1, 5, d)
+    fitted = clone(density).fit(X)
+    expected = log_normal(new, X.mean(axis=0), dense(fitted, X))
+    np.testing.assert_allclose(fitted.score_samples(new), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(fitted.covariance_, dense(fitted, X), rtol=1e-6, atol=1e-6 * np.abs(X).max() ** 2)
+    np.testing.assert_allclose(fitted.terms(new).sum(axis=1), fitted.score_samples(new), rtol=1e-6)
+
+
+def left_out(density, X, new, i, groups):
+    """The definition of a held-out score: mean and covariance of the others, with shrinkage and target kept."""
+    rest = X[groups != groups[i]]
+    scale = density.scale_
+    R = (rest - rest.mean(axis=0)) / scale
+    S = R.T @ R / len(rest)
+    covariance = (1 - density.shrinkage_) * S + density.floor_ * np.eye(X.shape[1])
+    return log_normal(new[i], rest.mean(axis=0), covariance * np.outer(scale, scale))[0]
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+@pytest.mark.parametrize("elsewhere", [False, True])
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(2, 30), d=st.integers(1, 20), copies=st.integers(0, 3))
+def test_held_out_scores_are_those_of_a_fit_without_the_sample(density, elsewhere, seed, n, d, copies):
+    X = correlated(seed, n, d)
+    X = np.vstack([X, np.repeat(X[:1], copies, axis=0)])
+    groups = np.concatenate([np.arange(n), np.zeros(copies, dtype=int)])
+    unseen = X + correlated(seed + 1, len(X), d) if elsewhere else None
+    fitted = clone(density).fit(X)
+    scores = fitted.held_out_scores(X, groups=groups, unseen=unseen)
+    new = X if unseen is None else unseen
+    expected = [left_out(fitted, X, new, i, groups) for i in range(len(X))]
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
+    terms = fitted.held_out_terms(X, groups=groups, unseen=unseen)
+    np.testing.assert_allclose(terms.sum(axis=1), scores, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n, d", [(15, 10), (200, 4), (20, 300)])
+def test_gaussian_shrinks_as_scikit_learns_ledoit_wolf(n, d):
+    X = correlated(n, n, d)
+    expected = LedoitWolf().fit(X).covariance_
+    np.testing.assert_allclose(GaussianDensity(ridge=1e-15).fit(X).covariance_, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_many_dimensions_need_no_matrix_of_their_square():
+    X = np.random.default_rng(0).normal(size=(10, 200_000))  # its covariance would take 320 GB
+    density = GaussianDensity().fit(X)
+    assert density.components_.shape == (9, 200_000)
+    assert np.isfinite(density.held_out_scores(X)).all()
+
+
 @settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), d=st.integers(1, 12), extra=st.integers(20, 200))
-def test_gaussian_is_scipys_multivariate_normal(seed, d, extra):
-    X = correlated(seed, d + extra, d)
-    expected = multivariate_normal(X.mean(axis=0), np.cov(X, rowvar=False)).logpdf(X)
-    np.testing.assert_allclose(
-        GaussianDensity(shrinkage=0, ridge=1e-12).fit(X).score_samples(X), expected, rtol=1e-5, atol=1e-5
-    )
-
-
-def test_gaussian_is_one_component_of_scikit_learns_mixture():
-    X = correlated(0, 500, 4)
-    expected = GaussianMixture(1, reg_covar=0).fit(X).score_samples(X)
-    # the mixture divides by n, the Gaussian by n - 1
-    np.testing.assert_allclose(GaussianDensity(shrinkage=0).fit(X).score_samples(X), expected, atol=0.05)
-
-
-@settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), exponent=st.floats(-6, 6))
-def test_gaussian_ranking_does_not_depend_on_units(seed, exponent):
+@given(seed=st.integers(0, 2**32 - 1), exponent=st.floats(-6, 6), target=st.sampled_from(["identity", "diagonal"]))
+def test_gaussian_ranking_does_not_depend_on_units(seed, exponent, target):
     X, Y = correlated(seed, 40, 3), correlated(seed, 10, 3)
     scale = 10.0**exponent
-    shift = GaussianDensity().fit(X * scale).score_samples(Y * scale) - GaussianDensity().fit(X).score_samples(Y)
+    density = GaussianDensity(target=target)
+    shift = clone(density).fit(X * scale).score_samples(Y * scale) - density.fit(X).score_samples(Y)
     # a change of units moves every log-density by the same Jacobian
     np.testing.assert_allclose(shift, -3 * np.log(scale), rtol=1e-7, atol=1e-6)
 
 
-def test_gaussian_reports_the_covariance_of_the_data():
-    X = correlated(0, 300, 3)
-    density = GaussianDensity(shrinkage=0, ridge=1e-12).fit(X)
-    np.testing.assert_allclose(density.covariance_, np.cov(X, rowvar=False), rtol=1e-8)
-    np.testing.assert_allclose(density.mean_, X.mean(axis=0))
+def test_a_diagonal_target_does_not_depend_on_the_unit_of_any_feature():
+    X, Y = correlated(0, 40, 3), correlated(1, 10, 3)
+    units = np.array([1e-6, 1.0, 1e6])
+    density = GaussianDensity(target="diagonal")
+    shift = clone(density).fit(X * units).score_samples(Y * units) - density.fit(X).score_samples(Y)
+    np.testing.assert_allclose(shift, -np.log(units).sum(), atol=1e-6)
 
 
-def test_shrinkage_draws_correlations_towards_none():
-    X = correlated(0, 300, 4)
-    got = GaussianDensity(shrinkage=0.6, ridge=1e-12).fit(X).covariance_
-    deviation = np.sqrt(np.diag(got))
-    expected = 0.4 * np.corrcoef(X, rowvar=False) + 0.6 * np.eye(4)
-    np.testing.assert_allclose(got / np.outer(deviation, deviation), expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize("n, d", [(15, 10), (200, 4)])
-def test_gaussian_shrinks_as_scikit_learns_ledoit_wolf(n, d):
-    X = StandardScaler().fit_transform(correlated(n, n, d))
-    expected = LedoitWolf().fit(X).covariance_ * n / (n - 1)
-    np.testing.assert_allclose(
-        GaussianDensity(shrinkage="ledoit-wolf", ridge=1e-12).fit(X).covariance_, expected, rtol=1e-6
-    )
-
-
-@pytest.mark.parametrize("density", [GaussianDensity(), KNNDensity(n_neighbors=2), GaussianMixture(1)])
+@pytest.mark.parametrize("density", [GaussianDensity(), AutoDensity(), KNNDensity(n_neighbors=1), GaussianMixture(1)])
 @pytest.mark.parametrize("n", [2, 3, 9])
 def test_fewer_samples_than_features_score_finite(density, n):
     X = correlated(n, n, 10)
     assert np.isfinite(density.fit(X).score_samples(np.vstack([X, X + 100]))).all()
+    assert np.isfinite(held_out_scores(density, X)).all()
 
 
-@pytest.mark.parametrize("density", [GaussianDensity(), KNNDensity(n_neighbors=2)])
+@pytest.mark.parametrize("density", [GaussianDensity(), AutoDensity(), KNNDensity(n_neighbors=2)])
 def test_identical_and_constant_samples_score_finite(density):
     X = np.ones((5, 3))
     assert np.isfinite(density.fit(X).score_samples(np.vstack([X, X * 2]))).all()
+    assert np.isfinite(density.held_out_scores(X, groups=np.zeros(5))).all()
 
 
-@pytest.mark.parametrize("density", [GaussianDensity(), KNNDensity(n_neighbors=1)])
+@pytest.mark.parametrize("density", [GaussianDensity(), AutoDensity(), KNNDensity(n_neighbors=1)])
 def test_one_sample_is_refused(density):
     with pytest.raises(ValueError, match="minimum of 2"):
         density.fit([[1.0, 2.0]])
+
+
+@pytest.mark.parametrize("density", [GaussianDensity(), KNNDensity()])
+def test_held_out_scores_of_other_samples_are_refused(density):
+    X = correlated(0, 20, 2)
+    with pytest.raises(ValueError, match="the 20 samples that fit saw, got 19"):
+        density.fit(X).held_out_scores(X[1:])
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(2, 30), k=st.integers(1, 5), copies=st.integers(0, 3))
+def test_neighbours_of_a_held_out_sample_are_no_duplicates_of_it(seed, n, k, copies):
+    X = correlated(seed, n, 3)
+    X = np.vstack([X, np.repeat(X[:1], copies, axis=0)])
+    groups = np.concatenate([np.arange(n), np.zeros(copies, dtype=int)])
+    k = min(k, len(X))
+    scores = KNNDensity(n_neighbors=k).fit(X).held_out_scores(X, groups=groups)
+    for i in range(len(X)):
+        rest = X[groups != groups[i]]
+        wanted = min(k, len(rest))
+        expected = KNNDensity(n_neighbors=wanted).fit(np.vstack([rest, rest[:1]]) if len(rest) < 2 else rest)
+        if len(rest) >= 2:
+            assert scores[i] == pytest.approx(expected.score_samples(X[i : i + 1])[0])
+
+
+def test_auto_is_the_mean_of_both_on_the_scale_of_held_out_samples():
+    X, new = correlated(0, 40, 3), correlated(1, 7, 3)
+    expected = np.zeros(7)
+    for density in (GaussianDensity(), KNNDensity(n_neighbors=3)):
+        held_out = density.fit(X).held_out_scores(X)
+        expected += (density.score_samples(new) - held_out.mean()) / held_out.std() / 2
+    np.testing.assert_allclose(AutoDensity().fit(X).score_samples(new), expected)
+
+
+def test_auto_finds_what_lies_between_two_kinds_of_normal():
+    rng = np.random.default_rng(0)
+    X = np.vstack([rng.normal(-9, 1, (50, 2)), rng.normal(9, 1, (50, 2))])
+    between, within = np.zeros((1, 2)), np.full((1, 2), 9.0)
+    gaussian, auto = GaussianDensity().fit(X), AutoDensity().fit(X)
+    assert gaussian.score_samples(between) > gaussian.score_samples(within)
+    assert auto.score_samples(between) < np.quantile(auto.held_out_scores(X), 0.02)
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(2, 40), seed=st.integers(0, 1000), copies=st.integers(0, 5))
+def test_folds_hold_each_sample_out_once_and_never_split_a_group(n, seed, copies):
+    groups = np.concatenate([np.arange(n), np.zeros(copies, dtype=int)])
+    splits = folds(groups, len(groups), seed)
+    assert sorted(np.concatenate([test for _, test in splits]).tolist()) == list(range(len(groups)))
+    for train, test in splits:
+        assert not set(groups[train]) & set(groups[test]) and len(train)
+
+
+def test_densities_without_a_closed_form_are_held_out_by_folds():
+    X = correlated(0, 23, 2)
+    density = KernelDensity().fit(X)
+    expected = np.empty(23)
+    for train, test in folds(None, 23):
+        expected[test] = KernelDensity().fit(X[train]).score_samples(X[test])
+    np.testing.assert_array_equal(held_out_scores(density, X), expected)
 
 
 def test_knn_formula_by_brute_force():
@@ -130,6 +248,6 @@ def test_gaussian_density_integrates_to_one():
     assert mass == pytest.approx(1, rel=1e-6)
 
 
-@pytest.mark.parametrize("name, kind", [("gaussian", GaussianDensity), ("gmm", GaussianMixture), ("knn", KNNDensity)])
+@pytest.mark.parametrize("name, kind", [("auto", AutoDensity), ("gaussian", GaussianDensity), ("gmm", GaussianMixture), ("knn", KNNDensity)])
 def test_densities_by_name(name, kind):
     assert isinstance(resolve_density(name), kind)

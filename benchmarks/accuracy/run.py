@@ -1,0 +1,192 @@
+"""AUROC of the default detector, its spaces and simple rivals, for each class of each data set.
+
+    python benchmarks/accuracy/run.py fit --data cifar10 view --setting one --out OUT
+    python benchmarks/accuracy/run.py tables --out OUT
+
+`fit` adds rows to OUT/rows.csv, a class at a time, and goes on where it stopped; `tables` prints them. Choices were made
+on the classes with even numbers of cifar10, fashion_mnist and view; their odd ones, covid19 and cats_vs_dogs had no part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import platform
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from data import NAMES, Data, assets, load
+from shared_pass import parts_of_many
+from sklearn.covariance import LedoitWolf
+from sklearn.ensemble import IsolationForest
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import normalize
+
+import skl_transformaly
+from skl_transformaly import RidgeStudents, TimmExtractor, TransformalyDetector
+
+SETTINGS = {"one": "one class normal", "all-but-one": "all but one normal"}
+FIELDS = ("data", "setting", "teacher", "class", "method", "auroc", "flagged_normal", "flagged_anomalies", "n", "seconds")
+CHOSEN_ON = ("cifar10", "fashion_mnist", "view")
+
+
+def extractor(name: str, precision: str) -> TimmExtractor:
+    if name == "bundled":
+        return TimmExtractor("tf_efficientnet_lite0", weights="bundled", precision=precision)
+    weights = assets() / "weights" / "vit_tiny_patch16_224.safetensors"
+    return TimmExtractor("vit_tiny_patch16_224", weights=weights, interpolation="bilinear", precision=precision)
+
+
+def rivals(train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores of five lines of scikit-learn each, on embeddings; higher is more normal."""
+    unit, unit_test = normalize(train), normalize(test)
+    return {
+        "Mahalanobis, Ledoit-Wolf": -LedoitWolf().fit(train).mahalanobis(test),
+        "Mahalanobis, Ledoit-Wolf, unit length": -LedoitWolf().fit(unit).mahalanobis(unit_test),
+        "kNN (2), unit length": -NearestNeighbors(n_neighbors=2).fit(unit).kneighbors(unit_test)[0].mean(axis=1),
+        "IsolationForest": IsolationForest(random_state=0).fit(train).score_samples(test),
+    }
+
+
+class Rows:
+    """A CSV of results, which is written a class at a time."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "rows.csv"
+        self.rows = list(csv.DictReader(self.path.open())) if self.path.exists() else []
+
+    def has(self, **fields) -> bool:
+        return any(all(row[k] == str(v) for k, v in fields.items()) for row in self.rows)
+
+    def add(self, **fields) -> None:
+        row = {name: str(fields.get(name, "")) for name in FIELDS}
+        self.rows.append(row)
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+def fit(options: argparse.Namespace) -> None:
+    rows = Rows(options.out)
+    for name in options.data:
+        data = load(name, fashion_test=options.fashion_test)
+        for setting in (SETTINGS[key] for key in options.setting):
+            if setting == "all but one normal" and len(data.classes) < 3:
+                continue
+            todo = [
+                label
+                for label in range(len(data.classes))
+                if not rows.has(data=name, setting=setting, teacher=options.teacher, **{"class": data.classes[label]})
+            ]
+            for start in range(0, len(todo), options.at_a_time):
+                study(options, rows, name, data, setting, todo[start : start + options.at_a_time])
+
+
+def study(options, rows: Rows, name: str, data: Data, setting: str, labels: list[int]) -> None:
+    """Fit detectors of some classes, and score the test images by all of them in one pass."""
+    detectors, seconds = [], []
+    for label in labels:
+        positions, _ = data.task(setting, label)
+        start = time.perf_counter()
+        detector = TransformalyDetector(
+            extractor(options.teacher, options.precision),
+            students=RidgeStudents(),
+            feature_spaces="auto" if options.students else ("pretrained", "classes", "layers"),
+            random_state=0,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            detectors.append(detector.fit([data.images[i] for i in positions]))
+        seconds.append(time.perf_counter() - start)
+    test = data.images[data.n_train :]
+    embeddings = detectors[0].extractor_.transform(test)
+    for label, detector, parts, took in zip(labels, detectors, parts_of_many(detectors, test), seconds):
+        positions, normal = data.task(setting, label)
+        fields = {"data": name, "setting": setting, "teacher": options.teacher, "class": data.classes[label]}
+        fields["n"] = len(positions)
+        whole = "all spaces" if options.students else "all spaces but discrepancy"
+        scores = {whole: sum(parts.values()), **parts}
+        if options.students:
+            scores["all spaces but discrepancy"] = sum(v for k, v in parts.items() if k != "discrepancy")
+        flagged = scores[whole] < detector.offset_
+        scores.update(rivals(detector.training_embeddings_, embeddings))
+        for method, score in scores.items():
+            extra = {}
+            if method == whole:
+                extra = {"flagged_normal": flagged[normal].mean(), "flagged_anomalies": flagged[~normal].mean()}
+                extra["seconds"] = round(took, 1)
+            rows.add(**fields, method=method, auroc=roc_auc_score(normal, score), **extra)
+        print(name, setting, data.classes[label], f"{100 * roc_auc_score(normal, scores[whole]):.1f}", flush=True)
+
+
+def tables(options: argparse.Namespace) -> None:
+    rows = Rows(options.out).rows
+    print(
+        f"skl-transformaly {skl_transformaly.__version__}, torch {torch.__version__}, numpy {np.__version__}, Python "
+        f"{platform.python_version()}, {torch.backends.cpu.get_cpu_capability()}"
+    )
+    teachers = list(dict.fromkeys(row["teacher"] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    for teacher in teachers:
+        print(f"\n### Teacher: {teacher}\n\nMean AUROC over classes, per cent; in brackets over those with odd numbers.\n")
+        print("| data | setting | classes | " + " | ".join(methods) + " |\n|" + "---|" * (len(methods) + 3))
+        for name in NAMES:
+            for setting in SETTINGS.values():
+                mine = [r for r in rows if (r["teacher"], r["data"], r["setting"]) == (teacher, name, setting)]
+                if not mine:
+                    continue
+                classes = list(dict.fromkeys(row["class"] for row in mine))
+                cells = [_mean(mine, method, classes, name) for method in methods]
+                print(f"| {name} | {setting} | {len(classes)} | " + " | ".join(cells) + " |")
+        print("\nShare of new images that are flagged at contamination 0.05, per cent; mean over classes.\n")
+        print("| data | setting | normal | anomalies | images a fit | seconds a fit |\n|---|---|---|---|---|---|")
+        for name in NAMES:
+            for setting in SETTINGS.values():
+                mine = [
+                    r
+                    for r in rows
+                    if (r["teacher"], r["data"], r["setting"]) == (teacher, name, setting) and r["flagged_normal"]
+                ]
+                if mine:
+                    normal, anomalies = (
+                        f"{100 * np.mean([float(r[k]) for r in mine]):.1f}"
+                        for k in ("flagged_normal", "flagged_anomalies")
+                    )
+                    sizes, took = (np.mean([float(r[k]) for r in mine]) for k in ("n", "seconds"))
+                    print(f"| {name} | {setting} | {normal} | {anomalies} | {sizes:.0f} | {took:.0f} |")
+
+
+def _mean(rows: list[dict], method: str, classes: list[str], name: str) -> str:
+    values = [float(r["auroc"]) for label in classes for r in rows if r["class"] == label and r["method"] == method]
+    if not values:
+        return "-"
+    text = f"{100 * np.mean(values):.1f}"
+    return f"{text} ({100 * np.mean(values[1::2]):.1f})" if name in CHOSEN_ON and len(values) > 1 else text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["fit", "tables"])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--data", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--setting", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--teacher", choices=["vit_tiny", "bundled"], default="vit_tiny")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--fashion-test", type=int, default=None, help="test images a class of Fashion-MNIST; else all")
+    parser.add_argument("--at-a-time", type=int, default=10, help="classes that share a pass over the test images")
+    parser.add_argument("--no-students", dest="students", action="store_false")
+    options = parser.parse_args()
+    {"fit": fit, "tables": tables}[options.command](options)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    main()
