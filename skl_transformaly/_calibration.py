@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from copy import deepcopy
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
 from scipy.stats import false_discovery_control
 from sklearn.base import BaseEstimator, OutlierMixin, _fit_context, clone
-from sklearn.model_selection import KFold, check_cv, train_test_split
+from sklearn.model_selection import train_test_split
 from sklearn.utils import get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
 from sklearn.utils.metaestimators import available_if
@@ -38,19 +37,16 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
     alpha : float, default=0.05
         The false-positive rate to keep, in (0, 1): `predict` says -1 where the p-value is at most this. It needs at
         least ``1 / alpha - 1`` calibration images, since no p-value is below ``1 / (n + 1)``: 19 for 0.05.
-    calibration : float, "held-out", int, splitter, list or tuple, default=0.2
+    calibration : float, "held-out" or tuple, default=0.2
         Where the calibration images come from.
 
         - A float in (0, 1): this share of `X` is set aside at random, and the detector is fitted on the rest.
         - "held-out": the detector's own held-out scores of the images it was fitted on, ``training_scores_``, which
           :class:`TransformalyDetector` has. Every image calibrates, and nothing is fitted twice.
-        - An integer of at least 2, a splitter of scikit-learn or a list of (train, test) positions: each fold is scored
-          by a detector that is fitted on the others, so that every image calibrates; new images are scored by one
-          that is fitted on all. For other detectors and few images; K + 1 fits.
         - A tuple ``(X_cal,)``: normal images of your own; the detector is fitted on all of `X`. With a detector
           that is fitted already, in ``sklearn.frozen.FrozenEstimator``, nothing is fitted again.
     random_state : int, RandomState or None, default=None
-        Shuffles `X` before it is split by a float or an integer. The detector's own random state is its own.
+        Shuffles `X` before it is split by a float. The detector's own random state is its own.
 
     Attributes
     ----------
@@ -84,13 +80,13 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
     the rate varies around `alpha` (about a Beta distribution, with a standard deviation of
     ``sqrt(alpha (1 - alpha) / n)``), and it may differ between kinds of normal images. It does not hold where new
     images come from another camera, site or season; nor where images come in groups, as several of one patient do,
-    and a group is split: for those, ``calibration=list(GroupKFold(5).split(X, groups=groups))`` at least keeps the
-    detector from knowing the patient. It says nothing on how many anomalies are found.
+    and a group is split: for those, set whole groups aside yourself, ``calibration=(X_cal,)``. It says nothing on how many anomalies are found.
 
-    *Held-out scores and folds.* There, calibration images are scored by detectors that lack a few of the images that the
-    one which scores new images has. Then nothing is proven for any number of images, unless the scores hardly depend on
-    these few [5]_: with leave-one-out scores of many images that is so. The rate is usually near `alpha`, and with folds
-    below it (``benchmarks/selection/thresholds.md``). For the proven promise keep images out, by a share or of your own.
+    *Held-out scores.* There, calibration images are scored by detectors that lack one of the images (or a fold of them)
+    that the one which scores new images has. Nothing is proven for any number of images then, unless the scores hardly
+    depend on these few [5]_: with leave-one-out scores of many images that is so. The rate is usually near `alpha`
+    (``benchmarks/selection/thresholds.md``). For the proven promise keep images out, by a share or of your own. Folds of
+    other detectors are no way out: scores of two fits need not be on one scale.
 
     *Training images.* `fit_predict`, and p-values of images in `X`, promise nothing: the detector has seen most of
     them. A :class:`TransformalyDetector` gives those that it has seen their held-out scores.
@@ -123,11 +119,8 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         "alpha": [Interval(Real, 0, 1, closed="neither")],
         "calibration": [
             Interval(RealNotInt, 0, 1, closed="neither"),
-            Interval(Integral, 2, None, closed="left"),
             StrOptions({"held-out"}),
-            HasMethods(["split", "get_n_splits"]),
             tuple,
-            list,
             np.ndarray,  # by mistake; refused with a way out
         ],
         "random_state": ["random_state"],
@@ -157,8 +150,8 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            Too few calibration images for `alpha`; the folds do not hold out each image once; or a parameter is out
-            of its range.
+            Too few calibration images for `alpha`; the detector has no held-out scores; or a parameter is out of its
+            range.
 
         Warns
         -----
@@ -198,20 +191,15 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
             raise ValueError(
                 f"calibration='held-out' needs a detector that scores its training images without themselves, in "
                 f"training_scores_, as TransformalyDetector does with threshold='held-out'; {type(detector).__name__} "
-                "does not. Pass calibration=5 for folds."
+                "does not. Pass a share of the images to keep out of the fit."
             )
         return detector, np.asarray(scores, dtype=np.float64)
 
     def _split_scores(self, X: Any) -> tuple[Any, np.ndarray, np.ndarray | None]:
-        """The detector, scores of samples that it, or that of their fold, was not fitted on, and what it was."""
-        crossed = isinstance(self.calibration, Integral) or not isinstance(self.calibration, (Real, tuple))
-        found, detector, fitted_on = [], None, None
-        for training, calibration, fitted_on in self._folds(X):  # noqa: B007 (the last is the only one where it counts)
-            detector = clone(self.estimator).fit(training, None)  # FrozenEstimator wants a y
-            found.append(np.asarray(detector.score_samples(calibration), dtype=np.float64))
-        if crossed:
-            detector, fitted_on = clone(self.estimator).fit(X, None), None
-        return detector, np.concatenate(found), fitted_on
+        """The detector, scores of samples that it was not fitted on, and where in `X` those are that it was."""
+        training, calibration, fitted_on = self._split(X)
+        detector = clone(self.estimator).fit(training, None)  # FrozenEstimator wants a y
+        return detector, np.asarray(detector.score_samples(calibration), dtype=np.float64), fitted_on
 
     @available_if(lambda self: hasattr(getattr(self, "estimator_", self.estimator), "explain"))
     def explain(self, X: Any, *args: Any, **options: Any) -> dict[str, np.ndarray]:
@@ -333,8 +321,7 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         The procedure of Benjamini and Hochberg, over the p-values of the batch. `predict` keeps the share of normal
         images that are flagged; of a batch with few anomalies, most of what it flags may be normal. Here, of what is
         declared, a share of at most `fdr` is normal, in expectation. This is proven for conformal p-values although
-        they share one calibration set (Bates et al., among the class's references); for held-out scores and folds, it
-        is not.
+        they share one calibration set (Bates et al., among the class's references); for held-out scores it is not.
 
         Parameters
         ----------
@@ -396,8 +383,8 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         # a density may be zero, and -inf less -inf is no number
         return np.subtract(scores, self.offset_, out=decisions, where=scores != self.offset_)
 
-    def _folds(self, X: Any) -> Iterator[tuple[Any, Any, np.ndarray | None]]:
-        """Yield what to fit on, what to calibrate on, and where in `X` the former is; None is all of `X`."""
+    def _split(self, X: Any) -> tuple[Any, Any, np.ndarray | None]:
+        """What to fit on, what to calibrate on, and where in `X` the former is; None is all of `X`."""
         if isinstance(self.calibration, np.ndarray):
             raise ValueError(
                 f"calibration is an array of shape {self.calibration.shape}; for calibration images of your own write "
@@ -410,38 +397,21 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
                     f"Got {'X itself' if len(self.calibration) == 1 else f'{len(self.calibration)} items'}."
                 )
             self._check_enough(_num_samples(as_sequence(self.calibration[0])))
-            yield X, self.calibration[0], None
-            return
+            return X, self.calibration[0], None
         samples = as_sequence(X)
-        splits = self._splits(_num_samples(samples))
-        self._check_enough(sum(len(test) for _, test in splits), of=_num_samples(samples))
+        n = _num_samples(samples)
+        train, test = train_test_split(np.arange(n), test_size=self.calibration, random_state=self.random_state)
+        self._check_enough(len(test), of=n)
         on_error = _on_error(self.estimator)
-        for train, test in splits:
-            parts = (take_samples(samples, place, on_error=on_error) for place in (train, test))
-            yield (*parts, np.asarray(train, dtype=np.int64))
-
-    def _splits(self, n: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        places = np.arange(n)
-        if isinstance(self.calibration, Integral):
-            folds = KFold(int(self.calibration), shuffle=True, random_state=self.random_state)
-            return list(folds.split(places))
-        if isinstance(self.calibration, Real):
-            return [tuple(train_test_split(places, test_size=self.calibration, random_state=self.random_state))]
-        splits = [(places[train], places[test]) for train, test in check_cv(self.calibration).split(places)]
-        held_out = np.sort(np.concatenate([test for _, test in splits]))
-        if not np.array_equal(held_out, places) or any(np.isin(train, test).any() for train, test in splits):
-            raise ValueError(
-                f"calibration={self.calibration!r} must hold out each image exactly once, and not fit on what it holds "
-                "out: KFold and GroupKFold do; ShuffleSplit and repeated splitters do not."
-            )
-        return splits
+        training, calibration = (take_samples(samples, place, on_error=on_error) for place in (train, test))
+        return training, calibration, np.asarray(train, dtype=np.int64)
 
     def _check_enough(self, n: int, *, of: int | None = None) -> None:
         """Refuse `n` calibration images, a part of `of`, where they cannot give a p-value as small as `alpha`."""
         if 1 / (n + 1) > self.alpha:
             ways = ["give more images", "raise alpha"]
             if isinstance(self.calibration, Real) and of is not None and of >= _needed(self.alpha):
-                ways.append(f"pass calibration=5, by which all {of} images calibrate")
+                ways.append(f"with a TransformalyDetector pass calibration='held-out', by which all {of} images calibrate")
             raise ValueError(
                 f"alpha={self.alpha} needs at least {_needed(self.alpha)} calibration images, got {n}: no p-value is "
                 f"below 1 / (n + 1), so nothing could ever be flagged. Either {', or '.join(ways)}."

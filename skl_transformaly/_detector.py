@@ -641,7 +641,6 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         fitted = ("students_", "spaces_", "offset_", "training_scores_", "training_digests_")
         for name in fitted:
             self.__dict__.pop(name, None)  # of an earlier fit, perhaps with other feature spaces
-        self._known: dict[bytes, int] | None = None
         self._check_spaces()
         images = self._images(X, reset=True)
         random_state = check_random_state(self.random_state)
@@ -687,6 +686,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         self.training_digests_ = np.array(
             [np.frombuffer(images.digests.get(i, bytes(DIGEST_SIZE)), dtype=np.uint8) for i in range(len(images))]
         )
+        del self._sizes
         self.spaces_ = spaces
         self._set_threshold(parts.sum(axis=1), len(np.unique(groups)))
 
@@ -849,7 +849,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
                 _, z_fs[positions], coarse = students.examine(batch, **watch)
                 for position, image, single in zip(positions, pixels, coarse):
                     maps[position] = _enlarge(single.mean(axis=0), image.shape[:2])
-        if collected.sizes:
+        if not hasattr(self, "spaces_"):  # while fitting
             self._sizes = collected.sizes
         return self._collected(collected, z_fs)
 
@@ -883,13 +883,16 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         terms = np.zeros((len(parts), self.training_terms_.shape[1]))
         if terms.shape[1]:
             terms = _where_readable(features["discrepancy"], self.spaces_["discrepancy"].terms)
-        if getattr(self, "_known", None) is None:
-            self._known = {digest.tobytes(): i for i, digest in enumerate(self.training_digests_)}
-        for position, digest in images.digests.items() if recognise else ():
-            row = self._known.get(digest)
+        known = self._known_images() if recognise and images.digests else {}
+        for position, digest in images.digests.items():
+            row = known.get(digest)
             if row is not None:
                 parts[position], terms[position] = self.training_parts_[row], self.training_terms_[row]
         return parts, terms
+
+    def _known_images(self) -> dict[bytes, int]:
+        """Positions of the training images by their digests."""
+        return {digest.tobytes(): i for i, digest in enumerate(self.training_digests_)}
 
     def _reasons(self, times: np.ndarray, terms: np.ndarray, blocks: list[int]) -> np.ndarray:
         reasons = np.empty(len(times), dtype=object)
@@ -931,11 +934,6 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
     @staticmethod
     def _labels(decisions: np.ndarray) -> np.ndarray:
         return np.where(decisions >= 0, 1, -1)
-
-    def __getstate__(self) -> dict:
-        state = dict(super().__getstate__())  # which from Python 3.11 on is the object's own
-        state.pop("_known", None)
-        return state
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "training_scores_")

@@ -381,21 +381,20 @@ def _unpack_ridge(students: RidgeStudents, state: dict, reader: Reader, sizes: d
     columns = [state[name] for name in ("layouts", "sizes", "local", "context")]
     if not all(isinstance(column, list) and len(column) == len(indices) for column in columns):
         unfit("does not have one student for each of its blocks")
-    students._layouts, students._sizes = [], []
+    layouts: list[Layout] = []
+    shapes: list[tuple[int, int]] = []
     students.local_weights_, students.context_weights_ = [], []
     dtypes = (_weight_dtype(extractor),)
     for layout, size, local, context in zip(*columns):
         if not _is_list_of(layout, 5, 10_000) or not _is_list_of(size, 2, 10_000) or layout[4] not in (1, 3):
             unfit("describes a student in an unknown way")
-        students._layouts.append(Layout(bool(layout[0]), layout[1], bool(layout[2]), bool(layout[3]), layout[4]))
-        students._sizes.append((size[0], size[1]))
+        layouts.append(Layout(bool(layout[0]), layout[1], bool(layout[2]), bool(layout[3]), layout[4]))
+        shapes.append((size[0], size[1]))
         own: dict[str, int] = {}
         students.local_weights_.append(Array(("C", "F"), dtypes).decode(local, reader, own))
         students.context_weights_.append(Array(("C", "Q"), dtypes).decode(context, reader, own))
     students._residuals = _decode_residuals(state["residuals"], len(indices), reader)
-    students._modules = {}
-    students._inverses = []
-    students.cache_keys_ = {}
+    students.restore(layouts, shapes)
 
 
 def _is_list_of(value: Any, length: int, high: int) -> bool:
@@ -808,7 +807,7 @@ class Writer:
     def _encode_state(self, part: Any, spec: _Class) -> dict[str, Any]:
         state: dict[str, Any] = {}
         for name, kind in spec.attributes.items():
-            if name in spec.optional and vars(part).get(name) is None:
+            if name in spec.optional and isinstance(kind, Array) and vars(part).get(name) is None:
                 continue
             if name in vars(part) or name not in spec.optional:
                 state[name] = kind.encode(getattr(part, name), self, name)
@@ -870,7 +869,6 @@ _DERIVED = frozenset(
         "_inverses",
         "feature_spaces_",
         "samples_",
-        "_known",
         "_layouts",
         "_modules",
         "_sizes",

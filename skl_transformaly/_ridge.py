@@ -333,7 +333,6 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         self.extractor_ = extractor
         self.block_indices_ = select_blocks(self.n_blocks, len(extractor.blocks_))
         self._halving = self._new_halving()
-        self._modules: dict[int, RidgeStudent] = {}
         cache = Cache(None) if cache is None else cache
         key: dict[str, Any] = {}
         if cache.active:
@@ -349,6 +348,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         self._residuals = [None] * len(self.block_indices_)
         self.context_weights_ = context
         self.local_weights_ = local
+        self._build()
         if alone:
             self.measure_training(images)
         return self
@@ -404,12 +404,18 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     @property
     def students_(self) -> list[nn.Module]:
         """The students as modules, in order of depth."""
-        places = range(len(self.local_weights_))
-        for j in places:
-            if j not in self._modules:
-                arrays = self.local_weights_[j], self.context_weights_[j]
-                self._modules[j] = RidgeStudent(self._layouts[j], *arrays, self._sizes[j]).eval()
-        return [self._modules[j] for j in places]
+        return self._modules
+
+    def restore(self, layouts: list[Layout], sizes: list[tuple[int, int]]) -> None:
+        """Set what is not an array of the fitted state, as a model file does."""
+        self._layouts, self._sizes = layouts, sizes
+        self._inverses, self.cache_keys_ = [], {}
+        self._build()
+
+    def _build(self) -> None:
+        """Make modules of the coefficients."""
+        columns = zip(self._layouts, self.local_weights_, self.context_weights_, self._sizes)
+        self._modules: list[nn.Module] = [RidgeStudent(*column).eval() for column in columns]
 
     @own_settings()
     def measure_training(self, images: Images, collect: Collect | None = None) -> None:
@@ -513,7 +519,8 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
-        self._modules = {}
+        if self.__sklearn_is_fitted__():
+            self._build()
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "local_weights_")

@@ -102,7 +102,7 @@ class Teacher:
         try:
             features = self.model.forward_features(pixels)
             if visit is not None:
-                visit(len(self.blocks), self.model, (), {}, features)
+                visit(len(self.blocks), self.model, (features,), {}, features)
             return self.model.forward_head(features, pre_logits=True).flatten(1)
         finally:
             self._watching.visit = None

@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 __all__ = ["PRECISIONS", "autocast", "limited_threads", "own_settings", "resolve_device", "resolve_precision", "seeded"]
@@ -82,6 +83,7 @@ def own_settings() -> Iterator[None]:
         torch was given too little memory.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(np.errstate(under="ignore"))  # tiny products are zero, whatever the caller wants to hear of
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast("cpu", enabled=False))

@@ -989,7 +989,10 @@ class TrainingHistoryDisplay:
             It has no students.
         """
         check_is_fitted(estimator)
-        return cls.from_history(_students(estimator).history_, ax=ax, **kwargs)
+        students = _students(estimator)
+        if not hasattr(students, "history_"):
+            raise TypeError(f"{type(students).__name__} were not trained, so there is no history to draw.")
+        return cls.from_history(students.history_, ax=ax, **kwargs)
 
     @classmethod
     def from_history(

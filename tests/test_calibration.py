@@ -17,9 +17,6 @@ from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import (
-    GroupKFold,
-    KFold,
-    RepeatedKFold,
     ShuffleSplit,
     train_test_split,
 )
@@ -55,15 +52,7 @@ def column(values):
 
 
 @parametrize_with_checks(
-    [
-        ConformalDetector(IsolationForest(n_estimators=5, random_state=0), alpha=0.2, calibration=0.5),
-        ConformalDetector(IsolationForest(n_estimators=5, random_state=0), alpha=0.2, calibration=2),
-    ],
-    expected_failed_checks=lambda estimator: (
-        {"check_outliers_train": "decision_function shifts log p, not the scores of the refitted estimator"}
-        if estimator.calibration == 2
-        else {}
-    ),
+    [ConformalDetector(IsolationForest(n_estimators=5, random_state=0), alpha=0.2, calibration=0.5)]
 )
 def test_scikit_learn_check(estimator, check):
     check(estimator)
@@ -129,40 +118,6 @@ def test_zero_densities_are_no_trouble():
     np.testing.assert_array_equal(np.where(got >= 0, 1, -1), detector.predict(column([99, 0.5])))
 
 
-@pytest.mark.parametrize("calibration", [3, KFold(4, shuffle=True, random_state=1), "pairs"])
-def test_cross_conformal_p_values_compare_within_folds(rng, calibration):
-    X, new = rng.normal(size=(30, 2)), rng.normal(size=(20, 2)) * 3
-    groups = np.arange(30) % 5
-    if isinstance(calibration, int):
-        splits = KFold(calibration, shuffle=True, random_state=0).split(X)
-    elif calibration == "pairs":
-        splits = calibration = list(GroupKFold(3).split(X, groups=groups))
-    else:
-        splits = calibration.split(X)
-    detector = ConformalDetector(OneClassSVM(nu=0.1), alpha=0.2, calibration=calibration, random_state=0).fit(X)
-    count = np.ones(20)
-    held_out = []
-    for train, test in splits:
-        fold = OneClassSVM(nu=0.1).fit(X[train])
-        for i in test:
-            held_out.append(fold.score_samples(X[i : i + 1])[0])
-            count += held_out[-1] <= fold.score_samples(new)
-    np.testing.assert_allclose(detector.p_values(new), count / 31)
-    np.testing.assert_allclose(detector.calibration_scores_, np.sort(held_out))
-    np.testing.assert_allclose(detector.score_samples(new), OneClassSVM(nu=0.1).fit(X).score_samples(new))
-
-
-@pytest.mark.parametrize("alpha", [0.05, 0.1, 0.2, 0.25, 0.5])
-def test_cross_conformal_decisions_agree_with_the_labels(rng, alpha):
-    X, new = rng.normal(size=(39, 2)), rng.normal(size=(300, 2)) * 2
-    detector = ConformalDetector(OneClassSVM(nu=0.1), alpha=alpha, calibration=3, random_state=0).fit(X)
-    p, labels, decisions = detector.p_values(new), detector.predict(new), detector.decision_function(new)
-    np.testing.assert_array_equal(labels, np.where(p <= alpha, -1, 1))
-    np.testing.assert_array_equal(labels, np.where(decisions >= 0, 1, -1))
-    assert (np.diff(decisions[np.argsort(p, kind="stable")]) >= 0).all()
-    assert set(labels) == {1, -1} and not hasattr(detector, "offset_")
-
-
 def test_what_calibrates_is_not_fitted_on(rng):
     X = rng.normal(size=(50, 2))
     detector = ConformalDetector(OneClassSVM(nu=0.1), alpha=0.2, calibration=0.3, random_state=0).fit(X)
@@ -195,11 +150,10 @@ def test_seed_decides_the_split(rng):
 
 def test_a_fit_forgets_the_one_before(rng):
     X = rng.normal(size=(100, 2))
-    detector = ConformalDetector(OneClassSVM(), calibration=3).fit(X)
-    detector.set_params(calibration=0.5).fit(X)
-    assert hasattr(detector, "offset_") and not hasattr(detector, "estimators_")
-    detector.set_params(calibration=3).fit(X)
-    assert not hasattr(detector, "offset_") and len(detector.estimators_) == 3
+    detector = ConformalDetector(OneClassSVM(), calibration=0.5, random_state=0).fit(X)
+    assert len(detector.fitted_positions_) < len(X)
+    detector.set_params(calibration=(X[:40],)).fit(X[40:])
+    assert detector.fitted_positions_ is None
 
 
 # Promises
@@ -359,13 +313,27 @@ def test_just_enough_calibration_images_suffice(rng, calibration, n, got):
         detector.fit(rng.normal(size=(n - 4 if n > 20 else n - 1, 1)))
 
 
-@pytest.mark.parametrize("calibration, n, helps", [(0.2, 30, True), (0.2, 18, False), (5, 18, False)])
-def test_folds_are_advised_only_where_they_would_be_enough(rng, calibration, n, helps):
+@pytest.mark.parametrize("n, helps", [(30, True), (18, False)])
+def test_held_out_scores_are_advised_only_where_they_would_be_enough(rng, n, helps):
     with pytest.raises(ValueError, match="at least 19 calibration images") as caught:
-        ConformalDetector(FirstValue(), calibration=calibration).fit(rng.normal(size=(n, 1)))
-    assert ("pass calibration=5, by which all 30 images calibrate" in str(caught.value)) == helps
-    if helps:
-        ConformalDetector(FirstValue(), calibration=5).fit(rng.normal(size=(n, 1)))
+        ConformalDetector(FirstValue(), calibration=0.2).fit(rng.normal(size=(n, 1)))
+    assert ("calibration='held-out', by which all 30 images calibrate" in str(caught.value)) == helps
+
+
+def test_a_detectors_own_held_out_scores_calibrate_without_another_fit(images, rng):
+    new = rng.integers(0, 256, (5, 20, 24, 3), dtype=np.uint8)
+    alone = tiny_detector(feature_spaces=["pretrained"]).fit(images)
+    detector = ConformalDetector(tiny_detector(feature_spaces=["pretrained"]), alpha=0.3, calibration="held-out")
+    detector.fit(images)
+    np.testing.assert_array_equal(detector.calibration_scores_, np.sort(alone.training_scores_))
+    np.testing.assert_array_equal(detector.p_values(new), alone.p_values(new))
+
+
+@pytest.mark.parametrize("estimator", [FirstValue(), tiny_detector(threshold="training", feature_spaces=["pretrained"])])
+def test_without_held_out_scores_there_are_none_to_take(estimator, images):
+    X = images if hasattr(estimator, "extractor") else images.reshape(12, -1)[:, :1].astype(float)
+    with pytest.raises(ValueError, match="scores its training images without themselves"):
+        ConformalDetector(estimator, alpha=0.3, calibration="held-out").fit(X)
 
 
 def test_too_few_are_refused_before_anything_is_fitted(rng):
@@ -373,21 +341,9 @@ def test_too_few_are_refused_before_anything_is_fitted(rng):
         def fit(self, X, y=None):
             raise AssertionError("fitted")
 
-    for calibration in (0.2, 3, (rng.normal(size=(10, 1)),)):
+    for calibration in (0.2, (rng.normal(size=(10, 1)),)):
         with pytest.raises(ValueError, match="at least 19"):
             ConformalDetector(Never(), calibration=calibration).fit(rng.normal(size=(10, 1)))
-
-
-@pytest.mark.parametrize("calibration", [ShuffleSplit(3), RepeatedKFold(n_repeats=2), [([0, 1, 2], [3])]])
-def test_folds_must_hold_out_each_image_once(rng, calibration):
-    with pytest.raises(ValueError, match="exactly once"):
-        ConformalDetector(FirstValue(), calibration=calibration).fit(rng.normal(size=(30, 1)))
-
-
-def test_folds_must_not_fit_on_what_they_hold_out(rng):
-    everything = np.arange(30)
-    with pytest.raises(ValueError, match="not fit on what it holds out"):
-        ConformalDetector(FirstValue(), calibration=[(everything, everything)]).fit(rng.normal(size=(30, 1)))
 
 
 def test_training_images_are_no_calibration_images(rng):
@@ -524,9 +480,9 @@ def test_unreadable_files_are_skipped_where_the_detector_skips(images, tmp_path,
 
     X = paths if kind == "paths" else Paths()
     detector = ConformalDetector(
-        tiny_detector(feature_spaces=["pretrained"], on_error="skip"), alpha=0.3, calibration=2, random_state=0
+        tiny_detector(feature_spaces=["pretrained"], on_error="skip"), alpha=0.3, calibration="held-out"
     )
-    with pytest.warns(UserWarning, match="1 of 6 calibration images scored NaN"):
+    with pytest.warns(UserWarning, match="1 of 12 calibration images scored NaN"):
         detector.fit(X)
     assert len(detector.calibration_scores_) == 11
     p, labels = detector.p_values(paths), detector.predict(paths)

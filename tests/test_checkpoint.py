@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import tiny_detector, tiny_extractor, tiny_students
+from conftest import tiny_extractor, tiny_students
+from conftest import tiny_paper as tiny_detector
 from sklearn.base import clone
 
 from skl_transformaly import BlockStudents

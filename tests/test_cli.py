@@ -23,7 +23,7 @@ from skl_transformaly._evaluation import evaluate_scores, fpr_at_tpr, normal_cla
 from skl_transformaly._files import display_path, find_files
 from skl_transformaly._provenance import Provenance, image_facts
 from skl_transformaly._scores import COLUMNS, ScoreFileError, open_scores, score_table
-from skl_transformaly.cli import _calibration, app
+from skl_transformaly.cli import app
 
 # ----- finding files
 
@@ -297,7 +297,7 @@ def test_what_is_normal_is_never_guessed(classes, good, message):
 
 
 def test_what_is_kept_of_the_training_comes_back():
-    made = Provenance("/r", ["a/b.png"], [0], [], [-1.5], ["00"], 8, {"c.png": "why"}, 1, 2, 3, 4.5, {"teacher": "t"})
+    made = Provenance("/r", ["a/b.png"], [0], [-1.5], ["00"], 8, {"c.png": "why"}, 1, 2, 3, 4.5, {"teacher": "t"})
     assert Provenance.from_json(json.loads(json.dumps(made.to_json()))) == made
 
 
@@ -308,7 +308,6 @@ def test_what_is_kept_of_the_training_comes_back():
         {"files": ["/etc/secret.png"]},
         {"files": "a.png"},
         {"files": ["a.png"], "fitted": [1]},
-        {"files": ["a.png"], "calibration": [-1]},
         {"scores": [1.0]},
         {"settings": {"teacher": 1}},
         {"seed": "x"},
@@ -324,14 +323,6 @@ def test_grey_and_the_same_in_colour_are_one_image(rng):
     grey = rng.integers(0, 256, (5, 6, 1), dtype=np.uint8)
     assert image_facts("a", grey).digest == image_facts("b", np.repeat(grey, 3, axis=2)).digest
     assert image_facts("a", grey).digest != image_facts("a", grey[:, ::-1]).digest
-
-
-@pytest.mark.parametrize(
-    ("text", "n", "alpha", "expected"),
-    [("auto", 95, 0.05, 0.2), ("auto", 90, 0.05, 5), ("auto", 19, 0.05, 5), ("0.3", 50, 0.05, 0.3), ("7", 50, 0.05, 7)],
-)
-def test_how_it_is_calibrated(text, n, alpha, expected):
-    assert _calibration(text, n, alpha) == expected
 
 
 # ----- the command
@@ -357,7 +348,7 @@ def work(tmp_path_factory):
     (root / "train" / ".hidden.png").write_bytes(b"")
     (root / "train" / "notes.txt").write_bytes(b"")
     (root / "train" / "broken.png").write_bytes(b"no image")
-    options = ["--image-size", "32", "--blocks", "1", "--epochs", "1", "--alpha", "0.2"]
+    options = ["--image-size", "32", "--blocks", "1", "--alpha", "0.2"]
     result = run(app, ["fit", str(root / "train"), "-o", str(root / "model.tfm"), *options, "--json"])
     assert result.exit_code == 0, result.output
     return root, json.loads(result.stdout), result.stderr
@@ -375,7 +366,7 @@ def test_dir(work):
 
 def test_fit_says_what_it_took(work):
     _, said, stderr = work
-    assert (said["images"], said["calibration"], said["hidden"], said["other"]) == (24, 5, 1, 1)
+    assert (said["images"], said["hidden"], said["other"]) == (24, 1, 1)
     assert list(map(os.path.basename, said["unreadable"])) == ["broken.png"]
     assert "1 image could not be read (left out)" in stderr
 
@@ -383,7 +374,8 @@ def test_fit_says_what_it_took(work):
 def test_a_model_knows_its_training_images(work, model):
     detector = load(model)
     said = json.loads(run(app, ["info", model, "--json"]).stdout)
-    assert said["saved"]["images of the fit"] == "19" and said["calibration"] == 5 and said["seed"] == 0
+    assert said["saved"]["images of the fit"] == "24" and said["seed"] == 0
+    assert said["settings"]["calibration"] == "24 training images, each scored without itself"
     assert said["settings"]["teacher"] == "tf_efficientnet_lite0"
     from skl_transformaly.persistence import read_header
 
@@ -543,7 +535,8 @@ MISTAKES = {
     "no weights": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--teacher", "test_vit", "--weights", "nowhere"],
     "unknown teacher": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--teacher", "vit_tinny", "--alpha", "0.2"],
     "alpha": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--alpha", "5"],
-    "calibration": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--alpha", "0.2", "--calibration", "many"],
+    "students": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--students", "clever"],
+    "epochs of what is not trained": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--epochs", "3"],
     "strict": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--strict"],
     "size of a word": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--image-size", "big"],
     "no model": ["score", "{root}/nowhere.tfm", "{root}/test"],

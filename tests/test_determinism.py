@@ -16,7 +16,7 @@ from conftest import tiny_detector, tiny_extractor, tiny_students
 from PIL import Image, ImageFile
 from sklearn.base import clone
 
-from skl_transformaly import ConformalDetector, load, save
+from skl_transformaly import BlockStudents, ConformalDetector, load, save
 
 # The same seed, the same scores
 
@@ -186,7 +186,7 @@ def calls(detector, X, folder):
     """Each thing that a user may ask, by name."""
 
     def fail_in_training():
-        broken = clone(detector).set_params(students__lr=1e30, students__max_epochs=3)
+        broken = clone(detector).set_params(students=BlockStudents(n_blocks=2, lr=1e30, max_epochs=3))
         with pytest.raises((FloatingPointError, ValueError)):
             broken.fit(X)
 
@@ -198,7 +198,7 @@ def calls(detector, X, folder):
         "fit": lambda: clone(detector).fit(X),
         "fit with a cache": lambda: clone(detector).set_params(memory=str(folder / "cache")).fit(X),
         "fit, showing progress": lambda: clone(detector).set_params(verbose=1).fit(X),
-        "fit without a seed": lambda: clone(detector).set_params(random_state=0, students__random_state=None).fit(X),
+        "fit without a seed": lambda: clone(detector).set_params(random_state=None).fit(X),
         "fit_predict": lambda: clone(detector).fit_predict(X),
         "score_samples": lambda: detector.score_samples(X),
         "decision_function": lambda: detector.decision_function(X),
@@ -206,7 +206,7 @@ def calls(detector, X, folder):
         "transform": lambda: detector.transform(X),
         "anomaly_map": lambda: detector.anomaly_map(X),
         "explain": lambda: detector.explain(X),
-        "explained_variance_path": lambda: detector.explained_variance_path(X),
+        "p_values": lambda: detector.p_values(X),
         "pickle": lambda: pickle.loads(pickle.dumps(detector)).score_samples(X),
         "save and load": lambda: (save(detector, folder / "model.tfm"), load(folder / "model.tfm").score_samples(X)),
         "ConformalDetector": lambda: ConformalDetector(detector, alpha=0.4, random_state=0).fit(X).p_values(X),

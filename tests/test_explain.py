@@ -5,15 +5,13 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_detector, tiny_extractor, tiny_students
+from conftest import tiny_detector, tiny_extractor, tiny_paper, tiny_students
 from PIL import Image
-from scipy.stats import multivariate_normal
 from sklearn.covariance import LedoitWolf
-from sklearn.decomposition import PCA
-from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import normalize
 from test_extractor import FAMILIES
 
-from skl_transformaly import GaussianDensity, TransformalyDetector
+from skl_transformaly import TransformalyDetector
 
 
 def residuals(students, X):
@@ -29,8 +27,9 @@ def residuals(students, X):
     return np.stack([found[index] for index in sorted(found)])
 
 
-def test_map_is_the_mean_over_blocks_of_how_unusual_residuals_are_at_their_place(fitted):
-    detector, X = fitted
+def test_map_is_the_mean_over_blocks_of_how_unusual_residuals_are_at_their_place():
+    X = np.random.default_rng(1).integers(0, 256, (12, 20, 24, 3), dtype=np.uint8)
+    detector = tiny_paper().fit(X)
     new = np.random.default_rng(5).integers(0, 256, (2, 20, 24, 3), dtype=np.uint8)
     usual, found = residuals(detector.students_, X), residuals(detector.students_, new)
     coarse = []
@@ -231,24 +230,36 @@ def test_explanation_adds_up(fitted, images):
     detector, _ = fitted
     table = detector.explain(images)
     np.testing.assert_allclose(table["score"], detector.score_samples(images), rtol=1e-12)
-    np.testing.assert_allclose(table["pretrained"] + table["discrepancy"], table["score"], rtol=1e-12)
-    np.testing.assert_allclose(table["block4"] + table["block5"], table["discrepancy"], rtol=1e-9)
+    parts = table["pretrained"] + table["layers"] + table["discrepancy"]
+    np.testing.assert_allclose(parts, table["score"], rtol=1e-12)
+    np.testing.assert_allclose(table["block4"] + table["block5"], table["discrepancy"], rtol=1e-9, atol=1e-9)
 
 
-def test_terms_are_scipys_conditional_densities(rng):
-    X = rng.normal(size=(50, 3)) @ rng.normal(size=(3, 3))
-    density = GaussianDensity().fit(X)
-    terms = density.conditional_terms(X)
-    for j in range(3):
-        joint = multivariate_normal(density.mean_[: j + 1], density.covariance_[: j + 1, : j + 1]).logpdf(X[:, : j + 1])
-        np.testing.assert_allclose(terms[:, : j + 1].sum(axis=1), joint, rtol=1e-6)
+def test_explanation_of_new_images_adds_up_too(fitted, rng):
+    detector, _ = fitted
+    new = rng.integers(0, 256, (5, 20, 24, 3), dtype=np.uint8)
+    table = detector.explain(new)
+    np.testing.assert_allclose(sum(table[name] for name in detector.feature_spaces_), table["score"], rtol=1e-12)
+    np.testing.assert_allclose(table["block4"] + table["block5"], table["discrepancy"], rtol=1e-9, atol=1e-9)
+
+
+def test_times_count_how_far_the_lowest_hundredth_of_normal_images_lies(fitted, rng):
+    detector, _ = fitted
+    odd = rng.integers(0, 256, (1, 20, 24, 3), dtype=np.uint8)
+    odd[:, :10] = 255
+    table = detector.explain(odd)
+    for j, name in enumerate(detector.feature_spaces_):
+        usual, lowest = np.quantile(detector.training_parts_[:, j], [0.5, 0.01])
+        assert table[f"times_{name}"][0] == pytest.approx((usual - table[name][0]) / (usual - lowest))
+    worst = max(detector.feature_spaces_, key=lambda name: table[f"times_{name}"][0])
+    assert table["reason"][0].startswith(f"unusual in {worst}")
 
 
 def test_nearest_images_are_the_nearest(fitted, images):
     detector, X = fitted
     table = detector.explain(images, n_neighbors=2)
-    k = detector.whitening_.n_components_
-    distances = np.linalg.norm(detector.transform(images)[:, None, :k] - detector.transform(X)[None, :, :k], axis=2)
+    z, training = (normalize(detector.extractor_.transform(part)) for part in (images, X))
+    distances = np.linalg.norm(z[:, None] - training[None], axis=2)
     np.testing.assert_array_equal(table["neighbor0"], distances.argmin(axis=1))
     np.testing.assert_allclose(table["distance1"], np.sort(distances, axis=1)[:, 1], rtol=1e-6)
 
@@ -279,33 +290,3 @@ def test_an_unreadable_image_is_a_row_of_nan(tmp_path, images):
     assert np.isfinite(table["score"][0])
 
 
-@pytest.mark.parametrize("density", ["gaussian", "knn"])
-@pytest.mark.parametrize("normalize", [False, True])
-def test_path_gives_what_a_fit_at_each_threshold_gives(images, rng, density, normalize):
-    settings = {"density": density, "normalize": normalize}
-    new = rng.integers(0, 256, (5, 20, 24, 3), dtype=np.uint8)
-    path = tiny_detector(**settings).fit(images).explained_variance_path(new)
-    for share in (0.3, 0.75, 0.95):
-        detector = tiny_detector(explained_variance=share, **settings).fit(images)
-        row = detector.whitening_.n_components_ - 1
-        np.testing.assert_allclose(path["scores"][row], detector.score_samples(new), rtol=1e-6)
-        assert path["explained_variance"][row] > share
-        assert row == 0 or path["explained_variance"][row - 1] <= share
-
-
-def test_path_covers_every_component_there_is(images):
-    detector = tiny_detector(feature_spaces=["pretrained"]).fit(images)
-    path = detector.explained_variance_path(images)
-    rank = PCA().fit(detector.extractor_.transform(images)).n_components_ - 1  # centring takes one
-    assert path["n_components"].tolist() == list(range(1, rank + 1)) and path["scores"].shape == (rank, len(images))
-
-
-def test_paths_auroc_is_scikit_learns(fitted, images):
-    y = np.where(np.arange(len(images)) % 3 == 0, -1, 1)
-    path = fitted[0].explained_variance_path(images, y)
-    assert path["auroc"].tolist() == [roc_auc_score(y, row) for row in path["scores"]]
-
-
-def test_path_refuses_labels_of_zero_and_one(fitted, images):
-    with pytest.raises(ValueError, match=r"y must hold both \+1 \(normal\) and -1"):
-        fitted[0].explained_variance_path(images, np.arange(len(images)) % 2)

@@ -8,7 +8,6 @@ import pytest
 from conftest import tiny_detector, tiny_extractor, tiny_students
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest
 from sklearn.frozen import FrozenEstimator
 from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
@@ -18,8 +17,9 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from skl_transformaly import BlockStudents, ConformalDetector, GaussianDensity, KNNDensity, TimmExtractor, export
-from skl_transformaly._onnx import OPSET, Operators, enlarge, log_density, preprocess, share_at_most, whiten
+from skl_transformaly import BlockStudents, ConformalDetector, AutoDensity, GaussianDensity, KNNDensity, TimmExtractor, export
+from skl_transformaly._space import FeatureSpace
+from skl_transformaly._onnx import OPSET, Operators, enlarge, log_density, preprocess, share_at_most, space_score
 from skl_transformaly.export import ParityError, to_onnx
 
 KINDS = {np.dtype(np.uint8): "UINT8", np.dtype(np.float32): "FLOAT", np.dtype(np.float64): "DOUBLE"}
@@ -100,7 +100,8 @@ def test_a_wrong_number_of_channels_is_refused(channels):
 DENSITIES = [
     GaussianDensity(),
     GaussianDensity(shrinkage=0),
-    GaussianDensity(shrinkage="ledoit-wolf"),
+    GaussianDensity(target="diagonal"),
+    AutoDensity(),
     *(GaussianMixture(3, covariance_type=kind, random_state=0) for kind in ("full", "tied", "diag", "spherical")),
     KNNDensity(n_neighbors=1),
     KNNDensity(),
@@ -119,22 +120,21 @@ def test_log_densities_agree(density, scale, rng):
     np.testing.assert_allclose(run(z=queries), density.score_samples(queries), rtol=1e-9, atol=1e-8)
 
 
-@pytest.mark.parametrize("normalize", [False, True])
-def test_whitening_agrees(normalize, rng):
-    training = rng.normal(size=(30, 6)) + 1
-    unit = training / np.linalg.norm(training, axis=1, keepdims=True) if normalize else training
-    pca = PCA(0.9, whiten=True, svd_solver="full").fit(unit)
+@pytest.mark.parametrize("n", [5, 40])
+@pytest.mark.parametrize("options", [{}, {"normalize": False}, {"explained_variance": 0.8}, {"discrepancy": True}], ids=str)
+def test_a_spaces_part_agrees(n, options, rng):
+    training, new = rng.normal(size=(n, 12)) + 1, rng.normal(size=(7, 12))
+    space = FeatureSpace(GaussianDensity(), **options).fit(training, sizes=[4, 8])
     ops = Operators("test")
-    run = compile_graph(ops, {"z": (np.float64, 2)}, whiten(ops, "z", pca, normalize=normalize), np.float64)
-    np.testing.assert_allclose(run(z=training), pca.transform(unit), rtol=1e-9, atol=1e-9)
+    run = compile_graph(ops, {"z": (np.float64, 2)}, space_score(ops, "z", space), np.float64)
+    np.testing.assert_allclose(run(z=new), space.score_samples(new), rtol=1e-9, atol=1e-9)
 
 
-def test_p_values_count_calibration_scores_of_all_folds():
+def test_p_values_count_calibration_scores():
     ops = Operators("test")
-    p = share_at_most(ops, ["a", "b"], [np.array([1.0, 2.0, 2.0]), np.array([0.0, 5.0])])
-    run = compile_graph(ops, {"a": (np.float64, 1), "b": (np.float64, 1)}, p, np.float64)
-    found = run(a=np.array([0.5, 2.0, 9.0]), b=np.array([-1.0, 4.0, 5.0]))
-    np.testing.assert_allclose(found, [1 / 6, (1 + 3 + 1) / 6, 1])
+    p = share_at_most(ops, "a", np.array([1.0, 2.0, 2.0, 5.0]))
+    run = compile_graph(ops, {"a": (np.float64, 1)}, p, np.float64)
+    np.testing.assert_allclose(run(a=np.array([0.5, 2.0, 9.0])), [1 / 5, 4 / 5, 1])
 
 
 @pytest.mark.parametrize("size", [(3, 5), (14, 14), (50, 31)])
@@ -326,19 +326,8 @@ def test_feature_spaces_and_densities_in_one_file(options, rng, tmp_path):
     X = rng.integers(0, 256, (20, 20, 24, 3), dtype=np.uint8)
     detector = tiny_detector(**options).fit(X)
     _, found = exported_scores(detector, tmp_path / "new.onnx", X)
-    np.testing.assert_allclose(found["score"], detector.score_samples(X), rtol=1e-3)
-    np.testing.assert_allclose(found["decision"], detector.decision_function(X), rtol=1e-3, atol=1e-2)
-    assert ("anomaly_map" in found) == ("discrepancy" in detector.feature_spaces)
-
-
-@pytest.mark.slow
-def test_p_values_of_folds(rng, tmp_path):
-    X = rng.integers(0, 256, (20, 20, 24, 3), dtype=np.uint8)
-    new = rng.integers(0, 256, (20, 20, 24, 3), dtype=np.uint8)
-    detector = ConformalDetector(tiny_detector(), calibration=3, alpha=0.2, random_state=0).fit(X)
-    _, found = exported_scores(detector, tmp_path / "new.onnx", new)
-    np.testing.assert_allclose(found["p_value"], detector.p_values(new))
-    np.testing.assert_allclose(found["decision"], detector.decision_function(new))
+    np.testing.assert_allclose(found["score"], detector.score_as_new(X), rtol=1e-3, atol=1e-2)
+    assert ("anomaly_map" in found) == ("discrepancy" in detector.feature_spaces_)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from sklearn.svm import OneClassSVM
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from conftest import tiny_detector
+from conftest import tiny_detector, tiny_extractor, tiny_paper, tiny_students
 
 from skl_transformaly import ConformalDetector
 from skl_transformaly.model_selection import NormalOnly, OneClassSplit
@@ -87,13 +87,12 @@ def test_without_offset_the_decision_function_is_drawn(rows):
     assert display.ax_.get_xlabel().startswith("decision")
 
 
-@pytest.mark.parametrize("calibration", [0.5, 3])
-def test_p_values_are_drawn_against_scores(rows, calibration):
+def test_p_values_are_drawn_against_scores(rows):
     X, y, forest = rows
-    detector = ConformalDetector(forest, calibration=calibration, random_state=0).fit(X[y == 1])
+    detector = ConformalDetector(forest, calibration=0.5, random_state=0).fit(X[y == 1])
     display = ScoreHistogramDisplay.from_estimator(detector, X, y)
     x, p = display.p_line_.get_data()
-    scores = detector.score_samples(X) if calibration == 0.5 else detector.decision_function(X)
+    scores = detector.score_samples(X)
     order = np.argsort(scores, kind="stable")
     np.testing.assert_allclose(x, scores[order])
     np.testing.assert_array_equal(p, detector.p_values(X)[order])
@@ -245,10 +244,10 @@ def test_discrepancies_are_in_units_of_the_training_mean(fitted):
 
 
 def test_discrepancies_of_students_alone_and_given_are_as_they_are(fitted):
-    detector, X = fitted
-    z = detector.students_.transform(X)
+    students, X = tiny_students(extractor=tiny_extractor()).fit(fitted[1]), fitted[1]
+    z = students.transform(X)
     expected = np.quantile(z, (0.05, 0.5, 0.95), axis=0)
-    alone = BlockDiscrepancyDisplay.from_estimator(detector.students_, X)
+    alone = BlockDiscrepancyDisplay.from_estimator(students, X)
     np.testing.assert_allclose(alone.quantiles["all"], expected)
     assert set(alone.quantiles) == {"all"} and not alone.relative
     np.testing.assert_allclose(BlockDiscrepancyDisplay.from_predictions(z).quantiles["all"], expected)
@@ -264,13 +263,19 @@ def test_history_is_drawn_epoch_by_epoch():
     assert len(same) == 1
 
 
+def test_students_that_were_not_trained_have_no_history(fitted):
+    with pytest.raises(TypeError, match="RidgeStudents were not trained"):
+        TrainingHistoryDisplay.from_estimator(fitted[0])
+
+
 def test_students_are_found_within_wrappers(fitted):
-    detector, X = fitted
+    X = fitted[1]
+    detector = tiny_paper().fit(X)
     for wrapper in (
         detector,
         detector.students_,
-        NormalOnly(tiny_detector()).fit(X, np.ones(len(X))),
-        make_pipeline(tiny_detector()).fit(X),
+        NormalOnly(tiny_paper()).fit(X, np.ones(len(X))),
+        make_pipeline(tiny_paper()).fit(X),
     ):
         assert set(TrainingHistoryDisplay.from_estimator(wrapper).history) == {4, 5}
 
@@ -288,8 +293,7 @@ def test_no_students_is_an_error(rows):
 def test_pca_map_is_that_of_training_images_and_others(fitted):
     detector, X = fitted
     display = EmbeddingDisplay.from_estimator(detector, X[:5], np.repeat([1, -1], [3, 2]))
-    lengths = np.sqrt(detector.whitening_.explained_variance_)
-    kept = detector.transform(X)[:, : len(lengths)] * lengths
+    kept = detector.transform(X)[:, : detector.extractor_.embedding_size_]
     expected = PCA(2).fit_transform(np.vstack([kept, kept[:5]]))
     np.testing.assert_allclose(np.abs(display.training), np.abs(expected[:12]), atol=1e-3)
     np.testing.assert_allclose(np.abs(display.coordinates), np.abs(expected[12:]), atol=1e-3)

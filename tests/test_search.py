@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import tiny_detector
+from conftest import tiny_paper as tiny_detector
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import (

@@ -7,7 +7,7 @@ import tempfile
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_detector, tiny_extractor, tiny_students
+from conftest import tiny_detector, tiny_extractor, tiny_paper, tiny_students
 from hypothesis import given
 from hypothesis import strategies as st
 from joblib import parallel_config
@@ -384,7 +384,8 @@ def test_the_detector_hands_its_n_jobs_to_students_without(images, one_thread):
         detector = tiny_detector(n_jobs=2, students=tiny_students()).fit(images)
         own = tiny_detector(n_jobs=2, students=tiny_students(n_jobs=1)).fit(images)
     assert detector.students_.n_jobs == 2 and own.students_.n_jobs == 1
-    np.testing.assert_array_equal(detector.score_samples(images), tiny_detector().fit(images).score_samples(images))
+    alone = tiny_detector(students=tiny_students()).fit(images)
+    np.testing.assert_array_equal(detector.score_samples(images), alone.score_samples(images))
 
 
 def test_what_memory_has_is_not_trained_again(images, one_thread, monkeypatch, tmp_path):
@@ -397,7 +398,7 @@ def test_what_memory_has_is_not_trained_again(images, one_thread, monkeypatch, t
     def fit(n_jobs, n_blocks):
         with parallel_config("threading"):
             students = tiny_students(n_blocks=n_blocks)
-            return tiny_detector(n_jobs=n_jobs, students=students, memory=str(tmp_path)).fit(images)
+            return tiny_paper(n_jobs=n_jobs, students=students, memory=str(tmp_path)).fit(images)
 
     fit(None, 2)
     more = fit(2, 4)
@@ -405,7 +406,7 @@ def test_what_memory_has_is_not_trained_again(images, one_thread, monkeypatch, t
     fit(2, 4)
     assert len(trained) == 4
     np.testing.assert_array_equal(
-        more.score_samples(images), tiny_detector(students=tiny_students(n_blocks=4)).fit(images).score_samples(images)
+        more.score_samples(images), tiny_paper(students=tiny_students(n_blocks=4)).fit(images).score_samples(images)
     )
 
 
