@@ -13,7 +13,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
 import joblib
-import numpy as np
 from joblib._store_backends import FileSystemStoreBackend  # what joblib.register_store_backend is to be given
 from sklearn.utils.validation import check_memory
 

@@ -77,16 +77,16 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
     *What is promised.* If a new normal image and the calibration images are exchangeable (drawn independently from
     one source, say), it is flagged with a probability of at most `alpha`, for any detector, any distribution and any
     number of images. The promise is marginal: an average over calibration sets and images. With one calibration set
-    the rate varies around `alpha` (about a Beta distribution, with a standard deviation of
-    ``sqrt(alpha (1 - alpha) / n)``), and it may differ between kinds of normal images. It does not hold where new
-    images come from another camera, site or season; nor where images come in groups, as several of one patient do,
-    and a group is split: for those, set whole groups aside yourself, ``calibration=(X_cal,)``. It says nothing on how many anomalies are found.
+    the rate varies around `alpha` (about a Beta distribution, with a standard deviation of ``sqrt(alpha (1 - alpha) /
+    n)``), and it may differ between kinds of normal images. It does not hold where new images come from another
+    camera, site or season; nor where images come in groups, as several of one patient do, and a group is split: for
+    those, set whole groups aside yourself, ``calibration=(X_cal,)``. It says nothing on how many anomalies are found.
 
-    *Held-out scores.* There, calibration images are scored by detectors that lack one of the images (or a fold of them)
-    that the one which scores new images has. Nothing is proven for any number of images then, unless the scores hardly
-    depend on these few [5]_: with leave-one-out scores of many images that is so. The rate is usually near `alpha`
-    (``benchmarks/selection/thresholds.md``). For the proven promise keep images out, by a share or of your own. Folds of
-    other detectors are no way out: scores of two fits need not be on one scale.
+    *Held-out scores.* There, calibration images are scored by detectors that lack one of the images (or a fold of
+    them) that the one which scores new images has. Nothing is proven for any number of images then, unless the scores
+    hardly depend on these few [5]_: with leave-one-out scores of many images that is so. The rate is usually near
+    `alpha` (``benchmarks/selection/thresholds.md``). For the proven promise keep images out, by a share or of your
+    own. Folds of other detectors are no way out: scores of two fits need not be on one scale.
 
     *Training images.* `fit_predict`, and p-values of images in `X`, promise nothing: the detector has seen most of
     them. A :class:`TransformalyDetector` gives those that it has seen their held-out scores.
@@ -411,7 +411,9 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         if 1 / (n + 1) > self.alpha:
             ways = ["give more images", "raise alpha"]
             if isinstance(self.calibration, Real) and of is not None and of >= _needed(self.alpha):
-                ways.append(f"with a TransformalyDetector pass calibration='held-out', by which all {of} images calibrate")
+                ways.append(
+                    f"with a TransformalyDetector pass calibration='held-out', by which all {of} images calibrate"
+                )
             raise ValueError(
                 f"alpha={self.alpha} needs at least {_needed(self.alpha)} calibration images, got {n}: no p-value is "
                 f"below 1 / (n + 1), so nothing could ever be flagged. Either {', or '.join(ways)}."

@@ -289,12 +289,14 @@ class GaussianDensity(_LogDensity):
 def _principal_directions(R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Variances (denominator n) and orthonormal directions of centred rows, by the smaller of their two products."""
     n, d = R.shape
-    if d <= n:
-        values, vectors = np.linalg.eigh(R.T @ R / n)
-        directions = vectors.T
-    else:
-        values, vectors = np.linalg.eigh(R @ R.T / n)
-        directions = None
+    with np.errstate(over="ignore", invalid="ignore"):
+        products = (R.T @ R if d <= n else R @ R.T) / n
+    if not np.isfinite(products).all():
+        raise ValueError(
+            f"The squares of the samples are beyond float64; the largest is {np.abs(R).max():.3g}. Scale them."
+        )
+    values, vectors = np.linalg.eigh(products)
+    directions = vectors.T if d <= n else None
     kept = values > _RANK_TOLERANCE * max(values.max(), 0.0)
     values = values[kept]
     if directions is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -43,7 +43,7 @@ _PARTS = {
     "discrepancy_density": "such as discrepancy_density=GaussianDensity() or GaussianMixture(5)",
 }
 
-# Students that are trained cannot be left out for free: so many sets are trained besides, each on the rest of the images.
+# Images cannot be left out of trained students for free: so many sets are trained besides, each on the other folds.
 _TRAINED_FOLDS = 3
 
 
@@ -251,7 +251,9 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         self.verbose = verbose
 
     @classmethod
-    def paper(cls, extractor: Any = "vit_base_patch16_384.augreg_in21k_ft_in1k", **changes: Any) -> TransformalyDetector:
+    def paper(
+        cls, extractor: Any = "vit_base_patch16_384.augreg_in21k_ft_in1k", **changes: Any
+    ) -> TransformalyDetector:
         """The paper's own settings: two spaces, trained students, Gaussians as they are, log-likelihoods added.
 
         The embedding is whitened to 90 % of its variance (Section 3.3), the students are trained as in Section 4, and
@@ -457,7 +459,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         -----
         The training scores are leave-one-out (or fold) scores: p-values are those of the jackknife, which hold if
         leaving out one image hardly changes the scores of others; without that, nothing is proven for any number of
-        images [1]_. ``benchmarks/selection/thresholds.md`` says how well they hold. :class:`ConformalDetector` keeps its
+        images [1]_. ``benchmarks/accuracy/RESULTS.md`` says how well they hold. :class:`ConformalDetector` keeps its
         promise for any detector, at the price of images that are kept out of the fit.
 
         References
@@ -698,9 +700,9 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             self.offset_ = held_out_threshold(usable, self.contamination)
             if self.contamination * (distinct + 1) < 1:
                 warnings.warn(
-                    f"With {distinct} images a false-positive rate below {1 / (distinct + 1):.0%} cannot be promised, and "
-                    f"contamination={self.contamination:g} was asked for: what scores lower than all training images is "
-                    f"flagged. {int(np.ceil(1 / self.contamination)) - 1} images are enough for it.",
+                    f"With {distinct} images a false-positive rate below {1 / (distinct + 1):.0%} cannot be promised, "
+                    f"and contamination={self.contamination:g} was asked for: what scores lower than all training "
+                    f"images is flagged. {int(np.ceil(1 / self.contamination)) - 1} images are enough for it.",
                     UserWarning,
                     stacklevel=4,
                 )
@@ -727,7 +729,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         for space, why in missing.items():
             if space in self.feature_spaces:
                 raise ValueError(
-                    f"The teacher has no feature space {space!r}: {why}. Leave it out of feature_spaces, or take 'auto'."
+                    f"The teacher has no feature space {space!r}: {why}. Leave it out of feature_spaces, or take "
+                    "'auto'."
                 )
         return [space for space in _SPACES if space in self.feature_spaces]
 
@@ -774,7 +777,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             return features, self._sizes, unseen, None
         collected = TeacherFeatures(self.extractor_, self.feature_spaces_, len(images))
         self.students_.measure_training(images, collected.collect)
-        features = self._collected(collected, self.students_.training_discrepancies_)
+        features = self._collected(collected, self.students_.training_discrepancies_, images)
         state = self.students_.training_state()
         return features, collected.sizes, self.students_.held_out_discrepancies_, state
 
@@ -851,9 +854,9 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
                     maps[position] = _enlarge(single.mean(axis=0), image.shape[:2])
         if not hasattr(self, "spaces_"):  # while fitting
             self._sizes = collected.sizes
-        return self._collected(collected, z_fs)
+        return self._collected(collected, z_fs, images)
 
-    def _collected(self, collected: TeacherFeatures, z_fs: np.ndarray) -> dict[str, np.ndarray]:
+    def _collected(self, collected: TeacherFeatures, z_fs: np.ndarray, images: Images) -> dict[str, np.ndarray]:
         features = {}
         for space in self.feature_spaces_:
             if space == "discrepancy":
@@ -863,8 +866,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             else:  # not one image could be read
                 width = self.spaces_[space].n_features_in_ if hasattr(self, "spaces_") else 1
                 features[space] = np.full((collected.length, width), np.nan)
-        finite = [np.isfinite(z) | np.isnan(z).all(axis=1, keepdims=True) for z in features.values()]
-        if not all(rows.all() for rows in finite):
+        readable = np.array([i not in images.unreadable for i in range(len(images))])
+        if not all(np.isfinite(z[readable]).all() for z in features.values()):
             raise FloatingPointError(
                 "The teacher or a student gave a value that is not finite. Give the extractor precision='float32'."
             )
@@ -882,7 +885,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         parts = np.column_stack([_where_readable(z, self.spaces_[name].score_samples) for name, z in features.items()])
         terms = np.zeros((len(parts), self.training_terms_.shape[1]))
         if terms.shape[1]:
-            terms = _where_readable(features["discrepancy"], self.spaces_["discrepancy"].terms)
+            space = self.spaces_["discrepancy"]
+            terms = _where_readable(features["discrepancy"], lambda z: np.asarray(space.terms(z)))
         known = self._known_images() if recognise and images.digests else {}
         for position, digest in images.digests.items():
             row = known.get(digest)

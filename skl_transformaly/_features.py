@@ -129,4 +129,3 @@ class TeacherFeatures:
         except ValueError:  # they fill no grid
             return 0
         return tokens.shape[1] - maps.shape[2] * maps.shape[3]
-

@@ -12,7 +12,6 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
-from numbers import Real
 from pathlib import PurePath
 from typing import Any, NoReturn
 
@@ -796,8 +795,8 @@ class Writer:
                 continue
             if spec.cls is TimmExtractor and name in ("weights", "device"):
                 value = _source(value) if name == "weights" else str(value)
-            if spec.cls is ConformalDetector and name == "calibration" and not isinstance(value, Real):
-                value = ()  # images, or a splitter: scoring needs neither
+            if spec.cls is ConformalDetector and name == "calibration" and isinstance(value, tuple):
+                value = ()  # images, which scoring does not need
             try:
                 params[name] = self._encode(name, value, fitted=spec.cls is FrozenEstimator)
             except Unfit as error:

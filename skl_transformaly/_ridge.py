@@ -20,7 +20,6 @@ from skl_transformaly._activations import inspect_blocks
 from skl_transformaly._cache import Cache, fingerprint, identity
 from skl_transformaly._density import group_sizes
 from skl_transformaly._extractor import resolve_extractor
-from skl_transformaly._halving import Halving
 from skl_transformaly._images import Images
 from skl_transformaly._imitation import Collect, ImitationMixin, Part, at_least_float32, select_blocks
 from skl_transformaly._residuals import ResidualStatistics
@@ -217,7 +216,8 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     For each chosen teacher block, what it adds to its input (or, where input and output differ in shape, its output)
     is regressed linearly, on normal images only, on the block's own input: each token, the class token, and the mean
     patch token. For models in stages: each place with its 3 x 3 neighbourhood, pooled to the output's places, and the
-    mean over places. How far the teacher deviates from the prediction is the discrepancy, as with :class:`BlockStudents`.
+    mean over places. How far the teacher deviates from the prediction is the discrepancy, as with
+    :class:`BlockStudents`.
 
     Nothing is trained: sums of products are all that is kept of the images, so that memory does not depend on their
     number, and each training image can be left out exactly, in closed form.
@@ -390,6 +390,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
                     f"Block {index} of the teacher gave a value that is not finite. Give the extractor "
                     "precision='float32'."
                 )
+            assert block.origin is not None  # of blocks that have run
             split = len(block.parts[0])
             coefficients, inverse = block.solve(self.ridge)
             layouts.append(block.layout)

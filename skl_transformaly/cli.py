@@ -219,8 +219,8 @@ def fit(
         str,
         typer.Option(
             metavar="ridge|trained",
-            help="How blocks are imitated: solved in one pass, or trained by gradient as in the paper, which takes much "
-            "longer.",
+            help="How blocks are imitated: solved in one pass, or trained by gradient as in the paper, which takes "
+            "much longer.",
         ),
     ] = "ridge",
     blocks: Annotated[int, typer.Option(min=1, help="Students: one for each of the teacher's last blocks.")] = 10,
@@ -337,7 +337,7 @@ def fit(
     if len(paths) > _MOST_NAMES:
         out.warn(f"more than {_MOST_NAMES} images: the model file does not name them, so reports show no neighbours.")
         made.files, made.fitted, made.scores, made.digests = [], [], [], []
-    for part in (detector.students, detector.students_):
+    for part in (imitators, detector.students_):
         part.verbose = 0  # the progress bar was for this terminal
 
     from skl_transformaly.persistence import save

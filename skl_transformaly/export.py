@@ -71,7 +71,8 @@ def to_onnx(
     detector : TransformalyDetector or ConformalDetector
         Fitted, with a :class:`TimmExtractor` and densities of class :class:`AutoDensity`,
         :class:`GaussianDensity`, :class:`KNNDensity` or scikit-learn's ``GaussianMixture``. A
-        :class:`ConformalDetector` around it sets decisions and p-values; ``NormalOnly`` and ``FrozenEstimator`` are looked through.
+        :class:`ConformalDetector` around it sets decisions and p-values; ``NormalOnly`` and ``FrozenEstimator`` are
+        looked through.
     path : str or path
         File to write, replaced if it is there. It is written under a temporary name, and moved when all is well.
     X : images, default=None
@@ -310,7 +311,7 @@ def _build(core: TransformalyDetector, conformal: ConformalDetector | None, with
 
     spaces = list(core.feature_spaces_)
     students = core.students_ if "discrepancy" in spaces else None
-    if with_map and any(statistics is None for statistics in students._residuals):
+    if students is not None and with_map and any(statistics is None for statistics in students._residuals):
         raise ValueError("These students were fitted without what maps take: fit again, or set anomaly_map=False.")
     heads = Operators("heads")  # before the network is: what cannot be written is told at once
     names = [f"features_{space}" for space in spaces]

@@ -33,7 +33,9 @@ def tiny_detector(**changes) -> TransformalyDetector:
 
 def tiny_paper(**changes) -> TransformalyDetector:
     """The paper's two spaces, with two trained students."""
-    return TransformalyDetector.paper(**{"extractor": tiny_extractor(), "students": tiny_students(), "random_state": 0, **changes})
+    return TransformalyDetector.paper(
+        **{"extractor": tiny_extractor(), "students": tiny_students(), "random_state": 0, **changes}
+    )
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import (
-    ShuffleSplit,
     train_test_split,
 )
 from sklearn.neighbors import KernelDensity, LocalOutlierFactor
@@ -88,10 +87,9 @@ def test_predict_decision_function_and_p_values_agree(calibration, new, alpha):
     np.testing.assert_array_equal(detector.decision_function(X), detector.score_samples(X) - detector.offset_)
 
 
-@pytest.mark.parametrize("calibration", [0.3, 4])
-def test_the_table_is_what_the_four_methods_give(rng, calibration):
+def test_the_table_is_what_the_four_methods_give(rng):
     new = column([*rng.normal(size=9), np.nan])
-    detector = ConformalDetector(FirstValue(), alpha=0.1, calibration=calibration, random_state=0)
+    detector = ConformalDetector(FirstValue(), alpha=0.1, calibration=0.3, random_state=0)
     detector.fit(rng.normal(size=(60, 1)))
     table = detector.score_table(new)
     assert list(table) == ["score", "decision", "p_value", "prediction"]
@@ -191,15 +189,6 @@ def test_rate_holds_where_the_training_quantile_fails():
         optimistic.append(np.mean(fitted.score_samples(new) < np.quantile(fitted.score_samples(X), 0.1)))
     assert np.mean(kept) <= 0.1 + 4 * np.std(kept) / np.sqrt(60)
     assert np.mean(optimistic) > 0.5
-
-
-def test_cross_conformal_rate_is_near_alpha():
-    rng = np.random.default_rng(3)
-    rates = []
-    for _ in range(40):
-        detector = ConformalDetector(KernelDensity(bandwidth=0.5), alpha=0.1, calibration=5, random_state=0)
-        rates.append(np.mean(detector.fit(rng.normal(size=(50, 3))).predict(rng.normal(size=(50, 3))) == -1))
-    assert 0.05 < np.mean(rates) < 0.15
 
 
 def test_false_discovery_rate_is_kept():
@@ -305,12 +294,11 @@ def test_needed_is_the_smallest_number_that_can_reach_the_rate(rate):
     assert 1 / (n + 1) <= rate < (1 / n if n else np.inf)
 
 
-@pytest.mark.parametrize("calibration, n, got", [(0.2, 94, 19), (5, 19, 19)])
-def test_just_enough_calibration_images_suffice(rng, calibration, n, got):
-    detector = ConformalDetector(FirstValue(), calibration=calibration, random_state=0)
-    assert len(detector.fit(rng.normal(size=(n, 1))).calibration_scores_) == got
-    with pytest.raises(ValueError, match=f"at least 19 calibration images, got {got - 1}"):
-        detector.fit(rng.normal(size=(n - 4 if n > 20 else n - 1, 1)))
+def test_just_enough_calibration_images_suffice(rng):
+    detector = ConformalDetector(FirstValue(), calibration=0.2, random_state=0)
+    assert len(detector.fit(rng.normal(size=(94, 1))).calibration_scores_) == 19
+    with pytest.raises(ValueError, match="at least 19 calibration images, got 18"):
+        detector.fit(rng.normal(size=(90, 1)))
 
 
 @pytest.mark.parametrize("n, helps", [(30, True), (18, False)])
@@ -329,7 +317,9 @@ def test_a_detectors_own_held_out_scores_calibrate_without_another_fit(images, r
     np.testing.assert_array_equal(detector.p_values(new), alone.p_values(new))
 
 
-@pytest.mark.parametrize("estimator", [FirstValue(), tiny_detector(threshold="training", feature_spaces=["pretrained"])])
+@pytest.mark.parametrize(
+    "estimator", [FirstValue(), tiny_detector(threshold="training", feature_spaces=["pretrained"])]
+)
 def test_without_held_out_scores_there_are_none_to_take(estimator, images):
     X = images if hasattr(estimator, "extractor") else images.reshape(12, -1)[:, :1].astype(float)
     with pytest.raises(ValueError, match="scores its training images without themselves"):
@@ -391,11 +381,10 @@ def test_unfitted_says_so():
 @pytest.mark.parametrize(
     "inner", [IsolationForest(n_estimators=10, random_state=0), OneClassSVM(), LocalOutlierFactor(novelty=True)]
 )
-@pytest.mark.parametrize("calibration", [0.2, 3])
-def test_scikit_learns_detectors(inner, calibration):
+def test_scikit_learns_detectors(inner):
     rng = np.random.default_rng(0)
     X = rng.normal(size=(400, 2))
-    detector = ConformalDetector(inner, calibration=calibration, random_state=0).fit(X)
+    detector = ConformalDetector(inner, calibration=0.2, random_state=0).fit(X)
     assert np.mean(detector.predict(rng.normal(size=(400, 2))) == -1) < 0.12
     outside = rng.normal(size=(20, 2)) + 9
     assert (detector.predict(outside) == -1).all()
@@ -416,7 +405,7 @@ def test_feature_names_are_the_estimators(rng):
     assert detector.n_features_in_ == 2 and detector.feature_names_in_.tolist() == ["a", "b"]
 
 
-@pytest.mark.parametrize("calibration", [0.5, 2])
+@pytest.mark.parametrize("calibration", [0.5, "held-out"])
 def test_images_of_any_origin(images, tmp_path, calibration):
     from torch.utils.data import Dataset
 
@@ -536,7 +525,7 @@ class Nearest(OutlierMixin, BaseEstimator):
         return {"neighbor0": away.argmin(axis=1), "distance0": away.min(axis=1)}
 
 
-@pytest.mark.parametrize("calibration", [0.2, 5, "own"])
+@pytest.mark.parametrize("calibration", [0.2, "own"])
 def test_neighbours_are_positions_in_what_fit_was_given(calibration, rng):
     X = rng.permutation(100.0 * np.arange(60))[:, None]
     own = (rng.normal(size=(20, 1)),) if calibration == "own" else calibration

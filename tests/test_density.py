@@ -187,7 +187,7 @@ def test_auto_finds_what_lies_between_two_kinds_of_normal():
     between, within = np.zeros((1, 2)), np.full((1, 2), 9.0)
     gaussian, auto = GaussianDensity().fit(X), AutoDensity().fit(X)
     assert gaussian.score_samples(between) > gaussian.score_samples(within)
-    assert auto.score_samples(between) < np.quantile(auto.held_out_scores(X), 0.02)
+    assert auto.score_samples(between) < np.quantile(auto.held_out_scores(X), 0.05)
 
 
 @settings(max_examples=30, deadline=None)
@@ -248,6 +248,8 @@ def test_gaussian_density_integrates_to_one():
     assert mass == pytest.approx(1, rel=1e-6)
 
 
-@pytest.mark.parametrize("name, kind", [("auto", AutoDensity), ("gaussian", GaussianDensity), ("gmm", GaussianMixture), ("knn", KNNDensity)])
+@pytest.mark.parametrize(
+    "name, kind", [("auto", AutoDensity), ("gaussian", GaussianDensity), ("gmm", GaussianMixture), ("knn", KNNDensity)]
+)
 def test_densities_by_name(name, kind):
     assert isinstance(resolve_density(name), kind)

@@ -143,8 +143,10 @@ def test_trained_students_are_cross_fitted(images):
     for train, test in folds(np.arange(12), 12, count=3):
         students = tiny_students(extractor=tiny_extractor()).fit(images[train])
         unseen[test] = students.transform(images[test])
-    scores = GaussianDensity(target="diagonal").fit(detector.training_discrepancies_).held_out_scores(
-        detector.training_discrepancies_, unseen=unseen
+    scores = (
+        GaussianDensity(target="diagonal")
+        .fit(detector.training_discrepancies_)
+        .held_out_scores(detector.training_discrepancies_, unseen=unseen)
     )
     np.testing.assert_allclose(detector.training_scores_, (scores - scores.mean()) / scores.std(), rtol=1e-4)
 
@@ -168,7 +170,10 @@ def test_classes_are_the_square_roots_of_softened_probabilities(images, tmp_path
     np.testing.assert_allclose(alone.transform(images), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("total, expected", [(1, []), (2, [0]), (4, [2]), (6, [3, 4]), (7, [4, 5]), (12, [7, 8, 9, 10]), (24, [19, 20, 21, 22])])
+@pytest.mark.parametrize(
+    "total, expected",
+    [(1, []), (2, [0]), (4, [2]), (6, [3, 4]), (7, [4, 5]), (12, [7, 8, 9, 10]), (24, [19, 20, 21, 22])],
+)
 def test_layers_are_a_third_of_the_blocks_before_the_last(total, expected):
     assert layer_indices(total) == expected
 

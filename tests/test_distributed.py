@@ -174,8 +174,6 @@ def test_wrong_parameters_are_refused(fitted, folder):
         map_detector(fitted[0], folder, method="fit")
     with pytest.raises(ValueError, match="partition_size"):
         map_detector(fitted[0], folder, partition_size=0)
-    with pytest.raises(AttributeError, match="p_values"):
-        map_detector(fitted[0], folder, method="p_values")
     with pytest.raises(NotFittedError):
         map_detector(tiny_detector(), folder)
 

@@ -288,5 +288,3 @@ def test_an_unreadable_image_is_a_row_of_nan(tmp_path, images):
         table = detector.explain([tmp_path / "good.png", tmp_path / "bad.png"])
     assert np.isnan(table["score"][1]) and np.isnan(table["block4"][1]) and table["neighbor0"][1] == -1
     assert np.isfinite(table["score"][0])
-
-

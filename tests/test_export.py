@@ -17,9 +17,17 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from skl_transformaly import BlockStudents, ConformalDetector, AutoDensity, GaussianDensity, KNNDensity, TimmExtractor, export
-from skl_transformaly._space import FeatureSpace
+from skl_transformaly import (
+    AutoDensity,
+    BlockStudents,
+    ConformalDetector,
+    GaussianDensity,
+    KNNDensity,
+    TimmExtractor,
+    export,
+)
 from skl_transformaly._onnx import OPSET, Operators, enlarge, log_density, preprocess, share_at_most, space_score
+from skl_transformaly._space import FeatureSpace
 from skl_transformaly.export import ParityError, to_onnx
 
 KINDS = {np.dtype(np.uint8): "UINT8", np.dtype(np.float32): "FLOAT", np.dtype(np.float64): "DOUBLE"}
@@ -121,7 +129,9 @@ def test_log_densities_agree(density, scale, rng):
 
 
 @pytest.mark.parametrize("n", [5, 40])
-@pytest.mark.parametrize("options", [{}, {"normalize": False}, {"explained_variance": 0.8}, {"discrepancy": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"normalize": False}, {"explained_variance": 0.8}, {"discrepancy": True}], ids=str
+)
 def test_a_spaces_part_agrees(n, options, rng):
     training, new = rng.normal(size=(n, 12)) + 1, rng.normal(size=(7, 12))
     space = FeatureSpace(GaussianDensity(), **options).fit(training, sizes=[4, 8])

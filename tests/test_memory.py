@@ -181,7 +181,11 @@ def test_verbose_says_what_is_found(tmp_path, images, capsys):
     tiny_detector(memory=str(tmp_path)).fit(images)
     tiny_detector(memory=str(tmp_path), verbose=1).fit(images)
     printed = capsys.readouterr().out
-    assert "found: student of block 5" in printed and "found: features of training images" in printed and "computing" not in printed
+    assert (
+        "found: student of block 5" in printed
+        and "found: features of training images" in printed
+        and "computing" not in printed
+    )
 
 
 def test_a_cache_that_cannot_be_made_is_a_warning(tmp_path, images):

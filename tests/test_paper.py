@@ -90,12 +90,15 @@ def test_figures_are_the_detectors(study, data):
     study.run("unimodal", ["embedding", "students"])
     rows, y_test = study.task("unimodal", 1)
     students = BlockStudents(n_blocks=3, max_epochs=1, random_state=5)
-    detector = TransformalyDetector(tiny_extractor(interpolation="bicubic"), students=students).fit(
-        data.X_train.take(rows)
-    )
+    shrunk = GaussianDensity(shrinkage=0.3, target="diagonal")
+    settings = {"density": shrunk, "discrepancy_density": shrunk}
+    detector = TransformalyDetector.paper(tiny_extractor(interpolation="bicubic"), students=students, **settings)
+    detector.fit(data.X_train.take(rows))
     expected = roc_auc_score(data.y_test == 1, detector.score_samples(data.X_test))
     assert study.values("unimodal", "students", "Transformaly")[1, 0] == pytest.approx(expected, abs=1e-6)
-    alone = TransformalyDetector(tiny_extractor(interpolation="bicubic"), feature_spaces=["pretrained"])
+    alone = TransformalyDetector.paper(
+        tiny_extractor(interpolation="bicubic"), feature_spaces=["pretrained"], **settings
+    )
     expected = roc_auc_score(data.y_test == 1, alone.fit(data.X_train.take(rows)).score_samples(data.X_test))
     assert study.values("unimodal", "embedding", "embedding")[1, 0] == pytest.approx(expected, abs=1e-6)
 

@@ -18,7 +18,6 @@ from conftest import tiny_detector, tiny_extractor, tiny_students
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.base import clone
 from sklearn.ensemble import IsolationForest

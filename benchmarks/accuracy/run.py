@@ -3,8 +3,9 @@
     python benchmarks/accuracy/run.py fit --data cifar10 view --setting one --out OUT
     python benchmarks/accuracy/run.py tables --out OUT
 
-`fit` adds rows to OUT/rows.csv, a class at a time, and goes on where it stopped; `tables` prints them. Choices were made
-on the classes with even numbers of cifar10, fashion_mnist and view; their odd ones, covid19 and cats_vs_dogs had no part.
+`fit` adds rows to OUT/rows.csv, a class at a time, and goes on where it stopped; `tables` prints them. Choices were
+made on the classes with even numbers of cifar10, fashion_mnist and view; their odd ones, covid19 and cats_vs_dogs had
+no part.
 """
 
 from __future__ import annotations
@@ -31,7 +32,18 @@ import skl_transformaly
 from skl_transformaly import RidgeStudents, TimmExtractor, TransformalyDetector
 
 SETTINGS = {"one": "one class normal", "all-but-one": "all but one normal"}
-FIELDS = ("data", "setting", "teacher", "class", "method", "auroc", "flagged_normal", "flagged_anomalies", "n", "seconds")
+FIELDS = (
+    "data",
+    "setting",
+    "teacher",
+    "class",
+    "method",
+    "auroc",
+    "flagged_normal",
+    "flagged_anomalies",
+    "n",
+    "seconds",
+)
 CHOSEN_ON = ("cifar10", "fashion_mnist", "view")
 
 
@@ -62,9 +74,11 @@ class Rows:
         self.rows = list(csv.DictReader(self.path.open())) if self.path.exists() else []
 
     def has(self, **fields) -> bool:
+        """Whether there is a row with these fields."""
         return any(all(row[k] == str(v) for k, v in fields.items()) for row in self.rows)
 
     def add(self, **fields) -> None:
+        """Write a row through to the disk."""
         row = {name: str(fields.get(name, "")) for name in FIELDS}
         self.rows.append(row)
         with self.path.open("a", newline="") as file:
@@ -136,7 +150,9 @@ def tables(options: argparse.Namespace) -> None:
     teachers = list(dict.fromkeys(row["teacher"] for row in rows))
     methods = list(dict.fromkeys(row["method"] for row in rows))
     for teacher in teachers:
-        print(f"\n### Teacher: {teacher}\n\nMean AUROC over classes, per cent; in brackets over those with odd numbers.\n")
+        print(
+            f"\n### Teacher: {teacher}\n\nMean AUROC over classes, per cent; in brackets over those with odd numbers.\n"
+        )
         print("| data | setting | classes | " + " | ".join(methods) + " |\n|" + "---|" * (len(methods) + 3))
         for name in NAMES:
             for setting in SETTINGS.values():

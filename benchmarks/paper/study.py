@@ -23,7 +23,7 @@ from rivals._tuning import capture
 from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
-from skl_transformaly import BlockStudents, GaussianDensity, TimmExtractor, __version__, datasets
+from skl_transformaly import BlockStudents, TimmExtractor, __version__, datasets
 from skl_transformaly._cache import Cache, fingerprint, identity
 from skl_transformaly._images import Images
 
@@ -266,7 +266,7 @@ class Study:
             return
         start = time.perf_counter()
         train, test, seconds = self.discrepancies(setting, label, seed)
-        density = quirks.unscaled_gaussian if "unscaled-ridge" in self.options.quirks else GaussianDensity
+        density = quirks.unscaled_gaussian if "unscaled-ridge" in self.options.quirks else spaces.Gaussian
         spent = time.perf_counter() - start
         yield from spaces.both_rows(whitening, (train, test), y_test, density)
         yield seconds - spent if spent < 0.5 * seconds else 0.0
