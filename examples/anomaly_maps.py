@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from sklearn.metrics import roc_auc_score
 
-from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector
+from skl_transformaly import TimmExtractor, TransformalyDetector
 
 QUICK = os.environ.get("SKL_TRANSFORMALY_QUICK") == "1" or "--quick" in sys.argv
 rng = np.random.default_rng(0)
@@ -52,7 +52,6 @@ bad, masks = map(np.stack, zip(*(damage(draw_tile(), kind) for kind in kinds)))
 # Only the students make maps, so the pre-trained space can be left out.
 detector = TransformalyDetector(
     TimmExtractor("tf_efficientnet_lite0", weights="bundled", image_size=SIZE),
-    students=BlockStudents(max_epochs=2 if QUICK else 8),
     feature_spaces=["discrepancy"],
     random_state=0,
 ).fit(good)

@@ -18,7 +18,7 @@ from dask.distributed import Client
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector
+from skl_transformaly import TimmExtractor, TransformalyDetector
 from skl_transformaly.distributed import map_detector
 from skl_transformaly.plotting import ScoreHistogramDisplay
 
@@ -36,7 +36,6 @@ for i, image in enumerate(new):
 
 detector = TransformalyDetector(
     TimmExtractor("tf_efficientnet_lite0", weights="bundled", image_size=64),
-    students=BlockStudents(max_epochs=1 if QUICK else 8),
     random_state=0,
 ).fit(known[digits.target[:900] == 5])
 

@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, train_test_split
 
-from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector
+from skl_transformaly import TimmExtractor, TransformalyDetector
 from skl_transformaly.model_selection import NormalOnly, OneClassSplit
 
 QUICK = os.environ.get("SKL_TRANSFORMALY_QUICK") == "1" or "--quick" in sys.argv
@@ -36,12 +36,11 @@ X_train, X_test, y_train, y_test = train_test_split(
 )
 
 # %%
-# With ``memory=`` the teacher's pass and the students' training are done once for each fold, and found again for every
+# With ``memory=`` the teacher's pass and the students are done once for each fold, and found again for every
 # other setting. The cache goes by content; here it lies in a temporary folder, a path of your own keeps it.
 cache = tempfile.TemporaryDirectory()
 detector = TransformalyDetector(
     TimmExtractor("tf_efficientnet_lite0", weights="bundled", image_size=64),
-    students=BlockStudents(max_epochs=1 if QUICK else 8),
     memory=cache.name,
     random_state=0,
 )

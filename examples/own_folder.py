@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image, ImageDraw
 
-from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector
+from skl_transformaly import TimmExtractor, TransformalyDetector
 from skl_transformaly.plotting import ExtremeImagesDisplay
 
 QUICK = os.environ.get("SKL_TRANSFORMALY_QUICK") == "1" or "--quick" in sys.argv
@@ -52,7 +52,6 @@ for i, fault in enumerate([None] * 18 + ["filled", "notch", "oval"] * 2):
 # Fit on the folder. Nothing is labelled: all that is in it counts as normal.
 detector = TransformalyDetector(
     TimmExtractor("tf_efficientnet_lite0", weights="bundled", image_size=64),
-    students=BlockStudents(max_epochs=2 if QUICK else 8),
     random_state=0,
 )
 detector.fit(good)

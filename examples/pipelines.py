@@ -3,7 +3,7 @@ Pipelines: before and after the detector
 ========================================
 
 A detector is a step like any other. A ``FunctionTransformer`` prepares images before it; and since it has
-``transform``, which gives both feature spaces side by side, another detector may come after it.
+``transform``, which gives all feature spaces side by side, another detector may come after it.
 """
 
 import os
@@ -20,7 +20,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector
+from skl_transformaly import TimmExtractor, TransformalyDetector
 from skl_transformaly.plotting import AnomalyRocCurveDisplay
 
 QUICK = os.environ.get("SKL_TRANSFORMALY_QUICK") == "1" or "--quick" in sys.argv
@@ -49,8 +49,7 @@ def stretch(images):
 cache = tempfile.TemporaryDirectory()
 detector = TransformalyDetector(
     TimmExtractor("tf_efficientnet_lite0", weights="bundled", image_size=64),
-    students=BlockStudents(max_epochs=1 if QUICK else 8),
-    memory=cache.name,  # the two pipelines that stretch share one training
+    memory=cache.name,  # the two pipelines that stretch share one fit of the students
     random_state=0,
 )
 pipelines = {
@@ -62,8 +61,7 @@ pipelines = {
 }
 
 # %%
-# The pipeline's methods are those of its last step. The forest sees the whitened embedding and the discrepancies as
-# features, with names.
+# The pipeline's methods are those of its last step. The forest sees all spaces' features, with names.
 figure, ax = plt.subplots(figsize=(5.5, 5))
 for name, pipeline in pipelines.items():
     scores = pipeline.fit(normal).score_samples(X_test)

@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from torch.utils.data import Dataset, Subset
 
-from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector
+from skl_transformaly import TimmExtractor, TransformalyDetector
 
 QUICK = os.environ.get("SKL_TRANSFORMALY_QUICK") == "1" or "--quick" in sys.argv
 
@@ -45,7 +45,6 @@ belt = Belt(ones[:n_fit])
 # Learn from the first frames.
 detector = TransformalyDetector(
     TimmExtractor("tf_efficientnet_lite0", weights="bundled", image_size=64),
-    students=BlockStudents(max_epochs=1 if QUICK else 8),
     random_state=0,
 ).fit(belt)
 
