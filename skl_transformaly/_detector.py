@@ -46,6 +46,8 @@ _PARTS = {
 # Images cannot be left out of trained students for free: so many sets are trained besides, each on the other folds.
 _TRAINED_FOLDS = 3
 
+_NOT_FINITE = "The teacher or a student gave a value that is not finite. Give the extractor precision='float32'."
+
 
 class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, BaseEstimator):
     """Finds images unlike the normal ones, by their likelihood in several feature spaces.
@@ -657,6 +659,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             raise ValueError(
                 f"fit needs 2 images, only {readable.sum()} of {len(images)} could be read; first: {first}"
             )
+        if unseen is not None and not np.isfinite(unseen[readable]).all():
+            raise FloatingPointError(_NOT_FINITE)
         groups = images.groups()[readable]
         spaces: dict[str, FeatureSpace] = {}
         parts = np.full((len(images), len(self.feature_spaces_)), np.nan)
@@ -868,9 +872,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
                 features[space] = np.full((collected.length, width), np.nan)
         readable = np.array([i not in images.unreadable for i in range(len(images))])
         if not all(np.isfinite(z[readable]).all() for z in features.values()):
-            raise FloatingPointError(
-                "The teacher or a student gave a value that is not finite. Give the extractor precision='float32'."
-            )
+            raise FloatingPointError(_NOT_FINITE)
         return features
 
     # ----- scoring

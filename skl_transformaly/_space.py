@@ -119,6 +119,8 @@ class FeatureSpace(BaseEstimator):
         ------
         ValueError
             All samples are the same.
+        FloatingPointError
+            A sample's log-density is not finite.
         """
         self.sizes_ = np.array([Z.shape[1]] if sizes is None else sizes, dtype=np.int64)
         features = self._scaled(Z)
@@ -135,6 +137,12 @@ class FeatureSpace(BaseEstimator):
         else:
             scores = np.asarray(self.density_.score_samples(self._whiten(features)), dtype=np.float64)
             terms = self.density_.terms(features) if self._has_terms() else None
+        if not np.isfinite(scores).all():
+            raise FloatingPointError(
+                f"{int((~np.isfinite(scores)).sum())} of {len(scores)} training images have a log-density that is not "
+                f"finite under {type(self.density_).__name__}: their features differ by too many orders of magnitude, or "
+                "the density cannot score what it has not seen. Give another density, or check the images."
+            )
         if self.standardize:
             self.location_ = float(scores.mean())
             self.spread_ = float(scores.std()) or 1.0
