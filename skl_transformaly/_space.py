@@ -140,8 +140,8 @@ class FeatureSpace(BaseEstimator):
         if not np.isfinite(scores).all():
             raise FloatingPointError(
                 f"{int((~np.isfinite(scores)).sum())} of {len(scores)} training images have a log-density that is not "
-                f"finite under {type(self.density_).__name__}: their features differ by too many orders of magnitude, or "
-                "the density cannot score what it has not seen. Give another density, or check the images."
+                f"finite under {type(self.density_).__name__}: their features differ by too many orders of magnitude, "
+                "or the density cannot score what it has not seen. Give another density, or check the images."
             )
         if self.standardize:
             self.location_ = float(scores.mean())
