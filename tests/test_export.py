@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import tiny_detector, tiny_extractor, tiny_students
+from conftest import tiny_detector, tiny_extractor, tiny_paper, tiny_students
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.ensemble import IsolationForest
@@ -353,12 +353,14 @@ def test_feature_spaces_and_densities_in_one_file(options, rng, tmp_path):
 )
 def test_families_of_teachers(name, size, images, tmp_path):
     extractor = tiny_extractor(name, image_size=size, precision="float32")
-    detector = tiny_detector(extractor=extractor, students=tiny_students(n_blocks=3)).fit(images)
-    report, found = exported_scores(detector, tmp_path / "new.onnx", images)
-    # maps are logarithms of distances, in standard deviations: float32 shows in the second digit behind the point
-    assert report["score_deviation"] < 1e-3 and report["anomaly_map_deviation"] < 5e-2
-    expected = detector.score_samples(images)  # of one batch in size, some near 0
-    np.testing.assert_allclose(found["score"], expected, rtol=0, atol=1e-3 * np.abs(expected).max())
+    # distances to neighbours of a random teacher are all alike: in float32 their differences are mostly rounding
+    detector = tiny_detector(extractor=extractor, students=tiny_students(n_blocks=3), density="gaussian").fit(images)
+    report, found = exported_scores(detector, tmp_path / "new.onnx", images, tolerance=1e-2)
+    # scores are in standard deviations of 12 images that a random teacher hardly tells apart; maps are logarithms of
+    # distances, in standard deviations: float32 shows in the second digit behind the point
+    assert report["score_deviation"] < 1e-2 and report["anomaly_map_deviation"] < 5e-2
+    expected = detector.score_as_new(images)  # of one batch in size, some near 0
+    np.testing.assert_allclose(found["score"], expected, rtol=0, atol=5e-3 * np.abs(expected).max())
 
 
 @pytest.mark.slow
@@ -379,12 +381,12 @@ def test_eight_bit_weights_that_change_decisions_are_warned_about(images, tmp_pa
         report = to_onnx(detector, tmp_path / "new.onnx", images, quantize="int8", auroc_tolerance=1)
     session = onnxruntime.InferenceSession(tmp_path / "new.onnx", providers=["CPUExecutionProvider"])
     found = run(session, np.asarray(images))["decision"] < 0
-    assert report["decisions_changed"] == np.mean(found != (detector.decision_function(images) < 0))
+    assert report["decisions_changed"] == np.mean(found != (detector.score_as_new(images) < detector.offset_))
 
 
 @pytest.mark.slow
 def test_a_detector_in_16_bits_is_warned_about(images, tmp_path):
-    detector = tiny_detector(extractor=tiny_extractor(precision="bfloat16")).fit(images)
+    detector = tiny_paper(extractor=tiny_extractor(precision="bfloat16")).fit(images)
     with pytest.warns(UserWarning, match=r"computes in bfloat16, the file in float32"):
         report = to_onnx(detector, tmp_path / "new.onnx", tolerance=1e-4)
     assert report["score_deviation"] < 1e-4 < report["fitted_deviation"]
@@ -396,7 +398,7 @@ def test_bundled_teacher(images, tmp_path):
     teacher = TimmExtractor("tf_efficientnet_lite0", weights="bundled", precision="float32")
     detector = tiny_detector(extractor=teacher, students=tiny_students(n_blocks=10)).fit(images)
     _, found = exported_scores(detector, tmp_path / "new.onnx", images)
-    np.testing.assert_allclose(found["score"], detector.score_samples(images), rtol=1e-3)
+    np.testing.assert_allclose(found["score"], detector.score_as_new(images), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -406,7 +408,7 @@ def test_real_vision_transformer(assets, images, tmp_path):
     )
     detector = tiny_detector(extractor=teacher, students=BlockStudents(max_epochs=1, random_state=0)).fit(images)
     _, found = exported_scores(detector, tmp_path / "new.onnx", images)
-    np.testing.assert_allclose(found["score"], detector.score_samples(images), rtol=1e-3)
+    np.testing.assert_allclose(found["score"], detector.score_as_new(images), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -417,4 +419,4 @@ def test_vision_transformer_of_the_paper(images, tmp_path):
     detector = tiny_detector(extractor=teacher, students=students).fit(images)
     report, found = exported_scores(detector, tmp_path / "new.onnx", images[:2])
     assert report["bytes"] > 4 * 85e6  # the teacher alone has 86 million weights
-    np.testing.assert_allclose(found["score"], detector.score_samples(list(images[:2])), rtol=1e-3)
+    np.testing.assert_allclose(found["score"], detector.score_as_new(list(images[:2])), rtol=1e-3, atol=1e-3)
