@@ -144,6 +144,12 @@ def study(options, rows: Rows, name: str, data: Data, setting: str, labels: list
 def tables(options: argparse.Namespace) -> None:
     rows = Rows(options.out).rows
     print(
+        "# Accuracy of the defaults\n\n"
+        "Written by `python benchmarks/accuracy/run.py tables` from rows.csv, which `python benchmarks/accuracy/run.py "
+        "fit` adds to, a class at a time; settings that no row is there for were not run yet. What was tried besides is "
+        "in NOTES.md.\n"
+    )
+    print(
         f"skl-transformaly {skl_transformaly.__version__}, torch {torch.__version__}, numpy {np.__version__}, Python "
         f"{platform.python_version()}, {torch.backends.cpu.get_cpu_capability()}"
     )
