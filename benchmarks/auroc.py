@@ -102,11 +102,8 @@ def main() -> None:
                 explained_variance=options.explained_variance,
                 random_state=seed,
             ).fit(X_normal)
-            z = detector.transform(X_test)
-            k = detector.whitening_.n_components_
-            embedding = detector.density_.score_samples(z[:, :k])
-            discrepancy = detector.discrepancy_density_.score_samples(z[:, k:])
-            row = [roc_auc_score(is_normal, s) for s in (embedding, discrepancy, embedding + discrepancy)]
+            parts = detector.explain(X_test, n_neighbors=1)
+            row = [roc_auc_score(is_normal, parts[name]) for name in ("pretrained", "discrepancy", "score")]
             results.append(row)
             print("| {} | {:.3f} | {:.3f} | {:.3f} |".format(name, *row), flush=True)
     print("| mean | {:.3f} | {:.3f} | {:.3f} |".format(*np.mean(results, axis=0)))

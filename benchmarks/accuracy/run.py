@@ -145,8 +145,8 @@ def tables(options: argparse.Namespace) -> None:
     rows = Rows(options.out).rows
     print(
         "# Accuracy of the defaults\n\n"
-        "Written by `python benchmarks/accuracy/run.py tables` from rows.csv, which `python benchmarks/accuracy/run.py "
-        "fit` adds to, a class at a time; settings that no row is there for were not run yet. What was tried besides is "
+        "Written by `python benchmarks/accuracy/run.py tables` from rows.csv, which "
+        "`python benchmarks/accuracy/run.py fit` adds to, a class at a time; settings that no row is there for were not run yet. What was tried besides is "
         "in NOTES.md.\n"
     )
     print(

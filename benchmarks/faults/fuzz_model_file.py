@@ -368,13 +368,20 @@ def seeds(folder: Path) -> list[tuple[bytes, np.ndarray]]:
         TransformalyDetector(**common),
         TransformalyDetector(**common, density=GaussianMixture(2), discrepancy_density=KNNDensity(n_neighbors=3)),
         TransformalyDetector(**{**common, "random_state": np.random.RandomState(0)}, feature_spaces=["pretrained"]),
-        ConformalDetector(TransformalyDetector(**common), alpha=0.2, calibration=2, random_state=0),
+        ConformalDetector(TransformalyDetector(**common), alpha=0.2, calibration=0.4, random_state=0),
     ]
     found = []
     for k, detector in enumerate(detectors):
         path = folder / f"seed{k}.tfm"
         save(detector.fit(images), path, probes=images[:1] if k % 2 else None, metadata={"files": ["a.png", "b.png"]})
-        found.append((path.read_bytes(), detector.score_samples(images[:3])))
+        found.append(
+            (
+                path.read_bytes(),
+                detector.score_as_new(images[:3])
+                if hasattr(detector, "score_as_new")
+                else detector.score_samples(images[:3]),
+            )
+        )
     return found
 
 

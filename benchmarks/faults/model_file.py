@@ -42,7 +42,7 @@ def probe_images() -> list[np.ndarray]:
 def drift(detector: TransformalyDetector, before: np.ndarray) -> float:
     """Largest drift of the probes' scores, as `load` counts it."""
     after = np.array([detector.score_samples([image])[0] for image in probe_images()])
-    unit = np.abs(before - detector.offset_) + np.nanstd(detector._training_decisions)
+    unit = np.abs(before - detector.offset_) + np.nanstd(detector.training_scores_)
     return float((np.abs(after - before) / unit).max())
 
 
