@@ -505,12 +505,12 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         cross = local @ (context @ inverse[:size, size:].T).unsqueeze(2)
         shared = (context @ inverse[size:, size:] * context).sum(1)
         leverage = mixed @ local.transpose(1, 2) + cross + cross.transpose(1, 2) + shared[:, None, None]
-        g = torch.as_tensor(duplicates, dtype=torch.float64, device="cpu")[:, None, None]
-        system = torch.eye(local.shape[1], dtype=torch.float64) * (1 + 1e-6) - g * leverage.double().cpu()
-        left_out = torch.linalg.solve(system, residual.double().cpu())
+        system = (1 + 1e-6) * np.eye(local.shape[1]) - duplicates[:, None, None] * leverage.double().cpu().numpy()
+        # by numpy: torch's solver now and then found pivots of 0 where other threads were at work
+        left_out = np.linalg.solve(system, residual.double().cpu().numpy())
         before = residual.square().flatten(1).mean(1).double().cpu().numpy()
-        after = left_out.square().flatten(1).mean(1).numpy()
-        return after / np.maximum(before, np.finfo(float).tiny), left_out
+        after = (left_out**2).mean(axis=(1, 2))
+        return after / np.maximum(before, np.finfo(float).tiny), torch.from_numpy(left_out)
 
     def __getstate__(self) -> dict:
         state = dict(super().__getstate__())  # which from Python 3.11 on is the object's own

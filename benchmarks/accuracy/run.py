@@ -146,8 +146,8 @@ def tables(options: argparse.Namespace) -> None:
     print(
         "# Accuracy of the defaults\n\n"
         "Written by `python benchmarks/accuracy/run.py tables` from rows.csv, which "
-        "`python benchmarks/accuracy/run.py fit` adds to, a class at a time; settings that no row is there for were not run yet. What was tried besides is "
-        "in NOTES.md.\n"
+        "`python benchmarks/accuracy/run.py fit` adds to, a class at a time; settings that no row is there for were "
+        "not run yet. What was tried besides is in NOTES.md.\n"
     )
     print(
         f"skl-transformaly {skl_transformaly.__version__}, torch {torch.__version__}, numpy {np.__version__}, Python "
