@@ -274,8 +274,8 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
         Returns
         -------
-        roots : Tensor of shape (B, n_classes_)
-            Square roots of the class probabilities at temperature 2; rows have length 1.
+        roots : Tensor of shape (B, K)
+            Square roots of the probabilities of the K classes at temperature 2; rows have length 1.
         """
         return self.teacher_.classify(z_p)
 

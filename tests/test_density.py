@@ -56,7 +56,7 @@ DENSITIES = [
 
 
 @pytest.mark.parametrize("density", DENSITIES)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(2, 60), d=st.integers(1, 40))
 def test_gaussian_is_scipys_multivariate_normal_in_any_shape(density, seed, n, d):
     X, new = correlated(seed, n, d), correlated(seed + 1, 5, d)
@@ -79,7 +79,7 @@ def left_out(density, X, new, i, groups):
 
 @pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize("elsewhere", [False, True])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(2, 30), d=st.integers(1, 20), copies=st.integers(0, 3))
 def test_held_out_scores_are_those_of_a_fit_without_the_sample(density, elsewhere, seed, n, d, copies):
     X = correlated(seed, n, d)
