@@ -51,7 +51,7 @@ def detector(checkpoint: Path | None, **changes) -> TransformalyDetector:
     """A small detector whose activations go to disk."""
     extractor = TimmExtractor("test_vit", weights=None, image_size=64, device="cpu", precision="float32")
     students = BlockStudents(n_blocks=BLOCKS, max_epochs=12, batch_size=8, cache="disk", checkpoint=checkpoint)
-    return TransformalyDetector(extractor, students=students, random_state=0, **changes)
+    return TransformalyDetector.paper(extractor, students=students, random_state=0, **changes)
 
 
 def images() -> np.ndarray:
@@ -78,7 +78,8 @@ def command_line(folder: Path) -> Callable[[], object]:
         Image.fromarray(image).save(folder / f"{i}.png")
     save_file(timm.create_model("test_vit", num_classes=0).state_dict(), folder / "weights.safetensors")
     teacher = f"--teacher test_vit --weights {folder / 'weights.safetensors'} --image-size 64"
-    words = f"transformaly fit {folder} -o {folder / 'model.tfm'} {teacher} --blocks {BLOCKS} --epochs 12"
+    words = f"transformaly fit {folder} -o {folder / 'model.tfm'} {teacher} --students trained --blocks {BLOCKS}"
+    words += " --epochs 12"
 
     def work() -> None:
         from skl_transformaly.cli import run

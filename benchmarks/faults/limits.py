@@ -241,7 +241,8 @@ class World:
 
             return inspect
 
-        weights = f"--teacher test_vit --weights {place}/weights.safetensors --image-size 64 --blocks 2 --epochs 1"
+        weights = f"--teacher test_vit --weights {place}/weights.safetensors --image-size 64 --blocks 2"
+        weights += " --students trained --epochs 1"
         room = r"[Nn]o (room|space)|too large|full"
         cache = "cache cannot be used"
         return [
