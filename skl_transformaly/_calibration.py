@@ -187,7 +187,7 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         """The detector fitted on all of `X`, and its own held-out scores of that."""
         detector = clone(self.estimator).fit(X, None)
         scores = getattr(detector, "training_scores_", None)
-        if scores is None or getattr(detector, "threshold", "held-out") != "held-out":
+        if scores is None or not getattr(detector, "held_out_", True):
             raise ValueError(
                 f"calibration='held-out' needs a detector that scores its training images without themselves, in "
                 f"training_scores_, as TransformalyDetector does with threshold='held-out'; {type(detector).__name__} "

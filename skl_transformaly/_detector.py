@@ -22,7 +22,7 @@ from skl_transformaly._cache import Cache, fingerprint, identity
 from skl_transformaly._density import GaussianDensity, folds, resolve_density
 from skl_transformaly._extractor import resolve_extractor
 from skl_transformaly._features import TEACHER_SPACES, TeacherFeatures, layer_indices
-from skl_transformaly._fusion import held_out_threshold, p_values, training_threshold
+from skl_transformaly._fusion import held_out_threshold, p_values
 from skl_transformaly._halving import Halving
 from skl_transformaly._images import DIGEST_SIZE, ImageInputMixin, Images
 from skl_transformaly._imitation import Part
@@ -128,6 +128,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
     training_scores_ : ndarray of shape (n_samples,), float64
         Score of each training image without its own part in the fit (with ``threshold="training"``: with it); NaN for
         unreadable ones.
+    held_out_ : bool
+        Whether `training_scores_` are held-out ones.
     training_parts_ : ndarray of shape (n_samples, n_spaces), float64
         What the spaces add to it, in the order of `feature_spaces_`.
     training_terms_ : ndarray of shape (n_samples, m), float64
@@ -457,6 +459,11 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             ``(1 + #{i : training_scores_[i] <= score}) / (n + 1)``, in (0, 1]; small for anomalies. NaN where the score
             is.
 
+        Raises
+        ------
+        ValueError
+            The detector was fitted with ``threshold="training"``, and so has no held-out scores.
+
         Notes
         -----
         The training scores are leave-one-out (or fold) scores: p-values are those of the jackknife, which hold if
@@ -469,6 +476,12 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         .. [1] R. F. Barber, E. J. Candes, A. Ramdas and R. J. Tibshirani, "Predictive Inference with the Jackknife+",
            Annals of Statistics 49(1), 2021.
         """
+        check_is_fitted(self)
+        if not self.held_out_:
+            raise ValueError(
+                "p-values take held-out scores, and this detector was fitted with threshold='training'. Fit with "
+                "threshold='held-out', or calibrate it with ConformalDetector."
+            )
         return p_values(self.score_samples(X), self.training_scores_)
 
     def score_table(self, X: Any, score: Any = None) -> dict[str, np.ndarray]:
@@ -485,7 +498,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         -------
         table : dict of str to ndarray of shape (n_samples,)
             Columns ``score``, ``decision`` and ``p_value``, float64, and ``prediction``, int; ready for
-            ``pandas.DataFrame(table)``.
+            ``pandas.DataFrame(table)``. p-values are NaN without held-out scores.
         """
         check_is_fitted(self)
         score = np.asarray(self.score_samples(X) if score is None else score, dtype=np.float64)
@@ -493,7 +506,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         return {
             "score": score,
             "decision": decision,
-            "p_value": p_values(score, self.training_scores_),
+            "p_value": p_values(score, self.training_scores_) if self.held_out_ else np.full(len(score), np.nan),
             "prediction": self._labels(decision),
         }
 
@@ -601,7 +614,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         drawn: list[np.ndarray | None] = [None] * len(images)
         if maps:
             self._check_maps()
-            features = self._run(images, drawn)
+            features, _ = self._run(images, drawn)
         else:
             features = self._measure(images)
         parts, terms = self._parts(images, features)
@@ -652,7 +665,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         self.feature_spaces_ = self._resolve_spaces()
         if "discrepancy" in self.feature_spaces_:
             self.students_ = self._fit_students(images, random_state)
-        features, unseen = self._measure_training(images)
+        held_out = self.threshold == "held-out"
+        features, sizes, unseen = self._measure_training(images, held_out or self.fusion == "standardized")
         readable = ~np.isnan(next(iter(features.values()))).any(axis=1)
         if readable.sum() < 2:
             first = next(iter(images.unreadable.values()))
@@ -673,12 +687,11 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
                 normalize=self.normalize,
                 explained_variance=self.explained_variance,
                 standardize=self.fusion == "standardized",
-                held_out=self.threshold == "held-out" or self.fusion == "standardized",
+                held_out=held_out or self.fusion == "standardized",
             )
             seen_less = unseen[readable] if discrepancy and unseen is not None else None
-            space.fit(z[readable], sizes=self._sizes.get(name), groups=groups, unseen=seen_less)
+            space.fit(z[readable], sizes=sizes.get(name), groups=groups, unseen=seen_less)
             spaces[name] = space
-            held_out = self.threshold == "held-out"
             parts[readable, j] = space.held_out_parts_ if held_out else space.score_samples(z[readable])
             block_terms = space.held_out_terms_ if held_out else space.terms(z[readable])
             if discrepancy and block_terms is not None:
@@ -692,14 +705,14 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         self.training_digests_ = np.array(
             [np.frombuffer(images.digests.get(i, bytes(DIGEST_SIZE)), dtype=np.uint8) for i in range(len(images))]
         )
-        del self._sizes
         self.spaces_ = spaces
+        self.held_out_ = held_out
         self._set_threshold(parts.sum(axis=1), len(np.unique(groups)))
 
     def _set_threshold(self, scores: np.ndarray, distinct: int) -> None:
         usable = np.sort(scores[~np.isnan(scores)])
         if self.threshold == "training":
-            self.offset_ = training_threshold(usable, self.contamination)
+            self.offset_ = float(np.quantile(usable, self.contamination))
         else:
             self.offset_ = held_out_threshold(usable, self.contamination)
             if self.contamination * (distinct + 1) < 1:
@@ -761,24 +774,28 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         density = self.discrepancy_density if discrepancy else self.density
         return _with_seed(clone(resolve_density(density, discrepancy=discrepancy)), random_state)
 
-    def _measure_training(self, images: Images) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        """Features of the training images, and their discrepancies by students that have not seen them."""
+    def _measure_training(
+        self, images: Images, held_out: bool
+    ) -> tuple[dict[str, np.ndarray], dict[str, list[int]], np.ndarray | None]:
+        """Features of the training images, sizes of their groups, and discrepancies by students that did not see them.
+
+        The last is None without students, and without `held_out`.
+        """
         cache = self._cache()
         key = self._key(images) if cache.active else None
-        run = partial(self._run_training, images)
-        found = run() if key is None else cache("features of training images", key, run)
-        features, self._sizes, unseen, state = found
+        run = partial(self._run_training, images, held_out)
+        found = run() if key is None else cache("features of training images", {**key, "held out": held_out}, run)
+        features, sizes, unseen, state = found
         if state is not None:
             self.students_.set_training_state(state)
-        return features, unseen
+        return features, sizes, unseen
 
-    def _run_training(self, images: Images) -> tuple[dict, dict, np.ndarray | None, Any]:
+    def _run_training(self, images: Images, held_out: bool) -> tuple[dict, dict, np.ndarray | None, Any]:
         closed_form = hasattr(getattr(self, "students_", None), "measure_training")
         if not closed_form:
-            features = self._run(images)
-            needed = self.threshold == "held-out" or self.fusion == "standardized"
-            unseen = self._cross_fit(images) if "discrepancy" in features and needed else None
-            return features, self._sizes, unseen, None
+            features, sizes = self._run(images)
+            unseen = self._cross_fit(images) if "discrepancy" in features and held_out else None
+            return features, sizes, unseen, None
         collected = TeacherFeatures(self.extractor_, self.feature_spaces_, len(images))
         self.students_.measure_training(images, collected.collect)
         features = self._collected(collected, self.students_.training_discrepancies_, images)
@@ -829,17 +846,21 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         """
         cache = self._cache()
         key = self._key(images) if cache.active else None
-        return self._run(images) if key is None else cache("features", key, partial(self._run, images))
+        return self._run(images)[0] if key is None else cache("features", key, lambda: self._run(images)[0])
 
     def _check_maps(self) -> None:
         if "discrepancy" not in self.feature_spaces_:
             raise ValueError("An anomaly map shows what students miss: fit with 'discrepancy' among feature_spaces.")
 
-    def _run(self, images: Images, maps: list[np.ndarray | None] | None = None) -> dict[str, np.ndarray]:
-        """Features by the teacher and all students; `maps`, where given, is filled in with anomaly maps."""
+    def _run(
+        self, images: Images, maps: list[np.ndarray | None] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
+        """Features by the teacher and all students, and sizes of their groups; `maps`, if given, is filled in."""
         collected = TeacherFeatures(self.extractor_, self.feature_spaces_, len(images))
         students = self.students_ if "discrepancy" in self.feature_spaces_ else None
         z_fs = np.full((len(images), 0 if students is None else len(students.block_indices_)), np.nan)
+
+        halving = Halving("scoring", getattr(self.extractor_, "chunk_size_", None))
 
         def embed(part: Part) -> None:
             visit, finish = collected.collect(part.positions)
@@ -849,16 +870,14 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             batch = self.extractor_.preprocess(pixels)
             watch: dict[str, Any] = {"collect": collected.collect, "positions": positions}
             if students is None:
-                Halving("scoring", getattr(self.extractor_, "chunk_size_", None))(embed, Part(positions, batch))
+                halving(embed, Part(positions, batch))
             elif maps is None:
                 z_fs[positions] = students.measure(batch, **watch)[1]
             else:
                 _, z_fs[positions], coarse = students.examine(batch, **watch)
                 for position, image, single in zip(positions, pixels, coarse):
                     maps[position] = _enlarge(single.mean(axis=0), image.shape[:2])
-        if not hasattr(self, "spaces_"):  # while fitting
-            self._sizes = collected.sizes
-        return self._collected(collected, z_fs, images)
+        return self._collected(collected, z_fs, images), collected.sizes
 
     def _collected(self, collected: TeacherFeatures, z_fs: np.ndarray, images: Images) -> dict[str, np.ndarray]:
         features = {}
@@ -889,16 +908,12 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         if terms.shape[1]:
             space = self.spaces_["discrepancy"]
             terms = _where_readable(features["discrepancy"], lambda z: np.asarray(space.terms(z)))
-        known = self._known_images() if recognise and images.digests else {}
-        for position, digest in images.digests.items():
-            row = known.get(digest)
-            if row is not None:
+        for position, digest in images.digests.items() if recognise else ():
+            same = (self.training_digests_ == np.frombuffer(digest, dtype=np.uint8)).all(axis=1)
+            if same.any():
+                row = int(same.argmax())
                 parts[position], terms[position] = self.training_parts_[row], self.training_terms_[row]
         return parts, terms
-
-    def _known_images(self) -> dict[bytes, int]:
-        """Positions of the training images by their digests."""
-        return {digest.tobytes(): i for i, digest in enumerate(self.training_digests_)}
 
     def _reasons(self, times: np.ndarray, terms: np.ndarray, blocks: list[int]) -> np.ndarray:
         reasons = np.empty(len(times), dtype=object)

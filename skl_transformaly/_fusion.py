@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["held_out_threshold", "p_values", "training_threshold"]
+__all__ = ["held_out_threshold", "p_values"]
 
 # A threshold keeps at least this share of the gap between two scores away from both, so that rounding moves no image
 # across it.
@@ -38,11 +38,6 @@ def held_out_threshold(scores: np.ndarray, rate: float) -> float:
         return float(scores[-1])
     share = np.clip(place - k, _MARGIN, 1 - _MARGIN)
     return float(scores[k - 1] + share * (scores[k] - scores[k - 1]))
-
-
-def training_threshold(scores: np.ndarray, rate: float) -> float:
-    """The quantile of scores after the fit, as most outlier detectors set their threshold."""
-    return float(np.percentile(scores, 100.0 * rate))
 
 
 def p_values(scores: np.ndarray, held_out: np.ndarray) -> np.ndarray:

@@ -657,6 +657,7 @@ PARTS: dict[str, _Class] = {
             "extractor_": _Part(("TimmExtractor",), {"D": "D"}),
             "students_": _Part(("RidgeStudents", "BlockStudents"), {"m": "m"}),
             "offset_": _Number(),
+            "held_out_": _Flag(),
             "training_scores_": Array(("n",), nan=True),
             "training_parts_": Array(("n", "S"), nan=True),
             "training_terms_": Array(("n", "terms"), nan=True),

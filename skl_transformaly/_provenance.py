@@ -243,8 +243,8 @@ def describe(detector: Any) -> dict[str, str]:
     if hasattr(detector, "calibration_scores_"):
         settings["calibration"] = f"{len(detector.calibration_scores_)} normal images"
         settings["promised false-positive rate"] = f"{detector.alpha:.4g}"
-    elif inner.threshold == "held-out":
-        n = int((inner.training_scores_ == inner.training_scores_).sum())
+    elif inner.held_out_:
+        n = int(np.isfinite(inner.training_scores_).sum())
         settings["calibration"] = f"{n} training images, each scored without itself"
         settings["expected false-positive rate"] = f"{max(inner.contamination, 1 / (n + 1)):.2g}"
     else:

@@ -138,7 +138,8 @@ def to_onnx(
     - ``score``, float64 (N,): as `score_samples` for new images; those that `fit` has seen are not recognised, and
       score as new ones (`score_as_new`);
     - ``decision``, float64 (N,): as `decision_function`; negative for anomalies;
-    - ``p_value``, float64 (N,): as `p_values`, those of the :class:`ConformalDetector` if there is one;
+    - ``p_value``, float64 (N,): as `p_values`, those of the :class:`ConformalDetector` if there is one; not of a
+      detector with ``threshold="training"``;
     - ``anomaly_map``, float32 (N, H, W): as `anomaly_map`.
 
     Decoding is left to the caller: for the same scores, apply the EXIF orientation, and make palettes and other colour
@@ -317,14 +318,13 @@ def _build(core: TransformalyDetector, conformal: ConformalDetector | None, with
     names = [f"features_{space}" for space in spaces]
     parts = [space_score(heads, heads.double(name), core.spaces_[space]) for space, name in zip(spaces, names)]
     score = heads.Sum(*parts)
-    offset, calibration = core.offset_, core.training_scores_[~np.isnan(core.training_scores_)]
+    offset = core.offset_
+    calibration = core.training_scores_[~np.isnan(core.training_scores_)] if core.held_out_ else None
     if conformal is not None:
         offset, calibration = conformal.offset_, conformal.calibration_scores_
-    outputs = {
-        "score": score,
-        "decision": heads.Sub(score, np.float64(offset)),
-        "p_value": share_at_most(heads, score, np.sort(calibration)),
-    }
+    outputs = {"score": score, "decision": heads.Sub(score, np.float64(offset))}
+    if calibration is not None:
+        outputs["p_value"] = share_at_most(heads, score, calibration)
     if with_map:
         names.append("coarse_map")
         outputs["anomaly_map"] = enlarge(heads, "coarse_map", "images")

@@ -445,7 +445,7 @@ def _histogram(detector: Any, inner: Any, cards: list[_Card]) -> dict[str, Any]:
         "at": at if at is not None and 0 <= at <= 100 else None,
         "ticks": ticks,
         "below": int(np.sum(scores < edges[0])),
-        "held_out": hasattr(detector, "calibration_scores_") or inner.threshold == "held-out",
+        "held_out": hasattr(detector, "calibration_scores_") or inner.held_out_,
         "n_normal": len(reference),
     }
 

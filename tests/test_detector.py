@@ -124,6 +124,14 @@ def test_p_values_count_the_held_out_scores_that_are_as_low(images, rng):
     np.testing.assert_array_equal(table["prediction"], detector.predict(new))
 
 
+def test_scores_of_fitted_images_give_no_p_values(images):
+    detector = tiny_detector(threshold="training").fit(images)
+    with pytest.raises(ValueError, match="fitted with threshold='training'"):
+        detector.p_values(images)
+    detector.set_params(threshold="held-out")  # which a fit alone would change
+    assert np.isnan(detector.score_table(images)["p_value"]).all()
+
+
 def test_the_share_of_new_normal_images_that_is_flagged_is_what_was_asked_for(rng):
     """Over 40 detectors and 1,600 new images from the same source."""
     flagged = []

@@ -164,6 +164,13 @@ def test_the_same_pixels_as_files_are_found(tmp_path, images, work):
     assert len(work["trained"]) == 2
 
 
+def test_discrepancies_that_nobody_held_out_are_not_found_by_a_fit_that_needs_them(tmp_path, images):
+    settings = {"threshold": "held-out", "explained_variance": None}
+    tiny_detector(memory=str(tmp_path)).fit(images)  # the paper's threshold, on fitted scores
+    found = tiny_detector(memory=str(tmp_path), **settings).fit(images)
+    np.testing.assert_array_equal(found.training_scores_, tiny_detector(**settings).fit(images).training_scores_)
+
+
 def test_a_folder_may_be_a_path_object(tmp_path, images, work):
     tiny_detector(memory=tmp_path).fit(images)
     tiny_detector(memory=str(tmp_path)).fit(images)

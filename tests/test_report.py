@@ -36,7 +36,7 @@ class Bright:
     """Scores an image by how bright it is; dark is normal. Shaped like a calibrated detector."""
 
     feature_spaces_ = ("pretrained", "discrepancy")
-    threshold = "held-out"
+    held_out_ = True
     spaces_: dict = {}
     students_ = SimpleNamespace(block_indices_=np.arange(2))
     alpha = 0.05
