@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skl_transformaly._imitation import at_least_float32
+from skl_transformaly._imitation import at_least_float32, count_prefix_tokens
 from skl_transformaly._teacher import BlockVisitor
 
 __all__ = ["TEACHER_SPACES", "TeacherFeatures", "layer_indices"]
@@ -93,7 +93,7 @@ class TeacherFeatures:
         def visit(index, block, args, kwargs, output):
             if index in self._chosen:
                 groups.extend(self._pooled(output, with_class_token=True))
-            elif index == self._last and output.ndim == 3 and self._prefix(output):
+            elif index == self._last and output.ndim == 3 and count_prefix_tokens(output, self.extractor):
                 groups.extend(self._pooled(output, with_class_token=False))
 
         def features(z_p: Tensor) -> dict[str, list[Tensor]]:
@@ -115,17 +115,6 @@ class TeacherFeatures:
         if output.ndim == 4:
             to_maps = getattr(self.extractor, "to_maps", None)
             return [(output if to_maps is None else to_maps(output)).mean((2, 3))]
-        prefix = self._prefix(output)
+        prefix = count_prefix_tokens(output, self.extractor)
         token = [output[:, 0]] if prefix and with_class_token else []
         return [*token, output[:, prefix:].mean(1)]
-
-    def _prefix(self, tokens: Tensor) -> int:
-        """How many tokens stand for no place."""
-        to_maps = getattr(self.extractor, "to_maps", None)
-        if to_maps is None:
-            return 0
-        try:
-            maps = to_maps(tokens)
-        except ValueError:  # they fill no grid
-            return 0
-        return tokens.shape[1] - maps.shape[2] * maps.shape[3]

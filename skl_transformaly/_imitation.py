@@ -10,17 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
+from skl_transformaly._extractor import resolve_extractor
 from skl_transformaly._halving import Halving
-from skl_transformaly._images import ImageInputMixin
+from skl_transformaly._images import ImageInputMixin, Images
 from skl_transformaly._residuals import ResidualStatistics
 from skl_transformaly._teacher import BlockVisitor
 from skl_transformaly._torch import own_settings
 
-__all__ = ["Collect", "ImitationMixin", "Part", "at_least_float32", "select_blocks"]
+__all__ = ["Collect", "ImitationMixin", "Part", "at_least_float32", "count_prefix_tokens", "select_blocks"]
 
 # collect(positions) -> (visit, finish): watch the teacher's blocks while it runs on these images, and get their
 # embeddings at the end.
@@ -52,9 +53,20 @@ class ImitationMixin(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transform
     `students_` are modules that turn what a teacher's block gets into what they think it gives.
     """
 
+    extractor: Any
+    n_blocks: int | Sequence[int] | None
     extractor_: Any
     block_indices_: np.ndarray
     _residuals: list[ResidualStatistics | None]
+
+    def _begin(self, X: Any, extractor: Any) -> tuple[Images, Any]:
+        """Check the images, fit the teacher if none is handed over, and choose its blocks."""
+        images = self._check_images(X, reset=True)
+        if extractor is None:
+            extractor = clone(resolve_extractor(self.extractor), safe=False).fit(images)
+        self.extractor_ = extractor
+        self.block_indices_ = select_blocks(self.n_blocks, len(extractor.blocks_))
+        return images, extractor
 
     def transform(self, X: Any) -> np.ndarray:
         """Measure how far each student deviates from its teacher block.
@@ -137,7 +149,7 @@ class ImitationMixin(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transform
         z_ps, z_fs, maps = zip(*self._in_parts(run, Part.of(batch, positions)))
         return np.concatenate(z_ps), np.concatenate(z_fs), np.concatenate(maps)
 
-    def _in_parts(self, function: Callable[[Part], Any], part: Part) -> list[Any]:
+    def _in_parts(self, function: Callable[[Any], Any], part: Part | Tensor) -> list[Any]:
         if getattr(self, "_halving", None) is None:  # read from a file
             self._halving = self._new_halving()
         return self._halving(function, part)
@@ -266,6 +278,18 @@ def select_blocks(n_blocks: int | Sequence[int] | None, total: int) -> np.ndarra
     if len(unique) < len(places):
         raise ValueError(f"n_blocks={n_blocks!r} names a block twice; the teacher has {total} blocks.")
     return unique
+
+
+def count_prefix_tokens(tokens: Tensor, extractor: Any) -> int:
+    """How many of the tokens (B, T, C) stand for no place; 0 where the extractor cannot tell, or they fill no grid."""
+    to_maps = getattr(extractor, "to_maps", None)
+    if to_maps is None:
+        return 0
+    try:
+        maps = to_maps(tokens)
+    except ValueError:
+        return 0
+    return tokens.shape[1] - maps.shape[2] * maps.shape[3]
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.linalg import cho_factor, cho_solve
-from sklearn.base import BaseEstimator, _fit_context, clone
+from sklearn.base import BaseEstimator, _fit_context
 from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,9 +19,8 @@ from tqdm.auto import tqdm
 from skl_transformaly._activations import inspect_blocks
 from skl_transformaly._cache import Cache, fingerprint, identity
 from skl_transformaly._density import group_sizes
-from skl_transformaly._extractor import resolve_extractor
 from skl_transformaly._images import Images
-from skl_transformaly._imitation import Collect, ImitationMixin, Part, at_least_float32, select_blocks
+from skl_transformaly._imitation import Collect, ImitationMixin, Part, at_least_float32, count_prefix_tokens
 from skl_transformaly._residuals import ResidualStatistics
 from skl_transformaly._torch import own_settings
 
@@ -60,16 +59,13 @@ class Layout:
     kernel: int
 
     @classmethod
-    def of(cls, x: Tensor, output: Tensor, to_maps: Any) -> Layout:
+    def of(cls, x: Tensor, output: Tensor, extractor: Any) -> Layout:
         """Look at one block's input and output."""
         residual = x.shape == output.shape
         if x.ndim == 3:
-            prefix = 0
-            if to_maps is not None:
-                maps = to_maps(x)
-                prefix = x.shape[1] - maps.shape[2] * maps.shape[3]
-            return cls(True, prefix, False, residual, 1)
-        last = to_maps is not None and to_maps(x).shape != x.shape
+            return cls(True, count_prefix_tokens(x, extractor), False, residual, 1)
+        to_maps = getattr(extractor, "to_maps", None)
+        last = to_maps is not None and to_maps(x).stride() != x.stride()
         channels = x.shape[3 if last else 1]
         return cls(False, 0, last, residual, 3 if 9 * channels <= _NEIGHBOURHOOD else 1)
 
@@ -169,8 +165,8 @@ class _Sums:
         self.parts: list[np.ndarray] = []
         self.origin: tuple[Tensor, Tensor] | None = None
 
-    def add(self, x: Tensor, output: Tensor) -> None:
-        """Add the images of a batch."""
+    def products(self, x: Tensor, output: Tensor) -> list[np.ndarray]:
+        """Those of the images of a batch, to be added."""
         local, context, target = self.layout.rows(x, output)
         if self.origin is None:
             # where features are large and vary little, their products would drown the variation
@@ -180,15 +176,18 @@ class _Sums:
         local, context = local - self.origin[0], context - self.origin[1]
         count = local.shape[1]
         flat = local.reshape(-1, local.shape[2])
-        products = [
+        found = [
             flat.T @ flat,
             local.sum(1).T @ context,
             count * (context.T @ context),
             flat.T @ target.reshape(-1, target.shape[2]),
             context.T @ target.sum(1),
         ]
-        arrays = [product.double().cpu().numpy() for product in products]
-        self.parts = [a + b for a, b in zip(self.parts, arrays)] if self.parts else arrays
+        return [product.double().cpu().numpy() for product in found]
+
+    def add(self, products: list[np.ndarray]) -> None:
+        """Add what `products` has given."""
+        self.parts = [a + b for a, b in zip(self.parts, products)] if self.parts else products
 
     def solve(self, ridge: float) -> tuple[np.ndarray, np.ndarray]:
         """Coefficients (F + Q, C_out), and the inverse of the regularised products (F + Q, F + Q).
@@ -325,13 +324,9 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         FloatingPointError
             The teacher gave a value that is not finite.
         """
-        images = self._check_images(X, reset=True)
-        alone = extractor is None
-        if alone:
-            extractor = clone(resolve_extractor(self.extractor), safe=False).fit(images)
         self.__dict__.pop("local_weights_", None)
-        self.extractor_ = extractor
-        self.block_indices_ = select_blocks(self.n_blocks, len(extractor.blocks_))
+        alone = extractor is None
+        images, extractor = self._begin(X, extractor)
         self._halving = self._new_halving()
         cache = Cache(None) if cache is None else cache
         key: dict[str, Any] = {}
@@ -357,28 +352,31 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         """One pass of the teacher, and a solution for each block."""
         extractor = self.extractor_
         inspect_blocks(images, extractor)
-        to_maps = _safe_maps(extractor)
         wanted = set(self.block_indices_.tolist())
         sums: dict[int, _Sums] = {}
         sizes: dict[int, tuple[int, int]] = {}
 
-        def visit(index, block, args, kwargs, output):
-            if index in wanted:
-                if index not in sums:
-                    sums[index] = _Sums(Layout.of(args[0], output, to_maps))
-                    sizes[index] = _map_size(sums[index].layout, output)
-                with torch.autocast(output.device.type, enabled=False):
-                    sums[index].add(args[0], output)
+        def run(batch: Tensor) -> dict[int, list[np.ndarray]]:
+            found = {}
 
-        def run(batch: Tensor) -> None:
+            def visit(index, block, args, kwargs, output):
+                if index in wanted:
+                    if index not in sums:
+                        sums[index] = _Sums(Layout.of(args[0], output, extractor))
+                        sizes[index] = _map_size(sums[index].layout, output)
+                    with torch.autocast(output.device.type, enabled=False):
+                        found[index] = sums[index].products(args[0], output)
+
             with torch.no_grad(), extractor.compute():
                 extractor.embed(batch, visit)
+            return found
 
         with tqdm(total=len(images), desc="Students", unit="image", disable=not self.verbose) as progress:
             for positions, pixels in images.batches(extractor.batch_size):
-                # one image after another where memory runs out would add some twice: sums are taken of whole parts
-                for part in self._new_halving().parts(extractor.preprocess(pixels)):
-                    run(part)
+                # added once all parts are through: where memory runs out, they are taken again
+                for found in self._in_parts(run, extractor.preprocess(pixels)):
+                    for index, products in found.items():
+                        sums[index].add(products)
                 progress.update(len(positions))
         indices = self.block_indices_.tolist()
         dtype = np.float64 if getattr(extractor, "precision_", None) == "float64" else np.float32
@@ -394,16 +392,15 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
             split = len(block.parts[0])
             coefficients, inverse = block.solve(self.ridge)
             layouts.append(block.layout)
-            local.append(np.ascontiguousarray(coefficients[:split].T, dtype=dtype))
-            context.append(np.ascontiguousarray(coefficients[split:].T, dtype=dtype))
             origin = [part.double().cpu().numpy() for part in block.origin]
             coefficients[-1] -= np.concatenate(origin) @ coefficients
-            context[-1] = np.ascontiguousarray(coefficients[split:].T, dtype=dtype)
+            local.append(np.ascontiguousarray(coefficients[:split].T, dtype=dtype))
+            context.append(np.ascontiguousarray(coefficients[split:].T, dtype=dtype))
             inverses.append((inverse.astype(dtype), *(part.astype(dtype) for part in origin)))
         return layouts, [sizes[index] for index in indices], local, context, inverses
 
     @property
-    def students_(self) -> list[nn.Module]:
+    def students_(self) -> list[RidgeStudent]:
         """The students as modules, in order of depth."""
         return self._modules
 
@@ -416,7 +413,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     def _build(self) -> None:
         """Make modules of the coefficients."""
         columns = zip(self._layouts, self.local_weights_, self.context_weights_, self._sizes)
-        self._modules: list[nn.Module] = [RidgeStudent(*column).eval() for column in columns]
+        self._modules = [RidgeStudent(*column).eval() for column in columns]
 
     @own_settings()
     def measure_training(self, images: Images, collect: Collect | None = None) -> None:
@@ -435,9 +432,9 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         fitted, held_out = np.full((n, m), np.nan), np.full((n, m), np.nan)
         duplicates = group_sizes(images.groups(), n)
         chosen = set(np.unique(np.linspace(0, n - 1, min(n, _MAP_IMAGES)).round().astype(int)).tolist())
-        maps: list[list[Tensor]] = [[] for _ in range(m)]
+        maps: list[dict[int, Tensor]] = [{} for _ in range(m)]  # by position: a part may be taken again
         to_maps = getattr(self.extractor_, "to_maps", None)
-        inverses = [tuple(map(torch.from_numpy, arrays)) for arrays in self._inverses]
+        solutions = [tuple(map(torch.from_numpy, arrays)) for arrays in self._inverses]
 
         def run(part: Part) -> None:
             visit_also, finish = collect(part.positions) if collect is not None else (None, None)
@@ -452,14 +449,14 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
                     residual = students[j].to(output.device)(*args) - at_least_float32(output)
                     fitted[part.positions, j] = residual.square().flatten(1).mean(1).double().cpu().numpy()
                     ratio, left_out = self._left_out(
-                        self._layouts[j], args[0], output, students[j], inverses[j], duplicates[part.positions]
+                        students[j], args[0], output, solutions[j], duplicates[part.positions]
                     )
                     held_out[part.positions, j] = fitted[part.positions, j] * ratio
                     if to_maps is not None:
-                        kept = [i for i, position in enumerate(part.positions.tolist()) if position in chosen]
-                        if kept:
-                            source = left_out if self._layouts[j].tokens else residual
-                            maps[j].append(source[kept].float().cpu())
+                        source = left_out if students[j].layout.tokens else residual
+                        for i, position in enumerate(part.positions.tolist()):
+                            if position in chosen:
+                                maps[j][position] = source[i].float().cpu()
 
             with torch.no_grad(), self.extractor_.compute():
                 z_p = self.extractor_.embed(part.batch, visit)
@@ -467,14 +464,13 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
                 finish(z_p)
 
         places = {index: j for j, index in enumerate(self.block_indices_.tolist())}
-        students = self.students_
-        halving = self._new_halving()
+        students = self._modules
         with tqdm(total=n, desc="Measuring", unit="image", disable=not self.verbose) as progress:
             for positions, pixels in images.batches(self.extractor_.batch_size):
-                halving(run, Part(positions, self.extractor_.preprocess(pixels)))
+                self._in_parts(run, Part(positions, self.extractor_.preprocess(pixels)))
                 progress.update(len(positions))
         self.training_discrepancies_, self.held_out_discrepancies_ = fitted, held_out
-        self._residuals = [_map_statistics(residuals, to_maps) for residuals in maps]
+        self._residuals = [_map_statistics([found[i] for i in sorted(found)], to_maps) for found in maps]
         self._inverses = []  # they have done what they were for
 
     def training_state(self) -> tuple:
@@ -488,13 +484,13 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
 
     @staticmethod
     def _left_out(
-        layout: Layout, x: Tensor, output: Tensor, student: Any, solution: tuple, duplicates: np.ndarray
+        student: RidgeStudent, x: Tensor, output: Tensor, solution: tuple, duplicates: np.ndarray
     ) -> tuple[np.ndarray, Tensor]:
         """By how much each image's discrepancy grows if its student has not seen it, and its residuals then.
 
         With features H of one image, that is there g times, and M the inverse: E_out = (I - g H M H')^-1 E.
         """
-        local, context, target = layout.rows(x, output)
+        local, context, target = student.layout.rows(x, output)
         inverse, *origin = (part.to(local) for part in solution)
         size = local.shape[2]
         shift = F.linear(context, student.context.to(local.dtype))
@@ -527,21 +523,6 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         return hasattr(self, "local_weights_")
 
 
-def _safe_maps(extractor: Any) -> Any:
-    """The extractor's ``to_maps``; for tokens that fill no grid, all of them count as places."""
-    to_maps = getattr(extractor, "to_maps", None)
-    if to_maps is None:
-        return None
-
-    def maps(x: Tensor) -> Tensor:
-        try:
-            return to_maps(x)
-        except ValueError:
-            return x.transpose(1, 2).unsqueeze(3) if x.ndim == 3 else x
-
-    return maps
-
-
 def _map_size(layout: Layout, output: Tensor) -> tuple[int, int]:
     if layout.tokens:
         return (0, 0)
@@ -554,6 +535,6 @@ def _map_statistics(residuals: list[Tensor], to_maps: Any) -> ResidualStatistics
     if not residuals or to_maps is None:
         return None
     try:
-        return ResidualStatistics.fit(to_maps(torch.cat(residuals)))
+        return ResidualStatistics.fit(to_maps(torch.stack(residuals)))
     except ValueError:  # tokens that fill no grid: who asks for a map is told
         return None

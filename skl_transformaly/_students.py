@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, _fit_context, clone
+from sklearn.base import BaseEstimator, _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
@@ -23,10 +23,10 @@ from tqdm.auto import tqdm
 
 from skl_transformaly._activations import BlockActivations, iter_activations
 from skl_transformaly._cache import Cache, fingerprint, identity
-from skl_transformaly._extractor import TimmExtractor, resolve_extractor
+from skl_transformaly._extractor import TimmExtractor
 from skl_transformaly._halving import Halving
 from skl_transformaly._images import Images
-from skl_transformaly._imitation import ImitationMixin, at_least_float32, select_blocks
+from skl_transformaly._imitation import ImitationMixin, at_least_float32
 from skl_transformaly._kernels import is_suited
 from skl_transformaly._parallel import count_jobs, train_in_waves
 from skl_transformaly._residuals import ResidualStatistics
@@ -261,11 +261,7 @@ class BlockStudents(ImitationMixin, BaseEstimator):
         OSError
             No room on disk for activations.
         """
-        images = self._check_images(X, reset=True)
-        if extractor is None:
-            extractor = clone(resolve_extractor(self.extractor), safe=False).fit(images)
-        self.extractor_ = extractor
-        self.block_indices_ = select_blocks(self.n_blocks, len(extractor.blocks_))
+        images, extractor = self._begin(X, extractor)
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         cache = Cache(None) if cache is None else cache
         checkpoint = Cache(self.checkpoint, parameter="checkpoint")

@@ -14,7 +14,7 @@ from joblib import parallel_config
 from test_extractor import FAMILIES
 
 from skl_transformaly import BlockStudents, TransformalyDetector, _parallel, _students
-from skl_transformaly._students import select_blocks
+from skl_transformaly._imitation import select_blocks
 from skl_transformaly._torch import limited_threads
 
 

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from skl_transformaly._activations import inspect_blocks
 from skl_transformaly._images import Images
-from skl_transformaly._students import select_blocks
+from skl_transformaly._imitation import select_blocks
 
 
 class Recording:

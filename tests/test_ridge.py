@@ -1,0 +1,160 @@
+"""Students in closed form: what they are, that batches do not matter, and that an image is left out exactly."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_extractor
+from test_extractor import FAMILIES
+from test_halving import out_of_memory_above
+
+from skl_transformaly import RidgeStudents, save
+from skl_transformaly._ridge import Layout
+
+CONVOLUTIONS = [("test_efficientnet", 64), ("test_convnext", 64)]
+
+
+def activations(extractor, X, index):
+    """What block `index` gets and gives."""
+    found = {}
+
+    def visit(i, block, args, kwargs, output):
+        if i == index:
+            found["x"], found["output"] = args[0], output
+
+    extractor.embed(extractor.preprocess(X), visit)
+    return found["x"], found["output"]
+
+
+def regression(extractor, X, index):
+    """Features of each place with class token, mean and 1 beside them, and targets, by image; in numpy alone."""
+    x, output = (tensor.numpy() for tensor in activations(extractor, X, index))
+    context = np.concatenate([x[:, 0], x[:, 1:].mean(axis=1), np.ones((len(x), 1))], axis=1)
+    H = np.concatenate([x, np.repeat(context[:, None], x.shape[1], axis=1)], axis=2)
+    return H, output - x
+
+
+def solve(H, Y, penalty):
+    rows, targets = H.reshape(-1, H.shape[2]), Y.reshape(-1, Y.shape[2])
+    return np.linalg.solve(rows.T @ rows + np.diag(penalty), rows.T @ targets)
+
+
+def penalty_of(H, ridge):
+    rows = H.reshape(-1, H.shape[2])
+    penalty = ridge * len(rows) * rows.var(axis=0)
+    penalty[-1] = 0
+    return penalty
+
+
+def test_a_student_is_the_ridge_regression_of_what_its_block_adds(images, rng):
+    extractor = tiny_extractor(image_size=64).fit(images)
+    students = RidgeStudents(n_blocks=[4], ridge=0.03).fit(images, extractor=extractor)
+    H, Y = regression(extractor, images, 4)
+    new = rng.integers(0, 256, (5, 20, 24, 3), dtype=np.uint8)
+    H_new, Y_new = regression(extractor, new, 4)
+    residual = H_new @ solve(H, Y, penalty_of(H, 0.03)) - Y_new
+    np.testing.assert_allclose(students.transform(new)[:, 0], (residual**2).mean(axis=(1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("copies", [0, 2])
+def test_an_image_is_left_out_as_if_it_had_not_been_there(images, copies):
+    """With its copies, and with the penalty of all images."""
+    X = np.concatenate([images, np.repeat(images[:1], copies, axis=0)])
+    extractor = tiny_extractor(image_size=64).fit(X)
+    students = RidgeStudents(n_blocks=[4], ridge=0.03, extractor=tiny_extractor(image_size=64)).fit(X)
+    H, Y = regression(extractor, X, 4)
+    penalty = penalty_of(H, 0.03)
+    for i in (0, 5):
+        others = [j for j in range(len(X)) if not (X[j] == X[i]).all()]
+        residual = H[i] @ solve(H[others], Y[others], penalty) - Y[i]
+        assert students.held_out_discrepancies_[i, 0] == pytest.approx((residual**2).mean(), rel=1e-3)
+
+
+@pytest.mark.parametrize("name, size", CONVOLUTIONS)
+def test_a_place_of_a_map_is_left_out_with_its_image(name, size, images):
+    """Against students without the image, whose penalty differs a little."""
+    X = np.random.default_rng(0).integers(0, 256, (40, 24, 24, 3), dtype=np.uint8)
+    students = RidgeStudents(n_blocks=[0], extractor=tiny_extractor(name, image_size=size)).fit(X)
+    without = RidgeStudents(n_blocks=[0], extractor=tiny_extractor(name, image_size=size)).fit(X[1:])
+    assert students.held_out_discrepancies_[0] == pytest.approx(without.transform(X[:1])[0], rel=0.03)
+    assert (students.held_out_discrepancies_ > students.training_discrepancies_).all()
+
+
+def test_sums_do_not_depend_on_batches_or_order(images):
+    expected = RidgeStudents(n_blocks=3, extractor=tiny_extractor(batch_size=12)).fit(images)
+    for batch_size, order in ((1, np.arange(12)), (5, np.arange(12)[::-1])):
+        students = RidgeStudents(n_blocks=3, extractor=tiny_extractor(batch_size=batch_size)).fit(images[order])
+        np.testing.assert_allclose(students.held_out_discrepancies_, expected.held_out_discrepancies_[order], rtol=1e-4)
+        np.testing.assert_allclose(students.transform(255 - images), expected.transform(255 - images), rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Out of memory")
+def test_no_image_counts_twice_where_memory_runs_out(images):
+    whole = RidgeStudents(n_blocks=3, extractor=tiny_extractor(image_size=64)).fit(images)
+    for block in whole.extractor_.blocks_:
+        block._forward_pre_hooks.clear()
+    scarce = out_of_memory_above(tiny_extractor(image_size=64, batch_size=8, interpolation="bicubic").fit(images), 3)
+    parts = RidgeStudents(n_blocks=3).fit(images, extractor=scarce)
+    parts.measure_training(parts._check_images(images, reset=False))
+    np.testing.assert_allclose(parts.held_out_discrepancies_, whole.held_out_discrepancies_, rtol=1e-4)
+    np.testing.assert_allclose(parts._residuals[0].mean, whole._residuals[0].mean, atol=1e-5)
+
+
+@pytest.mark.parametrize("name, size, kind, number", FAMILIES)
+def test_every_family_can_be_imitated(name, size, kind, number, images):
+    extractor = tiny_extractor(name, image_size=size, precision="float32")
+    students = RidgeStudents(n_blocks=None, extractor=extractor).fit(images)
+    assert students.transform(images[:2]).shape == (2, number)
+    assert np.isfinite(students.held_out_discrepancies_).all()
+    for j, index in enumerate(students.block_indices_.tolist()):
+        x, output = activations(students.extractor_, images[:2], index)
+        predicted = students.students_[j](x)
+        assert predicted.shape == output.shape
+
+
+def test_channels_are_found_by_their_place_in_memory_not_by_their_number():
+    """Maps of 8 x 8 places and 8 channels have one shape in either layout."""
+
+    class NHWC:
+        @staticmethod
+        def to_maps(x):
+            return x.permute(0, 3, 1, 2)
+
+    class NCHW:
+        @staticmethod
+        def to_maps(x):
+            return x
+
+    x = torch.zeros(2, 8, 8, 8)
+    assert Layout.of(x, x, NHWC()).channels_last and not Layout.of(x, x, NCHW()).channels_last
+
+
+def test_a_block_that_varies_little_around_large_values_is_solved(images):
+    """Products of float32 would drown the variation, if they were not taken around a typical image."""
+    X = (images // 64 + 120).astype(np.uint8)  # nearly grey
+    students = RidgeStudents(n_blocks=None, extractor=tiny_extractor(precision="float32")).fit(X)
+    assert np.isfinite(students.held_out_discrepancies_).all()
+    assert (students.training_discrepancies_ <= students.held_out_discrepancies_).all()
+
+
+def test_values_that_are_not_finite_are_an_error(images, monkeypatch):
+    extractor = tiny_extractor().fit(images)
+    embed = type(extractor).embed
+
+    def broken(self, batch, visit=None):
+        def spoil(index, block, args, kwargs, output):
+            visit(index, block, args, kwargs, output * (torch.nan if index == 5 else 1))
+
+        return embed(self, batch, spoil if visit is not None else None)
+
+    monkeypatch.setattr(type(extractor), "embed", broken)
+    with pytest.raises((FloatingPointError, TypeError)):
+        RidgeStudents(n_blocks=2).fit(images, extractor=extractor)
+
+
+def test_a_file_holds_coefficients_and_not_what_they_came_from(images, tmp_path):
+    from conftest import tiny_detector
+
+    detector = tiny_detector().fit(images)
+    save(detector, tmp_path / "a.tfm", teacher=False)
+    weights = sum(w.nbytes for w in (*detector.students_.local_weights_, *detector.students_.context_weights_))
+    assert (tmp_path / "a.tfm").stat().st_size < weights + 400_000
