@@ -140,6 +140,17 @@ class RidgeStudent(nn.Module):
                 return self._predict(x)
         return self._predict(x)
 
+    def spread(self, x: Tensor, local: Tensor, constant: Tensor) -> Tensor:
+        """Apply coefficients of each image's own, (B, C_out, F), and constants, (B, C_out), at all places of maps."""
+        layout = self.layout
+        pooled = _pooled(layout.split(x)[0], self.size)
+        count, channels = pooled.shape[:2]
+        weight = local.reshape(-1, channels, layout.kernel, layout.kernel)
+        # a convolution each: images as groups
+        found = F.conv2d(pooled.reshape(1, -1, *self.size), weight, padding=layout.kernel // 2, groups=count)
+        found = found.view(count, -1, *self.size) + constant[:, :, None, None]
+        return found.permute(0, 2, 3, 1) if layout.channels_last else found
+
     def _predict(self, x: Tensor) -> Tensor:
         layout = self.layout
         x, context = layout.split(x)
@@ -446,17 +457,15 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
                 if j is None:
                     return
                 with torch.autocast(output.device.type, enabled=False):
-                    residual = students[j].to(output.device)(*args) - at_least_float32(output)
-                    fitted[part.positions, j] = residual.square().flatten(1).mean(1).double().cpu().numpy()
-                    ratio, left_out = self._left_out(
-                        students[j], args[0], output, solutions[j], duplicates[part.positions]
-                    )
-                    held_out[part.positions, j] = fitted[part.positions, j] * ratio
+                    student = students[j].to(output.device)
+                    residual = student(*args) - at_least_float32(output)
+                    left_out = _leave_out(student, args[0], output, residual, solutions[j], duplicates[part.positions])
+                    for z, found in ((fitted, residual), (held_out, left_out)):
+                        z[part.positions, j] = found.square().flatten(1).mean(1).double().cpu().numpy()
                     if to_maps is not None:
-                        source = left_out if students[j].layout.tokens else residual
                         for i, position in enumerate(part.positions.tolist()):
                             if position in chosen:
-                                maps[j][position] = source[i].float().cpu()
+                                maps[j][position] = left_out[i].float().cpu()
 
             with torch.no_grad(), self.extractor_.compute():
                 z_p = self.extractor_.embed(part.batch, visit)
@@ -482,32 +491,6 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         self.training_discrepancies_, self.held_out_discrepancies_, self._residuals = state
         self._inverses = []
 
-    @staticmethod
-    def _left_out(
-        student: RidgeStudent, x: Tensor, output: Tensor, solution: tuple, duplicates: np.ndarray
-    ) -> tuple[np.ndarray, Tensor]:
-        """By how much each image's discrepancy grows if its student has not seen it, and its residuals then.
-
-        With features H of one image, that is there g times, and M the inverse: E_out = (I - g H M H')^-1 E.
-        """
-        local, context, target = student.layout.rows(x, output)
-        inverse, *origin = (part.to(local) for part in solution)
-        size = local.shape[2]
-        shift = F.linear(context, student.context.to(local.dtype))
-        residual = F.linear(local, student.local.to(local.dtype)) + shift.unsqueeze(1) - target
-        local, context = local - origin[0], context - origin[1]
-        # H M H' taken apart: features of a place, and those that all places of an image share
-        mixed = local @ inverse[:size, :size]
-        cross = local @ (context @ inverse[:size, size:].T).unsqueeze(2)
-        shared = (context @ inverse[size:, size:] * context).sum(1)
-        leverage = mixed @ local.transpose(1, 2) + cross + cross.transpose(1, 2) + shared[:, None, None]
-        system = (1 + 1e-6) * np.eye(local.shape[1]) - duplicates[:, None, None] * leverage.double().cpu().numpy()
-        # by numpy: torch's solver now and then found pivots of 0 where other threads were at work
-        left_out = np.linalg.solve(system, residual.double().cpu().numpy())
-        before = residual.square().flatten(1).mean(1).double().cpu().numpy()
-        after = (left_out**2).mean(axis=(1, 2))
-        return after / np.maximum(before, np.finfo(float).tiny), torch.from_numpy(left_out)
-
     def __getstate__(self) -> dict:
         state = dict(super().__getstate__())  # which from Python 3.11 on is the object's own
         for name in ("_halving", "_modules"):
@@ -521,6 +504,39 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "local_weights_")
+
+
+def _leave_out(
+    student: RidgeStudent, x: Tensor, output: Tensor, residual: Tensor, solution: tuple, duplicates: np.ndarray
+) -> Tensor:
+    """Residuals of students that have not seen the image, of the shape of `residual`, which are of one that has.
+
+    H are the features that the image has in the sums, g times, E its residuals there, and M the inverse. Without the image
+    the residuals there are S = (I - g H M H')^-1 E. The coefficients change by g M H' S, which tells the residuals at
+    all other places.
+    """
+    local, context, target = student.layout.rows(x, output)
+    inverse, *origin = (part.to(local) for part in solution)
+    size = local.shape[2]
+    shift = F.linear(context, student.context.to(local.dtype)).unsqueeze(1)
+    seen = residual if student.layout.tokens else F.linear(local, student.local.to(local.dtype)) + shift - target
+    local, context = local - origin[0], context - origin[1]
+    # H M H' taken apart: features of a place, and those that all places of an image share
+    mixed = local @ inverse[:size, :size]
+    cross = local @ (context @ inverse[:size, size:].T).unsqueeze(2)
+    shared = (context @ inverse[size:, size:] * context).sum(1)
+    leverage = mixed @ local.transpose(1, 2) + cross + cross.transpose(1, 2) + shared[:, None, None]
+    weight = duplicates[:, None, None]
+    system = (1 + 1e-6) * np.eye(local.shape[1]) - weight * leverage.double().cpu().numpy()
+    # by numpy: torch's solver now and then found pivots of 0 where other threads were at work
+    left_out = torch.from_numpy(np.linalg.solve(system, seen.double().cpu().numpy()))
+    if student.layout.tokens:
+        return left_out
+    scaled = (torch.from_numpy(weight) * left_out).to(local)
+    sums = torch.cat([local.transpose(1, 2) @ scaled, context.unsqueeze(2) @ scaled.sum(1, keepdim=True)], dim=1)
+    change = inverse @ sums  # of coefficients, (B, F + Q, C_out)
+    constant = (context.unsqueeze(1) @ change[:, size:]).squeeze(1) - origin[0] @ change[:, :size]
+    return residual + student.spread(x, change[:, :size].transpose(1, 2), constant)
 
 
 def _map_size(layout: Layout, output: Tensor) -> tuple[int, int]:
