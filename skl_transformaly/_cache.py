@@ -8,6 +8,7 @@ import hashlib
 import os
 import uuid
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
@@ -148,8 +149,7 @@ def _remember(what: str, key: dict[str, Any], compute: Callable[[], Any]) -> Any
 def fingerprint(images: Images) -> str:
     """SHA-256 over the digests of all images' pixels, and their order; those that were not seen yet are decoded."""
     if len(images.digests) + len(images.unreadable) < len(images):
-        for _ in images.batches(64):
-            pass
+        deque(images.batches(64), maxlen=0)  # which looks at each
     digest = hashlib.sha256(str(len(images)).encode())
     for position, own in sorted(images.digests.items()):
         digest.update(str(position).encode() + own)

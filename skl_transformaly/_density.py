@@ -13,11 +13,21 @@ import numpy as np
 from scipy.special import gammaln
 from sklearn.base import BaseEstimator, DensityMixin, _fit_context, clone
 from sklearn.mixture import GaussianMixture
+from sklearn.model_selection import GroupKFold
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+from sklearn.utils.validation import check_array, check_is_fitted, has_fit_parameter, validate_data
 
-__all__ = ["AutoDensity", "GaussianDensity", "KNNDensity", "held_out_scores", "resolve_density"]
+__all__ = [
+    "AutoDensity",
+    "GaussianDensity",
+    "KNNDensity",
+    "fit_density",
+    "folds",
+    "group_sizes",
+    "held_out_scores",
+    "resolve_density",
+]
 
 # Directions whose variance is below this share of the largest are rounding, not variation.
 _RANK_TOLERANCE = 1e-12
@@ -569,9 +579,7 @@ class AutoDensity(_LogDensity):
         return ((np.array(scores).T - self.location_) / self.spread_).mean(axis=1)
 
 
-def held_out_scores(
-    density: Any, X: np.ndarray, *, groups: Any = None, unseen: np.ndarray | None = None, random_state: int = 0
-) -> np.ndarray:
+def held_out_scores(density: Any, X: np.ndarray, *, groups: Any = None, unseen: np.ndarray | None = None) -> np.ndarray:
     """Held-out log-densities of the samples that `density` was fitted on: in closed form, or by folds.
 
     Parameters
@@ -583,8 +591,6 @@ def held_out_scores(
         What it was fitted on.
     groups, unseen
         As in :meth:`GaussianDensity.held_out_scores`.
-    random_state : int, default=0
-        Shuffles the folds.
 
     Returns
     -------
@@ -599,21 +605,26 @@ def held_out_scores(
         return np.asarray(density.held_out_scores(X, groups=groups, unseen=unseen), dtype=np.float64)
     scored = X if unseen is None else unseen
     scores = np.empty(len(X))
-    for train, test in folds(groups, len(X), random_state):
+    for train, test in folds(groups, len(X)):
         rest = X[train] if len(train) > 1 else np.repeat(X[train], 2, axis=0)  # which any density can be fitted on
-        scores[test] = _clone_for(density, len(rest)).fit(rest).score_samples(scored[test])
+        scores[test] = fit_density(density, rest, fold=True).score_samples(scored[test])
     return scores
 
 
-def _clone_for(density: Any, n: int) -> Any:
-    """An unfitted copy for `n` samples, which may be fewer than a mixture has components."""
+def fit_density(density: Any, X: np.ndarray, groups: Any = None, *, fold: bool = False) -> Any:
+    """Fit a copy of `density`, to groups of duplicates if it takes them.
+
+    A `fold` may have fewer samples than a mixture has components, or neighbours are asked for: then as many are taken.
+    """
     part = clone(density)
-    if isinstance(part, GaussianMixture):
-        part.set_params(n_components=min(part.n_components, n))
-    return part
+    if fold and isinstance(part, GaussianMixture):
+        part.set_params(n_components=min(part.n_components, len(X)))
+    if fold and isinstance(part, KNNDensity):
+        part.set_params(n_neighbors=min(part.n_neighbors, len(X)))
+    return part.fit(X, groups=groups) if has_fit_parameter(part, "groups") else part.fit(X)
 
 
-def folds(groups: Any, n: int, random_state: int = 0, count: int = _FOLDS) -> list[tuple[np.ndarray, np.ndarray]]:
+def folds(groups: Any, n: int, count: int = _FOLDS) -> list[tuple[np.ndarray, np.ndarray]]:
     """At most `count` splits of `n` samples that hold each out once, and keep groups together.
 
     Raises
@@ -621,15 +632,12 @@ def folds(groups: Any, n: int, random_state: int = 0, count: int = _FOLDS) -> li
     ValueError
         There is one group only.
     """
-    labels = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
-    distinct = int(labels.max()) + 1
+    groups = np.arange(n) if groups is None else np.asarray(groups)
+    distinct = len(np.unique(groups))
     if distinct < 2:
         raise ValueError(f"All {n} samples are duplicates of one: give samples that differ.")
-    order = np.random.default_rng(random_state).permutation(distinct)
-    fold = np.empty(distinct, dtype=int)
-    fold[order] = np.arange(distinct) % min(count, distinct)
-    fold = fold[labels]
-    return [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(fold.max() + 1)]
+    splitter = GroupKFold(min(count, distinct), shuffle=True, random_state=0)
+    return list(splitter.split(groups, groups=groups))
 
 
 def group_sizes(groups: Any, n: int) -> np.ndarray:

@@ -511,9 +511,9 @@ def _leave_out(
 ) -> Tensor:
     """Residuals of students that have not seen the image, of the shape of `residual`, which are of one that has.
 
-    H are the features that the image has in the sums, g times, E its residuals there, and M the inverse. Without the image
-    the residuals there are S = (I - g H M H')^-1 E. The coefficients change by g M H' S, which tells the residuals at
-    all other places.
+    H are the features that the image has in the sums, g times, E its residuals there, and M the inverse. Without the
+    image the residuals there are S = (I - g H M H')^-1 E. The coefficients change by g M H' S, which tells the
+    residuals at all other places.
     """
     local, context, target = student.layout.rows(x, output)
     inverse, *origin = (part.to(local) for part in solution)

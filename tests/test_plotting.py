@@ -264,7 +264,7 @@ def test_history_is_drawn_epoch_by_epoch():
 
 
 def test_students_that_were_not_trained_have_no_history(fitted):
-    with pytest.raises(TypeError, match="RidgeStudents were not trained"):
+    with pytest.raises(TypeError, match="RidgeStudents has no training history"):
         TrainingHistoryDisplay.from_estimator(fitted[0])
 
 
