@@ -495,6 +495,8 @@ class AutoDensity(_LogDensity):
     neighbors_ : KNNDensity
     location_, spread_ : ndarray of shape (2,)
         Mean and standard deviation of the two's held-out log-densities.
+    held_out_scores_ : ndarray of shape (n_samples,)
+        Scores of the training samples, each without itself and its duplicates.
     n_features_in_ : int
 
     Examples
@@ -542,6 +544,7 @@ class AutoDensity(_LogDensity):
         self.location_ = np.mean(held_out, axis=1)
         spread = np.std(held_out, axis=1)
         self.spread_ = np.where(spread > 0, spread, 1.0)
+        self.held_out_scores_ = self._together(held_out)
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -601,6 +604,8 @@ def held_out_scores(density: Any, X: np.ndarray, *, groups: Any = None, unseen: 
     ValueError
         The samples are all duplicates of one.
     """
+    if unseen is None and hasattr(density, "held_out_scores_"):  # known from the fit
+        return density.held_out_scores_
     if hasattr(density, "held_out_scores"):
         return np.asarray(density.held_out_scores(X, groups=groups, unseen=unseen), dtype=np.float64)
     scored = X if unseen is None else unseen

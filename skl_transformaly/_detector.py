@@ -21,7 +21,7 @@ from sklearn.utils.validation import check_is_fitted
 from skl_transformaly._cache import Cache, fingerprint, identity
 from skl_transformaly._density import GaussianDensity, folds, resolve_density
 from skl_transformaly._extractor import resolve_extractor
-from skl_transformaly._features import TEACHER_SPACES, TeacherFeatures, layer_indices
+from skl_transformaly._features import SPACES, TeacherFeatures, layer_indices
 from skl_transformaly._fusion import held_out_threshold, p_values
 from skl_transformaly._halving import Halving
 from skl_transformaly._images import DIGEST_SIZE, ImageInputMixin, Images
@@ -32,8 +32,6 @@ from skl_transformaly._students import BlockStudents
 from skl_transformaly.model_selection import check_normal_only
 
 __all__ = ["TransformalyDetector"]
-
-_SPACES = (*TEACHER_SPACES, "discrepancy")
 
 # Parts that may be a name or None, and how to give the object instead.
 _PARTS = {
@@ -731,8 +729,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             if spaces != "auto":
                 raise ValueError(f"feature_spaces must be 'auto' or a sequence, got a str: write [{spaces!r}].")
             return
-        if not len(spaces) or len(set(spaces)) < len(spaces) or not set(spaces) <= set(_SPACES):
-            raise ValueError(f"feature_spaces must be 'auto' or name some of {_SPACES}, each once, got {spaces!r}.")
+        if not len(spaces) or len(set(spaces)) < len(spaces) or not set(spaces) <= set(SPACES):
+            raise ValueError(f"feature_spaces must be 'auto' or name some of {SPACES}, each once, got {spaces!r}.")
 
     def _resolve_spaces(self) -> list[str]:
         """The spaces in use, in the order in which they are always given."""
@@ -742,14 +740,14 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         if not layer_indices(len(self.extractor_.blocks_)):
             missing["layers"] = "it has one block"
         if isinstance(self.feature_spaces, str):
-            return [space for space in _SPACES if space not in missing]
+            return [space for space in SPACES if space not in missing]
         for space, why in missing.items():
             if space in self.feature_spaces:
                 raise ValueError(
                     f"The teacher has no feature space {space!r}: {why}. Leave it out of feature_spaces, or take "
                     "'auto'."
                 )
-        return [space for space in _SPACES if space in self.feature_spaces]
+        return [space for space in SPACES if space in self.feature_spaces]
 
     def _fit_students(self, images: Images, random_state: np.random.RandomState) -> Any:
         students = RidgeStudents() if self.students is None else clone(self.students)

@@ -12,9 +12,11 @@ from torch import Tensor
 from skl_transformaly._imitation import at_least_float32, count_prefix_tokens
 from skl_transformaly._teacher import BlockVisitor
 
-__all__ = ["TEACHER_SPACES", "TeacherFeatures", "layer_indices"]
+__all__ = ["SPACES", "TEACHER_SPACES", "TeacherFeatures", "layer_indices"]
 
 TEACHER_SPACES = ("pretrained", "classes", "layers")
+# In the order in which they are always given.
+SPACES = (*TEACHER_SPACES, "discrepancy")
 
 # Blocks before the last whose tokens are features: a third of them, but no more than so many.
 _MOST_LAYERS = 4

@@ -26,8 +26,9 @@ from torch import nn
 from skl_transformaly import _teacher
 from skl_transformaly._calibration import ConformalDetector
 from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity
-from skl_transformaly._detector import _SPACES, TransformalyDetector
+from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly._extractor import TimmExtractor
+from skl_transformaly._features import SPACES
 from skl_transformaly._images import DIGEST_SIZE
 from skl_transformaly._modelfile import ArrayInfo, ModelFile, ModelFileError
 from skl_transformaly._residuals import ResidualStatistics
@@ -433,7 +434,7 @@ def _unpack_spaces(detector: TransformalyDetector, state: dict, reader: Reader, 
     detector.spaces_ = {}
     for name, place in spaces:
         space, own = reader.fitted(place, ("FeatureSpace",))
-        if name not in _SPACES or name in detector.spaces_:
+        if name not in SPACES or name in detector.spaces_:
             unfit(f"has a feature space {brief(name)}")
         expected = {"pretrained": sizes.get("D"), "discrepancy": sizes.get("m")}.get(name)
         if expected is not None and own["z"] != expected:
@@ -595,6 +596,7 @@ PARTS: dict[str, _Class] = {
             "gaussian_": _Part(("GaussianDensity",), {"d": "d"}),
             "location_": Array((2,)),
             "spread_": Array((2,)),
+            "held_out_scores_": Array(("n",)),
         },
         _ROWS_OPTIONAL,
         ("neighbors",),

@@ -178,7 +178,9 @@ def test_auto_is_the_mean_of_both_on_the_scale_of_held_out_samples():
     for density in (GaussianDensity(), KNNDensity(n_neighbors=3)):
         held_out = density.fit(X).held_out_scores(X)
         expected += (density.score_samples(new) - held_out.mean()) / held_out.std() / 2
-    np.testing.assert_allclose(AutoDensity().fit(X).score_samples(new), expected)
+    auto = AutoDensity().fit(X)
+    np.testing.assert_allclose(auto.score_samples(new), expected)
+    np.testing.assert_array_equal(auto.held_out_scores_, auto.held_out_scores(X))
 
 
 def test_auto_finds_what_lies_between_two_kinds_of_normal():

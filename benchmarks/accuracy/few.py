@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import warnings
 
 import numpy as np
 import torch
@@ -21,9 +20,11 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import normalize
 
 import skl_transformaly
-from skl_transformaly import TransformalyDetector
-from skl_transformaly._features import TeacherFeatures
+from skl_transformaly._features import TEACHER_SPACES, TeacherFeatures
 from skl_transformaly._fusion import held_out_threshold
+from skl_transformaly._halving import Halving
+from skl_transformaly._images import as_images
+from skl_transformaly._imitation import Part
 from skl_transformaly._space import FeatureSpace
 
 NUMBERS = (20, 40, 80, 160)
@@ -32,19 +33,16 @@ RATE = 0.05
 
 def teacher_features(images: list, teacher: str, precision: str) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
     """Features of all images in the teacher's spaces, and the sizes of their groups."""
-    detector = TransformalyDetector(
-        extractor(teacher, precision), feature_spaces=("pretrained", "classes", "layers"), contamination=0.5
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        detector.fit(images[:2])
-    model = detector.extractor_
-    found = TeacherFeatures(model, detector.feature_spaces_, len(images))
-    checked = detector._check_images(images, reset=False)
-    with torch.no_grad():
-        for positions, pixels in checked.batches(model.batch_size):
-            visit, finish = found.collect(positions)
-            finish(model.embed(model.preprocess(pixels), visit))
+    model = extractor(teacher, precision).fit(images[:2])
+    found = TeacherFeatures(model, TEACHER_SPACES, len(images))
+    halving = Halving("running the teacher on", model.chunk_size_)
+
+    def run(part: Part) -> None:
+        visit, finish = found.collect(part.positions)
+        finish(model.embed(part.batch, visit))
+
+    for positions, pixels in as_images(images).batches(model.batch_size):
+        halving(run, Part(positions, model.preprocess(pixels)))
     return found.features, found.sizes
 
 

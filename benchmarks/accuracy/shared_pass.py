@@ -10,6 +10,7 @@ import torch
 
 from skl_transformaly import TransformalyDetector
 from skl_transformaly._features import TeacherFeatures
+from skl_transformaly._images import as_images
 from skl_transformaly._imitation import at_least_float32
 
 
@@ -17,7 +18,7 @@ def parts_of_many(detectors: Sequence[TransformalyDetector], images: Any) -> lis
     """What each detector's spaces add to the scores of new images, as ``detector.score_as_new`` adds them up."""
     first = detectors[0]
     extractor = first.extractor_
-    images = first._check_images(images, reset=False)
+    images = as_images(images)
     collected = TeacherFeatures(extractor, first.feature_spaces_, len(images))
     students = [d.students_ if "discrepancy" in d.feature_spaces_ else None for d in detectors]
     z_fs = [None if s is None else np.zeros((len(images), len(s.block_indices_))) for s in students]
