@@ -397,6 +397,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         """Any parameter of the teacher: it carries device and dtype."""
         return next(self.teacher_.model.parameters())
 
+    @own_settings()
     def _probe(self) -> tuple[int, int]:
         with self.compute():
             return self.teacher_.probe(self._blank())
