@@ -135,8 +135,9 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         m is 0.
     training_embeddings_ : ndarray of shape (n_samples, D)
         z_p of the training images.
-    training_discrepancies_ : ndarray of shape (n_samples, m), float64
-        z_f of the training images after the fit; m is 0 without students.
+    training_discrepancies_ : ndarray of shape (n_samples, k * m), float64
+        z_f of the training images after the fit, and the other measures of :class:`RidgeStudents` after them; no column
+        without students.
     training_digests_ : ndarray of shape (n_samples, 16), uint8
         Digests of the training images' pixels, by which they are recognised.
     image_shape_ : tuple or None
@@ -639,13 +640,14 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         -------
         names : ndarray of str
             "pretrained0", ... for the teacher's features or their components; "discrepancy2", ... with the index of the
-            teacher's block.
+            teacher's block; "update2", ... likewise, if the students measure it.
         """
         check_is_fitted(self)
         names: list[str] = []
         for name, space in self.spaces_.items():
             if name == "discrepancy":
-                names += [f"discrepancy{index}" for index in self.students_.block_indices_]
+                blocks = self.students_.block_indices_
+                names += [f"{measure}{index}" for measure in self.students_.measures_ for index in blocks]
             else:
                 names += [f"{name}{i}" for i in range(space.n_features_out_)]
         return np.asarray(names, dtype=object)
@@ -693,8 +695,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             parts[readable, j] = space.held_out_parts_ if held_out else space.score_samples(z[readable])
             block_terms = space.held_out_terms_ if held_out else space.terms(z[readable])
             if discrepancy and block_terms is not None:
-                terms = np.full((len(images), block_terms.shape[1]), np.nan)
-                terms[readable] = block_terms
+                terms = np.full((len(images), len(self.students_.block_indices_)), np.nan)
+                terms[readable] = self._by_block(block_terms)
             del space.held_out_parts_, space.held_out_terms_  # the detector has them
         self.training_parts_, self.training_terms_ = parts, terms
         embeddings = features.get("pretrained", np.empty((len(images), 0)))
@@ -804,7 +806,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         """Discrepancies of the training images by students that were trained on the other folds."""
         groups = images.groups()
         readable = np.array([i for i in range(len(images)) if i not in images.unreadable])
-        unseen = np.full((len(images), len(self.students_.block_indices_)), np.nan)
+        unseen = np.full((len(images), len(self.students_.get_feature_names_out())), np.nan)
         for train, test in folds(groups[readable], len(readable), count=_TRAINED_FOLDS):
             students = clone(self.students_)
             if "checkpoint" in students.get_params():
@@ -816,6 +818,10 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         return unseen
 
     # ----- measuring
+
+    def _by_block(self, terms: np.ndarray) -> np.ndarray:
+        """What each block adds, (n, m), of what each of its measures does, (n, k * m)."""
+        return terms.reshape(len(terms), -1, len(self.students_.block_indices_)).sum(axis=1)
 
     def _images(self, X: Any, *, reset: bool) -> Images:
         return self._check_images(X, reset=reset, image_shape=self.image_shape, on_error=self.on_error)
@@ -856,7 +862,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         """Features by the teacher and all students, and sizes of their groups; `maps`, if given, is filled in."""
         collected = TeacherFeatures(self.extractor_, self.feature_spaces_, len(images))
         students = self.students_ if "discrepancy" in self.feature_spaces_ else None
-        z_fs = np.full((len(images), 0 if students is None else len(students.block_indices_)), np.nan)
+        z_fs = np.full((len(images), 0 if students is None else len(students.get_feature_names_out())), np.nan)
 
         halving = Halving("scoring", getattr(self.extractor_, "chunk_size_", None))
 
@@ -905,7 +911,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         terms = np.zeros((len(parts), self.training_terms_.shape[1]))
         if terms.shape[1]:
             space = self.spaces_["discrepancy"]
-            terms = _where_readable(features["discrepancy"], lambda z: np.asarray(space.terms(z)))
+            terms = _where_readable(features["discrepancy"], lambda z: self._by_block(np.asarray(space.terms(z))))
         for position, digest in images.digests.items() if recognise else ():
             same = (self.training_digests_ == np.frombuffer(digest, dtype=np.uint8)).all(axis=1)
             if same.any():

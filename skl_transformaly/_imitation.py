@@ -21,7 +21,16 @@ from skl_transformaly._residuals import ResidualStatistics
 from skl_transformaly._teacher import BlockVisitor
 from skl_transformaly._torch import own_settings
 
-__all__ = ["Collect", "ImitationMixin", "Part", "at_least_float32", "count_prefix_tokens", "select_blocks"]
+__all__ = [
+    "Collect",
+    "ImitationMixin",
+    "Part",
+    "at_least_float32",
+    "block_measures",
+    "by_measure",
+    "count_prefix_tokens",
+    "select_blocks",
+]
 
 # collect(positions) -> (visit, finish): watch the teacher's blocks while it runs on these images, and get their
 # embeddings at the end.
@@ -78,9 +87,10 @@ class ImitationMixin(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transform
 
         Returns
         -------
-        Z : ndarray of shape (n_samples, m), float64
+        Z : ndarray of shape (n_samples, m) or (n_samples, 2 * m), float64
             The discrepancies z_f: mean over tokens (or places) and channels of the squared difference between
-            the outputs of teacher block and student, on the teacher block's own input.
+            the outputs of teacher block and student, on the teacher block's own input. After them, if "update" is
+            among `measures_`, the same mean of what each block adds to its input.
 
         Raises
         ------
@@ -118,7 +128,8 @@ class ImitationMixin(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transform
         Returns
         -------
         z_p : ndarray of shape (B, D), float64
-        z_f : ndarray of shape (B, m), float64
+        z_f : ndarray of shape (B, k * m), float64
+            For each of the k `measures_`, one column a block.
         """
         z_ps, z_fs = zip(*self._in_parts(partial(self._measure, collect=collect), Part.of(batch, positions)))
         return np.concatenate(z_ps), np.concatenate(z_fs)
@@ -137,7 +148,7 @@ class ImitationMixin(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transform
         Returns
         -------
         z_p : ndarray of shape (B, D), float64
-        z_f : ndarray of shape (B, m), float64
+        z_f : ndarray of shape (B, k * m), float64
         maps : ndarray of shape (B, m, h, w), float64
 
         Raises
@@ -158,14 +169,13 @@ class ImitationMixin(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transform
         return Halving("scoring", getattr(self.extractor_, "chunk_size_", None))
 
     def _measure(self, part: Part, collect: Collect | None) -> tuple[np.ndarray, np.ndarray]:
-        discrepancies: dict[int, Tensor] = {}
+        found: dict[int, Tensor] = {}
 
-        def visit(index: int, residual: Tensor) -> None:
-            discrepancies[index] = residual.square().flatten(1).mean(1)
+        def visit(index: int, x: Tensor, output: Tensor, residual: Tensor) -> None:
+            found[index] = block_measures(self.measures_, x, output, residual)
 
         z_p = self._compare(part, visit, collect)
-        z_f = torch.stack([discrepancies[index] for index in self.block_indices_.tolist()], dim=1)
-        return z_p.double().cpu().numpy(), z_f.double().cpu().numpy()
+        return z_p.double().cpu().numpy(), by_measure(found).double().cpu().numpy()
 
     @own_settings()
     def measure_maps(self, batch: Tensor, *, standardize: bool = False) -> np.ndarray:
@@ -209,10 +219,10 @@ class ImitationMixin(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transform
         if standardize:
             usual = dict(zip(self.block_indices_.tolist(), getattr(self, "_residuals", [])))
         maps: dict[int, Tensor] = {}
-        discrepancies: dict[int, Tensor] = {}
+        found: dict[int, Tensor] = {}
 
-        def visit(index: int, residual: Tensor) -> None:
-            discrepancies[index] = residual.square().flatten(1).mean(1)
+        def visit(index: int, x: Tensor, output: Tensor, residual: Tensor) -> None:
+            found[index] = block_measures(self.measures_, x, output, residual)
             residual = to_maps(residual)
             statistics = usual.get(index)
             if not standardize:
@@ -229,13 +239,18 @@ class ImitationMixin(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transform
         same = [nn.functional.interpolate(maps[index], size=size, mode="nearest") for index in sorted(maps)]
         return (
             z_p.double().cpu().numpy(),
-            torch.stack([discrepancies[index] for index in sorted(maps)], dim=1).double().cpu().numpy(),
+            by_measure(found).double().cpu().numpy(),
             torch.cat(same, dim=1).cpu().numpy(),
         )
 
     @torch.no_grad()
-    def _compare(self, part: Part, visit: Callable[[int, Tensor], None], collect: Collect | None) -> Tensor:
-        """Run teacher and students; call ``visit(index, student less teacher)`` for each block; give the embedding."""
+    def _compare(
+        self, part: Part, visit: Callable[[int, Tensor, Tensor, Tensor], None], collect: Collect | None
+    ) -> Tensor:
+        """Run teacher and students, and return the embedding.
+
+        For each block with a student, ``visit(index, input, output, student less teacher)`` is called.
+        """
         students = dict(zip(self.block_indices_.tolist(), self.students_))
         watch, finish = (None, None) if collect is None else collect(part.positions)
 
@@ -244,7 +259,8 @@ class ImitationMixin(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transform
                 watch(index, block, args, kwargs, output)
             student = students.get(index)
             if student is not None:
-                visit(index, at_least_float32(student.to(output.device)(*args, **kwargs)) - at_least_float32(output))
+                residual = at_least_float32(student.to(output.device)(*args, **kwargs)) - at_least_float32(output)
+                visit(index, args[0], output, residual)
 
         with self.extractor_.compute():
             z_p = self.extractor_.embed(part.batch, compare)
@@ -254,7 +270,39 @@ class ImitationMixin(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transform
 
     @property
     def _n_features_out(self) -> int:
-        return len(self.block_indices_)
+        return len(self.measures_) * len(self.block_indices_)
+
+    @property
+    def measures_(self) -> tuple[str, ...]:
+        """What is measured at each block: "discrepancy", and of some students "update"."""
+        return ("discrepancy",)
+
+
+def block_measures(measures: Sequence[str], x: Tensor, output: Tensor, residual: Tensor) -> Tensor:
+    """Measure one block, from its input and output, and the student's output less the block's.
+
+    Parameters
+    ----------
+    measures : sequence of {"discrepancy", "update"}
+    x, output, residual : Tensor of shape (B, ...)
+
+    Returns
+    -------
+    found : Tensor of shape (B, k)
+        Mean squares of what is measured.
+    """
+    found = [residual.square().flatten(1).mean(1)]
+    if "update" in measures:
+        update = at_least_float32(output)
+        if x.shape == output.shape:
+            update = update - at_least_float32(x)
+        found.append(update.square().flatten(1).mean(1).to(found[0]))
+    return torch.stack(found, dim=1)
+
+
+def by_measure(found: dict[int, Tensor]) -> Tensor:
+    """Put measures (B, k) of m blocks side by side, (B, k * m): one measure after another, each in order of depth."""
+    return torch.stack([found[index] for index in sorted(found)], dim=2).flatten(1)
 
 
 def select_blocks(n_blocks: int | Sequence[int] | None, total: int) -> np.ndarray:

@@ -436,17 +436,27 @@ def _unpack_spaces(detector: TransformalyDetector, state: dict, reader: Reader, 
         space, own = reader.fitted(place, ("FeatureSpace",))
         if name not in SPACES or name in detector.spaces_:
             unfit(f"has a feature space {brief(name)}")
-        expected = {"pretrained": sizes.get("D"), "discrepancy": sizes.get("m")}.get(name)
+        expected = {"pretrained": sizes.get("D"), "discrepancy": _count_discrepancies(detector, sizes)}.get(name)
         if expected is not None and own["z"] != expected:
             unfit(f"has a feature space {name!r} of {own['z']} features; expected {expected}")
         detector.spaces_[name] = space
     detector.feature_spaces_ = list(detector.spaces_)
 
 
+def _count_discrepancies(detector: TransformalyDetector, sizes: dict[str, int]) -> int:
+    return len(detector.students_.measures_) * sizes["m"] if hasattr(detector, "students_") else 0
+
+
 def _unpack_conformal(detector: ConformalDetector, state: dict, reader: Reader, sizes: dict[str, int]) -> None:
     detector.fitted_positions_ = getattr(detector, "fitted_positions_", None)
     if not (np.diff(detector.calibration_scores_) >= 0).all():
         unfit("has calibration scores that are not in ascending order")
+
+
+def _check_ridge(students: RidgeStudents, sizes: dict[str, int]) -> None:
+    if sizes["columns"] != len(students.measures_) * sizes["m"]:
+        unfit("has training discrepancies of other blocks than its own")
+    _check_image_shape(students, sizes)
 
 
 def _check_frozen(frozen: FrozenEstimator, sizes: dict[str, int]) -> None:
@@ -490,7 +500,7 @@ def _check_detector(detector: TransformalyDetector, sizes: dict[str, int]) -> No
         unfit("has a space of classes, and its teacher has no classifier")
     if detector.training_parts_.shape[1] != len(spaces):
         unfit("has training scores of other feature spaces than its own")
-    if detector.training_discrepancies_.shape[1] != (sizes["m"] if "discrepancy" in spaces else 0):
+    if detector.training_discrepancies_.shape[1] != _count_discrepancies(detector, sizes):
         unfit("has training discrepancies of other blocks than its students'")
     terms = detector.spaces_["discrepancy"] if "discrepancy" in spaces else None
     if detector.training_terms_.shape[1] != (sizes["m"] if hasattr(terms, "term_locations_") else 0):
@@ -557,14 +567,15 @@ PARTS: dict[str, _Class] = {
             **_IMAGES,
             "extractor_": _Part(("TimmExtractor",)),
             "block_indices_": Array(("m",), ("int64",)),
-            "training_discrepancies_": Array(("n", "m"), nan=True),
-            "held_out_discrepancies_": Array(("n", "m"), nan=True),
+            "updates_": _Flag(),
+            "training_discrepancies_": Array(("n", "columns"), nan=True),
+            "held_out_discrepancies_": Array(("n", "columns"), nan=True),
         },
         _IMAGES_OPTIONAL,
         ("layouts", "sizes", "local", "context", "residuals"),
         _pack_ridge,
         _unpack_ridge,
-        _check_image_shape,
+        _check_ridge,
     ),
     "GaussianDensity": _Class(
         GaussianDensity,

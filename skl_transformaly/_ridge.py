@@ -20,7 +20,15 @@ from skl_transformaly._activations import inspect_blocks
 from skl_transformaly._cache import Cache, fingerprint, identity
 from skl_transformaly._density import group_sizes
 from skl_transformaly._images import Images
-from skl_transformaly._imitation import Collect, ImitationMixin, Part, at_least_float32, count_prefix_tokens
+from skl_transformaly._imitation import (
+    Collect,
+    ImitationMixin,
+    Part,
+    at_least_float32,
+    block_measures,
+    by_measure,
+    count_prefix_tokens,
+)
 from skl_transformaly._residuals import ResidualStatistics
 from skl_transformaly._torch import own_settings
 
@@ -243,20 +251,25 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     extractor : str, extractor or None, default=None
         The teacher, for use outside a :class:`TransformalyDetector`: a timm name, "bundled", or an
         extractor; None is ``TimmExtractor()``. Inside a detector it must be None: the detector's is used.
+    updates : bool, default=True
+        Whether to measure, besides each student's discrepancy, how large the block's update is: the mean square of what
+        the block adds to its input (of its output, if the two differ in shape).
     verbose : int, default=0
         1 shows a progress bar.
 
     Attributes
     ----------
+    measures_ : tuple of str
+        What is measured at each block: "discrepancy" and, with `updates`, "update".
     block_indices_ : ndarray of shape (m,), int
         Places of their teacher blocks, counted from 0.
     local_weights_ : list of ndarray of shape (C_out, F), float32 or float64
         Coefficients of a token, or of a place and its neighbourhood, per block.
     context_weights_ : list of ndarray of shape (C_out, Q), float32 or float64
         Coefficients of the class token, the mean and the constant, per block.
-    training_discrepancies_ : ndarray of shape (n_samples, m), float64
-        Discrepancies of the training images; NaN for unreadable ones.
-    held_out_discrepancies_ : ndarray of shape (n_samples, m), float64
+    training_discrepancies_ : ndarray of shape (n_samples, k * m), float64
+        What `transform` gives for the training images; NaN for unreadable ones.
+    held_out_discrepancies_ : ndarray of shape (n_samples, k * m), float64
         The same, each by students that have not seen the image nor its duplicates.
     cache_keys_ : dict
         Under which a cache has them; empty without one.
@@ -284,12 +297,13 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     >>> teacher = TimmExtractor("vit_tiny_patch16_224", weights=None, image_size=32)
     >>> students = RidgeStudents(n_blocks=2, extractor=teacher)
     >>> students.fit_transform(images).shape
-    (8, 2)
+    (8, 4)
     """
 
     _parameter_constraints: dict = {
         "n_blocks": [Interval(Integral, 1, None, closed="left"), "array-like", None],
         "ridge": [Interval(Real, 0, None, closed="neither")],
+        "updates": ["boolean"],
         "verbose": ["verbose"],
     }
 
@@ -298,11 +312,13 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         *,
         n_blocks: int | Sequence[int] | None = 10,
         ridge: float = 1e-2,
+        updates: bool = True,
         extractor: Any = None,
         verbose: int = 0,
     ):
         self.n_blocks = n_blocks
         self.ridge = ridge
+        self.updates = updates
         self.extractor = extractor
         self.verbose = verbose
 
@@ -338,6 +354,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         self.__dict__.pop("local_weights_", None)
         alone = extractor is None
         images, extractor = self._begin(X, extractor)
+        self.updates_ = self.updates
         self._halving = self._new_halving()
         cache = Cache(None) if cache is None else cache
         key: dict[str, Any] = {}
@@ -347,6 +364,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
                 "teacher": identity(extractor),
                 "blocks": self.block_indices_.tolist(),
                 "ridge": float(self.ridge),
+                "updates": self.updates_,
             }
         solved = cache("ridge students", key, lambda: self._solve(images))
         self._layouts, self._sizes, local, context, self._inverses = solved
@@ -411,6 +429,10 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         return layouts, [sizes[index] for index in indices], local, context, inverses
 
     @property
+    def measures_(self) -> tuple[str, ...]:
+        return ("discrepancy", "update") if self.updates_ else ("discrepancy",)
+
+    @property
     def students_(self) -> list[RidgeStudent]:
         """The students as modules, in order of depth."""
         return self._modules
@@ -440,7 +462,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
             As in `measure`: how a detector sees the same pass.
         """
         n, m = len(images), len(self.block_indices_)
-        fitted, held_out = np.full((n, m), np.nan), np.full((n, m), np.nan)
+        fitted, held_out = (np.full((n, self._n_features_out), np.nan) for _ in range(2))
         duplicates = group_sizes(images.groups(), n)
         chosen = set(np.unique(np.linspace(0, n - 1, min(n, _MAP_IMAGES)).round().astype(int)).tolist())
         maps: list[dict[int, Tensor]] = [{} for _ in range(m)]  # by position: a part may be taken again
@@ -449,6 +471,8 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
 
         def run(part: Part) -> None:
             visit_also, finish = collect(part.positions) if collect is not None else (None, None)
+            seen: dict[int, Tensor] = {}
+            unseen: dict[int, Tensor] = {}
 
             def visit(index, block, args, kwargs, output):
                 if visit_also is not None:
@@ -460,8 +484,8 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
                     student = students[j].to(output.device)
                     residual = student(*args) - at_least_float32(output)
                     left_out = _leave_out(student, args[0], output, residual, solutions[j], duplicates[part.positions])
-                    for z, found in ((fitted, residual), (held_out, left_out)):
-                        z[part.positions, j] = found.square().flatten(1).mean(1).double().cpu().numpy()
+                    seen[index] = block_measures(self.measures_, args[0], output, residual)
+                    unseen[index] = block_measures(self.measures_, args[0], output, left_out)
                     if to_maps is not None:
                         for i, position in enumerate(part.positions.tolist()):
                             if position in chosen:
@@ -469,6 +493,8 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
 
             with torch.no_grad(), self.extractor_.compute():
                 z_p = self.extractor_.embed(part.batch, visit)
+            fitted[part.positions] = by_measure(seen).double().cpu().numpy()
+            held_out[part.positions] = by_measure(unseen).double().cpu().numpy()
             if finish is not None:
                 finish(z_p)
 

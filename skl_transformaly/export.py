@@ -27,6 +27,7 @@ from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly._extractor import TimmExtractor
 from skl_transformaly._features import TeacherFeatures
 from skl_transformaly._images import eight_bits
+from skl_transformaly._imitation import block_measures, by_measure
 from skl_transformaly._modelfile import replacing
 from skl_transformaly._teacher import Teacher
 from skl_transformaly._torch import autocast, own_settings
@@ -269,12 +270,13 @@ class _Network(nn.Module):
         modules = [] if students is None else students.students_
         self.students = nn.ModuleList(copy.deepcopy(student).to("cpu", torch.float32) for student in modules)
         self._indices = [] if students is None else students.block_indices_.tolist()
+        self._measures = () if students is None else students.measures_
         self._usual = dict(zip(self._indices, students._residuals)) if with_map else {}
         self._spaces = spaces
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         students = dict(zip(self._indices, self.students))
-        discrepancies: list[Tensor] = []
+        measured: dict[int, Tensor] = {}
         maps: list[Tensor] = []
         teacher = self._teacher[0]
         as_extractor = SimpleNamespace(blocks_=teacher.blocks, to_maps=teacher.to_maps, classify=teacher.classify)
@@ -285,14 +287,14 @@ class _Network(nn.Module):
                 watch(index, block, args, kwargs, output)
             if index in students:
                 residual = students[index](*args, **kwargs) - output
-                discrepancies.append(residual.square().flatten(1).mean(1))
+                measured[index] = block_measures(self._measures, args[0], output, residual)
                 if self._usual:
                     maps.append(self._usual[index].standardize(teacher.to_maps(residual)).unsqueeze(1))
 
         z_p = teacher.embed(pixels, visit)
         features = {space: torch.cat(parts, dim=1) for space, parts in features_of(z_p).items()}
-        if discrepancies:
-            features["discrepancy"] = torch.stack(discrepancies, dim=1)
+        if measured:
+            features["discrepancy"] = by_measure(measured)
         outputs = [features[space] for space in self._spaces]
         if maps:
             size = max(tuple(single.shape[2:]) for single in maps)

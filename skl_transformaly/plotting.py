@@ -607,10 +607,11 @@ class BlockDiscrepancyDisplay:
         detector = _detector(estimator)
         students = _students(estimator)
         z = np.asarray(estimator.transform(X), dtype=np.float64)
-        z = z[:, -len(students.block_indices_) :]  # a detector's discrepancies come after its embedding
+        z = _discrepancies(students, z)
         training: Any = getattr(detector, "training_discrepancies_", None)
         relative = training is not None
         if relative:
+            training = _discrepancies(students, training)
             usual = np.nanmean(training, axis=0)
             z, training = z / usual, training / usual
         return cls._make(z, y, students.block_indices_, training, relative).plot(ax=ax, **kwargs)
@@ -1285,6 +1286,12 @@ def _students(estimator: Any) -> Any:
     return students
 
 
+def _discrepancies(students: Any, z: np.ndarray) -> np.ndarray:
+    """Discrepancies alone, of what students or a detector gives: there they come last, before other measures."""
+    m, k = len(students.block_indices_), len(students.measures_)
+    return z[:, -k * m :][:, :m]
+
+
 def _scores(estimator: Any, X: Any, method: str | None = None) -> np.ndarray:
     """One score a sample, higher is more normal."""
     check_is_fitted(estimator)
@@ -1298,8 +1305,8 @@ def _scores(estimator: Any, X: Any, method: str | None = None) -> np.ndarray:
 def _space(detector: Any, z: np.ndarray, space: str) -> tuple[np.ndarray, np.ndarray]:
     """Features of images, from what `transform` gave, and of the training images, in one of a detector's spaces."""
     if space == "discrepancy":
-        m = len(detector.students_.block_indices_)
-        return np.log(z[:, -m:]), np.log(detector.training_discrepancies_)
+        students = detector.students_
+        return tuple(np.log(_discrepancies(students, part)) for part in (z, detector.training_discrepancies_))
     fitted = detector.spaces_["pretrained"]
     training = np.full((len(detector.training_embeddings_), fitted.n_features_out_), np.nan)
     readable = ~np.isnan(detector.training_embeddings_).any(axis=1)

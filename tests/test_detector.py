@@ -65,7 +65,8 @@ def test_parts_of_several_spaces_add_up(images, rng):
 def test_discrepancies_of_training_images_are_those_of_students_that_have_not_seen_them(images):
     detector = tiny_detector(feature_spaces=["discrepancy"]).fit(images)
     seen, unseen = detector.training_discrepancies_, detector.students_.held_out_discrepancies_
-    assert (unseen > seen).all()
+    assert (unseen[:, :2] > seen[:, :2]).all()
+    np.testing.assert_array_equal(unseen[:, 2:], seen[:, 2:])  # what blocks add does not depend on students
     density = GaussianDensity(target="diagonal").fit(seen)
     scores = density.held_out_scores(seen, unseen=unseen)
     np.testing.assert_allclose(detector.training_scores_, (scores - scores.mean()) / scores.std(), rtol=1e-9)
@@ -277,7 +278,7 @@ def test_values_that_are_not_finite_are_an_error_and_no_score(fitted, monkeypatc
     monkeypatch.setattr(
         type(detector.students_),
         "measure",
-        lambda self, batch, **watch: (np.full((len(batch), 64), np.inf), np.full((len(batch), 2), np.inf)),
+        lambda self, batch, **watch: (np.full((len(batch), 64), np.inf), np.full((len(batch), 4), np.inf)),
     )
     with pytest.raises(FloatingPointError, match="precision='float32'"):
         detector.score_samples(X)
@@ -312,14 +313,14 @@ def test_pickle_and_joblib_give_the_same_scores(fitted, tmp_path):
 def test_transform_names_its_columns(fitted):
     detector, X = fitted
     names = detector.get_feature_names_out().tolist()
-    assert names[0] == "pretrained0" and names[-2:] == ["discrepancy4", "discrepancy5"]
+    assert names[0] == "pretrained0" and names[-4:] == ["discrepancy4", "discrepancy5", "update4", "update5"]
     assert detector.transform(X).shape == (12, len(names))
 
 
 def test_transform_gives_a_data_frame_where_asked(images):
     pytest.importorskip("pandas")
     frame = tiny_detector().set_output(transform="pandas").fit(images).transform(images)
-    assert list(frame.columns)[-2:] == ["discrepancy4", "discrepancy5"]
+    assert list(frame.columns)[-4:] == ["discrepancy4", "discrepancy5", "update4", "update5"]
 
 
 def test_both_spaces_feed_another_detector(images):

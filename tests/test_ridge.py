@@ -55,6 +55,24 @@ def test_a_student_is_the_ridge_regression_of_what_its_block_adds(images, rng):
     np.testing.assert_allclose(students.transform(new)[:, 0], (residual**2).mean(axis=(1, 2)), rtol=1e-5)
 
 
+def test_updates_are_mean_squares_of_what_blocks_add(images):
+    extractor = tiny_extractor(image_size=64).fit(images)
+    students = RidgeStudents(n_blocks=[2, 4]).fit(images, extractor=extractor)
+    assert students.measures_ == ("discrepancy", "update")
+    for j, index in enumerate([2, 4]):
+        x, output = (tensor.numpy() for tensor in activations(extractor, images, index))
+        np.testing.assert_allclose(
+            students.transform(images)[:, 2 + j], ((output - x) ** 2).mean(axis=(1, 2)), rtol=1e-5
+        )
+
+
+def test_without_updates_there_are_discrepancies_alone(images):
+    with_updates = RidgeStudents(n_blocks=2, extractor=tiny_extractor()).fit(images)
+    without = RidgeStudents(n_blocks=2, updates=False, extractor=tiny_extractor()).fit(images)
+    assert without.measures_ == ("discrepancy",)
+    np.testing.assert_array_equal(without.held_out_discrepancies_, with_updates.held_out_discrepancies_[:, :2])
+
+
 @pytest.mark.parametrize("copies", [0, 2])
 def test_an_image_is_left_out_as_if_it_had_not_been_there(images, copies):
     """With its copies, and with the penalty of all images."""
@@ -103,7 +121,8 @@ def test_no_image_counts_twice_where_memory_runs_out(images):
 def test_every_family_can_be_imitated(name, size, kind, number, images):
     extractor = tiny_extractor(name, image_size=size, precision="float32")
     students = RidgeStudents(n_blocks=None, extractor=extractor).fit(images)
-    assert students.transform(images[:2]).shape == (2, len(students.extractor_.blocks_))
+    measured = students.transform(images[:2])
+    assert measured.shape == (2, 2 * len(students.extractor_.blocks_))
     assert np.isfinite(students.held_out_discrepancies_).all()
     for j, index in enumerate(students.block_indices_.tolist()):
         x, output = activations(students.extractor_, images[:2], index)

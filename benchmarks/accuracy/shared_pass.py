@@ -11,7 +11,7 @@ import torch
 from skl_transformaly import TransformalyDetector
 from skl_transformaly._features import TeacherFeatures
 from skl_transformaly._images import as_images
-from skl_transformaly._imitation import at_least_float32
+from skl_transformaly._imitation import at_least_float32, block_measures, by_measure
 
 
 def parts_of_many(detectors: Sequence[TransformalyDetector], images: Any) -> list[dict[str, np.ndarray]]:
@@ -21,25 +21,28 @@ def parts_of_many(detectors: Sequence[TransformalyDetector], images: Any) -> lis
     images = as_images(images)
     collected = TeacherFeatures(extractor, first.feature_spaces_, len(images))
     students = [d.students_ if "discrepancy" in d.feature_spaces_ else None for d in detectors]
-    z_fs = [None if s is None else np.zeros((len(images), len(s.block_indices_))) for s in students]
-    modules = [[] if s is None else s.students_ for s in students]
-    places = [{} if s is None else {index: j for j, index in enumerate(s.block_indices_.tolist())} for s in students]
+    z_fs = [None if s is None else np.zeros((len(images), len(s.get_feature_names_out()))) for s in students]
+    modules = [{} if s is None else dict(zip(s.block_indices_.tolist(), s.students_)) for s in students]
 
     for positions, pixels in images.batches(extractor.batch_size):
         watch, finish = collected.collect(positions)
+        found: list[dict[int, torch.Tensor]] = [{} for _ in detectors]
 
-        def visit(index, block, args, kwargs, output, watch=watch, positions=positions):
+        def visit(index, block, args, kwargs, output, watch=watch, found=found):
             if watch is not None:
                 watch(index, block, args, kwargs, output)
-            for z_f, own, place in zip(z_fs, modules, places):
-                if index in place:
-                    residual = own[place[index]](*args, **kwargs) - at_least_float32(output)
-                    z_f[positions, place[index]] = residual.square().flatten(1).mean(1).double().numpy()
+            for measured, own, of_detector in zip(found, modules, students):
+                if index in own:
+                    residual = own[index](*args, **kwargs) - at_least_float32(output)
+                    measured[index] = block_measures(of_detector.measures_, args[0], output, residual)
 
         with torch.no_grad():
             finish(extractor.embed(extractor.preprocess(pixels), visit))
-    found = []
+        for z_f, measured in zip(z_fs, found):
+            if z_f is not None:
+                z_f[positions] = by_measure(measured).double().numpy()
+    parts = []
     for detector, z_f in zip(detectors, z_fs):
         features = {**collected.features, **({} if z_f is None else {"discrepancy": z_f})}
-        found.append({name: detector.spaces_[name].score_samples(features[name]) for name in detector.feature_spaces_})
-    return found
+        parts.append({name: detector.spaces_[name].score_samples(features[name]) for name in detector.feature_spaces_})
+    return parts
