@@ -55,7 +55,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
     - "pretrained": the teacher's embedding z_p, as in the paper [1]_;
     - "classes": what the teacher would call the image, by the classifier that its weights came with;
     - "layers": class token and mean patch token (for models in stages: the mean over places) after its later blocks;
-    - "discrepancy": z_f, how far students that have seen normal images only deviate from the teacher's blocks [1]_.
+    - "discrepancy": z_f, how far students that have seen normal images only deviate from the teacher's blocks [1]_;
+      beside it :class:`RidgeStudents` measure how much each block adds to its input.
 
     Log-densities are brought to the scale of normal images that had no part in the fit, and added: the score is in
     standard deviations, about 0 for normal images, and lower for less normal ones.

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -35,7 +36,7 @@ CRITERIA = ("held_out_log_likelihood", "all kinds", *KINDS, "10 real anomalies",
 
 EXPLAINED_VARIANCES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 DENSITIES: dict[str, Callable] = {
-    "gaussian": GaussianDensity,
+    "gaussian": partial(GaussianDensity, shrinkage=0.3, target="diagonal"),
     "gmm": lambda: GaussianMixture(5, random_state=0),
     "knn": KNNDensity,
 }
@@ -68,7 +69,7 @@ class Scores:
                     group: density.score_samples(whitening.transform(z_p)) for group, (z_p, _) in groups.items()
                 }
         for m, shrinkage in product(BLOCKS, SHRINKAGES):
-            density = GaussianDensity(shrinkage=shrinkage).fit(fit[1][:, -m:])
+            density = GaussianDensity(shrinkage=shrinkage, target="diagonal").fit(fit[1][:, -m:])
             self._discrepancy[m, shrinkage] = {
                 group: density.score_samples(z_f[:, -m:]) for group, (_, z_f) in groups.items()
             }

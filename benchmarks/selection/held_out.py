@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector, __version__
+from skl_transformaly import BlockStudents, GaussianDensity, TimmExtractor, TransformalyDetector, __version__
 
 N_BLOCKS = 10
 FIT_SHARE = 0.6
@@ -77,21 +77,28 @@ def _halves(X: Any, seed: int) -> tuple[Any, Any]:
     return tuple(train_test_split(X, train_size=FIT_SHARE, random_state=seed))
 
 
-def detector(options: argparse.Namespace, **changes: Any) -> TransformalyDetector:
-    """The detector of all studies: default settings, found again in --memory."""
+def detector(options: argparse.Namespace) -> TransformalyDetector:
+    """The detector of the study: the paper's two spaces, with shrunk Gaussians; found again in --memory."""
     extractor = TimmExtractor(
         "vit_tiny_patch16_224",
         weights=options.weights,
         interpolation=options.interpolation,
         precision=options.precision,
     )
-    settings = {"students": BlockStudents(n_blocks=N_BLOCKS), "random_state": options.seed, **changes}
-    return TransformalyDetector(extractor, memory=str(options.memory), **settings)
+    return TransformalyDetector.paper().set_params(
+        extractor=extractor,
+        students=BlockStudents(n_blocks=N_BLOCKS),
+        density=GaussianDensity(shrinkage=0.3, target="diagonal"),
+        discrepancy_density=GaussianDensity(shrinkage=0.3, target="diagonal"),
+        memory=str(options.memory),
+        random_state=options.seed,
+    )
 
 
 def spaces(fitted: TransformalyDetector, X: Any) -> Spaces:
     """Embeddings before whitening, and discrepancies."""
-    return fitted._measure(fitted._images(X, reset=False))
+    found = fitted._measure(fitted._images(X, reset=False))
+    return found["pretrained"], found["discrepancy"]
 
 
 def report(path: Path, lines: list[str], options: argparse.Namespace) -> None:

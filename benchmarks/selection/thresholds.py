@@ -1,197 +1,178 @@
-"""False-positive rates on new normal images beside the rate that was promised: ConformalDetector and `contamination`.
+"""False-positive rates on new normal images, beside the rate that was promised.
 
-    python benchmarks/selection/thresholds.py --covid19 DIR --cifar10 FILE --weights FILE --memory DIR
+    python benchmarks/selection/thresholds.py
 
-Each class in turn is normal; no anomaly takes part. Three tables of 200 random splits each:
+Each class in turn is normal; no anomaly takes part. All images of the class, of training and test set together, are
+split at random: three quarters are given to fit, the others are new. So everything is resampled, and new images come
+from where the given ones come from. Two tables:
 
-1. One detector of both feature spaces a class, fitted once on 60 % of its training images. Its scores of the images
-   held out are split at random, half to calibrate and half to be new. Resampled: who calibrates and who is new. Not
-   resampled: what the students were trained on.
-2. The pre-trained space alone, whose fit costs nothing, so everything is resampled: three quarters of the class's
-   images, of training and test set together, are given to fit, the others are new.
-3. As 2, but only training images are split and given to fit; new are the test images, always the same: what the promise
-   is worth where exchangeability is not made by the split itself.
+1. The default detector without students, whose fit on features that are at hand costs little: 200 splits, with three
+   ways to set a threshold. Split-conformal sets a third of the given images aside.
+2. The whole default detector, students included: fewer splits, one way.
 
-Intervals are 95 %: in 1 and 2 of the mean over splits of these images (Student's t), in 3 over test images.
-Writes thresholds.md beside this file.
+The data are those of ``benchmarks/accuracy``. Writes thresholds.md beside this file.
 """
 
 from __future__ import annotations
 
 import argparse
+import platform
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import held_out
 import numpy as np
 from scipy import stats
-from sklearn.base import BaseEstimator, OutlierMixin
-from sklearn.frozen import FrozenEstimator
-from tqdm import tqdm
 
-from skl_transformaly import ConformalDetector
-from skl_transformaly._fusion import held_out_threshold
+sys.path.insert(0, str(Path(__file__).parents[1] / "accuracy"))
+
+import torch
+from data import NAMES, Data, load
+from few import teacher_features
+from run import extractor
+
+import skl_transformaly
+from skl_transformaly import TransformalyDetector
+from skl_transformaly._fusion import held_out_threshold, p_values
 from skl_transformaly._space import FeatureSpace
 
-ALPHAS = (0.01, 0.05, 0.1)
-WAYS = ("fitted scores", "split-conformal", "held-out scores")
+RATES = (0.01, 0.05, 0.1)
+Flags = dict[tuple[str, float], float]
 
 
-class Scored(OutlierMixin, BaseEstimator):
-    """A detector whose samples are their own scores."""
+class Spaces:
+    """The default detector's spaces without students, fitted on features that are at hand."""
 
-    def fit(self, X: Any, y: Any = None) -> Scored:
-        """Learn nothing."""
-        return self
+    def __init__(self, features: dict[str, np.ndarray], sizes: dict[str, list[int]], rows: np.ndarray):
+        self._features = features
+        self._spaces = {name: FeatureSpace("auto").fit(z[rows], sizes=sizes[name]) for name, z in features.items()}
+        self.held_out = sum(space.held_out_parts_ for space in self._spaces.values())
 
-    def score_samples(self, X: np.ndarray) -> np.ndarray:
-        """Give the samples."""
-        return X[:, 0]
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return True
+    def scores(self, rows: np.ndarray) -> np.ndarray:
+        """Scores as new images."""
+        return sum(space.score_samples(self._features[name][rows]) for name, space in self._spaces.items())
 
 
-def pretrained_space() -> FeatureSpace:
-    """What TransformalyDetector(feature_spaces=["pretrained"]) does to embeddings."""
-    return FeatureSpace("auto")
+def promised(rate: float, n: int) -> bool:
+    """Whether n images can keep it."""
+    return rate * (n + 1) >= 1
 
 
-def flagged(way: str, estimator: Any, X: np.ndarray, new: np.ndarray, seed: int) -> dict[float, np.ndarray]:
-    """Which of the new images are flagged at each rate; rates that `way` refuses are absent."""
-    if way == "split-conformal":
-        return rates(ConformalDetector(estimator, alpha=0.5, calibration=1 / 3, random_state=seed).fit(X), new)
-    fitted = estimator.fit(X)
-    scores = fitted.score_samples(new)
-    if way == "fitted scores":
-        return {alpha: scores < np.percentile(fitted.score_samples(X), 100 * alpha) for alpha in ALPHAS}
+def three_ways(features: dict, sizes: dict, given: np.ndarray, new: np.ndarray) -> Flags:
+    """Share of new images that is flagged by each way to set a threshold, at each rate that it can keep."""
+    whole = Spaces(features, sizes, given)
+    fitted, scores = whole.scores(given), whole.scores(new)
+    third = len(given) // 3
+    proper = Spaces(features, sizes, given[third:])
+    p = p_values(proper.scores(new), proper.scores(given[:third]))
+    found = {}
+    for rate in RATES:
+        found["fitted scores", rate] = (scores < np.quantile(fitted, rate)).mean()
+        if promised(rate, third):
+            found["split-conformal", rate] = (p <= rate).mean()
+        if promised(rate, len(given)):
+            found["held-out scores", rate] = (scores < held_out_threshold(np.sort(whole.held_out), rate)).mean()
+    return found
+
+
+def with_students(data: Data, precision: str, given: np.ndarray, new: np.ndarray) -> Flags:
+    """The same for the whole default detector."""
+    detector = TransformalyDetector(extractor("vit_tiny", precision)).fit([data.images[i] for i in given])
+    scores, held_out = detector.score_samples([data.images[i] for i in new]), np.sort(detector.training_scores_)
     return {
-        alpha: scores < held_out_threshold(np.sort(fitted.held_out_parts_), alpha)
-        for alpha in ALPHAS
-        if alpha * (len(X) + 1) >= 1
+        ("held-out scores", rate): (scores < held_out_threshold(held_out, rate)).mean()
+        for rate in RATES
+        if promised(rate, len(given))
     }
 
 
-def rates(detector: ConformalDetector, new: np.ndarray) -> dict[float, np.ndarray]:
-    """Flags at every rate from one fit, by p-values, which do not depend on `alpha`."""
-    n, p = len(detector.calibration_scores_), detector.p_values(new)
-    return {alpha: p <= alpha for alpha in ALPHAS if 1 / (n + 1) <= alpha}
-
-
-def held_out_scores(fitted: Any, case: held_out.Case, splits: int, seed: int) -> dict[tuple[str, float], np.ndarray]:
-    """Rates in each split of table 1."""
-    training = fitted.score_as_new(case.fit)
-    scores = np.concatenate([fitted.score_samples(case.validation), fitted.score_samples(case.test_normal)])[:, None]
+def over_splits(positions: np.ndarray, splits: int, flagged: Callable[[np.ndarray, np.ndarray], Flags]) -> dict:
+    """Shares in each split, by way and rate."""
     found: dict[tuple[str, float], list[float]] = {}
     for split in range(splits):
-        order = np.random.default_rng([seed, split]).permutation(len(scores))
-        calibration, new = scores[order[: len(order) // 2]], scores[order[len(order) // 2 :]]
-        detector = ConformalDetector(FrozenEstimator(Scored()), alpha=0.5, calibration=(calibration,)).fit(
-            training[:, None]
-        )
-        for alpha, flags in rates(detector, new).items():
-            found.setdefault(("split-conformal", alpha), []).append(flags.mean())
-        for alpha in ALPHAS:
-            below = new[:, 0] < np.percentile(training, 100 * alpha)
-            found.setdefault(("fitted scores", alpha), []).append(below.mean())
-            below = new[:, 0] < held_out_threshold(np.sort(fitted.training_scores_), alpha)
-            found.setdefault(("held-out scores", alpha), []).append(below.mean())
-    return {key: np.array(values) for key, values in found.items()}
+        order = np.random.default_rng(split).permutation(positions)
+        for key, share in flagged(*np.split(order, [3 * len(order) // 4])).items():
+            found.setdefault(key, []).append(share)
+    return {key: np.array(shares) for key, shares in found.items()}
 
 
-def refits(pool: np.ndarray, new: np.ndarray | None, splits: int, seed: int) -> dict[tuple[str, float], np.ndarray]:
-    """Rates in each split of table 2; with `new`, flags of each of those images in each split, for table 3."""
-    found: dict[tuple[str, float], list[Any]] = {}
-    for split in range(splits):
-        order = np.random.default_rng([seed, split]).permutation(len(pool))
-        given = order[: 3 * len(order) // 4]
-        rest = pool[order[len(given) :]] if new is None else new
-        for way in WAYS:
-            for alpha, flags in flagged(way, pretrained_space(), pool[given], rest, split).items():
-                found.setdefault((way, alpha), []).append(flags.mean() if new is None else flags)
-    return {key: np.array(values) for key, values in found.items()}
+def cell(shares: np.ndarray | None) -> str:
+    """Mean and its 95 % interval (Student's t), in per cent, and where nine in ten single splits lie."""
+    if shares is None:
+        return "-"
+    half = stats.t.ppf(0.975, len(shares) - 1) * shares.std(ddof=1) / np.sqrt(len(shares))
+    low, high = 100 * np.quantile(shares, (0.05, 0.95))
+    return f"{100 * shares.mean():.1f} ± {100 * half:.1f} ({low:.0f} to {high:.0f})"
 
 
-def cell(values: np.ndarray | None, *, spread: bool = True) -> str:
-    """Mean and its interval, in per cent, and where nine in ten single splits are."""
-    if values is None:
-        return "refused"
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    text = f"{100 * values.mean():.1f} ± {100 * half:.1f}"
-    low, high = 100 * np.quantile(values, (0.05, 0.95))
-    return text + (f" ({low:.0f} to {high:.0f})" if spread else "")
-
-
-def table(rows: dict[tuple[str, str], dict], ways: tuple[str, ...], *, spread: bool = True) -> list[str]:
-    lines = ["| data | class | promised | " + " | ".join(ways) + " |", "|---|---|---|" + "---|" * len(ways)]
-    for data in dict.fromkeys(data for data, _ in rows):
-        of_data = {name: row for (other, name), row in rows.items() if other == data}
-        if spread:  # per split, then over classes: classes share no image, but splits share the classes
-            keys = set.intersection(*(set(row) for row in of_data.values()))
-            of_data["**mean**"] = {key: np.mean([row[key] for row in of_data.values()], axis=0) for key in keys}
-        else:
-            keys = set.intersection(*(set(row) for row in of_data.values()))
-            of_data["**all**"] = {key: np.concatenate([row[key] for row in of_data.values()]) for key in keys}
-        for name, row in of_data.items():
-            for alpha in ALPHAS:
-                cells = [cell(row.get((way, alpha)), spread=spread) for way in ways]
-                lines.append(f"| {data} | {name} | {100 * alpha:.0f} | {' | '.join(cells)} |")
+def table(found: dict[tuple[str, str], dict], sizes: dict[tuple[str, str], int]) -> list[str]:
+    ways = list(dict.fromkeys(way for row in found.values() for way, _ in row))
+    lines = ["| data | class | given | promised | " + " | ".join(ways) + " |", "|---|---|---|---|" + "---|" * len(ways)]
+    for name in dict.fromkeys(name for name, _ in found):
+        rows = {label: row for (other, label), row in found.items() if other == name}
+        given = {label: str(3 * sizes[name, label] // 4) for label in rows}
+        common = set.intersection(*(set(row) for row in rows.values()))
+        rows["**mean**"] = {key: np.mean([row[key] for row in rows.values()], axis=0) for key in common}
+        for label, row in rows.items():
+            for rate in RATES:
+                cells = " | ".join(cell(row.get((way, rate))) for way in ways)
+                lines.append(f"| {name} | {label} | {given.get(label, '')} | {100 * rate:.0f} | {cells} |")
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    held_out.add_options(parser)
+    parser.add_argument("--data", nargs="+", choices=NAMES, default=["covid19", "cats_vs_dogs", "view", "cifar10"])
+    parser.add_argument("--classes", type=int, default=3, help="of each data set, at most")
     parser.add_argument("--splits", type=int, default=200)
+    parser.add_argument("--with-students", nargs="*", choices=NAMES, default=["covid19", "cats_vs_dogs"])
+    parser.add_argument("--student-splits", type=int, default=10)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("thresholds.md"))
     options = parser.parse_args()
-    once: dict[tuple[str, str], dict] = {}
-    again: dict[tuple[str, str], dict] = {}
-    apart: dict[tuple[str, str], dict] = {}
-    sizes = []
-    for case in tqdm(list(held_out.cases(options))):
-        key = (case.data, case.name)
-        fitted = held_out.detector(options).fit(case.fit)
-        once[key] = held_out_scores(fitted, case, options.splits, options.seed)
-        training = np.vstack([held_out.spaces(fitted, X)[0] for X in (case.fit, case.validation)])
-        test = held_out.spaces(fitted, case.test_normal)[0]
-        again[key] = refits(np.vstack([training, test]), None, options.splits, options.seed)
-        apart[key] = {
-            k: flags.mean(axis=0) for k, flags in refits(training, test, options.splits, options.seed).items()
-        }
-        n = (len(case.fit), len(case.validation) + len(test), len(training) + len(test))
-        sizes.append(
-            f"{case.data} {case.name}: 1. {n[0]} to fit, {n[1] // 2} to calibrate, {n[1] - n[1] // 2} new; 2. "
-            f"{3 * n[2] // 4} to fit and calibrate, {n[2] - 3 * n[2] // 4} new; "
-            f"3. {3 * len(training) // 4} and {len(test)}"
-        )
+    without: dict[tuple[str, str], dict] = {}
+    whole: dict[tuple[str, str], dict] = {}
+    numbers: dict[tuple[str, str], int] = {}
+    for name in options.data:
+        data = load(name)
+        classes = data.classes[: options.classes]
+        features, sizes = teacher_features(data.images, "vit_tiny", options.precision)
+        for label, title in enumerate(classes):
+            positions = np.flatnonzero(data.labels == label)
+            numbers[name, title] = len(positions)
+            without[name, title] = over_splits(positions, options.splits, partial(three_ways, features, sizes))
+            print(name, title, {key: round(100 * v.mean(), 1) for key, v in without[name, title].items()}, flush=True)
+            if name in options.with_students:
+                whole[name, title] = over_splits(
+                    positions,
+                    options.student_splits,
+                    partial(with_students, data, options.precision),
+                )
     lines = [
         "# Promised and observed false-positive rates",
         "",
-        "Per cent of new normal images that are flagged, teacher ViT-Tiny: the mean over "
-        f"{options.splits} random splits with its 95 % interval, and in brackets the range that 90 % of the single "
-        "splits lie in. 'fitted scores' is a quantile of the training images' scores after the fit; 'held-out scores', "
-        "the default, is one of their scores without their own part in it. 'refused': with so few calibration "
-        "images ConformalDetector raises an error instead of promising.",
+        "Per cent of new normal images that are flagged, teacher ViT-Tiny: the mean over random splits with its 95 % "
+        "interval, and in brackets the range that 90 % of the single splits lie in. 'fitted scores' is a quantile of "
+        "the given images' scores after the fit; 'held-out scores', the default, one of their scores without their own "
+        "part in it; 'split-conformal' is ConformalDetector with a third of the given images set aside. -: so few "
+        "images cannot keep the rate, which ConformalDetector refuses and the detector warns about.",
         "",
-        "## 1. Both feature spaces, fitted once; who calibrates and who is new is drawn",
+        f"## 1. The default detector without students, {options.splits} splits",
         "",
-        *table(once, WAYS),
-        "",
-        "## 2. The pre-trained space, fitted anew in each split",
-        "",
-        "All three get the same three quarters of a class's images; split-conformal sets a third of these aside.",
-        "",
-        *table(again, WAYS),
-        "",
-        "## 3. The pre-trained space, fitted on training images alone; new are the test images",
-        "",
-        "Only the training images are split. The interval is over test images, each with its mean over the splits.",
-        "",
-        *table(apart, WAYS, spread=False),
-        "",
-        "Images: " + "; ".join(sizes) + ".",
+        *table(without, numbers),
     ]
-    held_out.report(Path(__file__).with_name("thresholds.md"), lines, options)
+    if whole:
+        title = f"## 2. The whole default detector, {options.student_splits} splits"
+        lines += ["", title, "", *table(whole, numbers)]
+    lines += [
+        "",
+        f"`python benchmarks/selection/thresholds.py {' '.join(sys.argv[1:])}`".replace(" `", "`"),
+        "",
+        f"skl-transformaly {skl_transformaly.__version__}, torch {torch.__version__}, Python "
+        f"{platform.python_version()}, {torch.backends.cpu.get_cpu_capability()}.",
+    ]
+    options.out.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
