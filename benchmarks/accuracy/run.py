@@ -196,7 +196,7 @@ def _mean(rows: list[dict], method: str, classes: list[str], name: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["fit", "tables"])
+    parser.add_argument("command", nargs="?", choices=["fit", "tables"], default="tables")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--data", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--setting", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
