@@ -159,10 +159,12 @@ def fingerprint(images: Images) -> str:
 def identity(extractor: Any) -> Any:
     """What tells a fitted extractor from all that give other values.
 
-    An extractor's own ``identity()`` where it has one, else a hash over the whole object.
+    Its class, since a subclass may preprocess or embed otherwise, and its own ``identity()``, or a hash over the whole
+    object if it has none.
     """
     own = getattr(extractor, "identity", None)
-    return own() if own is not None else joblib.hash(extractor)
+    kind = f"{type(extractor).__module__}.{type(extractor).__qualname__}"
+    return {"class": kind, "own": joblib.hash(extractor) if own is None else own()}
 
 
 @functools.cache  # reading them takes longer than a hit

@@ -989,7 +989,9 @@ def _scatter(length: int, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _with_seed(part: Any, random_state: np.random.RandomState) -> Any:
-    """Give `part` a seed where it takes one and has none."""
-    if hasattr(part, "get_params") and part.get_params(deep=False).get("random_state", 0) is None:
-        part.set_params(random_state=random_state.randint(np.iinfo(np.int32).max))
+    """Give `part`, and the estimators within it, a seed where they take one and have none."""
+    parameters = part.get_params() if hasattr(part, "get_params") else {}
+    for name in sorted(parameters):
+        if name.split("__")[-1] == "random_state" and parameters[name] is None:
+            part.set_params(**{name: random_state.randint(np.iinfo(np.int32).max)})
     return part

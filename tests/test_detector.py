@@ -293,6 +293,17 @@ def test_a_random_state_seeds_the_parts(images):
     assert not np.allclose(one, other)
 
 
+@pytest.mark.filterwarnings("ignore:Best performing initialization")
+def test_a_random_state_seeds_what_is_within_a_density(images):
+    density = make_pipeline(FunctionTransformer(), GaussianMixture(3, init_params="random", max_iter=1, tol=1e3))
+    settings = {"density": density, "feature_spaces": ["pretrained"]}
+    one, same, other = (
+        tiny_detector(**settings, random_state=seed).fit(images).score_samples(images) for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(one, same)
+    assert not np.allclose(one, other)
+
+
 # Among scikit-learn's tools
 
 

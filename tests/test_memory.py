@@ -15,7 +15,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from skl_transformaly import BlockStudents, TransformalyDetector
+from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector
 from skl_transformaly._cache import Cache, fingerprint
 from skl_transformaly._images import as_images
 
@@ -45,6 +45,21 @@ def test_a_second_fit_computes_nothing(tmp_path, images, work):
     second = tiny_detector(memory=str(tmp_path)).fit(images).score_samples(images)
     assert (work["trained"], work["runs"]) == done
     np.testing.assert_array_equal(first, second)
+
+
+class CentreExtractor(TimmExtractor):
+    """Looks at the middle of an image alone."""
+
+    def preprocess(self, pixels):
+        return super().preprocess(np.ascontiguousarray(np.asarray(pixels)[:, 5:15, 6:18]))
+
+
+def test_a_subclass_of_the_extractor_does_not_find_what_its_parent_left(tmp_path, images):
+    parent = tiny_extractor()
+    subclass = CentreExtractor(**parent.get_params())
+    tiny_detector(extractor=parent, memory=str(tmp_path)).fit(images)
+    found = tiny_detector(extractor=subclass, memory=str(tmp_path)).fit(images).score_samples(images)
+    np.testing.assert_array_equal(found, tiny_detector(extractor=subclass).fit(images).score_samples(images))
 
 
 def test_scores_are_those_without_memory(tmp_path, images):
