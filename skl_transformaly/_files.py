@@ -5,37 +5,11 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
+from skl_transformaly._folders import FoundFiles, display_path, has_image_suffix, is_image, walk
 
-from skl_transformaly._images import image_suffixes
-
-__all__ = ["FoundFiles", "display_path", "find_files", "split_list"]
-
-
-@dataclass
-class FoundFiles:
-    """Image files, and how many others were passed over.
-
-    Attributes
-    ----------
-    paths : list of str
-        Each once; those of a folder or a pattern sorted by path.
-    hidden : int
-        Files and folders passed over because their names begin with a dot.
-    other : int
-        Files passed over because they are no images.
-    """
-
-    paths: list[str] = field(default_factory=list)
-    hidden: int = 0
-    other: int = 0
-
-    def __str__(self) -> str:
-        parts = [f"{self.hidden} hidden"] * bool(self.hidden) + [f"{self.other} that are no images"] * bool(self.other)
-        return " and ".join(parts)
+__all__ = ["find_files", "split_list"]
 
 
 def find_files(names: Iterable[str], *, listed: Iterable[str] = ()) -> FoundFiles:
@@ -52,9 +26,9 @@ def find_files(names: Iterable[str], *, listed: Iterable[str] = ()) -> FoundFile
     Returns
     -------
     FoundFiles
-        Within folders and patterns, hidden files and folders are passed over, and files whose suffix is none that
-        Pillow can open. Of files that are named themselves, hidden ones count, and the content decides where the
-        suffix is no image's. Links to folders are not followed.
+        Within folders and patterns, hidden files and folders are passed over, and files that are not images: by their
+        suffix, or, without one, by their content. Of files that are named themselves, hidden ones count, and the
+        content decides if the suffix is not that of an image.
 
     Raises
     ------
@@ -72,7 +46,7 @@ def find_files(names: Iterable[str], *, listed: Iterable[str] = ()) -> FoundFile
     >>> [Path(path).name for path in found.paths]
     ['a.jpg', 'b.png']
     >>> print(found)
-    1 hidden and 1 that are no images
+    1 hidden, 1 .txt
     """
     found = FoundFiles()
     seen: set[str] = set()
@@ -85,7 +59,7 @@ def find_files(names: Iterable[str], *, listed: Iterable[str] = ()) -> FoundFile
 
     for name in names:
         if os.path.isdir(name):
-            _walk(name, found, add)
+            walk(name, found, add)
         elif os.path.lexists(name):
             _add_named(name, found, add)
         elif glob.has_magic(name):
@@ -94,16 +68,16 @@ def find_files(names: Iterable[str], *, listed: Iterable[str] = ()) -> FoundFile
                 raise ValueError(f"Nothing matches {display_path(name)!r}.")
             for match in matches:
                 if os.path.isdir(match):
-                    _walk(match, found, add)
-                elif _has_image_suffix(match):
+                    walk(match, found, add)
+                elif has_image_suffix(match):
                     add(match)
                 else:
-                    found.other += 1
+                    found.pass_over(match)
         else:
             raise ValueError(f"There is no file or folder {display_path(name)!r}.")
     for name in listed:
         if os.path.isdir(name):
-            _walk(name, found, add)
+            walk(name, found, add)
         elif os.path.lexists(name):
             _add_named(name, found, add)
         else:
@@ -111,38 +85,11 @@ def find_files(names: Iterable[str], *, listed: Iterable[str] = ()) -> FoundFile
     return found
 
 
-def _walk(folder: str, found: FoundFiles, add) -> None:
-    def refuse(error: OSError) -> None:
-        raise ValueError(f"The folder {display_path(str(error.filename))!r} cannot be listed: {error.strerror}.")
-
-    paths = []
-    for root, folders, files in os.walk(folder, onerror=refuse):
-        found.hidden += sum(name.startswith(".") for name in folders + files)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if name.startswith("."):
-                continue
-            if _has_image_suffix(name):
-                paths.append(Path(root, name))
-            else:
-                found.other += 1
-    for path in sorted(paths):
-        add(str(path))
-
-
 def _add_named(path: str, found: FoundFiles, add) -> None:
-    if _has_image_suffix(path):
+    if has_image_suffix(path) or is_image(path):
         add(path)
-        return
-    try:
-        with Image.open(path):  # reads the header only
-            add(path)
-    except Exception:  # Pillow's plugins raise nearly anything
-        found.other += 1
-
-
-def _has_image_suffix(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in image_suffixes()
+    else:
+        found.pass_over(path)
 
 
 def split_list(content: bytes) -> list[str]:
@@ -160,25 +107,3 @@ def split_list(content: bytes) -> list[str]:
     else:
         items = [line.removesuffix(b"\r") for line in content.split(b"\n")]
     return [os.fsdecode(item) for item in items if item]
-
-
-def display_path(path: str | os.PathLike) -> str:
-    r"""A path as text that is safe to show: what a terminal or a page would act on, or cannot show, as escapes.
-
-    Control characters, line separators, marks that change the direction of text, and bytes that are not UTF-8.
-
-    Examples
-    --------
-    >>> print(display_path("red\x1b[31m\u202egpj.png"))
-    red\x1b[31m\u202egpj.png
-    >>> print(display_path(b"caf\xe9.png".decode("utf-8", "surrogateescape")))
-    caf\xe9.png
-    """
-    return "".join(_show(character) for character in os.fspath(path))
-
-
-def _show(character: str) -> str:
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as os.fsdecode gives it
-        return f"\\x{code - 0xDC00:02x}"
-    return character if character.isprintable() else character.encode("unicode_escape").decode()

@@ -21,7 +21,9 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 from sklearn.utils.validation import validate_data
 
-__all__ = ["ImageError", "Images", "ImageInputMixin", "as_images", "eight_bits", "image_suffixes", "list_images"]
+from skl_transformaly._folders import FoundFiles, walk
+
+__all__ = ["ImageError", "Images", "ImageInputMixin", "as_images", "eight_bits", "list_images"]
 
 # Bytes of the digest by which a picture is recognised.
 DIGEST_SIZE = 16
@@ -338,13 +340,13 @@ def as_images(X: Any, *, on_error: str = "raise") -> Images:
 def list_images(folder: str | os.PathLike) -> list[Path]:
     """List the image files below `folder`, sorted by path, hidden files left out.
 
-    Files count as images by the suffixes that Pillow can open, in any case; what they really hold is
-    seen when they are decoded.
+    Files count as images by the suffixes of formats that Pillow can decode, in any case, or, without a suffix, by
+    their content; what they really hold is seen when they are decoded. A warning counts the files passed over.
 
     Raises
     ------
     ValueError
-        `folder` does not exist, is a file, or holds no image.
+        `folder` does not exist, is a file, cannot be listed, or holds no image.
     """
     folder = Path(folder)
     if folder.is_file():
@@ -352,27 +354,17 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
     if not folder.is_dir():
         hint = " For a pattern pass a list: sorted(glob.glob(pattern))." if set("*?[") & set(str(folder)) else ""
         raise ValueError(f"There is no folder {str(folder)!r}; expected a folder of images.{hint}")
-    suffixes = image_suffixes()
-    paths = []
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths += [
-            Path(root, name)
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
-        ]
-    if not paths:
+    found = FoundFiles()
+    walk(folder, found, found.paths.append)
+    others = ", ".join(found.reasons())
+    if not found.paths:
         raise ValueError(
-            f"Found no image below {str(folder)!r}: no file there has a suffix that Pillow can open "
-            "(.png, .jpg, .tif, ...)."
+            f"Found no image below {str(folder)!r}: no file there is one that Pillow can decode (.png, .jpg, .tif, ...)"
+            + (f"; passed over {others}." if others else ".")
         )
-    return sorted(paths)
-
-
-def image_suffixes() -> frozenset[str]:
-    """Suffixes, in small letters and with their dot, of the files that Pillow can open."""
-    Image.init()
-    return frozenset(suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN)
+    if others:
+        warnings.warn(f"Passed over files below {str(folder)!r}: {others}.", stacklevel=2)
+    return [Path(path) for path in found.paths]
 
 
 def _is_table(X) -> bool:

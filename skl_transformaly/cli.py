@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 import typer
 
 if TYPE_CHECKING:
-    from skl_transformaly._files import FoundFiles
+    from skl_transformaly._folders import FoundFiles
 
 __all__ = ["app", "run"]
 
@@ -128,7 +128,7 @@ def _say(text: str) -> None:
 
 
 def _plain(text: str) -> str:
-    from skl_transformaly._files import display_path
+    from skl_transformaly._folders import display_path
 
     return "\n".join(display_path(line) for line in text.split("\n"))
 
@@ -549,7 +549,8 @@ def evaluate(
     import numpy as np
 
     from skl_transformaly._evaluation import class_folders, evaluate_scores, normal_classes, per_class
-    from skl_transformaly._files import FoundFiles, find_files
+    from skl_transformaly._files import find_files
+    from skl_transformaly._folders import FoundFiles
 
     classes = class_folders(test_dir)
     normal = normal_classes(classes, good or [])
@@ -557,7 +558,7 @@ def evaluate(
     labels: list[str] = []
     for name in classes:
         one = find_files([str(test_dir / name)])
-        found = FoundFiles(found.paths + one.paths, found.hidden + one.hidden, found.other + one.other)
+        found = found + one
         labels += [name] * len(one.paths)
     outside = len(find_files([str(test_dir)]).paths) - len(found.paths)
     if outside:

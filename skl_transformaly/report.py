@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from skl_transformaly._files import display_path
+from skl_transformaly._folders import display_path
 from skl_transformaly._images import ImageError, as_images
 from skl_transformaly._modelfile import replacing
 from skl_transformaly._provenance import (

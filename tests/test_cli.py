@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 
 from skl_transformaly import load
 from skl_transformaly._evaluation import evaluate_scores, fpr_at_tpr, normal_classes
-from skl_transformaly._files import display_path, find_files
+from skl_transformaly._files import find_files
+from skl_transformaly._folders import display_path
 from skl_transformaly._provenance import Provenance, image_facts
 from skl_transformaly._scores import COLUMNS, ScoreFileError, open_scores, score_table
 from skl_transformaly.cli import app

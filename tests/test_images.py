@@ -157,6 +157,7 @@ def test_png_named_jpg_is_read_by_its_content(tmp_path, images):
     np.testing.assert_array_equal(decoded(tmp_path / "claims.jpg"), images[0])
 
 
+@pytest.mark.filterwarnings("ignore:Passed over")
 def test_folder_lists_images_below_it_and_nothing_else(tmp_path, images):
     for name in ("b/2.PNG", "a/1.png", "0.png", ".hidden.png", ".hidden/3.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -1,0 +1,154 @@
+"""What lies in folders: image files, and what is passed over, counted by reason."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+__all__ = ["FoundFiles", "display_path", "has_image_suffix", "is_image", "walk"]
+
+# Pillow identifies files of these formats, but decodes them not at all, or only with another program.
+_NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+_HEIF = frozenset({".heic", ".heif", ".hif"})
+_MOST_REASONS = 6
+
+
+@dataclass
+class FoundFiles:
+    """Image files, and how many others were passed over.
+
+    Attributes
+    ----------
+    paths : list of str
+        Each once; those of a folder or a pattern sorted by path.
+    hidden : int
+        Files and folders passed over because their names begin with a dot.
+    others : Counter of str
+        Files passed over because they are not images, by suffix.
+    """
+
+    paths: list[str] = field(default_factory=list)
+    hidden: int = 0
+    others: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def other(self) -> int:
+        """Number of files passed over because they are not images."""
+        return self.others.total()
+
+    def pass_over(self, name: str) -> None:
+        """Count a file that is not an image."""
+        self.others[os.path.splitext(name)[1].lower()] += 1
+
+    def reasons(self) -> list[str]:
+        """What was passed over besides hidden files, the most frequent first."""
+        counted = self.others.most_common()
+        shown = []
+        for suffix, count in counted[:_MOST_REASONS]:
+            hint = " (to read these, install pillow-heif)" if suffix in _HEIF else ""
+            shown.append(f"{count} {display_path(suffix) or 'without a suffix'}{hint}")
+        rest = sum(count for _, count in counted[_MOST_REASONS:])
+        return shown + [f"{rest} of other kinds"] * bool(rest)
+
+    def __str__(self) -> str:
+        return ", ".join([f"{self.hidden} hidden"] * bool(self.hidden) + self.reasons())
+
+    def __add__(self, more: FoundFiles) -> FoundFiles:
+        return FoundFiles(self.paths + more.paths, self.hidden + more.hidden, self.others + more.others)
+
+
+def walk(folder: str | os.PathLike, found: FoundFiles, add: Callable[[str], None]) -> None:
+    """Find the images below a folder, sorted by path, and count in `found` what is passed over.
+
+    Links to folders are followed, each folder once.
+
+    Raises
+    ------
+    ValueError
+        A folder cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"The folder {display_path(str(error.filename))!r} cannot be listed: {error.strerror}.")
+
+    paths: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    for root, folders, files in os.walk(os.fspath(folder), onerror=refuse, followlinks=True):
+        place = os.stat(root)
+        if (place.st_dev, place.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((place.st_dev, place.st_ino))
+        found.hidden += sum(name.startswith(".") for name in folders + files)
+        # in order, so that of two ways to one folder it is always the same that counts
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            if name.startswith("."):
+                continue
+            path = os.path.join(root, name)
+            if has_image_suffix(name) or (not os.path.splitext(name)[1] and is_image(path)):
+                paths.append(Path(path))
+            else:
+                found.pass_over(name)
+    for found_path in sorted(paths):
+        add(str(found_path))
+
+
+def is_image(path: str) -> bool:
+    """Whether the content of a file is that of an image which can be decoded; reads the header only."""
+    _image_suffixes()
+    if not os.path.isfile(path):  # a pipe would keep whoever reads it waiting
+        return False
+    try:
+        with Image.open(path) as image:
+            return image.format not in _NOT_DECODED
+    except Exception:  # Pillow's plugins raise nearly anything
+        return False
+
+
+def has_image_suffix(path: str) -> bool:
+    """Whether a file is named like an image that can be decoded."""
+    return os.path.splitext(path)[1].lower() in _image_suffixes()
+
+
+@functools.cache
+def _image_suffixes() -> frozenset[str]:
+    """Suffixes, in small letters and with their dot, of the files that Pillow can decode."""
+    try:
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    except ImportError:
+        pass
+    Image.init()
+    return frozenset(
+        suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN and kind not in _NOT_DECODED
+    )
+
+
+def display_path(path: str | os.PathLike) -> str:
+    r"""A path as text that is safe to show: what a terminal or a page would act on, or cannot show, as escapes.
+
+    Control characters, line separators, marks that change the direction of text, and bytes that are not UTF-8.
+
+    Examples
+    --------
+    >>> print(display_path("red\x1b[31m\u202egpj.png"))
+    red\x1b[31m\u202egpj.png
+    >>> print(display_path(b"caf\xe9.png".decode("utf-8", "surrogateescape")))
+    caf\xe9.png
+    """
+    return "".join(_show(character) for character in os.fspath(path))
+
+
+def _show(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as os.fsdecode gives it
+        return f"\\x{code - 0xDC00:02x}"
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
