@@ -11,6 +11,7 @@ import torch
 from conftest import tiny_extractor
 from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances, roc_auc_score
+from sklearn.mixture import GaussianMixture
 
 from skl_transformaly import BlockStudents, GaussianDensity, ImageError, TransformalyDetector, datasets
 from skl_transformaly._images import as_images
@@ -85,22 +86,43 @@ def test_joined_images_are_those_of_the_parts_in_order(rng):
     assert all((one == other).all() for one, other in zip(joined[:], files))
 
 
-def test_figures_are_the_detectors(study, data):
+def test_figures_of_the_papers_settings_are_the_detectors(study, data):
     study = study("--seeds", "5")
     study.run("unimodal", ["embedding", "students"])
     rows, y_test = study.task("unimodal", 1)
     students = BlockStudents(n_blocks=3, max_epochs=1, random_state=5)
-    shrunk = GaussianDensity(shrinkage=0.3, target="diagonal")
-    settings = {"density": shrunk, "discrepancy_density": shrunk}
-    detector = TransformalyDetector.paper(tiny_extractor(interpolation="bicubic"), students=students, **settings)
+    detector = TransformalyDetector.paper(tiny_extractor(interpolation="bicubic"), students=students)
     detector.fit(data.X_train.take(rows))
     expected = roc_auc_score(data.y_test == 1, detector.score_samples(data.X_test))
     assert study.values("unimodal", "students", "Transformaly")[1, 0] == pytest.approx(expected, abs=1e-6)
-    alone = TransformalyDetector.paper(
-        tiny_extractor(interpolation="bicubic"), feature_spaces=["pretrained"], **settings
-    )
+    alone = TransformalyDetector.paper(tiny_extractor(interpolation="bicubic"), feature_spaces=["pretrained"])
     expected = roc_auc_score(data.y_test == 1, alone.fit(data.X_train.take(rows)).score_samples(data.X_test))
     assert study.values("unimodal", "embedding", "embedding")[1, 0] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("setting", ["unimodal", "multimodal"])
+def test_figures_of_the_default_are_the_detectors(setting, study, data):
+    study = study("--classes", "b", "--seeds", "5", "6")
+    study.run(setting, ["default"])
+    rows, y_test = study.task(setting, 1)
+    detector = TransformalyDetector(tiny_extractor(interpolation="bicubic")).fit(data.X_train.take(rows))
+    expected = roc_auc_score(y_test, detector.score_as_new(data.X_test))
+    assert study.values(setting, "default", "default").ravel() == pytest.approx([expected], abs=1e-6)
+
+
+def test_scoring_is_part_of_the_key_of_what_depends_on_it_alone(study, monkeypatch):
+    groups = ("embedding", "students", "densities", "default", "DN2")
+    study = study()
+    before, discrepancies = [study.group_key(group, 0) for group in groups], study.student_key(0)
+    monkeypatch.setitem(spaces.SCORING, "density", GaussianDensity(shrinkage=0.3))
+    changed = [group for group, key in zip(groups, before) if study.group_key(group, 0) != key]
+    assert changed == ["embedding", "students"] and study.student_key(0) == discrepancies
+
+
+def test_rivals_without_training_have_a_name_together(tmp_path):
+    parser = options.parser(None)
+    given = options.complete(parser, parser.parse_args(["--dry-run", "--out", str(tmp_path), "--rivals", "untrained"]))
+    assert set(RIVALS) - set(given.rivals) == {"Deep SVDD", "PANDA", "MSAD"}
 
 
 def test_blocks_trained_together_are_those_trained_alone(study, data):
@@ -161,12 +183,12 @@ def test_without_room_for_all_images_the_teacher_runs_once_over_the_test_images(
 
 def test_rows_do_not_depend_on_rounding(study, monkeypatch):
     one = study()
-    embeddings = Study._embeddings
+    embeddings, groups = Study._embeddings, ("default", "embedding", "densities", "students", "DN2")
     monkeypatch.setattr(Study, "_embeddings", lambda self: embeddings(self) * (1 + 1e-9))
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
     other = study("--out", str(one.options.out / "other"))
     assert (one.z_p != other.z_p).any()
-    assert all(one.group_key(group, 0) == other.group_key(group, 0) for group in ("embedding", "students", "DN2"))
+    assert all(one.group_key(group, 0) == other.group_key(group, 0) for group in groups)
     assert study("--precision", "float32").group_key("DN2", 0) != one.group_key("DN2", 0)
 
 
@@ -209,11 +231,11 @@ def test_names_of_classes_may_hold_what_separates_cells(study, tmp_path, data):
     study.data.class_names[0] = "a | b"
     text = tables.markdown("4", study, "", 0)
     assert len({line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")}) == 1
-    assert "a \\| b" in results.cells(text)[1]
+    assert "| a \\| b |" in text
 
 
 def test_a_figure_of_one_seed_has_no_deviation_where_others_ran_with_more():
-    assert tables._cell(np.array([0.5, np.nan])) == "50.0" and tables._cell(np.array([0.5, 0.6])) == "55.0 ± 5.0"
+    assert tables.cell(np.array([0.5, np.nan])) == "50.0" and tables.cell(np.array([0.5, 0.6])) == "55.0 ± 5.0"
 
 
 def test_classes_without_images_take_no_turn(study, data):
@@ -379,11 +401,12 @@ def test_subsample_keeps_so_many_of_each_class(study, data):
 def test_density_rows_against_scikit_learn(rng):
     train, test = rng.normal(size=(40, 6)), rng.normal(size=(30, 6))
     y = np.where(test[:, 0] > 0, 1, -1)
-    rows = dict(spaces.embedding_rows(spaces.Whitening(train, test), y, seed=0))
+    whitening = spaces.Whitening(train, test)
+    rows = dict([*spaces.embedding_rows(whitening, y), *spaces.density_rows(whitening, y, seed=0)])
     pca = PCA(0.9, whiten=True, svd_solver="full").fit(train)
     distance = np.sort(np.linalg.norm(pca.transform(test)[:, None] - pca.transform(train)[None], axis=2), axis=1)
     assert rows["kNN k = 5"] == pytest.approx(roc_auc_score(y, -distance[:, 4]))
-    density = GaussianDensity().fit(pca.transform(train))
+    density = GaussianMixture(1).fit(pca.transform(train))
     assert rows["embedding"] == pytest.approx(roc_auc_score(y, density.score_samples(pca.transform(test))))
 
 
@@ -394,73 +417,88 @@ def test_every_table_runs_dry(tmp_path, capsys):
     assert len(list(tmp_path.glob("table?_dry.md"))) == 6
 
 
-@pytest.fixture
-def table_3(monkeypatch):
-    """Two data sets of which table 3 can be read: one wholly, one without "both"."""
-    read = {"cifar10": {"embedding": 90.0, "both 10": 92.5}, "covid19": {"embedding": 80.0}}
-    cells = {data: {t: published.Figure(v, "PANDA") for t, v in row.items()} for data, row in read.items()}
-    monkeypatch.setitem(published._TABLES, "3", cells)
+@pytest.mark.parametrize("table", list(tables.TITLES))
+def test_every_quoted_figure_is_a_per_cent_of_a_known_data_set(table):
+    for data, row in published.TABLES[table].items():
+        assert data in datasets.DATASETS
+        assert all(50 <= auroc <= 100 for auroc in row.values())
+
+
+def test_all_of_the_papers_figures_are_there():
+    counts = {table: sum(map(len, rows.values())) for table, rows in published.TABLES.items()}
+    assert counts == {"1": 39, "2": 20, "3": 70, "4": 25, "5": 20, "6": 20, "7": 12}
 
 
 @pytest.mark.parametrize("table", list(tables.TITLES))
-def test_every_quoted_figure_is_a_per_cent_of_a_known_source_and_data_set(table):
-    for data, row in published._TABLES[table].items():
-        assert data in datasets.DATASETS
-        assert all(50 <= auroc <= 100 and source in published.SOURCES for auroc, source in row.values())
-
-
-@pytest.mark.parametrize("table", ["3", "4", "6", "7"])
-def test_figures_of_the_papers_own_studies_have_a_column(table):
+def test_the_papers_figures_have_a_column(table):
     columns = {title for title, _, _ in tables.plan(table, options.parser(None).parse_args([]))[2]}
-    assert all(set(row) <= columns for row in published._TABLES[table].values())
+    assert all(set(row) <= columns | {"MHRot", "CSI"} for row in published.TABLES[table].values())
 
 
 def test_a_subset_is_quoted_as_its_data_set():
     assert published.quoted("1", "cifar10_subset") == published.quoted("1", "cifar10") != {}
 
 
-def test_nothing_is_quoted_where_nothing_was_read():
+def test_nothing_is_quoted_of_data_that_the_paper_does_not_have():
     assert all(published.quoted(table, "noise") == {} for table in tables.TITLES)
+    assert published.paper_auroc("noise", "unimodal") is None and published.paper_lift("noise", "multimodal") is None
 
 
-def test_the_papers_lift_needs_both_cells(table_3):
-    assert published.paper_lift("cifar10_subset") == pytest.approx(2.5)
-    assert published.paper_lift("covid19") is None and published.paper_lift("weather") is None
+def test_the_papers_own_figure_and_lift_are_those_of_the_setting():
+    assert published.paper_auroc("view", "unimodal") == 95.8 and published.paper_auroc("view", "multimodal") is None
+    assert published.paper_auroc("cifar10", "multimodal") == 90.38
+    assert published.paper_lift("covid19", "unimodal") == pytest.approx(1.81)
+    assert published.paper_lift("cifar10_subset", "multimodal") == pytest.approx(0.15)
 
 
-def test_lifts_stand_beside_the_papers(table_3):
-    text = (
-        "| normal class | embedding | discrepancy 10 | both 10 |\n|---|---|---|---|\n"
-        "| **mean** | **81.0** | **70.0** | **82.0** |\nLift of both over the embedding alone: +1.0 points."
-    )
-    multimodal = "| anomalous class | embedding | Transformaly |\n|---|---|---|\n| **mean** | **70.0** | **69.5** |\n"
-    files = [("1", "cifar10", "no lift"), ("3", "cifar10", text), ("3", "covid19", text), ("5", "cifar10", multimodal)]
-    lines = results.lifts(files)
-    assert lines[2:5] == [
-        "| cifar10 | unimodal | 81.0 | 82.0 | +1.0 | +2.5 |",
-        "| covid19 | unimodal | 81.0 | 82.0 | +1.0 | - |",
-        "| cifar10 | multimodal | 70.0 | 69.5 | -0.5 | |",
+def rows_of(dataset, setting, **methods):
+    """Rows of one seed, from the AUROC of classes "a", "b", ... by method."""
+    for method, aurocs in methods.items():
+        for name, auroc in zip("abc", aurocs):
+            yield {
+                "dataset": dataset, "setting": setting, "class": name, "seed": "0",
+                "method": method.replace("_", " ").replace("discrepancy ", "discrepancy, "), "auroc": str(auroc),
+            }  # fmt: skip
+
+
+def test_the_main_figures_are_means_of_unrounded_rows():
+    one = rows_of("cifar10", "unimodal", default=[0.9, 0.9007], Transformaly=[0.8, 0.9], DN2=[0.7, 0.8], PANDA=[0.99])
+    other = rows_of("noise", "multimodal", Transformaly=[0.6, 0.7])
+    lines = results.main_figures(results.Figures([*other, *one]))
+    assert lines[2:] == [
+        "| cifar10 | unimodal | 90.0 | 85.0 | DN2 75.0 | 98.3 |",
+        "| noise | multimodal | - | 65.0 | - | - |",
     ]
-    assert "could not be read" in lines[-1]
+
+
+def test_lifts_stand_beside_the_papers():
+    one = rows_of("cifar10", "unimodal", embedding=[0.8004], Transformaly=[0.8146])
+    other = rows_of("noise", "multimodal", embedding=[0.7], Transformaly=[0.695])
+    assert results.lifts(results.Figures([*one, *other]))[2:] == [
+        "| cifar10 | unimodal | 80.0 | 81.5 | +1.4 | +0.5 |",
+        "| noise | multimodal | 70.0 | 69.5 | -0.5 | - |",
+    ]
 
 
 def test_classes_that_lose_are_listed_the_worst_first():
-    text = (
-        "| normal class | embedding | discrepancy 3 | discrepancy 10 | both 3 | both 10 |\n|---|---|---|---|---|---|\n"
-        "| a | 90.0 | 1.0 | 80.0 | 1.0 | 89.5 ± 0.1 |\n| b | 80.0 | 1.0 | 85.0 | 1.0 | 84.0 |\n"
-        "| c | 70.0 | 1.0 | 40.0 | 1.0 | 65.0 |\n| **mean** | **80.0** | **1.0** | **68.3** | **1.0** | **79.5** |\n"
-    )
-    lines = results.where_it_helps([("3", "x", text)])
+    columns = {
+        "embedding": [0.9, 0.8, 0.7],
+        "discrepancy_3_blocks": [0, 0, 0],
+        "discrepancy_10_blocks": [0.8, 0.85, 0.4],
+        "Transformaly": [0.8999, 0.84, 0.65],
+    }
+    lines = results.where_it_helps(results.Figures(rows_of("x", "unimodal", **columns)))
     assert "over 3 classes" in lines[0] and "rho 1.00" in lines[0] and "The 2 classes that lose" in lines[0]
-    assert lines[4:6] == ["| x, c | 70.0 | 40.0 | 65.0 | -5.0 |", "| x, a | 90.0 | 80.0 | 89.5 | -0.5 |"]
+    assert lines[4:6] == ["| x, c | 70.0 | 40.0 | 65.0 | -5.00 |", "| x, a | 90.0 | 80.0 | 90.0 | -0.01 |"]
 
 
-def test_each_source_is_named_once_with_what_is_quoted_from_it():
-    files = [("1", "cifar10", ""), ("2", "cifar10", ""), ("1", "cats_vs_dogs", ""), ("3", "cifar10", "")]
-    lines = results.sources(files)
-    assert len(lines) == len({line.split(":")[0] for line in lines})
-    assert sum(line.count(" (cifar10)") for line in lines) == len(published.quoted("1", "cifar10"))
-    assert sum(line.count(" (cats_vs_dogs)") for line in lines) == len(published.quoted("1", "cats_vs_dogs"))
+def test_rows_beside_a_table_are_those_of_its_settings(tmp_path, capsys):
+    arguments = ["5", "--dry-run", "--teacher", "test_vit", "--n-blocks", "2", "--rivals", "--out", str(tmp_path)]
+    tables.main([*arguments, "--seeds", "1"])
+    tables.main([*arguments, "--image-size", "48"])
+    rows = Rows(tmp_path / "table5_dry.csv").rows
+    assert len(rows) == 3 * 4 and {row["seed"] for row in rows} == {"0"}  # default, embedding, discrepancy, both
+    assert len(Rows(tmp_path / "rows.csv").rows) > 2 * len(rows)
 
 
 def test_results_put_the_tables_into_one_file(tmp_path, monkeypatch, capsys):
@@ -576,5 +614,6 @@ def test_the_lift_of_few_blocks_is_the_detectors(tmp_path, capsys):
     arguments = ["--dry-run", "--teacher", "test_vit", "--n-blocks", "2", "--out", str(tmp_path)]
     tables.main(["3", "2", *arguments, "--rivals"])
     capsys.readouterr()
-    figures = {number: results.cells((tmp_path / f"table{number}_dry.md").read_text())[1]["mean"] for number in "23"}
-    assert figures["3"][-1] == figures["2"][-1]
+    means = [results.Figures(Rows(tmp_path / f"table{number}_dry.csv").rows) for number in "23"]
+    study = ("dry", "unimodal")
+    assert means[0].mean(study, "Transformaly") == means[1].mean(study, "both, 2 blocks")

@@ -12,13 +12,27 @@ from scipy.spatial.distance import cosine, mahalanobis
 from scipy.stats import rankdata
 from sklearn.base import clone
 from sklearn.covariance import LedoitWolf
+from sklearn.ensemble import IsolationForest
 from sklearn.metrics import roc_auc_score
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import StandardScaler, normalize
 from sklearn.svm import OneClassSVM
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "paper"))
 
-from rivals import DN2, MSAD, OCSVM, PANDA, RIVALS, DeepSVDD, Mahalanobis, OCSVMPixels
+from rivals import (
+    DN2,
+    MSAD,
+    OCSVM,
+    PANDA,
+    RIVALS,
+    TRAINED_RIVALS,
+    DeepSVDD,
+    Forest,
+    Mahalanobis,
+    OCSVMPixels,
+    UnitMahalanobis,
+    UnitNeighbours,
+)
 from rivals._base import minibatches, pixel_tensor
 from rivals._tuning import Tail, capture, capture_images
 from rivals.msad import mean_shifted_loss
@@ -49,7 +63,7 @@ def build(kind, **changes):
 NORMAL = noise((180, 90, 60), 30, 0)
 TEST = np.concatenate([noise((180, 90, 60), 15, 1), noise((60, 90, 180), 15, 2)])
 LABELS = np.repeat([1, 0], 15)
-TRAINED = [DeepSVDD, PANDA, MSAD]
+TRAINED = [RIVALS[name] for name in TRAINED_RIVALS]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +95,7 @@ def test_decisions_are_scores_less_the_offset(fitted, kind):
     np.testing.assert_array_equal(rival.predict(TEST) == -1, rival.decision_function(TEST) < 0)
 
 
-@pytest.mark.parametrize("kind", [OCSVM, OCSVMPixels, DeepSVDD, Mahalanobis])
+@pytest.mark.parametrize("kind", [OCSVM, OCSVMPixels, DeepSVDD, Mahalanobis, UnitMahalanobis, Forest])
 def test_offset_is_the_5_percent_quantile_of_training_scores(fitted, kind):
     assert fitted[kind].offset_ == pytest.approx(np.percentile(fitted[kind].score_samples(NORMAL), 5))
 
@@ -104,7 +118,7 @@ def test_one_image_is_refused(kind):
         build(kind).fit(NORMAL[:1])
 
 
-@pytest.mark.parametrize("kind", TRAINED)
+@pytest.mark.parametrize("kind", [*TRAINED, Forest])
 def test_same_seed_same_scores_and_another_seed_others(fitted, kind):
     again, other = build(kind).fit(NORMAL), build(kind, random_state=1).fit(NORMAL)
     np.testing.assert_array_equal(again.score_samples(TEST), fitted[kind].score_samples(TEST))
@@ -142,7 +156,7 @@ def test_training_lowers_the_loss(kind, changes):
     assert history[-1] < history[0]
 
 
-@pytest.mark.parametrize("kind", [OCSVM, Mahalanobis, DN2, PANDA, MSAD])
+@pytest.mark.parametrize("kind", [OCSVM, Mahalanobis, DN2, Forest, PANDA, MSAD])
 def test_takes_a_fitted_extractor_as_it_is(kind):
     extractor = tiny_extractor().fit(NORMAL)
     rival = build(kind).set_params(extractor=extractor)
@@ -198,6 +212,20 @@ def test_oc_svm_is_scikit_learns_on_standardised_embeddings(embeddings):
     scaler = StandardScaler().fit(train)
     expected = OneClassSVM(nu=0.1).fit(scaler.transform(train)).score_samples(scaler.transform(test))
     np.testing.assert_allclose(build(OCSVM).fit(NORMAL).score_samples(TEST), expected, rtol=1e-4)
+
+
+def test_rivals_of_unit_length_are_scikit_learns(embeddings):
+    train, test = map(normalize, embeddings)
+    expected = -np.sqrt(LedoitWolf().fit(train).mahalanobis(test))
+    np.testing.assert_allclose(build(UnitMahalanobis).fit(NORMAL).score_samples(TEST), expected, rtol=1e-4)
+    expected = [-np.mean(sorted(np.linalg.norm(x - train, axis=1))[:2]) for x in test]
+    np.testing.assert_allclose(build(UnitNeighbours).fit(NORMAL).score_samples(TEST), expected, rtol=1e-6)
+
+
+def test_forest_is_scikit_learns(embeddings):
+    train, test = embeddings
+    expected = IsolationForest(random_state=0).fit(train).score_samples(test)
+    np.testing.assert_allclose(build(Forest).fit(NORMAL).score_samples(TEST), expected, rtol=1e-6)
 
 
 def test_pixels_of_the_right_size_are_taken_as_they_are():

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from options import command, complete, guarded
 from options import parser as common_options
-from study import SEEDED_RIVALS, Study
+from rivals import TRAINED_RIVALS
+from study import Study
 
 SHARES = (0, 0.25, 0.5, 0.75, 1)
 
@@ -44,11 +45,11 @@ def main(arguments: list[str] | None = None) -> None:
     label = study.labels()[0]
     rows, _ = study.task("unimodal", label)
     histories = {}
-    for name in SEEDED_RIVALS:
+    for name in TRAINED_RIVALS:
         if name in options.rivals:
             histories[name] = list(np.asarray(study.fit_rival(name, rows, options.seeds[0]).history_))
     if not histories:
-        parser.error(f"--rivals must name one of {', '.join(SEEDED_RIVALS)}")
+        parser.error(f"--rivals must name one of {', '.join(TRAINED_RIVALS)}")
     text = report(histories, f"{study.data.name}, {study.data.class_names[label]}", shown)
     path = options.out / f"losses_{study.data.name}.md"
     path.write_text(text)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from quirks import QUIRKS
-from rivals import RIVALS
+from rivals import RIVALS, TRAINED_RIVALS
 
 from skl_transformaly import datasets
 from skl_transformaly._images import as_images
@@ -64,7 +64,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--n-blocks", type=_at_least(1), default=10, help="students (default: %(default)s)")
     parser.add_argument(
-        "--rivals", nargs="*", default=list(RIVALS), choices=list(RIVALS), help="for tables 1, 2, 5 (default: all)"
+        "--rivals",
+        nargs="*",
+        default=list(RIVALS),
+        choices=[*RIVALS, "untrained"],
+        help="for tables 1, 2, 5 (default: all); untrained: all that train no network",
     )
     parser.add_argument(
         "--rival-settings",
@@ -157,6 +161,9 @@ def complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> ar
         options.data = options.dataset.name
     elif options.data is None:
         parser.error("--data is needed (or --dry-run)")
+    if "untrained" in options.rivals:
+        options.rivals.remove("untrained")
+        options.rivals += [name for name in RIVALS if name not in TRAINED_RIVALS]
     for name in ("seeds", "rival_seeds", "classes", "rivals"):
         chosen = getattr(options, name) or []
         if len(set(chosen)) < len(chosen):

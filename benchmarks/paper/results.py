@@ -1,30 +1,44 @@
-"""Put the tables of one or more folders of results into one Markdown file, with the lifts side by side.
+"""Put the tables of one or more folders of results into one Markdown file, with the main figures first.
 
     python benchmarks/paper/results.py paper-results > benchmarks/paper/RESULTS.md
 
 Reads what tables.py, figure4.py, why.py and losses.py left there, INTRODUCTION.md from beside this file, and the
-figures of published.py.
+figures of published.py. Means and lifts are of the rows that tables.py leaves beside its tables, not of rounded cells.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import platform
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import published
+from rivals import RIVALS
 from scipy.stats import spearmanr
+from study import Rows
+from tables import cell
 
-TABLE = re.compile(r"table(\d)_(.+)\.md")
-LIFT = re.compile(r"Lift of both over the embedding alone: (.+) points\.")
+SETTINGS = ("unimodal", "multimodal")
+
+WHAT = """
+Mean AUROC over classes, per cent; -: not run on all classes, or not in the paper. Default: `TransformalyDetector` as it
+comes. Paper's settings: the two spaces, densities and sum of `TransformalyDetector.paper()`, with students trained as
+the tables' commands say. Best rival: the best of those that ran, by these very figures, which favours it. The paper:
+its own figure, of a ViT-B/16 at 384 pixels and all images. ±: standard deviation over seeds.
+""".strip()
 
 HOW = """
+The paper's lift: of ten blocks, in its table 3; multimodal, its table 5 less the single Gaussian of its table 6, the
+nearest thing that it prints.
+
 **Where it helps, and where not.** Log-likelihoods of the two spaces are added as they are; nothing in normal images
 says which of the two to trust. The discrepancy adds what the embedding lacks where students deviate more on images of a
 kind that they did not train on; by how much they do is in the last tables of this section.
@@ -43,62 +57,86 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} cores, {platform.system()}"
 
 
-def cells(text: str) -> tuple[list[str], dict[str, list[float]]]:
-    """Titles and figures of a table, row by row; the mean is the row "mean"."""
-    rows = [line.strip("| ").replace("*", "").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    titles = rows[0][1:]
-    figures = {
-        name: [float(cell.split()[0]) if cell[:1].isdigit() else math.nan for cell in row]
-        for name, *row in rows[1:]
-        if not name.startswith("quoted")
-    }
-    return titles, figures
+class Figures:
+    """AUROC of each class and seed, by data set, setting and method.
+
+    Parameters
+    ----------
+    rows : iterable of dict
+        As tables.py writes them; rows of more than one table count once.
+    """
+
+    def __init__(self, rows: Iterable[dict[str, str]]):
+        self._values: dict[tuple[str, str], dict[str, dict[tuple[str, str], float]]] = {}
+        for row in rows:
+            study = self._values.setdefault((row["dataset"], row["setting"]), {})
+            study.setdefault(row["method"], {})[row["class"], row["seed"]] = float(row["auroc"])
+
+    def studies(self) -> list[tuple[str, str]]:
+        """Data sets and settings, the unimodal ones first."""
+        return sorted(self._values, key=lambda study: (SETTINGS.index(study[1]), study[0]))
+
+    def classes(self, study: tuple[str, str]) -> list[str]:
+        """All classes that any method ran on."""
+        return list(dict.fromkeys(name for values in self._values[study].values() for name, _ in values))
+
+    def values(self, study: tuple[str, str], method: str) -> np.ndarray:
+        """AUROC of classes by seeds; NaN where there is none."""
+        found = self._values[study].get(method, {})
+        seeds = sorted({seed for _, seed in found}) or ["0"]
+        return np.array([[found.get((name, seed), np.nan) for seed in seeds] for name in self.classes(study)])
+
+    def mean(self, study: tuple[str, str], method: str) -> float:
+        """Mean over seeds and classes; NaN unless all are there."""
+        return float(self.values(study, method).mean())
+
+    def discrepancy(self, study: tuple[str, str]) -> str:
+        """The method that is the discrepancy of the most blocks."""
+        methods = [method for method in self._values[study] if method.startswith("discrepancy, ")]
+        return max(methods, key=lambda method: int(method.split()[1]), default="discrepancy")
 
 
-def lifts(files: list[tuple[str, str, str]]) -> list[str]:
-    """The table of the discrepancy's lift on each data set, beside the paper's."""
-    lines = ["| data set | setting | embedding | both | lift | the paper's lift |", "|---|---|---|---|---|---|"]
-    unread = False
-    for number, name, text in files:
-        if number == "3":
-            mean = cells(text)[1]["mean"]
-            theirs = published.paper_lift(name)
-            unread |= theirs is None
-            shown = "-" if theirs is None else f"{theirs:+.1f}"
-            lines.append(f"| {name} | unimodal | {mean[0]} | {mean[-1]} | {LIFT.search(text).group(1)} | {shown} |")
-        elif number == "5":
-            titles, figures = cells(text)
-            mean = dict(zip(titles, figures["mean"]))
-            before, after = mean["embedding"], mean["Transformaly"]
-            lines.append(f"| {name} | multimodal | {before} | {after} | {after - before:+.1f} | |")
-    if unread:
-        lines += ["", "-: the cells of the paper's table 3 could not be read."]
+def main_figures(figures: Figures) -> list[str]:
+    """The table that matters: the library's defaults, the paper's settings, the best rival, the paper's own figure."""
+    lines = ["| data set | setting | default | paper's settings | best rival | the paper |", "|---" * 6 + "|"]
+    for study in figures.studies():
+        rivals = {name: figures.mean(study, name) for name in RIVALS}
+        best = max(rivals, key=lambda name: np.nan_to_num(rivals[name]))
+        shown = "-" if np.isnan(rivals[best]) else f"{best} {100 * rivals[best]:.1f}"
+        ours = [cell(figures.values(study, method).mean(axis=0)) for method in ("default", "Transformaly")]
+        theirs = published.paper_auroc(*study)
+        lines.append("| " + " | ".join([*study, *ours, shown, "-" if theirs is None else f"{theirs:.1f}"]) + " |")
     return lines
 
 
-Lift = tuple[str, float, float, float]  # class, and the AUROC of the embedding, the discrepancy and both
+def lifts(figures: Figures) -> list[str]:
+    """The table of the discrepancy's lift on each data set, beside the paper's."""
+    lines = ["| data set | setting | embedding | both | lift | the paper's lift |", "|---" * 6 + "|"]
+    for study in figures.studies():
+        embedding, both = (figures.values(study, method) for method in ("embedding", "Transformaly"))
+        if np.isnan(embedding).any() or embedding.shape != both.shape:
+            continue
+        theirs = published.paper_lift(*study)
+        cells = [
+            cell(embedding.mean(axis=0)),
+            cell(both.mean(axis=0)),
+            cell((both - embedding).mean(axis=0), sign=True),
+        ]
+        lines.append("| " + " | ".join([*study, *cells, "-" if theirs is None else f"{theirs:+.1f}"]) + " |")
+    return lines
 
 
-def lifts_by_class(files: list[tuple[str, str, str]], number: str, titles: tuple[str, str, str]) -> list[Lift]:
-    """Each class in the tables of this number, from the last columns whose titles begin like these."""
-    rows = []
-    for other, name, text in files:
-        if other == number:
-            known, figures = cells(text)
-            columns = [max(i for i, column in enumerate(known) if column.startswith(title)) for title in titles]
-            rows += [(f"{name}, {c}", *(row[i] for i in columns)) for c, row in figures.items() if c != "mean"]
-    return rows
-
-
-def where_it_helps(files: list[tuple[str, str, str]]) -> list[str]:
+def where_it_helps(figures: Figures) -> list[str]:
     """Which classes gain by the discrepancy, and why others lose."""
     lines = []
-    settings = {
-        "unimodal": ("3", ("embedding", "discrepancy", "both")),
-        "multimodal": ("5", ("embedding", "discrepancy", "Transformaly")),
-    }
-    for setting, (number, titles) in settings.items():
-        rows = lifts_by_class(files, number, titles)
+    for setting in SETTINGS:
+        rows: list[tuple[str, float, float, float]] = []  # class, AUROC of the embedding, the discrepancy and both
+        for study in figures.studies():
+            if study[1] == setting:
+                methods = ("embedding", figures.discrepancy(study), "Transformaly")
+                columns = [100 * figures.values(study, method).mean(axis=1) for method in methods]
+                named = zip(figures.classes(study), *columns)
+                rows += [(f"{study[0]}, {name}", *row) for name, *row in named if not np.isnan(row).any()]
         if len({both - e for _, e, _, both in rows}) < 3:
             continue
         lost = sorted((row for row in rows if row[3] < row[1]), key=lambda row: row[3] - row[1])
@@ -114,22 +152,10 @@ def where_it_helps(files: list[tuple[str, str, str]]) -> list[str]:
             lines += [
                 "| class | embedding | discrepancy | both | lift |",
                 "|---|---|---|---|---|",
-                *(f"| {n} | {e:.1f} | {d:.1f} | {both:.1f} | {both - e:+.1f} |" for n, e, d, both in lost),
+                *(f"| {n} | {e:.1f} | {d:.1f} | {both:.1f} | {both - e:+.2f} |" for n, e, d, both in lost),
                 "",
             ]
     return lines
-
-
-def sources(files: list[tuple[str, str, str]]) -> list[str]:
-    """Where the quoted figures of these tables were read: a line for each source."""
-    quotes: dict[str, list[str]] = {}
-    for number, name, _ in files:
-        for title, figure in published.figures(number, name).items():
-            quote = f"{title} {figure.auroc:.1f} ({name})"
-            lines = quotes.setdefault(figure.source, [])
-            if quote not in lines:
-                lines.append(quote)
-    return [f"- {published.SOURCES[key]}: {', '.join(lines)}." for key, lines in quotes.items()]
 
 
 def reports(pattern: str, folders: list[Path]) -> list[str]:
@@ -141,24 +167,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     options = parser.parse_args()
-    files = sorted(
-        (*TABLE.fullmatch(path.name).groups(), path.read_text())
-        for folder in options.folders
-        for path in folder.glob("table?_*.md")
-    )
+    paths = sorted((path for folder in options.folders for path in folder.glob("table?_*.md")), key=lambda p: p.name)
+    figures = Figures(row for path in paths for row in Rows(path.with_suffix(".csv")).rows)
     introduction = Path(__file__).with_name("INTRODUCTION.md").read_text().strip()
     print(introduction.replace("MACHINE", machine()))
+    print("\n## The main figures\n")
+    print("\n".join(main_figures(figures)))
+    print("\n" + WHAT)
     print("\n## The discrepancy's lift\n")
-    print("\n".join(lifts(files)))
+    print("\n".join(lifts(figures)))
     print("\n" + HOW + "\n")
-    print("\n".join(where_it_helps(files)).strip())
+    print("\n".join(where_it_helps(figures)).strip())
     print("\n".join(["", *reports("why_*.md", options.folders)]).rstrip())
     print("\n## Tables\n")
-    print("\n".join(text for _, _, text in files).strip())
-    quotes = sources(files)
-    if quotes:
-        print("\n## Sources of the quoted figures\n")
-        print("\n".join(quotes))
+    print("\n".join(path.read_text() for path in paths).strip())
     if losses := reports("losses_*.md", options.folders):
         print("\n## Losses of the rivals that train\n")
         print("\n".join(losses).strip())

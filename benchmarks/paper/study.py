@@ -18,25 +18,28 @@ import numpy as np
 import quirks
 import spaces
 from recording import Recording, join
-from rivals import RIVALS
+from rivals import RIVALS, TRAINED_RIVALS
 from rivals._tuning import capture
 from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
-from skl_transformaly import BlockStudents, TimmExtractor, __version__, datasets
-from skl_transformaly._cache import Cache, fingerprint, identity
+from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector, __version__, datasets
+from skl_transformaly._cache import Cache
 from skl_transformaly._images import Images
+from skl_transformaly._teacher import CLASS_HEAD, create_model, state_sha256
 
 FIELDS = ["dataset", "setting", "class", "seed", "method", "auroc", "seconds", "key"]
 
-# Parameters of students that change no figure.
-ELSEWHERE = ("extractor", "verbose", "n_jobs", "checkpoint")
+# Parameters of students and detectors that change no figure.
+ELSEWHERE = ("extractor", "verbose", "n_jobs", "checkpoint", "memory")
+
+# The row that a group ends with, where it is not named as the group is.
+MARKS = {"densities": next(iter(spaces.DENSITIES)), "students": "Transformaly"}
 
 # What needs no gradient takes the images as the teacher saw them; the others need pixels.
 PIXEL_RIVALS = ("OC-SVM (pixels)", "Deep SVDD", "MSAD")
 TUNING_RIVALS = ("PANDA", "MSAD")
-SEEDED_RIVALS = ("Deep SVDD", "PANDA", "MSAD")
-
+SEEDED_RIVALS = (*TRAINED_RIVALS, "IsolationForest")
 
 # Images, and the extractor to be given them.
 Source = tuple[Images, Any]
@@ -106,7 +109,8 @@ class Study:
         self._views: dict[int, dict] = {}
         # Found again by content: with its rows at hand, a table is printed without a run of the teacher.
         cache = Cache(str(options.out / "memory"))
-        key = {"images": fingerprint(self.images), "teacher": identity(self.live)}
+        images, own = pixels_sha256(self.images), self.live.identity()
+        key = {"images": images, "teacher": own}
         z = cache("embeddings", key, self._embeddings)
         self.recording = Recording(self.live, self.images, False, options.out, embeddings=z)
         self.z_p, self.z_p_test = z[: self.n_train], z[self.n_train :]
@@ -114,10 +118,10 @@ class Study:
         self.features = options.out / "features"
         self.features.mkdir(exist_ok=True)
         # Not the embeddings themselves, nor what rounds them: a study goes on on another machine.
-        teacher = {k: v for k, v in key["teacher"].items() if k not in ("device", "processor")}
+        teacher = {k: v for k, v in own.items() if k not in ("device", "processor")}
         self.base = {
-            "images": key["images"],
-            "teacher": teacher,
+            "images": images,
+            "teacher": {**teacher, "weights": weights_sha256(options.teacher, options.weights)},
             "labels": hashlib.sha256(self.data.y_train.tobytes() + b"test" + self.data.y_test.tobytes()).hexdigest(),
             "version": __version__,
             "one-component-fewer": "one-component-fewer" in options.quirks,
@@ -178,6 +182,10 @@ class Study:
             changes["max_epochs"] = self.options.epochs
         return BlockStudents.paper(**changes) if self.options.paper else BlockStudents(**changes)
 
+    def default_detector(self) -> TransformalyDetector:
+        """The library's default detector, not fitted yet."""
+        return TransformalyDetector(self.live, random_state=0)
+
     def task(self, setting: str, label: int) -> tuple[np.ndarray, np.ndarray]:
         """Places of the training images, and +1 or -1 for each test image."""
         numbered = dataclasses.replace(self.data, X_train=np.arange(self.n_train), X_test=np.arange(len(self.z_p_test)))
@@ -222,9 +230,10 @@ class Study:
         return train, test, seconds
 
     def run(self, setting: str, groups: list[str], after_class: Callable[[], None] = lambda: None) -> None:
-        """Compute the rows of `groups` for each class and seed: "embedding", "students" or a rival's name.
+        """Compute the rows of `groups` for each class and seed.
 
-        `after_class` is called when all of a class are there.
+        A group is "default", "embedding", "densities", "students" or a rival's name. `after_class` is called when all
+        of a class are there.
         """
         seeds = list(dict.fromkeys(seed for group in groups for seed in self.seeds(group)))
         work = [
@@ -240,7 +249,7 @@ class Study:
                 progress.set_postfix_str(f"{name}, seed {seed}, {group}")
                 key = self.group_key(group, seed)
                 where = {"dataset": self.data.name, "setting": setting, "class": name, "seed": seed}
-                mark = {"embedding": "embedding", "students": "Transformaly"}.get(group, group)
+                mark = MARKS.get(group, group)
                 if self.rows.find(key, method=mark, **where):
                     continue
                 start = time.perf_counter()
@@ -257,18 +266,24 @@ class Study:
             yield group, roc_auc_score(y_test, self._rival_scores(group, rows, seed))
             yield 0.0
             return
+        if group == "default":
+            detector = self.default_detector().fit(self.data.X_train.take(rows))
+            yield group, roc_auc_score(y_test, detector.score_as_new(self.data.X_test))
+            yield 0.0
+            return
         whitening = spaces.Whitening(
             self.z_p[rows], self.z_p_test, fewer=int("one-component-fewer" in self.options.quirks)
         )
-        if group == "embedding":
-            yield from spaces.embedding_rows(whitening, y_test, seed)
+        if group in ("embedding", "densities"):
+            one = group == "embedding"
+            yield from spaces.embedding_rows(whitening, y_test) if one else spaces.density_rows(whitening, y_test, seed)
             yield 0.0
             return
         start = time.perf_counter()
         train, test, seconds = self.discrepancies(setting, label, seed)
-        density = quirks.unscaled_gaussian if "unscaled-ridge" in self.options.quirks else spaces.Gaussian
+        scoring = [quirks.unscaled_gaussian()] if "unscaled-ridge" in self.options.quirks else []
         spent = time.perf_counter() - start
-        yield from spaces.both_rows(whitening, (train, test), y_test, density)
+        yield from spaces.both_rows(whitening, (train, test), y_test, *scoring)
         yield seconds - spent if spent < 0.5 * seconds else 0.0
 
     def _rival_scores(self, name: str, rows: np.ndarray, seed: int) -> np.ndarray:
@@ -303,8 +318,8 @@ class Study:
         return rival.n_tuned <= self.options.n_blocks
 
     def seeds(self, group: str) -> list[int]:
-        """Seeds that a group runs with; a rival without chance in it runs once."""
-        if group not in RIVALS:
+        """Seeds that a group runs with; what has no chance in it runs once."""
+        if group not in (*RIVALS, "default"):
             return self.options.seeds
         return (self.options.rival_seeds or self.options.seeds) if group in SEEDED_RIVALS else [0]
 
@@ -324,9 +339,15 @@ class Study:
     def group_key(self, group: str, seed: int) -> str:
         """Key of all that a group's figures depend on."""
         if group == "students":
-            return self.student_key(seed)
+            return _key({"students": self.student_key(seed), **spaces.SCORING})
         if group == "embedding":
+            return _key({**self.base, **spaces.SCORING})
+        if group == "densities":
             return _key(self.base)
+        if group == "default":
+            settings = self.default_detector().get_params(deep=False)
+            settings = {name: value for name, value in settings.items() if name not in ELSEWHERE}
+            return _key({**self.base, "classifier": self.live.weights_sha256_, "detector": settings})
         parameters = {**RIVALS[group]().get_params(deep=False), **self.rival_settings(group, seed)}
         # what changes no figure
         parameters.pop("views", None)
@@ -347,13 +368,19 @@ class Study:
     def values(self, setting: str, group: str, method: str) -> np.ndarray:
         """AUROC of classes by the group's seeds; NaN where not computed."""
         table = np.full((len(self.labels()), len(self.seeds(group))), np.nan)
-        for i, label in enumerate(self.labels()):
-            for j, seed in enumerate(self.seeds(group)):
-                where = {"dataset": self.data.name, "setting": setting, "class": self.data.class_names[label]}
-                found = self.rows.find(self.group_key(group, seed), seed=seed, method=method, **where)
-                if found:
-                    table[i, j] = float(found[-1]["auroc"])
+        for i, j, row in self.found(setting, group, method):
+            table[i, j] = float(row["auroc"])
         return table
+
+    def found(self, setting: str, group: str, method: str) -> Iterator[tuple[int, int, dict[str, str]]]:
+        """Yield the rows of a method that are there, each with the places of its class and its seed."""
+        for j, seed in enumerate(self.seeds(group)):
+            key = self.group_key(group, seed)
+            for i, label in enumerate(self.labels()):
+                where = {"dataset": self.data.name, "setting": setting, "class": self.data.class_names[label]}
+                rows = self.rows.find(key, seed=seed, method=method, **where)
+                if rows:
+                    yield i, j, rows[-1]
 
     def seconds(self, setting: str, groups: list[str]) -> float:
         """Seconds that all rows of these groups took, over classes and seeds."""
@@ -384,6 +411,27 @@ def subsample(data: Any, samples: int | None, test_samples: int | None) -> Any:
         X_test=data.X_test.take(test),
         y_test=data.y_test[test],
     )
+
+
+def pixels_sha256(images: Images) -> str:
+    """SHA-256 over the decoded pixels of all images, their shapes, dtypes and order.
+
+    Rows outlive what the library's own caches take an image for.
+    """
+    digest = hashlib.sha256(str(len(images)).encode())
+    for positions, pixels in images.batches(64):
+        for position, image in zip(positions, pixels):
+            digest.update(f"{position} {image.dtype} {image.shape}".encode())
+            digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()
+
+
+def weights_sha256(model_name: str, weights: Any) -> str:
+    """SHA-256 of the teacher's weights at their native image size, without the classifier."""
+    model = create_model(model_name, weights)
+    if hasattr(model, CLASS_HEAD):
+        delattr(model, CLASS_HEAD)
+    return state_sha256(model)
 
 
 def _key(settings: dict[str, Any]) -> str:

@@ -7,8 +7,8 @@
 1 and 2: unimodal AUROC, rivals and this detector (the paper splits its data sets over two tables). 3: embedding alone,
 discrepancies of the last 1, 3, 10 blocks, both. 4 and 6: densities on the embedding, unimodal and multimodal. 5:
 multimodal AUROC. 7: explained variance. The teacher runs once over the data set, and students are trained once for each
-class and seed, whatever the number of tables. Rows go to OUT/rows.csv as each class finishes, tables to OUT/*.md; a
-stopped run goes on where it was.
+class and seed, whatever the number of tables. Rows go to OUT/rows.csv as each class finishes, tables to OUT/*.md, and
+the rows that a table is made of to a .csv beside it; a stopped run goes on where it was.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import spaces
 from options import command, complete, guarded
 from options import parser as common_options
 from rivals import RIVALS
-from study import SEEDED_RIVALS, Study
+from study import SEEDED_RIVALS, Rows, Study
 
 from skl_transformaly import __version__
 
@@ -43,8 +43,6 @@ TITLES = {
     "6": "Table 6, density of the embedding, multimodal",
     "7": "Table 7, explained variance",
 }
-# The paper's table 1 has the common benchmarks, table 2 the others.
-TABLE_1 = ("cifar10", "cifar100", "fashion_mnist", "cats_vs_dogs")
 
 
 def plan(table: str, options: argparse.Namespace) -> tuple[str, list[str], list[tuple[str, str, str]]]:
@@ -57,15 +55,20 @@ def plan(table: str, options: argparse.Namespace) -> tuple[str, list[str], list[
         ("Transformaly", "students", "Transformaly"),
     ]
     if table in "125":
-        columns = [(name, name, name) for name in RIVALS if name in options.rivals] + ours
+        columns = [(name, name, name) for name in RIVALS if name in options.rivals]
+        columns += [("default", "default", "default"), *ours]
     elif table == "3":
         columns = ours[:1]
         columns += [(f"discrepancy {m}", "students", f"discrepancy, {m} blocks") for m in blocks]
         columns += [(f"both {m}", "students", f"both, {m} blocks") for m in blocks]
     elif table in "46":
-        columns = [(name, "embedding", name) for name in spaces.DENSITIES]
+        columns = [(name, "densities", name) for name in spaces.DENSITIES]
     else:
-        columns = [(f"{share:.0%}", "students", f"both, {share:.0%} variance") for share in spaces.EXPLAINED_VARIANCES]
+        columns = [
+            (f"{space} at {share:.0%}", "students", f"{space}, {share:.0%} variance")
+            for space in ("embedding", "both")
+            for share in spaces.EXPLAINED_VARIANCES
+        ]
     return setting, list(dict.fromkeys(group for _, group, _ in columns)), columns
 
 
@@ -86,18 +89,21 @@ def markdown(table: str, study: Study, shown: str, seconds: float) -> str:
     ]
     for i, label in enumerate(study.labels()):
         name = study.data.class_names[label].replace("|", "\\|")
-        lines.append(f"| {name} | " + " | ".join(_cell(v[i]) for v in values) + " |")
-    lines.append("| **mean** | " + " | ".join(f"**{_cell(v.mean(axis=0))}**" for v in values) + " |")
+        lines.append(f"| {name} | " + " | ".join(cell(v[i]) for v in values) + " |")
+    lines.append("| **mean** | " + " | ".join(f"**{cell(v.mean(axis=0))}**" for v in values) + " |")
     figures = published.quoted(table, study.data.name)
     if figures:
-        cells = [f"*{figures[title]:.1f}*" if title in figures else "" for title, _, _ in columns]
-        lines.append("| *quoted: all images, other teachers* | " + " | ".join(cells) + " |")
+        quoted = [f"*{figures[title]:.1f}*" if title in figures else "" for title, _, _ in columns]
+        lines.append("| *the paper: all images, other teachers* | " + " | ".join(quoted) + " |")
     others = {name: figure for name, figure in figures.items() if name not in [title for title, _, _ in columns]}
     if others:
-        lines += ["", "Quoted too: " + ", ".join(f"{name} {figure:.1f}" for name, figure in others.items()) + "."]
+        lines += [
+            "",
+            "The paper has besides: " + ", ".join(f"{name} {figure:.1f}" for name, figure in others.items()) + ".",
+        ]
     if table == "3":
         lift = values[-1] - values[0]
-        lines += ["", f"Lift of both over the embedding alone: {_cell(lift.mean(axis=0), sign=True)} points."]
+        lines += ["", f"Lift of both over the embedding alone: {cell(lift.mean(axis=0), sign=True)} points."]
     if table in "46":
         lines += [
             "",
@@ -127,7 +133,7 @@ def markdown(table: str, study: Study, shown: str, seconds: float) -> str:
     return "\n".join(lines)
 
 
-def _cell(aurocs: np.ndarray, sign: bool = False) -> str:
+def cell(aurocs: np.ndarray, sign: bool = False) -> str:
     """Mean over seeds in per cent, and standard deviation where there are several."""
     if np.isnan(aurocs).all():
         return "-"
@@ -136,6 +142,16 @@ def _cell(aurocs: np.ndarray, sign: bool = False) -> str:
         mean, deviation = 100 * np.nanmean(aurocs), 100 * np.nanstd(aurocs)
     text = f"{mean:+.1f}" if sign else f"{mean:.1f}"
     return text + (f" ± {deviation:.1f}" if np.isfinite(aurocs).sum() > 1 else "")
+
+
+def write_rows(table: str, study: Study, path: Path) -> None:
+    """Write the rows that a table is made of: of all rows.csv, those of its settings."""
+    setting, _, columns = plan(table, study.options)
+    path.unlink(missing_ok=True)
+    chosen = Rows(path)
+    for _, group, method in columns:
+        for _, _, row in study.found(setting, group, method):
+            chosen.add(**row)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -149,7 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = complete(parser, parser.parse_args(arguments))
     if "all" in options.tables:
-        options.tables = ["1" if options.data in TABLE_1 else "2", "3", "4", "5", "6", "7"]
+        options.tables = ["1" if options.data in published.TABLES["1"] else "2", "3", "4", "5", "6", "7"]
     shown = command("tables.py", sys.argv[1:] if arguments is None else arguments)
     start = time.perf_counter()
     study = Study(options)
@@ -161,6 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
         def write(table: str = table, path: Path = path) -> str:
             text = markdown(table, study, shown, seconds)
             path.write_text(text)
+            write_rows(table, study, path.with_suffix(".csv"))
             return text
 
         study.run(setting, groups, write)
