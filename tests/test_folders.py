@@ -36,7 +36,8 @@ def test_nothing_is_said_of_a_clean_folder(folder):
 def test_files_that_cannot_be_decoded_are_passed_over_and_counted(folder, name):
     (folder / name).write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
     (folder / f"second_{name.upper()}").write_bytes(bytes(10))
-    with pytest.warns(UserWarning, match=re.escape(f"Passed over files below {str(folder)!r}: 2 .{name.split('.')[1]}.")):
+    told = f"Passed over files below {str(folder)!r}: 2 .{name.split('.')[1]}."
+    with pytest.warns(UserWarning, match=re.escape(told)):
         assert len(as_images(folder)) == 3
     assert find_files([str(folder)]).other == 2
 
