@@ -33,6 +33,9 @@ __all__ = [
 _RANK_TOLERANCE = 1e-12
 # Number of folds for densities that have no closed form.
 _FOLDS = 5
+# AutoDensity seeks neighbours among at most so many samples, so that the time of a fit stays linear in their number and
+# the model file small.
+_MOST_NEIGHBORS = 5000
 
 
 class _LogDensity(DensityMixin, BaseEstimator):
@@ -340,14 +343,20 @@ class KNNDensity(_LogDensity):
     ----------
     n_neighbors : int, default=5
         k; at most the number of training samples.
+    max_samples : int or None, default=None
+        Seek neighbours among at most so many training samples, taken at even steps; None is all.
     n_jobs : int, default=None
         As in :class:`sklearn.neighbors.NearestNeighbors`.
 
     Attributes
     ----------
     neighbors_ : NearestNeighbors
-    samples_ : ndarray of shape (n_samples, n_features)
-        What `fit` saw.
+    samples_ : ndarray of shape (n_kept, n_features)
+        The samples that neighbours are sought among.
+    positions_ : ndarray of shape (n_kept,)
+        Their positions among the samples that `fit` saw, in ascending order.
+    n_samples_fit_ : int
+        Number of samples that `fit` saw.
     floor_ : float
         Smaller distances count as this one: 1e-12 of the training data's spread, so that duplicates get a finite
         density.
@@ -374,11 +383,13 @@ class KNNDensity(_LogDensity):
 
     _parameter_constraints: dict = {
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
+        "max_samples": [Interval(Integral, 2, None, closed="left"), None],
         "n_jobs": [Integral, None],
     }
 
-    def __init__(self, *, n_neighbors: int = 5, n_jobs: int | None = None):
+    def __init__(self, *, n_neighbors: int = 5, max_samples: int | None = None, n_jobs: int | None = None):
         self.n_neighbors = n_neighbors
+        self.max_samples = max_samples
         self.n_jobs = n_jobs
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -401,20 +412,24 @@ class KNNDensity(_LogDensity):
             Fewer samples than `n_neighbors`, or NaN or infinity in `X`.
         """
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
-        if len(X) < self.n_neighbors:
+        count = len(X) if self.max_samples is None else min(len(X), self.max_samples)
+        if count < self.n_neighbors:
             raise ValueError(
-                f"n_neighbors={self.n_neighbors} needs as many samples, got n_samples={len(X)}: lower it, or give more."
+                f"n_neighbors={self.n_neighbors} needs as many samples, got n_samples={len(X)} and "
+                f"max_samples={self.max_samples}: lower n_neighbors, or give more."
             )
         spread = float(np.sqrt(X.var(axis=0).sum()))
-        self.restore(X, 1e-12 * (spread or 1.0))
+        positions = np.linspace(0, len(X) - 1, count).round().astype(int)
+        self.restore(X[positions], 1e-12 * (spread or 1.0))
+        self.positions_, self.n_samples_fit_ = positions, len(X)
         return self
 
     def restore(self, samples: np.ndarray, floor: float) -> None:
-        """Set the fitted state from its arrays, as a model file does; a search structure is built anew.
+        """Set the samples, as a model file does; a search structure is built anew.
 
         Parameters
         ----------
-        samples : ndarray of shape (n_samples, n_features)
+        samples : ndarray of shape (n_kept, n_features)
         floor : float
         """
         self.samples_ = samples
@@ -456,17 +471,18 @@ class KNNDensity(_LogDensity):
         """
         check_is_fitted(self)
         X = validate_data(self, X if unseen is None else unseen, dtype=np.float64, reset=False)
-        n = len(self.samples_)
-        if len(X) != n:
-            raise ValueError(f"X must be the {n} samples that fit saw, got {len(X)}.")
-        labels = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
-        sizes = group_sizes(groups, n)
+        if len(X) != self.n_samples_fit_:
+            raise ValueError(f"X must be the {self.n_samples_fit_} samples that fit saw, got {len(X)}.")
+        labels = np.arange(len(X)) if groups is None else np.unique(groups, return_inverse=True)[1]
+        kept = labels[self.positions_]
+        n = len(kept)
+        sizes = np.bincount(kept, minlength=labels.max() + 1)[labels]  # of what is left out with each sample
         wanted = np.minimum(self.n_neighbors, np.maximum(n - sizes, 1))
         reach = min(n, int((wanted + sizes).max()))
-        distances, positions = self.neighbors_.kneighbors(X, n_neighbors=reach)
-        distances = np.where(labels[positions] == labels[:, np.newaxis], np.inf, distances)
+        distances, found = self.neighbors_.kneighbors(X, n_neighbors=reach)
+        distances = np.where(kept[found] == labels[:, np.newaxis], np.inf, distances)
         distances.sort(axis=1)
-        nearest = distances[np.arange(n), wanted - 1]
+        nearest = distances[np.arange(len(X)), wanted - 1]
         nearest = np.where(np.isfinite(nearest), nearest, 0.0)  # all samples are alike
         return self._log_density(nearest, np.maximum(n - sizes, 1), wanted)
 
@@ -482,7 +498,8 @@ class AutoDensity(_LogDensity):
     One Gaussian describes one kind of normal best, neighbours describe several; which of the two it is need not be
     known, since what is unusual to both is unusual. The log-densities of :class:`GaussianDensity` and
     :class:`KNNDensity` are each brought to zero mean and unit variance over held-out training samples, and averaged:
-    up to a constant the log of a weighted geometric mean of the two densities.
+    up to a constant the log of a weighted geometric mean of the two densities. Neighbours are sought among at most
+    5,000 training samples.
 
     Parameters
     ----------
@@ -538,7 +555,7 @@ class AutoDensity(_LogDensity):
         """
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         gaussian = GaussianDensity().fit(X)
-        neighbors = KNNDensity(n_neighbors=min(self.n_neighbors, len(X) - 1)).fit(X)
+        neighbors = KNNDensity(n_neighbors=min(self.n_neighbors, len(X) - 1), max_samples=_MOST_NEIGHBORS).fit(X)
         held_out = [part.held_out_scores(X, groups=groups) for part in (gaussian, neighbors)]
         self.gaussian_, self.neighbors_ = gaussian, neighbors
         self.location_ = np.mean(held_out, axis=1)

@@ -409,6 +409,9 @@ def _unpack_neighbors(density: KNNDensity, state: dict, reader: Reader, sizes: d
     samples = Array(("n", "d")).decode(state["samples"], reader, sizes)
     if not density.n_neighbors <= len(samples):
         unfit(f"has n_neighbors={density.n_neighbors} of {len(samples)} samples")
+    positions = density.positions_
+    if not ((np.diff(positions) > 0).all() and positions[0] >= 0 and positions[-1] < density.n_samples_fit_):
+        unfit("has samples at positions that were not fitted")
     density.restore(samples, density.floor_)
 
 
@@ -594,7 +597,7 @@ PARTS: dict[str, _Class] = {
     ),
     "KNNDensity": _Class(
         KNNDensity,
-        {**_ROWS, "floor_": _Number()},
+        {**_ROWS, "floor_": _Number(), "n_samples_fit_": _Count(2), "positions_": Array(("n",), ("int64",))},
         _ROWS_OPTIONAL,
         ("samples",),
         _pack_neighbors,

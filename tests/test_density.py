@@ -219,6 +219,30 @@ def test_knn_formula_by_brute_force():
     np.testing.assert_allclose(KNNDensity(n_neighbors=4).fit(X).score_samples(Y), np.log(4 / (50 * ball)))
 
 
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 1000), n=st.integers(4, 30), most=st.integers(3, 12), copies=st.integers(0, 2))
+def test_among_at_most_so_many_samples_each_is_held_out_from_those_that_are_kept(seed, n, most, copies):
+    """Its distance to the nearest kept sample of another group."""
+    X = np.random.default_rng(seed).normal(size=(n, 3))
+    groups = np.arange(n)
+    X[n - copies :], groups[n - copies :] = X[0], 0
+    density = KNNDensity(n_neighbors=1, max_samples=most).fit(X)
+    kept = density.positions_
+    assert len(kept) == min(n, most) and np.array_equal(density.samples_, X[kept])
+    ball = 4 / 3 * np.pi
+    for i, score in enumerate(density.held_out_scores(X, groups=groups)):
+        rest = [j for j in kept if groups[j] != groups[i]]
+        distance = min(np.linalg.norm(X[i] - X[j]) for j in rest)
+        assert score == pytest.approx(-np.log(len(rest)) - np.log(ball * distance**3))
+
+
+def test_many_samples_cost_the_neighbours_among_5000():
+    X = np.random.default_rng(0).normal(size=(6000, 2))
+    density = AutoDensity().fit(X)
+    assert density.neighbors_.samples_.shape == (5000, 2) and density.held_out_scores_.shape == (6000,)
+    np.testing.assert_array_equal(density.held_out_scores(X), density.held_out_scores_)
+
+
 def test_knn_approaches_the_true_density():
     X = np.random.default_rng(0).normal(size=(20000, 1))
     grid = np.linspace(-1.5, 1.5, 7)[:, None]
