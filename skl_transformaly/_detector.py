@@ -22,7 +22,7 @@ from skl_transformaly._cache import Cache, fingerprint, identity
 from skl_transformaly._density import GaussianDensity, folds, resolve_density
 from skl_transformaly._extractor import resolve_extractor
 from skl_transformaly._features import SPACES, TeacherFeatures, layer_indices
-from skl_transformaly._fusion import held_out_threshold, p_values
+from skl_transformaly._fusion import held_out_threshold, interpolated_p_values
 from skl_transformaly._halving import Halving
 from skl_transformaly._images import DIGEST_SIZE, ImageInputMixin, Images
 from skl_transformaly._imitation import Part
@@ -446,7 +446,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         return self._labels(self.decision_function(X))
 
     def p_values(self, X: Any) -> np.ndarray:
-        """How rare a score as low as each image's is among normal images.
+        """How rare a score as low as each image's is among new normal images.
 
         Parameters
         ----------
@@ -456,8 +456,10 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         Returns
         -------
         p : ndarray of shape (n_samples,), float64
-            ``(1 + #{i : training_scores_[i] <= score}) / (n + 1)``, in (0, 1]; small for anomalies. NaN where the score
-            is.
+            In [1 / (n + 1), 1] with n training images; small for anomalies. Just above the k-th lowest of
+            `training_scores_` it is k / (n + 1), and between these it is interpolated. `predict` flags what is below
+            `contamination` (or, if that is below 1 / (n + 1), what scores lower than all training images). NaN where
+            the score is.
 
         Raises
         ------
@@ -482,7 +484,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
                 "p-values take held-out scores, and this detector was fitted with threshold='training'. Fit with "
                 "threshold='held-out', or calibrate it with ConformalDetector."
             )
-        return p_values(self.score_samples(X), self.training_scores_)
+        return interpolated_p_values(self.score_samples(X), self.training_scores_)
 
     def score_table(self, X: Any, score: Any = None) -> dict[str, np.ndarray]:
         """Score, decision, p-value and prediction of each image, from one scoring.
@@ -506,7 +508,9 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         return {
             "score": score,
             "decision": decision,
-            "p_value": p_values(score, self.training_scores_) if self.held_out_ else np.full(len(score), np.nan),
+            "p_value": interpolated_p_values(score, self.training_scores_)
+            if self.held_out_
+            else np.full(len(score), np.nan),
             "prediction": self._labels(decision),
         }
 

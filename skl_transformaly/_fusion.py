@@ -1,21 +1,37 @@
-"""From the scores of held-out normal images to a threshold and to p-values."""
+"""From the scores of held-out normal images to a threshold and to p-values, which agree with each other."""
 
 from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["held_out_threshold", "p_values"]
+__all__ = ["held_out_threshold", "interpolated_p_values", "p_values", "quantile_knots"]
 
-# A threshold keeps at least this share of the gap between two scores away from both, so that rounding moves no image
-# across it.
+# A threshold keeps at least this share of the gap between two scores away from the lower one, so that rounding moves no
+# image across it.
 _MARGIN = 0.05
+
+
+def quantile_knots(scores: np.ndarray) -> np.ndarray:
+    """Where the shares 1 / (n + 1), ..., n / (n + 1) of new normal images lie: just above each held-out score.
+
+    A new score is equally likely to fall into any of the n + 1 gaps that n exchangeable ones leave, so a share of
+    k / (n + 1) falls below the k-th lowest. Between these knots the share is interpolated.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n,)
+        Of held-out normal images, in ascending order.
+
+    Returns
+    -------
+    knots : ndarray of shape (n,)
+        In ascending order.
+    """
+    return scores + _MARGIN * np.diff(scores, append=scores[-1])
 
 
 def held_out_threshold(scores: np.ndarray, rate: float) -> float:
     """The threshold below which a share `rate` of new normal images is expected.
-
-    A new score is equally likely to fall into any of the n + 1 gaps that n exchangeable ones leave, so a share of
-    k / (n + 1) falls below the k-th lowest; between two of these the threshold is interpolated.
 
     Parameters
     ----------
@@ -27,17 +43,33 @@ def held_out_threshold(scores: np.ndarray, rate: float) -> float:
     Returns
     -------
     threshold : float
+        Scores below it are those whose `interpolated_p_values` are below `rate`.
     """
     n = len(scores)
-    place = rate * (n + 1)
-    k = int(np.floor(place + 1e-9))
-    if k < 1:
+    if rate * (n + 1) < 1 - 1e-9:
         gap = scores[1] - scores[0] if n > 1 else 0.0
         return float(scores[0] - _MARGIN * (gap or abs(scores[0]) * 1e-6 or 1e-6))
-    if k >= n:
-        return float(scores[-1])
-    share = np.clip(place - k, _MARGIN, 1 - _MARGIN)
-    return float(scores[k - 1] + share * (scores[k] - scores[k - 1]))
+    return float(np.interp(rate, np.arange(1, n + 1) / (n + 1), quantile_knots(scores)))
+
+
+def interpolated_p_values(scores: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    """Share of new normal images that is expected to score as low, between held-out scores interpolated.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (m,)
+    held_out : ndarray of shape (n,)
+        Of normal images; NaN are left out.
+
+    Returns
+    -------
+    p : ndarray of shape (m,)
+        In [1 / (n + 1), 1]: n images cannot tell smaller shares. NaN where the score is.
+    """
+    knots = quantile_knots(np.sort(held_out[~np.isnan(held_out)]))
+    n = len(knots)
+    p = np.where(scores >= knots[-1], 1.0, np.interp(scores, knots, np.arange(1, n + 1) / (n + 1)))
+    return np.where(np.isnan(scores), np.nan, p)
 
 
 def p_values(scores: np.ndarray, held_out: np.ndarray) -> np.ndarray:

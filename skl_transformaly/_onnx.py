@@ -12,9 +12,20 @@ from scipy.special import gammaln
 from sklearn.mixture import GaussianMixture
 
 from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity
+from skl_transformaly._fusion import quantile_knots
 from skl_transformaly._space import FeatureSpace
 
-__all__ = ["DENSITIES", "OPSET", "Operators", "enlarge", "log_density", "preprocess", "share_at_most", "space_score"]
+__all__ = [
+    "DENSITIES",
+    "OPSET",
+    "Operators",
+    "enlarge",
+    "interpolated_share",
+    "log_density",
+    "preprocess",
+    "share_at_most",
+    "space_score",
+]
 
 # The last before operators came that onnxruntime 1.20 does not have for all types used here.
 OPSET = 18
@@ -306,5 +317,24 @@ DENSITIES: dict[type, Callable[[Operators, str, Any], str]] = {
 
 def share_at_most(ops: Operators, score: str, calibration: np.ndarray) -> str:
     """P-values: the share of calibration scores, and one more, that are at most the score, float64 (N,)."""
-    below = ops.LessOrEqual(calibration, ops.Unsqueeze(score, np.array([1])))
-    return ops.Div(ops.Add(ops.total(ops.double(below)), np.float64(1)), np.float64(len(calibration) + 1))
+    return ops.Div(ops.Add(_count_at_most(ops, score, calibration), np.float64(1)), np.float64(len(calibration) + 1))
+
+
+def interpolated_share(ops: Operators, score: str, held_out: np.ndarray) -> str:
+    """P-values as `interpolated_p_values` has them, float64 (N,)."""
+    knots = quantile_knots(np.sort(held_out))
+    n = len(knots)
+    # the knots left and right of a score, of which `count` are at most as high; right of all is infinitely far
+    left = np.concatenate([knots[:1] - 1, knots])
+    width = np.concatenate([[1.0], np.diff(knots), [np.inf]])
+    count = _count_at_most(ops, score, knots)
+    place = ops.Cast(count, to=TensorProto.INT64)
+    within = ops.Div(ops.Sub(score, ops.Gather(left, place)), ops.Gather(width, place))
+    share = ops.Div(ops.Add(count, within), np.float64(n + 1))
+    share = ops.Max(share, np.float64(1 / (n + 1)))
+    return ops.Where(ops.Equal(place, np.int64(n)), np.float64(1), share)
+
+
+def _count_at_most(ops: Operators, score: str, values: np.ndarray) -> str:
+    """How many of the values are at most the score, float64 (N,)."""
+    return ops.total(ops.double(ops.LessOrEqual(values, ops.Unsqueeze(score, np.array([1])))))

@@ -310,7 +310,7 @@ def _build(core: TransformalyDetector, conformal: ConformalDetector | None, with
     """The whole graph."""
     from onnx import TensorProto, helper
 
-    from skl_transformaly._onnx import Operators, enlarge, preprocess, share_at_most, space_score
+    from skl_transformaly._onnx import Operators, enlarge, interpolated_share, preprocess, share_at_most, space_score
 
     spaces = list(core.feature_spaces_)
     students = core.students_ if "discrepancy" in spaces else None
@@ -326,7 +326,8 @@ def _build(core: TransformalyDetector, conformal: ConformalDetector | None, with
         offset, calibration = conformal.offset_, conformal.calibration_scores_
     outputs = {"score": score, "decision": heads.Sub(score, np.float64(offset))}
     if calibration is not None:
-        outputs["p_value"] = share_at_most(heads, score, calibration)
+        share = interpolated_share if conformal is None else share_at_most
+        outputs["p_value"] = share(heads, score, calibration)
     if with_map:
         names.append("coarse_map")
         outputs["anomaly_map"] = enlarge(heads, "coarse_map", "images")

@@ -9,6 +9,9 @@ import pytest
 import timm
 import torch
 from conftest import tiny_detector, tiny_extractor, tiny_paper, tiny_students
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from safetensors.torch import save_file
 from scipy.special import softmax
 from scipy.stats import multivariate_normal
@@ -23,6 +26,7 @@ from sklearn.preprocessing import FunctionTransformer, normalize
 
 from skl_transformaly import GaussianDensity, TimmExtractor, TransformalyDetector
 from skl_transformaly._features import layer_indices
+from skl_transformaly._fusion import held_out_threshold, interpolated_p_values
 
 
 @pytest.mark.parametrize("scale", [False, True])
@@ -114,12 +118,29 @@ def test_a_threshold_between_two_scores_flags_as_many_as_it_says(images):
     assert not np.isin(detector.training_scores_, detector.offset_).any()
 
 
-def test_p_values_count_the_held_out_scores_that_are_as_low(images, rng):
+@settings(max_examples=200, deadline=None)
+@given(
+    held_out=arrays(np.float64, st.integers(2, 40), elements=st.floats(-100, 100, width=32)),
+    score=st.floats(-110, 110, width=32),
+    rate=st.floats(0.01, 0.5),
+)
+def test_what_is_flagged_has_a_p_value_below_the_rate(held_out, score, rate):
+    ordered = np.sort(held_out)
+    p = interpolated_p_values(np.array([score]), held_out)[0]
+    n, lower, as_low = len(held_out), (held_out < score).sum(), (held_out <= score).sum()
+    assert max(1, lower - 1) / (n + 1) <= p <= (1 + as_low) / (n + 1)
+    threshold = held_out_threshold(ordered, rate)
+    if rate * (n + 1) >= 1 and abs(score - threshold) > 1e-9:
+        assert (score < threshold) == (p < rate)
+
+
+def test_p_values_are_shares_of_the_held_out_scores(images, rng):
     new = rng.integers(0, 256, (5, 20, 24, 3), dtype=np.uint8)
     detector = tiny_detector().fit(images)
     scores = detector.score_samples(new)
-    expected = [(1 + sum(held_out <= score for held_out in detector.training_scores_)) / 13 for score in scores]
-    np.testing.assert_allclose(detector.p_values(new), expected)
+    as_low = np.array([sum(held_out <= score for held_out in detector.training_scores_) for score in scores])
+    p = detector.p_values(new)
+    assert (p >= np.maximum(1, as_low - 1) / 13).all() and (p <= (1 + as_low) / 13).all()
     table = detector.score_table(new)
     np.testing.assert_array_equal(table["p_value"], detector.p_values(new))
     np.testing.assert_array_equal(table["prediction"], detector.predict(new))
