@@ -44,6 +44,14 @@ _PARTS = {
 # Images cannot be left out of trained students for free: so many sets are trained besides, each on the other folds.
 _TRAINED_FOLDS = 3
 
+# What the spaces describe, for people.
+_PLAINLY = {
+    "pretrained": "the teacher's description of the whole image",
+    "classes": "what the teacher takes it for",
+    "layers": "the teacher's later layers",
+    "discrepancy": "what students of normal images cannot imitate",
+}
+
 _NOT_FINITE = "The teacher or a student gave a value that is not finite. Give the extractor precision='float32'."
 
 
@@ -58,8 +66,9 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
     - "discrepancy": z_f, how far students that have seen normal images only deviate from the teacher's blocks [1]_;
       beside it :class:`RidgeStudents` measure how much each block adds to its input.
 
-    Log-densities are brought to the scale of normal images that had no part in the fit, and added: the score is in
-    standard deviations, about 0 for normal images, and lower for less normal ones.
+    Log-densities are brought to the scale of normal images that had no part in the fit, and added. Each space's part is
+    in standard deviations of normal images; the score is their sum, about 0 for normal images and lower for less normal
+    ones. How rare a score is among normal images is its p-value (`p_values`).
 
     Parameters
     ----------
@@ -86,7 +95,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
     fusion : {"standardized", "sum"}, default="standardized"
         How log-densities are added: on the scale of held-out normal images, or as they are, as in the paper.
     contamination : float, default=0.05
-        Share of new normal images, in (0, 0.5], that `predict` may flag: it sets `offset_`. With n training images,
+        Share of new normal images, in (0, 0.5], that `predict` may flag: `fit` sets `offset_` by it. With n training
+        images,
         promises below 1 / (n + 1) cannot be kept: then the lowest held-out score is the threshold, with a warning.
     threshold : {"held-out", "training"}, default="held-out"
         Which scores of the training images set `offset_`: each image's without its own part in the fit, or, as is usual
@@ -600,9 +610,11 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             - ``pretrained``, ``classes``, ``layers`` and ``discrepancy``: the parts of the spaces in use;
             - ``block2``, ...: each student's part in ``discrepancy``, which they add up to; a student that makes up for
               others can have a positive one. Only with :class:`GaussianDensity`;
-            - ``times_pretrained``, ...: how far the part lies below what is usual, the median of held-out training
-              images, in units of how far the lowest 1 % of these do: 14 is 14 times as far as 99 % of normal images;
-            - ``reason``: in words, the space and block in which the image is the most unusual, of dtype object;
+            - ``times_pretrained``, ...: how far the part lies below the median of the training images' held-out parts,
+              in units of how far their 1 % quantile does (with fewer than 100 images, about the lowest): 14 is 14 times
+              as far as 99 % of normal images;
+            - ``reason``: in words, the space and block in which a flagged image is the most unusual, else "normal"; of
+              dtype object;
             - ``neighbor0``, ...: positions in the training images of the nearest ones, nearest first, and
               ``distance0``, ...: their Euclidean distances, between embeddings of unit length if "pretrained" is in
               use, else between standardised discrepancies;
@@ -627,7 +639,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         table.update({f"block{index}": column for index, column in zip(blocks, terms.T)})
         times = np.column_stack([self.spaces_[name].times_usual(table[name]) for name in self.feature_spaces_])
         table.update({f"times_{name}": column for name, column in zip(self.feature_spaces_, times.T)})
-        table["reason"] = self._reasons(times, terms, blocks)
+        table["reason"] = self._reasons(table["score"], times, terms, blocks)
         table.update(self._nearest(features, n_neighbors))
         if maps:
             table["map"] = np.empty(len(images), dtype=object)
@@ -721,10 +733,12 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         else:
             self.offset_ = held_out_threshold(usable, self.contamination)
             if self.contamination * (distinct + 1) < 1:
+                lowest, enough = 1 / (distinct + 1), int(np.ceil(1 / self.contamination)) - 1
                 warnings.warn(
-                    f"With {distinct} images a false-positive rate below {1 / (distinct + 1):.0%} cannot be promised, "
-                    f"and contamination={self.contamination:g} was asked for: what scores lower than all training "
-                    f"images is flagged. {int(np.ceil(1 / self.contamination)) - 1} images are enough for it.",
+                    f"With {distinct} images a false-positive rate below {lowest:.0%} cannot be promised, and "
+                    f"contamination={self.contamination:g} was asked for: what scores lower than all training images "
+                    f"is flagged, {lowest:.0%} of new normal images on average over fits; a single fit on so few images "
+                    f"can be far from it. {enough} images are enough.",
                     UserWarning,
                     stacklevel=4,
                 )
@@ -924,20 +938,23 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
                 parts[position], terms[position] = self.training_parts_[row], self.training_terms_[row]
         return parts, terms
 
-    def _reasons(self, times: np.ndarray, terms: np.ndarray, blocks: list[int]) -> np.ndarray:
+    def _reasons(self, scores: np.ndarray, times: np.ndarray, terms: np.ndarray, blocks: list[int]) -> np.ndarray:
         reasons = np.empty(len(times), dtype=object)
         for i, row in enumerate(times):
             if np.isnan(row).any():
                 reasons[i] = "unreadable"
                 continue
+            if scores[i] >= self.offset_:
+                reasons[i] = "normal"
+                continue
             j = int(row.argmax())
             name = self.feature_spaces_[j]
+            where = _PLAINLY[name]
             if name == "discrepancy" and blocks:
-                name = f"discrepancy, block {blocks[int(terms[i].argmin())]}"
-            if row[j] > 1:
-                reasons[i] = f"unusual in {name}: {row[j]:.2g} times as far below the usual as 99 % of normal images"
-            else:
-                reasons[i] = "usual in every space"
+                where = f"{where}, block {blocks[int(terms[i].argmin())]}"
+            reasons[i] = (
+                f"unusual in {name} ({where}): {row[j]:.2g} times as far from the usual as 99 % of normal images"
+            )
         return reasons
 
     def _nearest(self, features: dict[str, np.ndarray], n_neighbors: int) -> dict[str, np.ndarray]:

@@ -36,6 +36,9 @@ _CHECK_BYTES = 2**26
 # the image beside them, or overflows.
 _TOO_LARGE = 2**16
 
+# How the error about a broken image ends; whoever skips these leaves it away.
+SKIP_ADVICE = " Remove or repair it, or pass on_error='skip'."
+
 _EXPECTED = (
     "Expected images as: an array (n, H, W) or (n, H, W, C) with C = 1, 3 or 4, uint8 0-255 or float "
     "0-1; rows (n, H*W*C) together with image_shape; a torch tensor (n, C, H, W); a sequence of paths, "
@@ -163,10 +166,10 @@ class Images(Sequence):
         if len(self.unreadable) > self._warned:
             messages = list(self.unreadable.values())[self._warned :]
             self._warned = len(self.unreadable)
-            shown = "; ".join(messages[:3]) + ("; ..." if len(messages) > 3 else "")
+            shown = [message.removesuffix(SKIP_ADVICE) for message in messages[:3]] + ["..."] * (len(messages) > 3)
             warnings.warn(
-                f"{len(messages)} of {len(self)} images could not be read: they are left out of "
-                f"fitting and scored NaN. {shown}",
+                f"{len(messages)} of {len(self)} images could not be read: they are left out, and scored NaN. "
+                + "; ".join(shown),
                 UserWarning,
                 stacklevel=3,
             )
@@ -504,10 +507,7 @@ def _pillow_errors() -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise ImageError(f"{error} If the file is trusted, raise PIL.Image.MAX_IMAGE_PIXELS.") from error
     except Exception as error:  # Pillow's plugins raise nearly anything on broken files
-        raise ImageError(
-            f"cannot be decoded as an image ({type(error).__name__}: {error}). Remove or repair it, "
-            "or pass on_error='skip'."
-        ) from error
+        raise ImageError(f"cannot be decoded as an image ({type(error).__name__}: {error}).{SKIP_ADVICE}") from error
 
 
 def _from_items(items: Any, on_error: str) -> Images:

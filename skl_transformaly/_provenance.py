@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from skl_transformaly._images import ImageError, as_images
+from skl_transformaly._images import SKIP_ADVICE, ImageError, as_images
 
 __all__ = [
     "ImageFacts",
@@ -79,7 +79,7 @@ def inspect_images(paths: Sequence[str]) -> Iterator[ImageFacts]:
 def reason(path: str, error: object) -> str:
     """The message of an :class:`ImageError` without the path that it begins with and the advice to programmers."""
     text = str(error).removeprefix(f"{path!r}: ").replace(f" file {path!r}", "")
-    return text.removesuffix(" Remove or repair it, or pass on_error='skip'.")
+    return text.removesuffix(SKIP_ADVICE)
 
 
 @dataclass

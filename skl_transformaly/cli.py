@@ -344,8 +344,8 @@ def fit(
 
     save(detector, output, metadata=made.to_json())
     out.made(
-        f"{output}: fitted on {len(paths)} images in {seconds:.0f} s{_passed_over(found)}. Expect about "
-        f"{max(alpha, 1 / (len(paths) + 1)):.2g} of new normal images to be flagged.",
+        f"{output}: fitted on {len(paths)} images in {seconds:.0f} s{_passed_over(found)}. About "
+        f"{max(alpha, 1 / (len(paths) + 1)):.0%} of new normal images will be flagged.",
         {
             "model": str(output),
             "images": len(paths),

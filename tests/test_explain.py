@@ -252,7 +252,14 @@ def test_times_count_how_far_the_lowest_hundredth_of_normal_images_lies(fitted, 
         usual, lowest = np.quantile(detector.training_parts_[:, j], [0.5, 0.01])
         assert table[f"times_{name}"][0] == pytest.approx((usual - table[name][0]) / (usual - lowest))
     worst = max(detector.feature_spaces_, key=lambda name: table[f"times_{name}"][0])
-    assert table["reason"][0].startswith(f"unusual in {worst}")
+    assert table["reason"][0].startswith(f"unusual in {worst} (")
+
+
+def test_images_that_are_not_flagged_have_no_reason_to_be(fitted):
+    detector, X = fitted
+    reasons = detector.explain(X)["reason"]
+    np.testing.assert_array_equal(reasons == "normal", detector.predict(X) == 1)
+    assert {reason.split()[0] for reason in reasons} == {"normal", "unusual"}
 
 
 def test_nearest_images_are_the_nearest(fitted, images):
