@@ -737,8 +737,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
                 warnings.warn(
                     f"With {distinct} images a false-positive rate below {lowest:.0%} cannot be promised, and "
                     f"contamination={self.contamination:g} was asked for: what scores lower than all training images "
-                    f"is flagged, {lowest:.0%} of new normal images on average over fits; a single fit on so few images "
-                    f"can be far from it. {enough} images are enough.",
+                    f"is flagged, {lowest:.0%} of new normal images on average over fits; a single fit on so few "
+                    f"images can be far from it. {enough} images are enough.",
                     UserWarning,
                     stacklevel=4,
                 )
