@@ -56,7 +56,7 @@ _CHUNK = 2**20
 
 
 class ModelFileError(ValueError):
-    """A file that is no model file, is damaged, is of a newer format, or does not hold what it should.
+    """A file that is not a model file, is damaged, is of a newer format, or does not hold what it should.
 
     Its message names the file and says what was found. Files that are not there or may not be read raise
     :class:`OSError`, as everywhere.
@@ -92,7 +92,7 @@ class ModelFile:
     OSError
         The file cannot be read.
     ModelFileError
-        It is no model file, of a newer format, damaged, or its header goes beyond the limits.
+        It is not a model file, of a newer format, damaged, or its header goes beyond the limits.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -166,7 +166,7 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
     OSError
         The file cannot be read.
     ModelFileError
-        It is no model file, of a newer format, shorter than it should be, or its header goes beyond the limits. The
+        It is not a model file, of a newer format, shorter than it should be, or its header goes beyond the limits. The
         checksum is not looked at, since that would take reading the whole file: `load` does.
     """
     path = Path(path)
@@ -294,7 +294,7 @@ class _Start:
         head = file.read(8 + _START_BYTES)
         match = _START.match(head, 8)
         if match is None:
-            _refuse(path, f"is no model file of skl-transformaly{_looks_like(head)}")
+            _refuse(path, f"is not a model file of skl-transformaly{_looks_like(head)}")
         version = int(match[1])
         if version > VERSION:
             _refuse(
@@ -345,7 +345,7 @@ def _parse_header(file: BinaryIO, start: _Start, path: Path) -> dict[str, Any]:
         _refuse(path, "is cut off within its header")
     header = parse_json(raw, path)
     if not isinstance(header, dict):
-        _refuse(path, "has a header that is no JSON object")
+        _refuse(path, "has a header that is not a JSON object")
     return header
 
 
@@ -355,7 +355,7 @@ def _document(header: dict[str, Any], path: Path) -> dict[str, Any]:
         _refuse(path, "has metadata that are not text")
     document = parse_json(metadata["document"].encode("utf-8", "surrogatepass"), path)
     if not isinstance(document, dict):
-        _refuse(path, "has a document that is no JSON object")
+        _refuse(path, "has a document that is not a JSON object")
     return document
 
 
@@ -373,7 +373,7 @@ def _array_table(header: dict[str, Any], data_bytes: int, path: Path) -> dict[st
                 path, f"holds an array {name!r} of dtype {str(entry['dtype'])[:40]}; expected one of {list(_DTYPES)}"
             )
         if not (_are_counts(shape) and len(shape) <= _MAX_DEPTH and _are_counts(offsets) and len(offsets) == 2):
-            _refuse(path, f"describes the array {name!r} by numbers that are no sizes")
+            _refuse(path, f"describes the array {name!r} by numbers that are not sizes")
         info = ArrayInfo(_DTYPES[entry["dtype"]], tuple(shape), *offsets)
         if math.prod(info.shape) * info.dtype.itemsize != info.end - info.begin:
             _refuse(

@@ -353,7 +353,7 @@ def _decode_residuals(encoded: Any, number: int, reader: Reader) -> list[Residua
 def _decode_history(encoded: Any, indices: list[int], reader: Reader) -> dict[int, dict[str, list[float]]]:
     pairs: list[Any] = encoded if isinstance(encoded, list) else [None]
     if not all(isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], dict) for pair in pairs):
-        unfit("has a history that is no table of losses")
+        unfit("has a history that is not a table of losses")
     if [index for index, _ in pairs] != indices:
         unfit("has a history of other blocks than those of its students")
     return {
@@ -860,7 +860,7 @@ class Writer:
             return {"random_state": self._encode_random_state(value)}
         if isinstance(value, BaseEstimator):
             return {"object": self.add(value, fitted=fitted)}
-        unfit(f"a {type(value).__name__} is no number, text, array or one of {', '.join(PARTS)}")
+        unfit(f"a {type(value).__name__} is not a number, text, array or one of {', '.join(PARTS)}")
 
     def _encode_random_state(self, random_state: np.random.RandomState) -> dict[str, Any]:
         state: Any = random_state.get_state(legacy=False)

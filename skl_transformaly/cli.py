@@ -395,7 +395,7 @@ def score(
     found = _find(paths, tell)
     detector, _ = _load(model, weights)
     unreadable: dict[str, str] = {}
-    anomalies = kept = 0
+    anomalies = kept = blank = 0
     if out is None:
         kind = "jsonl" if as_json else "csv"
         sys.stdout.buffer.write(format_rows([], kind, header=True))
@@ -409,6 +409,7 @@ def score(
         with open_scores(out, resume=resume) as file:
             old = [path for path in found.paths if path in file.done]
             kept, anomalies = len(old), sum(file.done[path][1] < 0 for path in old)
+            blank = sum(file.done[path][0] is None for path in old)
             _check_same_model(detector, {path: file.done[path][0] for path in old}, out)
             with tell.progress("Scoring", len(found.paths)) as advance:
                 advance(kept)
@@ -431,7 +432,9 @@ def score(
         "other": found.other,
         "out": None if out is None else str(out),
     }
-    text = f"{anomalies} of {len(found.paths)} images are anomalies or cannot be read{_passed_over(found)}."
+    blank += len(unreadable)
+    not_read = f", {blank} could not be read" if blank else ""
+    text = f"{anomalies - blank} of {len(found.paths)} images are anomalies{not_read}{_passed_over(found)}."
     if out is None:
         tell.note(text)
     else:

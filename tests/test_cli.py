@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score, roc_auc_score
 from typer.testing import CliRunner
 
-from skl_transformaly import load
+from skl_transformaly import cli, load
 from skl_transformaly._evaluation import evaluate_scores, fpr_at_tpr, normal_classes
 from skl_transformaly._files import find_files
 from skl_transformaly._folders import display_path
@@ -469,6 +469,18 @@ def test_exit_codes_tell_whether_there_are_anomalies(model, work, test_dir):
     assert flagged.exit_code == 1
     assert run(app, ["score", model, *normal, "--fail-on-anomaly"]).exit_code == 0
     assert run(app, ["score", model, str(work[0] / "train" / "broken.png"), "--fail-on-anomaly"]).exit_code == 1
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_anomalies_and_what_cannot_be_read_are_counted_apart(tmp_path, model, work, test_dir, resume, monkeypatch):
+    monkeypatch.setattr(cli._Output, "lively", True)  # as on a terminal
+    paths = [test_dir + "/six", str(work[0] / "train" / "broken.png")]
+    rows = read_csv(run(app, ["score", model, *paths]).stdout)
+    flagged = sum(row["prediction"] == "-1" for row in rows) - 1
+    out = str(tmp_path / "scores.csv")
+    for _ in range(1 + resume):
+        said = run(app, ["score", model, *paths, "--out", out, *["--resume"] * resume]).stderr
+    assert f"{flagged} of {len(rows)} images are anomalies, 1 could not be read." in said
 
 
 def test_evaluate_measures_what_the_scores_say(model, test_dir):

@@ -585,7 +585,7 @@ def test_a_wrong_number_of_probes_is_refused(probes, fitted, tmp_path):
         (pickle.dumps({"a": np.zeros(100)}), "a pickle"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 300, "PNG image"),
         (b"\x10\0\0\0\0\0\0\0" + b'{"a":{"dtype":"F32"' + b" " * 300, "a safetensors file"),
-        (b"hello", "is no model file"),
+        (b"hello", "is not a model file"),
     ],
 )
 def test_another_kind_of_file_is_said_to_be_one(content, message, tmp_path):
@@ -618,7 +618,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(saved, tmp_path):
         changed = bytearray(content)
         changed[place] ^= 4
         path.write_bytes(changed)
-        with pytest.raises(ModelFileError, match=r"damaged|no model file|of format|header|cut off"):
+        with pytest.raises(ModelFileError, match=r"damaged|not a model file|of format|header|cut off"):
             load(path)
 
 
