@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import shlex
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -112,8 +113,9 @@ def table(found: dict[tuple[str, str], dict], sizes: dict[tuple[str, str], int])
     for name in dict.fromkeys(name for name, _ in found):
         rows = {label: row for (other, label), row in found.items() if other == name}
         given = {label: str(3 * sizes[name, label] // 4) for label in rows}
-        common = set.intersection(*(set(row) for row in rows.values()))
-        rows["**mean**"] = {key: np.mean([row[key] for row in rows.values()], axis=0) for key in common}
+        if len(rows) > 1:
+            common = set.intersection(*(set(row) for row in rows.values()))
+            rows["**mean**"] = {key: np.mean([row[key] for row in rows.values()], axis=0) for key in common}
         for label, row in rows.items():
             for rate in RATES:
                 cells = " | ".join(cell(row.get((way, rate))) for way in ways)
@@ -149,6 +151,7 @@ def main() -> None:
                     options.student_splits,
                     partial(with_students, data, options.precision),
                 )
+    arguments = shlex.join(sys.argv[1:]).partition("--out")[0].strip()  # which folder is everybody's own
     lines = [
         "# Promised and observed false-positive rates",
         "",
@@ -167,7 +170,7 @@ def main() -> None:
         lines += ["", title, "", *table(whole, numbers)]
     lines += [
         "",
-        f"`python benchmarks/selection/thresholds.py {' '.join(sys.argv[1:])}`".replace(" `", "`"),
+        f"`python benchmarks/selection/thresholds.py {arguments}`",
         "",
         f"skl-transformaly {skl_transformaly.__version__}, torch {torch.__version__}, Python "
         f"{platform.python_version()}, {torch.backends.cpu.get_cpu_capability()}.",
