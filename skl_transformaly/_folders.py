@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections import Counter
@@ -120,12 +121,10 @@ def has_image_suffix(path: str) -> bool:
 @functools.cache
 def _image_suffixes() -> frozenset[str]:
     """Suffixes, in small letters and with their dot, of the files that Pillow can decode."""
-    try:
+    with contextlib.suppress(ImportError):  # iPhone's HEIC
         from pillow_heif import register_heif_opener
 
         register_heif_opener()
-    except ImportError:
-        pass
     Image.init()
     return frozenset(
         suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN and kind not in _NOT_DECODED

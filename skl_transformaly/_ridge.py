@@ -485,7 +485,9 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
                     residual = student(*args) - at_least_float32(output)
                     left_out = _leave_out(student, args[0], output, residual, solutions[j], duplicates[part.positions])
                     seen[index] = block_measures(self.measures_, args[0], output, residual)
-                    unseen[index] = block_measures(self.measures_, args[0], output, left_out)
+                    # updates do not depend on students
+                    unseen[index] = seen[index].to(left_out, copy=True)
+                    unseen[index][:, 0] = left_out.square().flatten(1).mean(1)
                     if to_maps is not None:
                         for i, position in enumerate(part.positions.tolist()):
                             if position in chosen:

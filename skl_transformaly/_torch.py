@@ -94,7 +94,7 @@ def own_settings() -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            # that of an accelerator is no end: whoever runs batches halves them
+            # running out of an accelerator's memory is not fatal: whoever runs batches halves them
             accelerator = isinstance(error, torch.cuda.OutOfMemoryError)
             if accelerator or not any(words in str(error) for words in _OUT_OF_MEMORY):
                 raise
