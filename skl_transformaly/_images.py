@@ -136,18 +136,18 @@ class Images(Sequence):
             on_error=self.on_error,
         )
 
-    def batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray | list[np.ndarray]]]:
-        """Yield ``(positions, pixels)``, at most `batch_size` images at a time.
+    def batches(self, batch_size: int, *, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray | list[np.ndarray]]]:
+        """Yield ``(positions, pixels)`` from position `start` on, at most `batch_size` images at a time.
 
         `pixels` is a slice of the stack, or a list of arrays whose sizes may differ. With
         ``on_error="skip"`` unreadable images are in neither, and the end of the first whole pass warns
         of them.
         """
-        for start in range(0, len(self), batch_size):
-            positions = np.arange(start, min(start + batch_size, len(self)))
+        for first in range(start, len(self), batch_size):
+            positions = np.arange(first, min(first + batch_size, len(self)))
             if self.stack is not None:
-                self._digest(positions, self.stack[start : start + batch_size])
-                yield positions, self.stack[start : start + batch_size]
+                self._digest(positions, self.stack[first : first + batch_size])
+                yield positions, self.stack[first : first + batch_size]
                 continue
             kept, pixels = [], []
             for i in positions:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_factor, cho_solve, lapack
 from sklearn.base import BaseEstimator, _fit_context
 from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
@@ -29,15 +31,21 @@ from skl_transformaly._imitation import (
     by_measure,
     count_prefix_tokens,
 )
+from skl_transformaly._recording import Recording
 from skl_transformaly._residuals import ResidualStatistics
-from skl_transformaly._torch import own_settings
+from skl_transformaly._teacher import BlockVisitor
+from skl_transformaly._torch import own_settings, single_threaded_blas
 
 __all__ = ["RidgeStudents"]
 
 # Of a map, at most about so many places of an image enter the sums; neighbouring ones say nearly the same.
 _PLACES = 100
+# What the teacher's blocks got and gave is kept on disk up to this size, so that it runs once; of more, it runs twice.
+_RECORDED_BYTES = 2**30
 # The neighbourhood of a place is looked at where it has at most so many channels in all.
 _NEIGHBOURHOOD = 1200
+# Systems with smaller pivots are solved in float64.
+_LEAST_PIVOT = 1e-2
 # Maps compare residuals with those of at most so many training images.
 _MAP_IMAGES = 32
 
@@ -356,6 +364,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         images, extractor = self._begin(X, extractor)
         self.updates_ = self.updates
         self._halving = self._new_halving()
+        self._recording: Recording | None = None
         cache = Cache(None) if cache is None else cache
         key: dict[str, Any] = {}
         if cache.active:
@@ -384,8 +393,9 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         wanted = set(self.block_indices_.tolist())
         sums: dict[int, _Sums] = {}
         sizes: dict[int, tuple[int, int]] = {}
+        recording = self._recording = Recording(_RECORDED_BYTES)
 
-        def run(batch: Tensor) -> dict[int, list[np.ndarray]]:
+        def run(part: Part) -> dict[int, list[np.ndarray]]:
             found = {}
 
             def visit(index, block, args, kwargs, output):
@@ -397,13 +407,13 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
                         found[index] = sums[index].products(args[0], output)
 
             with torch.no_grad(), extractor.compute():
-                extractor.embed(batch, visit)
+                recording.embed(extractor, part.batch, part.positions, visit)
             return found
 
         with tqdm(total=len(images), desc="Students", unit="image", disable=not self.verbose) as progress:
             for positions, pixels in images.batches(extractor.batch_size):
                 # added once all parts are through: where memory runs out, they are taken again
-                for found in self._in_parts(run, extractor.preprocess(pixels)):
+                for found in self._in_parts(run, Part(positions, extractor.preprocess(pixels))):
                     for index, products in found.items():
                         sums[index].add(products)
                 progress.update(len(positions))
@@ -419,7 +429,8 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
                 )
             assert block.origin is not None  # of blocks that have run
             split = len(block.parts[0])
-            coefficients, inverse = block.solve(self.ridge)
+            with single_threaded_blas():
+                coefficients, inverse = block.solve(self.ridge)
             layouts.append(block.layout)
             origin = [part.double().cpu().numpy() for part in block.origin]
             coefficients[-1] -= np.concatenate(origin) @ coefficients
@@ -440,7 +451,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     def restore(self, layouts: list[Layout], sizes: list[tuple[int, int]]) -> None:
         """Set what is not an array of the fitted state, as a model file does."""
         self._layouts, self._sizes = layouts, sizes
-        self._inverses, self.cache_keys_ = [], {}
+        self._inverses, self.cache_keys_, self._recording = [], {}, None
         self._build()
 
     def _build(self) -> None:
@@ -450,9 +461,10 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
 
     @own_settings()
     def measure_training(self, images: Images, collect: Collect | None = None) -> None:
-        """Run over the training images once more, and measure each with and without its part in the students.
+        """Measure each training image with and without its part in the students.
 
-        Sets `training_discrepancies_`, `held_out_discrepancies_` and what anomaly maps compare with.
+        From what `fit` recorded of the teacher, and by running the teacher again where it recorded nothing. Sets
+        `training_discrepancies_`, `held_out_discrepancies_` and what anomaly maps compare with.
 
         Parameters
         ----------
@@ -469,8 +481,8 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         to_maps = getattr(self.extractor_, "to_maps", None)
         solutions = [tuple(map(torch.from_numpy, arrays)) for arrays in self._inverses]
 
-        def run(part: Part) -> None:
-            visit_also, finish = collect(part.positions) if collect is not None else (None, None)
+        def run(positions: np.ndarray, embed: Callable[[BlockVisitor], Tensor]) -> None:
+            visit_also, finish = collect(positions) if collect is not None else (None, None)
             seen: dict[int, Tensor] = {}
             unseen: dict[int, Tensor] = {}
 
@@ -483,28 +495,39 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
                 with torch.autocast(output.device.type, enabled=False):
                     student = students[j].to(output.device)
                     residual = student(*args) - at_least_float32(output)
-                    left_out = _leave_out(student, args[0], output, residual, solutions[j], duplicates[part.positions])
+                    left_out = _leave_out(student, args[0], output, residual, solutions[j], duplicates[positions])
                     seen[index] = block_measures(self.measures_, args[0], output, residual)
                     # updates do not depend on students
                     unseen[index] = seen[index].to(left_out, copy=True)
                     unseen[index][:, 0] = left_out.square().flatten(1).mean(1)
                     if to_maps is not None:
-                        for i, position in enumerate(part.positions.tolist()):
+                        for i, position in enumerate(positions.tolist()):
                             if position in chosen:
                                 maps[j][position] = left_out[i].float().cpu()
 
             with torch.no_grad(), self.extractor_.compute():
-                z_p = self.extractor_.embed(part.batch, visit)
-            fitted[part.positions] = by_measure(seen).double().cpu().numpy()
-            held_out[part.positions] = by_measure(unseen).double().cpu().numpy()
+                z_p = embed(visit)
+            fitted[positions] = by_measure(seen).double().cpu().numpy()
+            held_out[positions] = by_measure(unseen).double().cpu().numpy()
             if finish is not None:
                 finish(z_p)
 
         places = {index: j for j, index in enumerate(self.block_indices_.tolist())}
         students = self._modules
+
+        def run_live(part: Part) -> None:
+            run(part.positions, partial(self.extractor_.embed, part.batch))
+
+        recording, self._recording = self._recording, None
         with tqdm(total=n, desc="Measuring", unit="image", disable=not self.verbose) as progress:
-            for positions, pixels in images.batches(self.extractor_.batch_size):
-                self._in_parts(run, Part(positions, self.extractor_.preprocess(pixels)))
+            seen_until = 0
+            if recording is not None:
+                for recorded in recording.runs():
+                    run(recorded.positions, partial(recording.play, recorded))
+                    progress.update(len(recorded.positions))
+                    seen_until = int(recorded.positions[-1]) + 1
+            for positions, pixels in images.batches(self.extractor_.batch_size, start=seen_until):
+                self._in_parts(run_live, Part(positions, self.extractor_.preprocess(pixels)))
                 progress.update(len(positions))
         self.training_discrepancies_, self.held_out_discrepancies_ = fitted, held_out
         self._residuals = [_map_statistics([found[i] for i in sorted(found)], to_maps) for found in maps]
@@ -517,16 +540,17 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     def set_training_state(self, state: tuple) -> None:
         """Set what `measure_training` would, from a cache."""
         self.training_discrepancies_, self.held_out_discrepancies_, self._residuals = state
-        self._inverses = []
+        self._inverses, self._recording = [], None
 
     def __getstate__(self) -> dict:
         state = dict(super().__getstate__())  # which from Python 3.11 on is the object's own
-        for name in ("_halving", "_modules"):
+        for name in ("_halving", "_modules", "_recording"):
             state.pop(name, None)
         return state
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
+        self._recording = None
         if self.__sklearn_is_fitted__():
             self._build()
 
@@ -554,10 +578,9 @@ def _leave_out(
     cross = local @ (context @ inverse[:size, size:].T).unsqueeze(2)
     shared = (context @ inverse[size:, size:] * context).sum(1)
     leverage = mixed @ local.transpose(1, 2) + cross + cross.transpose(1, 2) + shared[:, None, None]
-    weight = duplicates[:, None, None]
-    system = (1 + 1e-6) * np.eye(local.shape[1]) - weight * leverage.double().cpu().numpy()
-    # by numpy: torch's solver now and then found pivots of 0 where other threads were at work
-    left_out = torch.from_numpy(np.linalg.solve(system, seen.double().cpu().numpy()))
+    weight = duplicates[:, None, None].astype(np.float32)
+    system = (1 + 1e-6) * torch.eye(local.shape[1], dtype=leverage.dtype) - torch.from_numpy(weight) * leverage.cpu()
+    left_out = torch.from_numpy(_solve_each(system.numpy(), seen.cpu().numpy()))
     if student.layout.tokens:
         return left_out
     scaled = (torch.from_numpy(weight) * left_out).to(local)
@@ -565,6 +588,28 @@ def _leave_out(
     change = inverse @ sums  # of coefficients, (B, F + Q, C_out)
     constant = (context.unsqueeze(1) @ change[:, size:]).squeeze(1) - origin[0] @ change[:, :size]
     return residual + student.spread(x, change[:, :size].transpose(1, 2), constant)
+
+
+def _solve_each(systems: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Solve symmetric systems (B, R, R) for targets (B, R, C), several at a time.
+
+    By LAPACK: torch's solver now and then found pivots of 0 where other threads were at work. BLAS gets one thread: its
+    own wait for each other on matrices as small as these, the longer the busier the machine is.
+    """
+    with single_threaded_blas(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return np.stack(list(pool.map(_solve_one, systems, targets)))
+
+
+def _solve_one(system: np.ndarray, target: np.ndarray) -> np.ndarray:
+    if system.dtype == np.float32:
+        factor, solution, failed = lapack.sposv(system, target, lower=1)
+        if not failed and factor.diagonal().min() ** 2 > _LEAST_PIVOT:
+            return solution
+    # an image that alone decides some coefficients: float32 would not tell what others would make of it
+    factor, solution, failed = lapack.dposv(system, target, lower=1)
+    if failed:  # rounding has made it indefinite
+        solution = np.linalg.solve(system.astype(np.float64), target)
+    return solution.astype(system.dtype)
 
 
 def _map_size(layout: Layout, output: Tensor) -> tuple[int, int]:

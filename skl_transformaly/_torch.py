@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Iterator
 
 import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController
 
-__all__ = ["PRECISIONS", "autocast", "limited_threads", "own_settings", "resolve_device", "resolve_precision", "seeded"]
+__all__ = [
+    "PRECISIONS",
+    "autocast",
+    "limited_threads",
+    "own_settings",
+    "resolve_device",
+    "resolve_precision",
+    "seeded",
+    "single_threaded_blas",
+]
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -144,3 +155,13 @@ def limited_threads(n: int) -> Iterator[None]:
             _limits.remove(n)
             if not _limits:
                 torch.set_num_threads(_unlimited)
+
+
+@functools.cache
+def _thread_pools() -> ThreadpoolController:
+    return ThreadpoolController()  # looks through all libraries of the process, which takes a while
+
+
+def single_threaded_blas() -> contextlib.AbstractContextManager:
+    """Context in which numpy and scipy use one thread: for small matrices, or where several threads call them."""
+    return _thread_pools().limit(limits=1, user_api="blas")

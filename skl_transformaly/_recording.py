@@ -1,0 +1,129 @@
+"""A run of the teacher, kept in a file: what it has shown once can be looked at again without running it."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from skl_transformaly._teacher import BlockVisitor
+
+__all__ = ["Recording"]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Where a tensor lies in the file, and how it lies in memory."""
+
+    offset: int
+    shape: tuple[int, ...]  # in the file: dimensions of larger strides first
+    order: tuple[int, ...]  # which of the tensor's dimensions these are
+    dtype: torch.dtype
+
+
+@dataclass
+class _Run:
+    """One run of the teacher: each visit with its input and output, and the embedding."""
+
+    positions: np.ndarray
+    visits: list[tuple[int, nn.Module, _Stored, _Stored]] = field(default_factory=list)
+    embedding: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+class Recording:
+    """What a teacher's visitor saw, for as many images as a file of limited size holds.
+
+    A second pass over images that decodes them and runs the teacher costs as much as the first; reading takes a small
+    part of that. The file has no name, so that no way of dying leaves it behind.
+
+    Parameters
+    ----------
+    limit : int
+        Bytes; what would exceed them is not recorded. 0 records nothing.
+    """
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._runs: list[_Run] = []
+        self._length = 0
+        self._full = not limit
+        self._file: Any = None
+        if not self._full:
+            try:
+                # unbuffered: what could not be written is known at once
+                self._file = tempfile.TemporaryFile(prefix="skl_transformaly_", buffering=0)  # noqa: SIM115
+                weakref.finalize(self, self._file.close)
+            except OSError:  # nowhere to write: the teacher will run again instead
+                self._full = True
+
+    def embed(self, extractor: Any, batch: Tensor, positions: np.ndarray, visit: BlockVisitor) -> Tensor:
+        """Run the teacher as ``extractor.embed(batch, visit)`` does, and record it if there is room.
+
+        Once there is none, no later run is recorded either.
+        """
+        if self._full or batch.device.type != "cpu":  # an accelerator runs again sooner than it copies
+            return extractor.embed(batch, visit)
+        run = _Run(positions)
+        # the output before, which mostly is the next block's input, and where it is
+        before: tuple[Any, _Stored | None] = (None, None)
+
+        def watch(index, block, args, kwargs, output):
+            nonlocal before
+            x = before[1] if args[0] is before[0] else self._write(args[0])
+            before = output, (x if output is args[0] else self._write(output))
+            if x is not None and before[1] is not None:
+                run.visits.append((index, block, x, before[1]))
+            visit(index, block, args, kwargs, output)
+
+        run.embedding = extractor.embed(batch, watch)
+        if not self._full:
+            self._runs.append(run)
+        return run.embedding
+
+    def runs(self) -> Iterator[_Run]:
+        """Yield what was recorded, in order, for `play`."""
+        yield from self._runs
+
+    def play(self, run: _Run, visit: BlockVisitor) -> Tensor:
+        """Show a recorded run to a visitor, without what blocks get beside their input, and return the embedding."""
+        before: tuple[_Stored | None, Tensor] = (None, run.embedding)
+        for index, block, x, output in run.visits:
+            entering = before[1] if x is before[0] else self._read(x)
+            before = output, (entering if output is x else self._read(output))
+            visit(index, block, (entering,), {}, before[1])
+        return run.embedding
+
+    def _write(self, tensor: Any) -> _Stored | None:
+        """Append a tensor; None, and no more is recorded, if it is none or there is no room for it."""
+        if self._full or not isinstance(tensor, Tensor):
+            self._full = True
+            return None
+        order = tuple(sorted(range(tensor.ndim), key=lambda d: -tensor.stride()[d]))
+        ordered = tensor.detach().permute(order).contiguous()
+        written = 0
+        if self._length + ordered.nbytes <= self._limit:
+            with contextlib.suppress(OSError):  # the disk is full
+                written = self._file.write(_bytes(ordered))
+        if written < ordered.nbytes:
+            self._full = True
+            return None
+        self._length += written
+        return _Stored(self._length - written, tuple(ordered.shape), order, tensor.dtype)
+
+    def _read(self, place: _Stored) -> Tensor:
+        ordered = torch.empty(place.shape, dtype=place.dtype)
+        self._file.seek(place.offset)
+        if self._file.readinto(_bytes(ordered)) < ordered.nbytes:
+            raise OSError("The file of recorded activations ended early.")
+        return ordered.permute(tuple(np.argsort(place.order)))
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
