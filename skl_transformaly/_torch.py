@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import threading
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 __all__ = [
     "PRECISIONS",
@@ -93,6 +94,7 @@ def own_settings() -> Iterator[None]:
     MemoryError
         torch was given too little memory.
     """
+    _leave_threads_to_the_parent()
     with contextlib.ExitStack() as stack:
         stack.enter_context(np.errstate(under="ignore"))  # tiny products are zero, whatever the caller wants to hear of
         stack.enter_context(torch.inference_mode(False))
@@ -113,6 +115,30 @@ def own_settings() -> Iterator[None]:
                 f"torch was given too little memory ({str(error).splitlines()[0]}). Give the extractor a smaller "
                 "batch_size or image_size, or students cache='disk'."
             ) from error
+
+
+_forked = False  # whether this process is a fork that has not set its threads yet
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def _leave_threads_to_the_parent() -> None:
+    """Compute with one thread in a forked process, as torch's own data loaders do.
+
+    The threads of OpenMP stay behind in the parent, and whoever waits for them in the child waits for ever.
+    """
+    global _forked
+    if _forked:
+        _forked = False
+        threadpool_limits(limits=1)
+        torch.set_num_threads(1)
 
 
 _generator_lock = threading.RLock()

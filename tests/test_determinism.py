@@ -145,6 +145,35 @@ def test_fits_in_threads_keep_the_default_dtype(images):
         torch.set_default_dtype(torch.float32)
 
 
+# Processes
+
+
+FORK = """
+import multiprocessing, sys; sys.path[:0] = ['tests', '.']
+import numpy as np, torch
+torch.set_num_threads(2)
+from conftest import tiny_detector, tiny_extractor
+X = np.random.default_rng(1).integers(0, 256, (12, 20, 24, 3), dtype=np.uint8)
+def work(detector, queue):
+    queue.put((detector.score_samples(X), detector.fit(X).score_samples(X)))
+if __name__ == "__main__":
+    detector = tiny_detector(extractor=tiny_extractor(image_size=64, precision="float32")).fit(X)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=work, args=(detector, queue), daemon=True)
+    child.start()
+    for scores in queue.get(timeout=60):
+        np.testing.assert_allclose(scores, detector.score_samples(X), rtol=1e-4)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_forked_process_scores_and_fits():
+    """As workers of a server do that loads the model first; the threads that the parent had are not in the child."""
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 # The user's program
 
 
