@@ -368,6 +368,12 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         return self.teacher_.to_maps(activations)
 
     @property
+    @own_settings()
+    def places_known_(self) -> bool:
+        """Whether `to_maps` finds places where they are, as a changed quarter of an image shows; else, no maps."""
+        return self.teacher_.places_known
+
+    @property
     def teacher_(self) -> _teacher.Teacher:
         """The loaded network. After unpickling, the first access loads the weights again."""
         check_is_fitted(self, "weights_sha256_")

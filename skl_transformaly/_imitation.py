@@ -29,6 +29,7 @@ __all__ = [
     "block_measures",
     "by_measure",
     "count_prefix_tokens",
+    "find_places",
     "select_blocks",
 ]
 
@@ -198,7 +199,7 @@ class ImitationMixin(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transform
         Raises
         ------
         TypeError
-            The extractor cannot say where tokens are (it has no ``to_maps``).
+            The extractor cannot say where tokens are: it has no ``to_maps``, or its ``places_known_`` is False.
         ValueError
             A block's tokens fill no grid; or ``standardize=True`` and the students were trained by a version that did
             not keep what that takes.
@@ -209,8 +210,14 @@ class ImitationMixin(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transform
     def _examine(
         self, part: Part, standardize: bool, collect: Collect | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        to_maps = getattr(self.extractor_, "to_maps", None)
+        to_maps = find_places(self.extractor_)
         if to_maps is None:
+            if hasattr(self.extractor_, "to_maps"):
+                raise TypeError(
+                    "It is not known where in the image the outputs of this teacher's blocks belong: if a quarter of "
+                    "an image changes, another part of the map does. There are no anomaly maps with this teacher; "
+                    "scores do not depend on them."
+                )
             raise TypeError(
                 f"{type(self.extractor_).__name__} has no method to_maps, which gives a block's output its places in "
                 "the image; see TimmExtractor.to_maps."
@@ -326,6 +333,12 @@ def select_blocks(n_blocks: int | Sequence[int] | None, total: int) -> np.ndarra
     if len(unique) < len(places):
         raise ValueError(f"n_blocks={n_blocks!r} names a block twice; the teacher has {total} blocks.")
     return unique
+
+
+def find_places(extractor: Any) -> Callable[[Tensor], Tensor] | None:
+    """The extractor's `to_maps`; None if it has none, or is known not to find the right places."""
+    to_maps = getattr(extractor, "to_maps", None)
+    return to_maps if to_maps is not None and getattr(extractor, "places_known_", True) else None
 
 
 def count_prefix_tokens(tokens: Tensor, extractor: Any) -> int:

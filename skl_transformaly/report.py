@@ -26,6 +26,7 @@ from PIL import Image
 
 from skl_transformaly._folders import display_path
 from skl_transformaly._images import ImageError, as_images
+from skl_transformaly._imitation import find_places
 from skl_transformaly._modelfile import replacing
 from skl_transformaly._provenance import (
     ImageFacts,
@@ -259,7 +260,7 @@ def _decoded(paths: list[str], unreadable: list[ImageFacts]) -> Iterator[tuple[l
 
 def _explain(inner: Any, pixels: list[np.ndarray]) -> dict[str, np.ndarray]:
     """Scores, their parts, neighbours and, where there can be, maps."""
-    has_maps = "discrepancy" in inner.feature_spaces_ and hasattr(inner.extractor_, "to_maps")
+    has_maps = "discrepancy" in inner.feature_spaces_ and find_places(inner.extractor_) is not None
     return inner.explain(pixels, n_neighbors=_N_NEIGHBORS, maps=has_maps)
 
 

@@ -222,8 +222,8 @@ def test_an_extractor_without_places_says_so(images):
 
 
 def test_tokens_that_fill_no_grid_are_refused(fitted):
-    with pytest.raises(ValueError, match="3 tokens of VisionTransformer do not fill a grid"):
-        fitted[0].extractor_.to_maps(torch.zeros(1, 4, 8))
+    with pytest.raises(ValueError, match="6 tokens of VisionTransformer do not fill a grid"):
+        fitted[0].extractor_.to_maps(torch.zeros(1, 7, 8))
 
 
 def test_explanation_adds_up(fitted, images):

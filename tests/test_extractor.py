@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.base import BaseEstimator
 
-from skl_transformaly import TimmExtractor
+from skl_transformaly import RidgeStudents, TimmExtractor
 from skl_transformaly._extractor import resolve_extractor
 
 # name, image size, kind of block, number of blocks
@@ -349,3 +349,54 @@ def test_an_object_without_the_methods_is_refused_by_name(images):
 class BaseEstimatorWithFit(BaseEstimator):
     def fit(self, X, y=None):
         return self
+
+
+# Networks that lay out tokens or channels in ways of their own
+LAID_OUT = [
+    ("samvit_base_patch16_224", None),
+    ("volo_d1_224", None),
+    ("cait_xxs24_224", None),
+    ("hiera_tiny_224", None),
+    ("pvt_v2_b0", 64),
+]
+
+
+@pytest.mark.parametrize("name, size", [family[:2] for family in FAMILIES] + LAID_OUT)
+def test_maps_change_where_the_image_does(name, size, rng):
+    """After the first block, in whatever order a network keeps tokens and channels."""
+    size = size or 224
+    before = rng.integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+    after, half = before.copy(), size // 2
+    after[:, half:, :half] = rng.integers(0, 256, (1, size - half, half, 3), dtype=np.uint8)
+    extractor = tiny_extractor(name, image_size=size, precision="float32").fit(np.concatenate([before, after]))
+    seen = {}
+    with torch.no_grad():
+        extractor.embed(
+            extractor.preprocess(np.concatenate([before, after])),
+            lambda index, block, args, kwargs, output: seen.setdefault(0, output),
+        )
+    one, other = extractor.to_maps(seen[0])
+    assert extractor.places_known_
+    change = (one - other).abs().mean(0)
+    middle = len(change) // 2
+    assert change[middle:, :middle].mean() > 1.5 * change[:middle, middle:].mean()
+
+
+def test_a_teacher_whose_places_are_not_known_gives_scores_and_no_maps(images, monkeypatch):
+    """It turns its tokens around, and says nothing of it."""
+    extractor = tiny_extractor(image_size=64, precision="float32").fit(images)
+    teacher = extractor.teacher_
+    embed = type(teacher).embed
+
+    def turned(self, pixels, visit=None):
+        return embed(self, pixels.flip(2, 3), visit)
+
+    monkeypatch.setattr(type(teacher), "embed", turned)
+    teacher.__dict__.pop("places_known", None)
+    students = RidgeStudents(n_blocks=1).fit(images, extractor=extractor)
+    students.measure_training(students._check_images(images, reset=False))
+    assert not extractor.places_known_
+    assert np.isfinite(students.transform(images)).all()
+    with pytest.raises(TypeError, match="not known where in the image"):
+        students.measure_maps(extractor.preprocess(images))
+    teacher.__dict__.pop("places_known", None)  # shared with other tests
