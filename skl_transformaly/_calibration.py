@@ -16,6 +16,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, St
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
+from skl_transformaly._fitting import all_or_nothing
 from skl_transformaly._fusion import p_values
 from skl_transformaly.model_selection import DelegatingMixin, _on_error, as_sequence, check_normal_only, take_samples
 
@@ -132,6 +133,7 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         self.calibration = calibration
         self.random_state = random_state
 
+    @all_or_nothing
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: Any = None) -> ConformalDetector:
         """Fit the detector, and calibrate it on images that it has not seen.
@@ -421,7 +423,7 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        inner = deepcopy(get_tags(self.estimator))
+        inner = deepcopy(get_tags(getattr(self, "estimator_", self.estimator)))
         tags.input_tags = inner.input_tags
         tags.transformer_tags = inner.transformer_tags
         return tags

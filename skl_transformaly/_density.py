@@ -18,6 +18,8 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_array, check_is_fitted, has_fit_parameter, validate_data
 
+from skl_transformaly._fitting import all_or_nothing
+
 __all__ = [
     "AutoDensity",
     "GaussianDensity",
@@ -123,6 +125,7 @@ class GaussianDensity(_LogDensity):
         self.target = target
         self.ridge = ridge
 
+    @all_or_nothing
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any = None) -> GaussianDensity:
         """Estimate mean and covariance.
@@ -392,6 +395,7 @@ class KNNDensity(_LogDensity):
         self.max_samples = max_samples
         self.n_jobs = n_jobs
 
+    @all_or_nothing
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any = None) -> KNNDensity:
         """Keep the training samples.
@@ -450,7 +454,8 @@ class KNNDensity(_LogDensity):
         """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
-        return self._log_density(self.neighbors_.kneighbors(X)[0][:, -1], len(self.samples_), self.n_neighbors)
+        distances = self.neighbors_.kneighbors(X)[0]
+        return self._log_density(distances[:, -1], len(self.samples_), distances.shape[1])
 
     def held_out_scores(self, X: Any, *, groups: Any = None, unseen: Any = None) -> np.ndarray:
         """Log-density of each training sample by its neighbours other than itself and its duplicates.
@@ -477,7 +482,7 @@ class KNNDensity(_LogDensity):
         kept = labels[self.positions_]
         n = len(kept)
         sizes = np.bincount(kept, minlength=labels.max() + 1)[labels]  # of what is left out with each sample
-        wanted = np.minimum(self.n_neighbors, np.maximum(n - sizes, 1))
+        wanted = np.minimum(self.neighbors_.n_neighbors, np.maximum(n - sizes, 1))
         reach = min(n, int((wanted + sizes).max()))
         distances, found = self.neighbors_.kneighbors(X, n_neighbors=reach)
         distances = np.where(kept[found] == labels[:, np.newaxis], np.inf, distances)
@@ -532,6 +537,7 @@ class AutoDensity(_LogDensity):
     def __init__(self, *, n_neighbors: int = 3):
         self.n_neighbors = n_neighbors
 
+    @all_or_nothing
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any = None, *, groups: Any = None) -> AutoDensity:
         """Fit both densities, and measure them on held-out samples.

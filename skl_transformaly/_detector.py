@@ -22,6 +22,7 @@ from skl_transformaly._cache import Cache, fingerprint, identity
 from skl_transformaly._density import GaussianDensity, folds, resolve_density
 from skl_transformaly._extractor import resolve_extractor
 from skl_transformaly._features import SPACES, TeacherFeatures, layer_indices
+from skl_transformaly._fitting import all_or_nothing
 from skl_transformaly._fusion import held_out_threshold, interpolated_p_values
 from skl_transformaly._halving import Halving
 from skl_transformaly._images import DIGEST_SIZE, ImageInputMixin, Images
@@ -332,6 +333,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
                 )
         return super().set_params(**params)
 
+    @all_or_nothing
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: Any = None) -> TransformalyDetector:
         """Learn what is normal.

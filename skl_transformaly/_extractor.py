@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skl_transformaly import _teacher
+from skl_transformaly._fitting import all_or_nothing
 from skl_transformaly._halving import Halving
 from skl_transformaly._images import ImageInputMixin, eight_bits
 from skl_transformaly._kernels import REUSED_BYTES, suit_sixteen_bits
@@ -69,8 +70,15 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         D, the number of values in an embedding.
     image_size_ : tuple of (int, int)
         Height and width that images are resized to.
+    interpolation_ : {"bilinear", "bicubic"}
+        How images are resized.
+    places_known_ : bool
+        Whether `to_maps` finds places where they are; if not, there are no anomaly maps.
     precision_ : str
         The precision in use.
+    settings_ : dict
+        The parameters that `fit` saw. What is set later changes nothing before the next `fit`, but for `batch_size`,
+        `device` and, for a pickle, where the `weights` are.
     weights_sha256_ : str
         SHA-256 over the teacher's parameters and buffers. A pickle carries this and not the weights: on
         first use after unpickling they are loaded again from where they came, and must have this hash.
@@ -136,6 +144,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         self.device = device
         self.precision = precision
 
+    @all_or_nothing
     @_fit_context(prefer_skip_nested_validation=True)
     @own_settings()
     def fit(self, X: Any, y: Any = None) -> TimmExtractor:
@@ -163,6 +172,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
             ``weights="bundled"`` and the extra ``offline`` is not installed.
         """
         self._check_images(X, reset=True)
+        self.keep_settings()
         device = resolve_device(self.device)
         teacher = self._load(device, torch.float64 if self.precision == "float64" else torch.float32)
         attention = any(isinstance(module, nn.Linear) for module in teacher.blocks[-1].modules())
@@ -200,6 +210,16 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
             Z[positions] = torch.cat(halving(self.embed, self.preprocess(pixels))).double().cpu().numpy()
         return Z if self.precision_ == "float64" else Z.astype(np.float32)
 
+    def keep_settings(self) -> None:
+        """Note the parameters that decide what images look like to the teacher, in `settings_`."""
+        names = ("model_name", "image_size", "interpolation", "precision")
+        self.settings_ = {name: getattr(self, name) for name in names}
+
+    @property
+    def interpolation_(self) -> str:
+        """How images are resized: "bilinear" or "bicubic"."""
+        return self.settings_["interpolation"] or self.teacher_.data_config["interpolation"]
+
     # What BlockStudents and TransformalyDetector use: the protocol of an extractor
 
     @property
@@ -223,7 +243,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         """
         config = self.teacher_.data_config
         parameter = self._parameter()
-        size, mode = self.image_size_, self.interpolation or config["interpolation"]
+        size, mode = self.image_size_, self.interpolation_
         if mode not in ("bicubic", "bilinear"):
             raise ValueError(
                 f"The weights of {self.model_name!r} ask for interpolation {mode!r}, which is not supported; set "
@@ -285,7 +305,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
         A block's weights depend on `seed` and on its depth alone.
         """
-        blocks = _teacher.new_blocks(self.model_name, self.image_size, seed)
+        blocks = _teacher.new_blocks(self.settings_["model_name"], self.settings_["image_size"], seed)
         return [self.adapt(block).to(self._parameter()).train() for block in blocks]
 
     def adapt(self, block: nn.Module) -> nn.Module:
@@ -306,7 +326,8 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         sixteen_bits : bool
             Whether they compute by the kernels of :meth:`adapt`.
         """
-        fresh = _teacher.find_blocks(_teacher.empty_model(self.model_name, self.image_size))
+        model = _teacher.empty_model(self.settings_["model_name"], self.settings_["image_size"])
+        fresh = _teacher.find_blocks(model)
         blocks = []
         for index, state in states.items():
             block = fresh[index].to(PRECISIONS["float64" if self.precision_ == "float64" else "float32"])
@@ -337,10 +358,10 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     def identity(self) -> dict[str, Any]:
         """What tells this fitted teacher from all that give other values; for caches."""
         return {
-            "model": self.model_name,
+            "model": self.settings_["model_name"],
             "weights": self.weights_sha256_,
             "size": self.image_size_,
-            "interpolation": self.interpolation,
+            "interpolation": self.settings_["interpolation"],
             "precision": self.precision_,
             "device": self._parameter().device.type,
             "processor": torch.backends.cpu.get_cpu_capability(),
@@ -393,11 +414,12 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     @own_settings()
     def _load(self, device: torch.device, dtype: torch.dtype) -> _teacher.Teacher:
         sixteen_bits = self._sixteen_bits(device)
-        return _teacher.load_teacher(self.model_name, self.weights, self.image_size, device, dtype, sixteen_bits)
+        model_name, image_size = self.settings_["model_name"], self.settings_["image_size"]
+        return _teacher.load_teacher(model_name, self.weights, image_size, device, dtype, sixteen_bits)
 
     def _sixteen_bits(self, device: torch.device) -> bool:
         """Whether networks compute on a CPU in 16 bits, for which they are suited."""
-        return device.type == "cpu" and PRECISIONS[resolve_precision(self.precision, device)].itemsize == 2
+        return device.type == "cpu" and PRECISIONS[resolve_precision(self.settings_["precision"], device)].itemsize == 2
 
     def _parameter(self) -> Tensor:
         """Any parameter of the teacher: it carries device and dtype."""

@@ -274,6 +274,7 @@ def _unpack_teacher(extractor: TimmExtractor, state: dict, reader: Reader, sizes
         unfit("does not go with its teacher")
     if entry["stored"]:
         reader.use_teacher(place)
+    extractor.keep_settings()
     try:
         resolve_device(extractor.device)
     except ValueError as error:

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from skl_transformaly._activations import inspect_blocks
 from skl_transformaly._cache import Cache, fingerprint, identity
 from skl_transformaly._density import group_sizes
+from skl_transformaly._fitting import all_or_nothing
 from skl_transformaly._images import Images
 from skl_transformaly._imitation import (
     Collect,
@@ -331,6 +332,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         self.extractor = extractor
         self.verbose = verbose
 
+    @all_or_nothing
     @_fit_context(prefer_skip_nested_validation=False)
     @own_settings()
     def fit(self, X: Any, y: Any = None, *, extractor: Any = None, cache: Cache | None = None) -> RidgeStudents:
@@ -365,7 +367,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         images, extractor = self._begin(X, extractor)
         self.updates_ = self.updates
         self._halving = self._new_halving()
-        self._recording: Recording | None = None
+        self._take_recording()
         cache = Cache(None) if cache is None else cache
         key: dict[str, Any] = {}
         if cache.active:
@@ -452,7 +454,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     def restore(self, layouts: list[Layout], sizes: list[tuple[int, int]]) -> None:
         """Set what is not an array of the fitted state, as a model file does."""
         self._layouts, self._sizes = layouts, sizes
-        self._inverses, self.cache_keys_, self._recording = [], {}, None
+        self._inverses, self.cache_keys_ = [], {}
         self._build()
 
     def _build(self) -> None:
@@ -519,7 +521,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         def run_live(part: Part) -> None:
             run(part.positions, partial(self.extractor_.embed, part.batch))
 
-        recording, self._recording = self._recording, None
+        recording = self._take_recording()
         with tqdm(total=n, desc="Measuring", unit="image", disable=not self.verbose) as progress:
             seen_until = 0
             if recording is not None:
@@ -541,7 +543,12 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     def set_training_state(self, state: tuple) -> None:
         """Set what `measure_training` would, from a cache."""
         self.training_discrepancies_, self.held_out_discrepancies_, self._residuals = state
-        self._inverses, self._recording = [], None
+        self._inverses = []
+        self._take_recording()
+
+    def _take_recording(self) -> Recording | None:
+        """What the last `fit` recorded; it is let go of."""
+        return vars(self).pop("_recording", None)
 
     def __getstate__(self) -> dict:
         state = dict(super().__getstate__())  # which from Python 3.11 on is the object's own
@@ -551,7 +558,6 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
-        self._recording = None
         if self.__sklearn_is_fitted__():
             self._build()
 

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from skl_transformaly._activations import BlockActivations, iter_activations
 from skl_transformaly._cache import Cache, fingerprint, identity
 from skl_transformaly._extractor import TimmExtractor
+from skl_transformaly._fitting import all_or_nothing
 from skl_transformaly._halving import Halving
 from skl_transformaly._images import Images
 from skl_transformaly._imitation import ImitationMixin, at_least_float32, find_places
@@ -231,6 +232,7 @@ class BlockStudents(ImitationMixin, BaseEstimator):
         training = {"max_epochs": 30, "lr": 1e-4, "batch_size": 32, "token_share": 1.0, "schedule": "constant"}
         return cls(**{**training, **changes})
 
+    @all_or_nothing
     @_fit_context(prefer_skip_nested_validation=False)
     @own_settings()
     def fit(self, X: Any, y: Any = None, *, extractor: Any = None, cache: Cache | None = None) -> BlockStudents:

@@ -338,9 +338,9 @@ def _build(core: TransformalyDetector, conformal: ConformalDetector | None, with
 
     extractor = core.extractor_
     config = extractor.teacher_.data_config
-    mode = extractor.interpolation or config["interpolation"]
     before = Operators("preprocess")
-    pixels = preprocess(before, "images", extractor.image_size_, mode, config["mean"], config["std"])
+    size, mode = extractor.image_size_, extractor.interpolation_
+    pixels = preprocess(before, "images", size, mode, config["mean"], config["std"])
     before.Identity(pixels)
     before.nodes[-1].output[0] = "pixels"
 

@@ -31,6 +31,7 @@ from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 
+from skl_transformaly._fitting import all_or_nothing
 from skl_transformaly._images import Images, _is_table, as_images, list_images
 
 __all__ = ["NormalOnly", "OneClassSplit", "SyntheticOutlierScorer", "held_out_log_likelihood", "synthetic_outliers"]
@@ -312,6 +313,7 @@ class NormalOnly(DelegatingMixin, BaseEstimator):
     def __init__(self, estimator: Any):
         self.estimator = estimator
 
+    @all_or_nothing
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: Any = None) -> NormalOnly:
         """Fit `estimator` on the normal samples.
@@ -361,7 +363,7 @@ class NormalOnly(DelegatingMixin, BaseEstimator):
         return self.fit(X, y).predict(X)
 
     def __sklearn_tags__(self):
-        tags = deepcopy(get_tags(self.estimator))
+        tags = deepcopy(get_tags(getattr(self, "estimator_", self.estimator)))
         tags.target_tags.required = True
         return tags
 

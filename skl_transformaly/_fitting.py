@@ -1,0 +1,31 @@
+"""What every `fit` here promises: it succeeds, or leaves the estimator as it was."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+__all__ = ["all_or_nothing"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def all_or_nothing(fit: F) -> F:
+    """Decorate `fit`: whatever it raises, the attributes are those from before, of an earlier fit or of none.
+
+    Half of a new fit and half of an old one would score without a word. It takes a `fit` that replaces what was fitted
+    and never changes it in place.
+    """
+
+    @functools.wraps(fit)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = dict(vars(self))
+        try:
+            return fit(self, *args, **kwargs)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    return wrapper  # type: ignore[return-value]
