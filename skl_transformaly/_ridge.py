@@ -548,7 +548,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
 
     def _take_recording(self) -> Recording | None:
         """What the last `fit` recorded; it is let go of."""
-        return vars(self).pop("_recording", None)
+        return self.__dict__.pop("_recording", None)
 
     def __getstate__(self) -> dict:
         state = dict(super().__getstate__())  # which from Python 3.11 on is the object's own
