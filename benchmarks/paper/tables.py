@@ -163,6 +163,9 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="TABLE",
         help="1 to 7, or all; 1 and 2 are the same table, of two groups of data sets: for data of yours, 2",
     )
+    parser.add_argument(
+        "--no-students", action="store_true", help="train no students; of what takes them, show what is there already"
+    )
     options = complete(parser, parser.parse_args(arguments))
     if "all" in options.tables:
         options.tables = ["1" if options.data in published.TABLES["1"] else "2", "3", "4", "5", "6", "7"]
@@ -180,7 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
             write_rows(table, study, path.with_suffix(".csv"))
             return text
 
-        study.run(setting, groups, write)
+        study.run(setting, [group for group in groups if group != "students" or not options.no_students], write)
         text = write()
         print(text, flush=True)
         print(f"# Written to {path}; each figure is in {study.rows.path}.", file=sys.stderr)
