@@ -5,10 +5,8 @@ Every error about input images is raised here. Nothing in this module knows abou
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,40 +16,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image
 from sklearn.utils.validation import validate_data
 
-from skl_transformaly._folders import FoundFiles, walk
+from skl_transformaly._columns import is_missing, settled
+from skl_transformaly._folders import FoundFiles, has_image_suffix, walk
+from skl_transformaly._formats import expand_user, url_advice, what_else
+from skl_transformaly._pixels import (
+    SKIP_ADVICE,
+    ImageError,
+    check_layout,
+    checked,
+    decode_file,
+    decode_pil,
+    faint_text,
+    faintness,
+)
 
-__all__ = ["ImageError", "Images", "ImageInputMixin", "as_images", "eight_bits", "list_images"]
+__all__ = ["ImageError", "ImageInputMixin", "Images", "as_images", "eight_bits", "list_images"]
 
 # Bytes of the digest by which a picture is recognised.
 DIGEST_SIZE = 16
-
-# A pixel array is looked through in pieces of this many bytes, so that a memory-mapped array larger
-# than memory can be checked.
-_CHECK_BYTES = 2**26
-
-# Beyond this many times the full range of their dtype, pixels follow no convention at all: float32 loses the rest of
-# the image beside them, or overflows.
-_TOO_LARGE = 2**16
-
-# How the error about a broken image ends; whoever skips these leaves it away.
-SKIP_ADVICE = " Remove or repair it, or pass on_error='skip'."
 
 _EXPECTED = (
     "Expected images as: an array (n, H, W) or (n, H, W, C) with C = 1, 3 or 4, uint8 0-255 or float "
     "0-1; rows (n, H*W*C) together with image_shape; a torch tensor (n, C, H, W); a sequence of paths, "
     "PIL images or arrays; the path of a folder; or a map-style torch Dataset."
 )
-
-
-class ImageError(ValueError):
-    """An image that cannot be read or does not hold what an image should.
-
-    Its message names the image (its path, or its position in the sequence), says what was found, and
-    what to do.
-    """
 
 
 class Images(Sequence):
@@ -98,6 +89,9 @@ class Images(Sequence):
         self.unreadable: dict[int, str] = {}
         self.digests: dict[int, bytes] = {}
         self._warned = 0
+        # kinds of faint images by position, and which kinds were warned of, here or where these images came from
+        self._faint: dict[int, tuple[str, float]] = {}
+        self._told: set[str] = set()
 
     @property
     def image_shape(self) -> tuple[int, ...] | None:
@@ -128,20 +122,22 @@ class Images(Sequence):
         if positions.ndim != 1 or (positions < -len(self)).any() or (positions >= len(self)).any():
             raise IndexError(f"positions must be a sequence of places among {len(self)} images.")
         positions = positions % len(self) if len(self) else positions
-        return Images(
+        taken = Images(
             len(positions),
             partial(_elsewhere, self._decode, positions),
             stack=None if self.stack is None else self.stack[positions],
             name=partial(_elsewhere, self._name, positions),
             on_error=self.on_error,
         )
+        taken._told = self._told
+        return taken
 
     def batches(self, batch_size: int, *, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray | list[np.ndarray]]]:
         """Yield ``(positions, pixels)`` from position `start` on, at most `batch_size` images at a time.
 
         `pixels` is a slice of the stack, or a list of arrays whose sizes may differ. With
         ``on_error="skip"`` unreadable images are in neither, and the end of the first whole pass warns
-        of them.
+        of them, and of images that use the lowest part of their range alone.
         """
         for first in range(start, len(self), batch_size):
             positions = np.arange(first, min(first + batch_size, len(self)))
@@ -173,11 +169,21 @@ class Images(Sequence):
                 UserWarning,
                 stacklevel=3,
             )
+        self._warn_of_faint()
 
     def _digest(self, positions: np.ndarray, pixels: Any) -> None:
         for position, image in zip(positions.tolist(), pixels):
             if position not in self.digests:
                 self.digests[position] = _digest(image)
+                faint = faintness(image)
+                if faint is not None:
+                    self._faint[position] = faint
+
+    def _warn_of_faint(self) -> None:
+        for kind in sorted({kind for kind, _ in self._faint.values()} - self._told):
+            self._told.add(kind)
+            largest = [value for found, value in self._faint.values() if found == kind]
+            warnings.warn(faint_text(kind, len(largest), len(self), max(largest)), UserWarning, stacklevel=4)
 
     def groups(self) -> np.ndarray:
         """Number images by their pixels: duplicates have the same number, unreadable images one each.
@@ -227,6 +233,7 @@ class ImageInputMixin:
         """
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}.")
+        X = settled(X)
         if not hasattr(X, "shape") and not isinstance(X, Image.Image) and hasattr(X, "__array__"):
             X = np.asarray(X)  # an array by protocol alone
         if isinstance(X, Images):  # checked by the estimator that holds this one
@@ -274,6 +281,24 @@ class ImageInputMixin:
             )
         return images
 
+    def fit_transform(self, X, y=None, **fit_params):
+        """Fit to images, and give their features.
+
+        Parameters
+        ----------
+        X : images
+            In any form that `fit` takes.
+        y : ignored
+        **fit_params
+            Passed on to `fit`.
+
+        Returns
+        -------
+        Z : ndarray of shape (n_samples, n_features)
+        """
+        # an iterator would be at its end after `fit`
+        return super().fit_transform(settled(X), y, **fit_params)  # type: ignore[misc]
+
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()  # type: ignore[misc]
         tags.input_tags.two_d_array = True
@@ -290,7 +315,9 @@ def as_images(X: Any, *, on_error: str = "raise") -> Images:
         - array (n, H, W) or (n, H, W, C): uint8 0-255, uint16 0-65535, bool, other integers 0-255, or
           float 0-1; C = 1 grey, 3 RGB, 4 RGBA;
         - torch tensor (n, C, H, W), with the same value ranges;
-        - sequence of paths, PIL images, arrays (H, W[, C]) or tensors (C, H, W), of any sizes;
+        - sequence or iterator of paths, PIL images, arrays (H, W[, C]) or tensors (C, H, W), of any sizes; in paths ~
+          is the home folder;
+        - data frame of one column of such, or data set of Hugging Face with one column of images;
         - str or path of a folder: the images below it, sorted by path;
         - map-style torch Dataset whose items are images, or tuples that begin with one.
     on_error : {"raise", "skip"}, default="raise"
@@ -305,8 +332,10 @@ def as_images(X: Any, *, on_error: str = "raise") -> Images:
     TypeError
         `X` is none of these.
     ValueError
-        `X` has a wrong shape, masked, NaN, infinite or absurdly large pixels, or is an empty or missing folder.
+        `X` has a wrong shape, pixels that are masked, not finite or out of the range of their dtype, several columns,
+        or is an empty or missing folder.
     """
+    X = settled(X)
     if isinstance(X, Images):
         return X
     if isinstance(X, (str, os.PathLike)):
@@ -314,9 +343,12 @@ def as_images(X: Any, *, on_error: str = "raise") -> Images:
     if _is_torch(X, "Tensor"):
         X = _from_tensor(X)
         if X.ndim == 4:  # torch's (n, C, H, W)
+            _refuse_channels_last(X.shape[1:], "permute(0, 3, 1, 2)")
             X = np.moveaxis(X, 1, -1)
         elif X.ndim == 3 and X.shape[0] in (3, 4):
             _warn_one_image(X.shape, X.shape[0], X.shape[1:], "image.unsqueeze(0)")
+        elif X.ndim == 3 and X.shape[2] in (3, 4) and min(X.shape[:2]) > 4:
+            _warn_one_image(X.shape, X.shape[0], X.shape[1:], "image.permute(2, 0, 1).unsqueeze(0)")
     elif isinstance(X, np.ndarray) and X.ndim == 3 and X.shape[2] in (3, 4) and min(X.shape[:2]) > 4:
         _warn_one_image(X.shape, X.shape[0], X.shape[1:], "image[np.newaxis]")
     if isinstance(X, np.ndarray) and X.dtype.kind not in "OUST":
@@ -337,7 +369,7 @@ def as_images(X: Any, *, on_error: str = "raise") -> Images:
         if all(isinstance(item, (str, os.PathLike)) for item in X):
             return _from_files(X, on_error)
         return _from_items(X, on_error)
-    raise TypeError(f"Cannot read images from {type(X).__name__}. {_EXPECTED}")
+    raise TypeError(f"Cannot read images from {type(X).__name__}. {_advice(X)}{_EXPECTED}")
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
@@ -351,11 +383,15 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
     ValueError
         `folder` does not exist, is a file, cannot be listed, or holds no image.
     """
-    folder = Path(folder)
+    given, folder = str(folder), Path(expand_user(folder))
     if folder.is_file():
+        other = what_else(folder)
+        if other is not None and not has_image_suffix(given):
+            raise ValueError(f"{str(folder)!r} {other}")
         raise ValueError(f"{str(folder)!r} is one file; expected a folder. For single files pass a list: [path].")
     if not folder.is_dir():
         hint = " For a pattern pass a list: sorted(glob.glob(pattern))." if set("*?[") & set(str(folder)) else ""
+        hint = url_advice(given) or hint
         raise ValueError(f"There is no folder {str(folder)!r}; expected a folder of images.{hint}")
     found = FoundFiles()
     walk(folder, found, found.paths.append)
@@ -364,10 +400,31 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
         raise ValueError(
             f"Found no image below {str(folder)!r}: no file there is one that Pillow can decode (.png, .jpg, .tif, ...)"
             + (f"; passed over {others}." if others else ".")
+            + "".join(f" A {suffix} file {text}" for suffix, text in _known_others(found))
         )
     if others:
         warnings.warn(f"Passed over files below {str(folder)!r}: {others}.", stacklevel=2)
     return [Path(path) for path in found.paths]
+
+
+def _known_others(found: FoundFiles) -> list[tuple[str, str]]:
+    """Suffixes of files that were passed over, and what such files are."""
+    advice = [(suffix, what_else(f"file{suffix}")) for suffix in found.others]
+    return [(suffix, text) for suffix, text in advice if text is not None][:2]
+
+
+def _advice(item: Any) -> str:
+    """What to do with an object of a kind that is often passed by mistake; "" of others."""
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        return "Pass the content of an image file as PIL.Image.open(io.BytesIO(content)), a path as str. "
+    if isinstance(item, dict):
+        keys = ", ".join(repr(key) for key in list(item)[:5])
+        return f"It has the keys {keys}: pass the images alone, such as [item[key] for item in X]. " if item else ""
+    if hasattr(item, "read"):
+        return "Pass an open file as PIL.Image.open(file). "
+    if _is_torch(item, "utils.data.DataLoader"):
+        return "Pass the Dataset behind it, loader.dataset. "
+    return ""
 
 
 def _is_table(X) -> bool:
@@ -380,11 +437,13 @@ def _is_table(X) -> bool:
     if hasattr(X, "shape"):  # data frames, series, sparse matrices
         return len(X.shape) == 2
     if isinstance(X, (list, tuple)):
-        if not X or isinstance(X[0], (str, os.PathLike, Image.Image)):
+        # a missing path at the beginning is a NaN, too, but says nothing
+        first = next((item for item in X if not is_missing(item)), X[0] if X else None)
+        if first is None or isinstance(first, (str, os.PathLike, Image.Image)):
             return False
-        if isinstance(X[0], (tuple, list)):  # numbers, or (image, label)
-            return not X[0] or isinstance(X[0][0], Number)
-        return isinstance(X[0], Number) or getattr(X[0], "ndim", 2) < 2
+        if isinstance(first, (tuple, list)):  # numbers, or (image, label)
+            return not first or isinstance(first[0], Number)
+        return isinstance(first, Number) or getattr(first, "ndim", 2) < 2
     return False
 
 
@@ -417,6 +476,13 @@ def _without_mask(X):
     if np.ma.is_masked(X):
         raise ImageError("holds pixels hidden by a mask; give them a value (X.filled(value)), or drop the image.")
     return X.data
+
+
+def _refuse_channels_last(shape: tuple[int, ...], advice: str) -> None:
+    if shape[0] not in (1, 3, 4) and shape[2] in (1, 3, 4):
+        raise ImageError(
+            f"a tensor of an image has shape {shape}, with channels last; torch's order is (C, H, W): tensor.{advice}."
+        )
 
 
 def _warn_one_image(shape: tuple[int, ...], count: int, size: tuple[int, ...], advice: str) -> None:
@@ -453,18 +519,19 @@ def _from_rows(rows: np.ndarray, image_shape: tuple[int, ...] | None, *, warn: b
                 f"image_shape={image_shape!r} must be (H, W) or (H, W, C) with a product of "
                 f"{rows.shape[1]}, the number of values in a row of X."
             )
-    return _from_array(rows.reshape(len(rows), *shape))
+    # rows without a shape may be any numbers, as those of scikit-learn's own checks
+    return _from_array(rows.reshape(len(rows), *shape), lenient=image_shape is None)
 
 
-def _from_array(X: np.ndarray) -> Images:
+def _from_array(X: np.ndarray, *, lenient: bool = False) -> Images:
     if X.ndim not in (3, 4):
         raise ValueError(f"Got an array of shape {X.shape}. {_EXPECTED}")
     if X.ndim == 3:
         X = X[..., np.newaxis]
     X = _without_mask(X)
-    _check_layout(X.shape[1:])
-    _check_values(X)
-    return Images(len(X), partial(np.ndarray.__getitem__, X), stack=_full_range(X))
+    check_layout(X.shape[1:])
+    X = checked(X, lenient=lenient)
+    return Images(len(X), partial(np.ndarray.__getitem__, X), stack=X)
 
 
 # What decodes and what names are functions of modules, so that images go through pickle to other processes.
@@ -483,31 +550,7 @@ def _file_name(paths: Sequence, i: int) -> str:
 
 
 def _decode_file(paths: Sequence, i: int) -> np.ndarray:
-    with _pillow_errors():
-        if not stat.S_ISREG(os.stat(paths[i]).st_mode):  # opening a pipe would wait for its writer
-            raise ImageError("is not a regular file.")
-        with Image.open(paths[i]) as image:
-            if image.format != "PNG" or ImageFile.LOAD_TRUNCATED_IMAGES:
-                return _from_pil(image)
-            # The checksums of a PNG's pixels: Pillow looks at them here alone, and cannot decode after.
-            image.verify()
-        with Image.open(paths[i]) as image:
-            return _from_pil(image)
-
-
-@contextlib.contextmanager
-def _pillow_errors() -> Iterator[None]:
-    """What Pillow raises on a broken image, as :class:`ImageError`."""
-    try:
-        yield
-    except (ImageError, MemoryError):
-        raise
-    except FileNotFoundError as error:
-        raise ImageError("there is no such file.") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{error} If the file is trusted, raise PIL.Image.MAX_IMAGE_PIXELS.") from error
-    except Exception as error:  # Pillow's plugins raise nearly anything on broken files
-        raise ImageError(f"cannot be decoded as an image ({type(error).__name__}: {error}).{SKIP_ADVICE}") from error
+    return decode_file(paths[i])
 
 
 def _from_items(items: Any, on_error: str) -> Images:
@@ -518,6 +561,8 @@ def _decode_of(items: Any, i: int) -> np.ndarray:
     item = items[i]
     if isinstance(item, (tuple, list)) and len(item):
         item = item[0]  # Dataset of (image, label)
+    if is_missing(item):
+        raise ImageError(f"is missing: got {type(item).__name__} instead of an image.{SKIP_ADVICE}")
     try:
         return _decode_item(item)
     except TypeError as error:
@@ -529,120 +574,20 @@ def _decode_item(item) -> np.ndarray:
     if isinstance(item, (str, os.PathLike)):
         return _from_files([item], "raise")[0]
     if isinstance(item, Image.Image):
-        with _pillow_errors():  # the file behind it may not have been read yet
-            return _from_pil(item)
+        return decode_pil(item)
     if _is_torch(item, "Tensor"):
         item = _from_tensor(item)
         if item.ndim == 3:  # torch's (C, H, W)
+            _refuse_channels_last(item.shape, "permute(2, 0, 1)")
             item = np.moveaxis(item, 0, -1)
     elif not isinstance(item, np.ndarray) and hasattr(item, "__array__"):
         item = np.asarray(item)  # an array by protocol alone
     if not isinstance(item, np.ndarray):
-        raise TypeError(f"an item of X is a {type(item).__name__}, not an image. {_EXPECTED}")
+        raise TypeError(f"an item of X is a {type(item).__name__}, not an image. {_advice(item)}{_EXPECTED}")
     item = _without_mask(item)
     if item.ndim == 2:
         item = item[..., np.newaxis]
     if item.ndim != 3:
         raise ImageError(f"has shape {item.shape}; expected (H, W) or (H, W, C).")
-    _check_layout(item.shape)
-    _check_values(item)
-    return _full_range(item)
-
-
-def _check_layout(shape: tuple[int, ...]) -> None:
-    height, width, channels = shape
-    if channels not in (1, 3, 4):
-        hint = ""
-        if height in (1, 3, 4):
-            hint = " Channels come last here; channels-first arrays: np.moveaxis(X, -3, -1)."
-        raise ImageError(
-            f"an image of shape {shape} has {channels} channels; expected 1 (grey), 3 (RGB) or 4 (RGBA).{hint}"
-        )
-    if 0 in (height, width):
-        raise ImageError(f"an image of shape {shape} has no pixels.")
-
-
-def _check_values(X: np.ndarray) -> None:
-    """Refuse what is not numbers; warn where the range is not that of the dtype's convention."""
-    if X.dtype.kind not in "buif":
-        raise ImageError(f"pixels of dtype {X.dtype} are not real numbers; expected uint8, or float 0-1.")
-    if X.dtype in (np.uint8, np.bool_):
-        return
-    low, high = np.inf, -np.inf
-    step = max(1, _CHECK_BYTES // max(1, X[:1].nbytes))
-    for start in range(0, len(X), step):
-        piece = X[start : start + step]
-        # NaN comes through min and max, so two reductions find all that is not finite
-        low, high = min(low, piece.min()), max(high, piece.max())
-        if not (np.isfinite(piece.min()) and np.isfinite(piece.max())):
-            raise ImageError("pixels contain NaN or infinity; replace them (numpy.nan_to_num) or drop the image.")
-    full = 1 if X.dtype.kind == "f" else 255
-    if X.dtype.type != np.uint16 and max(-float(low), float(high)) > _TOO_LARGE * full:
-        raise ImageError(
-            f"{X.dtype} pixels span {float(low):.3g} to {float(high):.3g}, too large for pixels: expected 0-{full}. "
-            "Rescale them."
-        )
-    if X.dtype.type == np.uint16:
-        if high <= 255:
-            _warn_range(f"uint16 pixels are expected in 0-65535 but reach only {high}", "cast 8-bit values to uint8")
-    elif X.dtype.kind in "ui":
-        if low < 0 or high > 255:
-            _warn_range(f"{X.dtype} pixels are expected in 0-255 but span {low} to {high}", "rescale them")
-    elif low < 0 or high > 1:
-        _warn_range(
-            f"float pixels are expected in 0-1 but span {low:.3g} to {high:.3g}",
-            "divide by 255, or pass uint8, if they are 0-255",
-        )
-
-
-def _warn_range(found: str, advice: str) -> None:
-    warnings.warn(f"{found}: {advice}. They are used as they are.", UserWarning, stacklevel=2)
-
-
-def _full_range(X: np.ndarray) -> np.ndarray:
-    """Bring dtypes whose convention is not their full range, or that torch lacks, to others; uint8 stays as it is."""
-    if X.dtype.kind == "b":
-        return X.astype(np.float32)
-    if X.dtype == np.longdouble or not X.dtype.isnative:
-        X = X.astype(np.float64 if X.dtype == np.longdouble else X.dtype.newbyteorder("="))
-    if X.dtype.kind in "ui" and X.dtype not in (np.uint8, np.uint16):
-        if X.size and X.min() >= 0 and X.max() <= 255:
-            return X.astype(np.uint8)
-        return X.astype(np.float64) / 255
-    return X
-
-
-def _from_pil(image: Image.Image) -> np.ndarray:
-    """First frame, upright, as (H, W, C); palettes and exotic colour spaces become RGB or RGBA."""
-    _check_layout((image.height, image.width, 3))
-    image.load()
-    try:
-        image = ImageOps.exif_transpose(image)
-    except Exception as error:  # of any kind, as the parser stumbles on it
-        warnings.warn(
-            f"The EXIF data of an image cannot be read ({type(error).__name__}: {error}): it is taken as upright.",
-            UserWarning,
-            stacklevel=2,
-        )
-    mode = image.mode
-    if mode == "I" or mode.startswith("I;16"):
-        array = np.asarray(image)
-        if array.min() < 0 or array.max() > 65535:
-            raise ImageError(
-                f"32-bit integer pixels span {array.min()} to {array.max()}; expected 0-65535. Rescale it."
-            )
-        array = array.astype(np.uint16)
-        _check_values(array)
-        hole = image.info.get("transparency")
-        if isinstance(hole, int):  # one value stands for nothing
-            array = np.stack([array] * 3 + [np.where(array == hole, 0, 65535).astype(np.uint16)], axis=-1)
-    elif mode == "F":
-        array = np.asarray(image)
-        _check_values(array)
-    elif image.has_transparency_data:
-        array = np.asarray((image.convert("LA") if mode == "La" else image).convert("RGBA"))
-    elif mode in ("1", "L"):
-        array = np.asarray(image.convert("L"))
-    else:
-        array = np.asarray(image.convert("RGB"))
-    return array[..., np.newaxis] if array.ndim == 2 else array
+    check_layout(item.shape)
+    return checked(item)

@@ -255,7 +255,7 @@ WRONG = {
     "a number": (3, (TypeError, ValueError), "Cannot read images"),
     "a PIL image alone": (Image.new("L", (8, 8)), TypeError, "Cannot read images"),
     "an empty list": ([], ValueError, "no image in X"),
-    "None inside": ([Image.new("L", (8, 8)), None], TypeError, "NoneType"),
+    "None inside": ([Image.new("L", (8, 8)), None], ImageError, "image 1: is missing"),
     "a missing folder": ("no/such/folder", ValueError, "no/such/folder"),
     "one image to fit": (np.zeros((1, 8, 8)), ValueError, "n_samples = 1"),
 }
@@ -286,8 +286,6 @@ def test_an_iterable_dataset_is_refused():
 @pytest.mark.parametrize(
     "X, message",
     [
-        (np.full((4, 8, 8), 200.0) + np.arange(4)[:, None, None], "divide by 255"),
-        (np.arange(4 * 64).reshape(4, 8, 8) + 100, "0-255"),
         (np.arange(4 * 49, dtype=np.uint16).reshape(4, 7, 7), "cast 8-bit values"),
         (np.arange(4 * 12.0).reshape(4, 12) / 48, "image_shape"),
     ],

@@ -1,0 +1,125 @@
+"""What people keep images in, as one sequence: data frames, data sets of rows, generators."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, KeysView, Sequence, ValuesView
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["is_missing", "settled"]
+
+
+def is_missing(item: Any) -> bool:
+    """Whether an item stands for no value: None, NaN, or those of pandas.
+
+    Examples
+    --------
+    >>> [is_missing(item) for item in (None, float("nan"), "a.png", 0.5)]
+    [True, True, False, False]
+    """
+    return (
+        item is None
+        or (isinstance(item, (float, np.floating)) and bool(item != item))
+        or type(item).__name__ in ("NAType", "NaTType")
+    )
+
+
+def settled(X: Any) -> Any:
+    """`X` as a sequence, if it holds images in another way; else `X` itself.
+
+    Iterators become lists, a data frame of one column that does not hold numbers becomes that column, and a data set
+    whose rows are dicts, as those of Hugging Face, becomes its column of images.
+
+    Raises
+    ------
+    ValueError
+        There are several columns that may be meant.
+    TypeError
+        A data set has no length, or is several.
+    """
+    if isinstance(X, (str, os.PathLike, list, tuple, np.ndarray, Image.Image)):
+        return X
+    if isinstance(X, (Iterator, KeysView, ValuesView)) and not hasattr(X, "read"):  # an open file iterates, too
+        return list(X)
+    if isinstance(X, dict) and hasattr(X, "column_names"):
+        name = next(iter(X), "train")
+        raise TypeError(f"X holds the data sets {', '.join(map(repr, X))}: pass one, such as X[{name!r}].")
+    if hasattr(X, "column_names") and not isinstance(X, type):
+        return _table_column(X) if hasattr(X, "schema") and hasattr(X, "column") else _dataset_column(X)
+    if hasattr(X, "columns") and hasattr(X, "dtypes") and len(getattr(X, "shape", ())) == 2:
+        return _frame_column(X)
+    return X
+
+
+class _Column(Sequence):
+    """One column of a data set whose rows are dicts, decoded row by row."""
+
+    def __init__(self, rows: Any, name: str):
+        self.rows = rows
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: Any) -> Any:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"row {i} of {len(self)}")
+        return self.rows[int(i)][self.name]
+
+
+def _dataset_column(X: Any) -> Any:
+    names = list(X.column_names or ())
+    if not hasattr(X, "__len__"):
+        raise TypeError(
+            f"X is a data set of columns {', '.join(map(repr, names))} that is streamed and so has no length: load it "
+            "without streaming, or pass a list of its images."
+        )
+    if not len(X):
+        return []
+    features = getattr(X, "features", None) or {}
+    images = [name for name in names if type(features.get(name)).__name__ == "Image"]
+    if not images:
+        row = X[0]
+        images = [name for name in names if _is_picture(row[name])]
+    if len(images) == 1 or len(names) == 1:
+        return _Column(X, (images or names)[0])
+    raise _ambiguous("data set", names, images)
+
+
+def _table_column(X: Any) -> Any:
+    """The column of a table of Arrow."""
+    if len(X.column_names) == 1:
+        return X.column(0).to_pylist()
+    raise _ambiguous("table", list(X.column_names), [])
+
+
+def _frame_column(X: Any) -> Any:
+    """The column of a data frame of images; a frame of numbers stays what it is, rows."""
+    columns = [X.iloc[:, j] for j in range(X.shape[1])] if hasattr(X, "iloc") else [X[name] for name in X.columns]
+    values = [next((value for value in column if not is_missing(value)), None) for column in columns]
+    held = [name for name, value in zip(X.columns, values) if _is_picture(value) or _is_path(value)]
+    if not held:
+        return X
+    if len(columns) == 1:
+        return columns[0]
+    raise _ambiguous("data frame", list(X.columns), held)
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, (str, os.PathLike, bytes, dict))
+
+
+def _is_picture(value: Any) -> bool:
+    return isinstance(value, Image.Image) or getattr(value, "ndim", 0) >= 2
+
+
+def _ambiguous(kind: str, names: list, held: list) -> ValueError:
+    shown = ", ".join(map(repr, names[:10])) + ", ..." * (len(names) > 10)
+    column = (held or names)[0]
+    return ValueError(
+        f"X is a {kind} with the columns {shown}, and one column is expected: pass the one that holds the images or "
+        f"their paths, such as X[{column!r}]."
+    )

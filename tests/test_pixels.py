@@ -1,0 +1,418 @@
+"""Depth and range of pixels: the same in every container, and nothing out of its range is scored."""
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_detector
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin, TiffImagePlugin
+
+from skl_transformaly import ImageError
+from skl_transformaly._images import as_images
+
+HIGH, WIDE = 5, 7
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def predicted(kind, left, up, corner):
+    """What a PNG filter takes off a byte."""
+    if kind == 4:  # Paeth
+        guess = left + up - corner
+        return min((left, up, corner), key=lambda near: abs(guess - near))
+    return (0, left, up, (left + up) // 2)[kind]
+
+
+def deep_png(pixels, kind=0, before=b""):
+    """A PNG of 16 bits a channel, its rows filtered by `kind`."""
+    colour, size = {1: 0, 2: 4, 3: 2, 4: 6}[pixels.shape[2]], 2 * pixels.shape[2]
+    rows, above = b"", bytes(size * pixels.shape[1])
+    for row in pixels.astype(">u2"):
+        raw = row.tobytes()
+        near = zip(bytes(size) + raw, above, bytes(size) + above)
+        rows += bytes([kind]) + bytes((byte - predicted(kind, *three)) % 256 for byte, three in zip(raw, near))
+        above = raw
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, colour, 0, 0, 0)
+    data = chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + before + data + chunk(b"IEND", b"")
+
+
+def deep_tiff(pixels, order="<", compressed=False, planar=1, extra=None):
+    """A TIFF of 16 bits a channel."""
+    high, wide, channels = pixels.shape
+    data = (np.moveaxis(pixels, 2, 0) if planar == 2 else pixels).astype(f"{order}u2").tobytes()
+    strips = 1 if planar == 1 else channels
+    size = len(data) // strips
+    data = zlib.compress(data) if compressed else data
+    entries = {256: wide, 257: high, 259: 8 if compressed else 1, 262: 2, 277: channels, 278: high, 284: planar}
+    extras = 8 + len(data)
+    tags = [(tag, 3, 1, struct.pack(f"{order}HH", value, 0)) for tag, value in entries.items()]
+    tags.append((258, 3, channels, struct.pack(f"{order}I", extras)))
+    tail = struct.pack(f"{order}{channels}H", *[16] * channels)
+    if strips == 1:
+        tags.append((273, 4, 1, struct.pack(f"{order}I", 8)))
+        tags.append((279, 4, 1, struct.pack(f"{order}I", len(data))))
+    else:
+        for tag, values in ((273, [8 + i * size for i in range(strips)]), (279, [size] * strips)):
+            tags.append((tag, 4, strips, struct.pack(f"{order}I", extras + len(tail))))
+            tail += struct.pack(f"{order}{strips}I", *values)
+    if extra is not None:
+        tags.append((338, 3, 1, struct.pack(f"{order}HH", extra, 0)))
+    directory = struct.pack(f"{order}H", len(tags))
+    directory += b"".join(struct.pack(f"{order}HHI", *tag[:3]) + tag[3] for tag in sorted(tags))
+    start = struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, extras + len(tail))
+    return start + data + tail + directory + bytes(4)
+
+
+def deep_ppm(pixels, largest=65535):
+    return f"P6\n{pixels.shape[1]} {pixels.shape[0]}\n{largest}\n".encode() + pixels.astype(">u2").tobytes()
+
+
+def decoded(folder, content, name="image"):
+    (folder / name).write_bytes(content)
+    return as_images([folder / name])[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("deep")
+
+
+def drawn_pixels(seed, channels):
+    """Some smooth, some random: all filters have something to predict."""
+    rng = np.random.default_rng(seed)
+    smooth = np.add.outer(np.arange(HIGH) * 900, np.arange(WIDE) * 70)[..., np.newaxis] * np.arange(1, channels + 1)
+    return np.where(rng.random() < 0.5, smooth, rng.integers(0, 65536, (HIGH, WIDE, channels))).astype(np.uint16)
+
+
+# Depth
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**16), channels=st.sampled_from([1, 2, 3, 4]), kind=st.integers(0, 4))
+def test_a_png_keeps_its_16_bits(folder, seed, channels, kind):
+    pixels = drawn_pixels(seed, channels)
+    expected = pixels if channels != 2 else pixels[..., [0, 0, 0, 1]]
+    np.testing.assert_array_equal(decoded(folder, deep_png(pixels, kind)), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    channels=st.sampled_from([3, 4]),
+    order=st.sampled_from("<>"),
+    compressed=st.booleans(),
+)
+def test_a_tiff_keeps_its_16_bits(folder, seed, channels, order, compressed):
+    pixels = drawn_pixels(seed, channels)
+    content = deep_tiff(pixels, order, compressed, extra=2 if channels == 4 else None)
+    np.testing.assert_array_equal(decoded(folder, content), pixels)
+
+
+def test_premultiplied_colours_of_16_bits_are_divided_by_their_opacity(folder, rng):
+    alpha = rng.integers(20000, 65536, (HIGH, WIDE, 1))
+    colours = (rng.random((HIGH, WIDE, 3)) * alpha).astype(np.int64)
+    content = deep_tiff(np.concatenate([colours, alpha], axis=-1), extra=1)
+    expected = np.concatenate([colours / alpha, alpha / 65535], axis=-1) * 65535
+    np.testing.assert_allclose(decoded(folder, content), expected, atol=1)
+
+
+@pytest.mark.parametrize("largest", [65535, 4095, 1023])
+def test_a_ppm_keeps_its_16_bits_and_is_scaled_by_its_own_largest_value(folder, rng, largest):
+    pixels = rng.integers(0, largest + 1, (HIGH, WIDE, 3))
+    found = decoded(folder, deep_ppm(pixels, largest))
+    np.testing.assert_allclose(found, pixels * (65535 / largest), atol=0.51)
+
+
+@pytest.mark.parametrize("largest", [65535, 4095])
+def test_a_pgm_is_scaled_by_its_own_largest_value(folder, rng, largest):
+    pixels = rng.integers(0, largest + 1, (HIGH, WIDE))
+    content = f"P5\n{WIDE} {HIGH}\n{largest}\n".encode() + pixels.astype(">u2").tobytes()
+    np.testing.assert_allclose(decoded(folder, content)[..., 0], pixels * (65535 / largest), atol=0.51)
+
+
+def test_one_transparent_colour_of_16_bits_is_seen_through(folder, rng):
+    pixels = rng.integers(0, 65536, (HIGH, WIDE, 3), dtype=np.uint16)
+    hole = chunk(b"tRNS", pixels[0, 0].astype(">u2").tobytes())
+    found = decoded(folder, deep_png(pixels, before=hole))
+    np.testing.assert_array_equal(found[..., :3], pixels)
+    np.testing.assert_array_equal(found[..., 3], np.where((pixels == pixels[0, 0]).all(-1), 0, 65535))
+
+
+def test_16_bits_are_turned_upright(folder, rng):
+    pixels = rng.integers(0, 65536, (HIGH, WIDE, 3), dtype=np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = deep_png(pixels, before=chunk(b"eXIf", exif.tobytes()[6:]))
+    np.testing.assert_array_equal(decoded(folder, content), np.rot90(pixels, -1))
+
+
+def test_16_bit_planes_are_refused(folder, rng):
+    pixels = rng.integers(0, 65536, (HIGH, WIDE, 3), dtype=np.uint16)
+    with pytest.raises(ImageError, match="planes"):
+        decoded(folder, deep_tiff(pixels, planar=2))
+
+
+def test_a_plain_ppm_of_16_bits_says_that_it_is_cut(folder):
+    with pytest.warns(UserWarning, match="cuts a PPM image of 16 bits"):
+        decoded(folder, b"P3\n1 1\n65535\n1 2 65535\n")
+
+
+def test_an_opened_pil_image_keeps_its_16_bits_and_can_still_be_used(folder, rng):
+    pixels = rng.integers(0, 65536, (HIGH, WIDE, 3), dtype=np.uint16)
+    (folder / "opened.png").write_bytes(deep_png(pixels))
+    with Image.open(folder / "opened.png") as image:
+        for _ in range(2):
+            np.testing.assert_array_equal(as_images([image])[0], pixels)
+        np.testing.assert_array_equal(np.asarray(image), pixels >> 8)
+
+
+def test_16_bits_of_colour_score_as_their_array(folder, fitted, rng):
+    detector, _ = fitted
+    pixels = rng.integers(0, 65536, (20, 24, 3), dtype=np.uint16)
+    (folder / "scored.png").write_bytes(deep_png(pixels))
+    (folder / "scored.tif").write_bytes(deep_tiff(pixels))
+    scores = detector.score_samples([folder / "scored.png", folder / "scored.tif", pixels, pixels / 65535])
+    np.testing.assert_allclose(scores, detector.score_samples(pixels[np.newaxis])[0], rtol=1e-9)
+
+
+# 16 bits that hold fewer
+
+
+def written(folder, name, content):
+    (folder / name).write_bytes(content)
+    return [folder / name]
+
+
+def saved(folder, image):
+    image.save(folder / "saved.tif")
+    return [folder / "saved.tif"]
+
+
+# The same 16-bit pixels, by container.
+CONTAINERS = {
+    "array": lambda pixels, folder: pixels[np.newaxis],
+    "list of arrays": lambda pixels, folder: [pixels],
+    "grey array": lambda pixels, folder: [pixels[..., 0]],
+    "big-endian array": lambda pixels, folder: [pixels.astype(">u2")],
+    "tensor": lambda pixels, folder: torch.from_numpy(np.moveaxis(pixels, -1, 0).copy())[None],
+    "grey PNG": lambda pixels, folder: written(folder, "grey.png", deep_png(pixels[..., :1])),
+    "grey TIFF": lambda pixels, folder: saved(folder, Image.fromarray(pixels[..., 0])),
+    "colour PNG": lambda pixels, folder: written(folder, "colour.png", deep_png(pixels)),
+    "colour TIFF": lambda pixels, folder: written(folder, "colour.tif", deep_tiff(pixels)),
+    "opened PIL image": lambda pixels, folder: [Image.open(io.BytesIO(deep_png(pixels)))],
+    "PIL image of mode I": lambda pixels, folder: [Image.fromarray(pixels[..., 0].astype(np.int32))],
+    "PIL image of mode I;16": lambda pixels, folder: [Image.fromarray(pixels[..., 0])],
+    "PIL image of mode I;16B": lambda pixels, folder: [
+        Image.frombytes("I;16B", pixels.shape[1::-1], pixels[..., 0].astype(">u2").tobytes())
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    "bits, advice", [(8, "uint8"), (10, "X \\* 64"), (12, r"X \* 16 or .*/ 4095"), (14, r"X \* 4")]
+)
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_fewer_bits_in_16_are_warned_of_in_every_container(name, bits, advice, folder, fitted, rng):
+    pixels = rng.integers(0, 2**bits, (20, 24, 3), dtype=np.uint16)
+    pixels[0, 0] = 2**bits - 1
+    X = CONTAINERS[name](pixels, folder)
+    with pytest.warns(UserWarning, match=f"1 of 1 images holds uint16 pixels of at most {2**bits - 1},.*{advice}"):
+        fitted[0].score_samples(X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels[0, 0] = 2**15
+        fitted[0].score_samples(CONTAINERS[name](pixels, folder))
+
+
+def test_many_images_of_fewer_bits_are_one_warning(rng):
+    low = [rng.integers(0, 4096, (20, 24), dtype=np.uint16) for _ in range(12)]
+    low[3][0, 0] = 4095
+    whole = rng.integers(0, 65536, (20, 24), dtype=np.uint16)
+    for X, count in ((np.stack(low), 12), ([*low, whole, np.zeros_like(whole)], 12)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            tiny_detector().fit(X)
+        told = [str(warning.message) for warning in caught if "nearly black" in str(warning.message)]
+        assert len(told) == 1
+        assert told[0].startswith(f"{count} of {len(X)} images hold uint16 pixels of at most 4095")
+
+
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        (np.eye(20, 24, dtype=np.uint8), "0 and 1 alone"),
+        (np.eye(20, 24) / 255, "divided by 255 twice"),
+        (np.eye(20, 24, dtype=np.int64), "0 and 1 alone"),
+    ],
+)
+def test_other_pixels_on_a_smaller_scale_are_warned_of(image, message, fitted):
+    with pytest.warns(UserWarning, match=message):
+        fitted[0].score_samples([image])
+
+
+def test_black_images_are_not_warned_of(fitted):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for dtype in (np.uint8, np.uint16, np.float32, bool):
+            fitted[0].score_samples([np.zeros((20, 24), dtype)])
+
+
+# Ranges
+
+
+def float_containers(image):
+    """The same float image of one channel, by container."""
+    return {
+        "array": image[np.newaxis],
+        "list of arrays": [image.astype(np.float32)],
+        "tensor": torch.from_numpy(image)[None, None],
+        "list of tensors": [torch.from_numpy(image)[None]],
+        "PIL image": [Image.fromarray(image.astype(np.float32))],
+    }
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    low=st.floats(-300, 300),
+    width=st.floats(0.01, 70000),
+    name=st.sampled_from(list(float_containers(np.zeros((1, 1))))),
+    seed=st.integers(0, 2**16),
+)
+def test_floats_out_of_range_never_score(low, width, name, seed):
+    high = low + width
+    image = np.random.default_rng(seed).uniform(low, high, (6, 8))
+    image.flat[:2] = low, high
+    outside = low < -0.01 or high > 1.01
+    if not outside and (low < 0 or high > 1):
+        return  # rounding, of which another test sees
+    if outside:
+        with pytest.raises(ImageError, match="float pixels are expected in 0-1|too large"):
+            as_images(float_containers(image)[name])[0]
+    else:
+        assert as_images(float_containers(image)[name])[0].shape == (6, 8, 1)
+
+
+@pytest.mark.parametrize(
+    "low, high, message",
+    [
+        (0, 255, "divide by 255, or pass uint8"),
+        (-0.0005, 255, "divide by 255"),
+        (-3, 260, "divide by 255"),
+        (0, 4095, "largest value"),
+        (-2.1, 2.6, r"undo the normalisation \(X \* std \+ mean\)"),
+        (-1, 1, "undo the normalisation"),
+        (-0.1, 1.1, r"numpy\.clip"),
+        (0, 1.2, r"numpy\.clip"),
+    ],
+)
+@pytest.mark.parametrize("name", list(float_containers(np.zeros((1, 1)))))
+def test_each_range_has_its_own_advice(name, low, high, message, fitted):
+    image = np.linspace(low, high, 480).reshape(20, 24)
+    for use in (fitted[0].score_samples, tiny_detector().fit):
+        X = float_containers(image)[name]
+        with pytest.raises(ValueError, match=message):
+            use(X if use == fitted[0].score_samples or (isinstance(X, list) and len(X) > 1) else _twice(X))
+
+
+def _twice(X):
+    return (
+        X + X if isinstance(X, list) else torch.cat([X, X]) if isinstance(X, torch.Tensor) else np.concatenate([X, X])
+    )
+
+
+def test_a_float_tiff_of_0_to_255_is_refused_by_name(tmp_path, fitted):
+    Image.fromarray(np.full((20, 24), 99, np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(ImageError, match=r"float\.tif.*divide by 255"):
+        fitted[0].score_samples([tmp_path / "float.tif"])
+
+
+@pytest.mark.parametrize("name", list(float_containers(np.zeros((1, 1)))))
+def test_rounding_beyond_the_range_is_clipped(name, fitted, rng):
+    image = np.round(rng.random((20, 24)) * 255) / 255
+    rough = image.copy()
+    image[0, :2], rough[0, :2] = (0, 1), (-1e-3, 1.001)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = as_images(float_containers(rough)[name])[0]
+    np.testing.assert_allclose(found[..., 0], image, atol=1e-6)
+    prepared = fitted[0].extractor_.preprocess
+    np.testing.assert_array_equal(prepared([found]), prepared([image[..., np.newaxis]]))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", list(float_containers(np.zeros((1, 1)))))
+def test_pixels_that_are_not_finite_are_refused(name, value):
+    image = np.full((6, 8), 0.5)
+    image[3, 4] = value
+    with pytest.raises(ImageError, match="NaN or infinity"):
+        as_images(float_containers(image)[name])[0]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64, np.uint32, np.uint64])
+def test_integers_out_of_range_are_refused(dtype):
+    info = np.iinfo(dtype)
+    for value in (-1, 256, 4095, 65535):
+        if info.min <= value <= info.max:
+            image = np.full((6, 8), value, dtype)
+            for X in (image[np.newaxis], [image]):
+                with pytest.raises(ImageError, match="expected in 0-255 but span.*uint16" if value > 0 else "rescale"):
+                    as_images(X)[0]
+
+
+def test_rows_with_image_shape_are_images_and_rows_without_are_any_numbers(rng):
+    rows = rng.normal(size=(12, 48))
+    with pytest.raises(ImageError, match="undo the normalisation"):
+        tiny_detector(image_shape=(6, 8)).fit(rows)
+    with pytest.warns(UserWarning, match="used as they are"):
+        tiny_detector(feature_spaces=["pretrained"]).fit(rows)
+
+
+# Limits of Pillow
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt"])
+def test_a_long_text_names_the_limit_and_how_to_raise_it(kind, folder, rng, monkeypatch):
+    pixels = rng.integers(0, 65536, (HIGH, WIDE, 1), dtype=np.uint16)
+    packed = zlib.compress(bytes(2 * PngImagePlugin.MAX_TEXT_CHUNK))
+    text = b"key\0\0" + packed if kind == b"zTXt" else b"key\0\1\0\0\0" + packed
+    content = deep_png(pixels, before=chunk(kind, text))
+    with pytest.raises(ImageError, match=r"PIL\.PngImagePlugin\.MAX_TEXT_CHUNK.*raise that limit") as caught:
+        decoded(folder, content, "text.png")
+    assert "repair" not in str(caught.value)
+    monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_CHUNK", 100 * PngImagePlugin.MAX_TEXT_CHUNK)
+    np.testing.assert_array_equal(decoded(folder, content, "text.png"), pixels)
+
+
+def test_many_texts_name_the_limit(folder, monkeypatch):
+    monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_MEMORY", 100)
+    content = deep_png(np.ones((HIGH, WIDE, 1), np.uint16), before=chunk(b"tEXt", b"key\0" + b"a" * 200))
+    with pytest.raises(ImageError, match=r"PIL\.PngImagePlugin\.MAX_TEXT_MEMORY.*raise that limit"):
+        decoded(folder, content)
+
+
+@pytest.mark.parametrize("share", [0.6, 3])
+def test_a_large_image_names_the_limit(share, folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(HIGH * WIDE / share / 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ImageError, match=r"PIL\.Image\.MAX_IMAGE_PIXELS.*raise that limit") as caught:
+            decoded(folder, deep_png(np.full((HIGH, WIDE, 1), 65535, np.uint16)))
+    assert "repair" not in str(caught.value)
+
+
+def test_tiffs_made_here_are_tiffs(folder, rng):
+    """What Pillow makes of the files of this module, by its high bytes."""
+    pixels = rng.integers(0, 65536, (HIGH, WIDE, 3), dtype=np.uint16)
+    (folder / "check.tif").write_bytes(deep_tiff(pixels))
+    with Image.open(folder / "check.tif") as image:
+        assert isinstance(image, TiffImagePlugin.TiffImageFile)
+        np.testing.assert_array_equal(np.asarray(image), pixels >> 8)
