@@ -787,7 +787,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         # a checkpoint of an unseeded fit keeps the seed that was drawn
         if self.random_state is not None or parameters.get("checkpoint") is None:
             students = _with_seed(students, random_state)
-        # students of a seed that nobody will draw again would only fill the disk
+        # an unseeded fit is never repeated, so that caching its students would only fill the disk
         drawn = "random_state" in parameters and self.random_state is None
         return students.fit(images, extractor=self.extractor_, cache=Cache(None) if drawn else self._cache())
 

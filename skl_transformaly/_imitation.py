@@ -238,7 +238,7 @@ class ImitationMixin(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transform
                 maps[index] = statistics.standardize(residual).double().unsqueeze(1)
             else:
                 raise ValueError(
-                    f"What is usual for the student of block {index} was not kept when it was trained: fit again."
+                    f"The student of block {index} has no residuals of normal images to compare with: fit again."
                 )
 
         z_p = self._compare(part, visit, collect)

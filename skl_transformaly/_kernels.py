@@ -99,7 +99,7 @@ class _Mlp(Mlp):
 
 @functools.cache
 def keep_memory() -> None:
-    """Have freed memory used again for what is allocated next, instead of given back to the system; once a process.
+    """Make the allocator reuse freed memory instead of returning it to the system; once a process.
 
     glibc gives blocks above a threshold back as soon as they are freed, and the next layer waits for the system to
     find, clear and map others: a tenth of a ViT-B/16's time on a CPU. The threshold rises to the size of the largest

@@ -66,7 +66,7 @@ class Recording:
     def embed(self, extractor: Any, batch: Tensor, positions: np.ndarray, visit: BlockVisitor) -> Tensor:
         """Run the teacher as ``extractor.embed(batch, visit)`` does, and record it if there is room.
 
-        Once there is none, no later run is recorded either.
+        Once the file is full, no later run is recorded either.
         """
         if self._full or batch.device.type != "cpu":  # an accelerator runs again sooner than it copies
             return extractor.embed(batch, visit)

@@ -133,7 +133,7 @@ def test_residuals_that_do_not_vary_make_finite_maps(n):
 def test_students_of_a_version_without_maps_say_so(fitted, images):
     detector = copy.deepcopy(fitted[0])
     del detector.students_._residuals
-    with pytest.raises(ValueError, match="block 4 was not kept when it was trained: fit again"):
+    with pytest.raises(ValueError, match="block 4 has no residuals of normal images to compare with: fit again"):
         detector.anomaly_map(images)
 
 
