@@ -43,7 +43,7 @@ def held_out_threshold(scores: np.ndarray, rate: float) -> float:
     Returns
     -------
     threshold : float
-        Scores below it are those whose `interpolated_p_values` are below `rate`.
+        Scores below it are those whose `interpolated_p_values` are below `rate`, or at their minimum of 1 / (n + 1).
     """
     n = len(scores)
     if rate * (n + 1) < 1 - 1e-9:

@@ -879,6 +879,7 @@ class Writer:
 _DERIVED = frozenset(
     (
         "_teacher",
+        "settings_",
         "students_",
         "history_",
         "_residuals",
