@@ -51,6 +51,8 @@ def settled(X: Any) -> Any:
         return _table_column(X) if hasattr(X, "schema") and hasattr(X, "column") else _dataset_column(X)
     if hasattr(X, "columns") and hasattr(X, "dtypes") and len(getattr(X, "shape", ())) == 2:
         return _frame_column(X)
+    if hasattr(X, "to_numpy") and not hasattr(X, "iloc") and len(getattr(X, "shape", ())) == 1:
+        return X.to_numpy()  # an Index cannot be split as arrays and Series can
     return X
 
 

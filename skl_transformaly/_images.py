@@ -439,7 +439,7 @@ def _is_table(X) -> bool:
     if isinstance(X, (list, tuple)):
         # a missing path at the beginning is a NaN, too, but says nothing
         first = next((item for item in X if not is_missing(item)), X[0] if X else None)
-        if first is None or isinstance(first, (str, os.PathLike, Image.Image)):
+        if first is None or isinstance(first, (str, os.PathLike, Image.Image, memoryview)):
             return False
         if isinstance(first, (tuple, list)):  # numbers, or (image, label)
             return not first or isinstance(first[0], Number)

@@ -216,6 +216,9 @@ def decode_file(path: str | os.PathLike) -> np.ndarray:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
             raise ImageError("is not a regular file.")
         with Image.open(path) as image:
+            other = what_else(path) if 0 in image.size else None
+            if other is not None:  # a format that Pillow knows by name alone
+                raise ImageError(other)
             if image.format != "PNG" or ImageFile.LOAD_TRUNCATED_IMAGES:
                 return _from_pil(image)
             # The checksums of a PNG's pixels: Pillow looks at them here alone, and cannot decode after.

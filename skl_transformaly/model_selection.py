@@ -31,6 +31,7 @@ from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 
+from skl_transformaly._columns import settled
 from skl_transformaly._fitting import all_or_nothing
 from skl_transformaly._images import Images, _is_table, as_images, list_images
 
@@ -338,7 +339,7 @@ class NormalOnly(DelegatingMixin, BaseEstimator):
         normal = np.flatnonzero(labels == 1)
         if len(normal) == 0:
             raise ValueError("y holds no normal sample (+1), so there is nothing to learn from.")
-        samples = as_sequence(X)
+        X = samples = as_sequence(X)
         check_consistent_length(samples, labels)
         if len(normal) < len(labels):
             X = take_samples(samples, normal, on_error=_on_error(self.estimator))
@@ -360,6 +361,7 @@ class NormalOnly(DelegatingMixin, BaseEstimator):
         labels : ndarray of shape (n_samples,), int
             +1 normal, -1 anomaly.
         """
+        X = settled(X)  # an iterator would be at its end after `fit`
         return self.fit(X, y).predict(X)
 
     def __sklearn_tags__(self):
@@ -630,8 +632,8 @@ class SyntheticOutlierScorer(BaseEstimator):
 
 
 def as_sequence(X: Any) -> Any:
-    """Give `X` as what has a length and can be indexed, as far as it is one already: a folder becomes its paths."""
-    return list_images(X) if isinstance(X, (str, os.PathLike)) else indexable(X)[0]
+    """Give `X` as what has a length and can be indexed: a folder becomes its paths, an iterator a list."""
+    return list_images(X) if isinstance(X, (str, os.PathLike)) else indexable(settled(X))[0]
 
 
 def take_samples(X: Any, positions: np.ndarray, *, on_error: str = "raise") -> Any:
