@@ -343,7 +343,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         X : images
             Normal images only; see Notes for their forms.
         y : ignored
-            With a warning where it says that images are anomalies (-1): fit takes all as normal.
+            With a warning where it says that images are anomalies (-1): fit takes all as normal. Texts and booleans are
+            refused.
 
         Returns
         -------
@@ -353,7 +354,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         ------
         ValueError
             `X` is not images, an image cannot be read, a parameter is out of its range, the teacher lacks a space that
-            is asked for, or all images look the same to it.
+            is asked for, all images look the same to it, or `y` holds texts or booleans.
         TypeError
             A part lacks the methods that it needs.
         FloatingPointError
@@ -382,7 +383,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         labels : ndarray of shape (n_samples,), int
             +1 normal, -1 anomaly.
         """
-        self.fit(X)
+        self.fit(X, y)
         return self._labels(self.training_scores_ - self.offset_)
 
     def score_samples(self, X: Any) -> np.ndarray:

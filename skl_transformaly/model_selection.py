@@ -15,6 +15,7 @@ Without a single known anomaly::
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -314,6 +315,12 @@ class NormalOnly(DelegatingMixin, BaseEstimator):
     def __init__(self, estimator: Any):
         self.estimator = estimator
 
+    @property
+    def classes_(self) -> np.ndarray:
+        """-1 and +1, the labels in ascending order; ``cross_val_predict`` of `decision_function` asks for them."""
+        check_is_fitted(self, "estimator_")
+        return np.array([-1, 1])
+
     @all_or_nothing
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: Any = None) -> NormalOnly:
@@ -379,17 +386,31 @@ def check_normal_only(y: Any, *, stacklevel: int = 4) -> None:
     Parameters
     ----------
     y : array-like or None
-        Looked at only if it is numbers, all +1 or -1, or both 0 and 1 and nothing else.
+        Numbers other than +1 and -1, such as classes, mean nothing, unless they are 0 and 1 alone.
     stacklevel : int, default=4
         Of the warning: 4 names the caller of a decorated `fit`.
+
+    Raises
+    ------
+    ValueError
+        `y` holds texts or booleans, of which nobody can know which mean normal.
     """
     try:
         labels = np.asarray(y)
     except (TypeError, ValueError, RuntimeError):  # y is ignored, whatever it is
         return
-    if labels.dtype.kind not in "iufb" or labels.ndim != 1 or len(values := np.unique(labels)) > 2:
+    if labels.ndim == 2 and labels.shape[1] == 1:  # a column
+        labels = labels.ravel()
+    if y is None or labels.ndim != 1:
         return
-    if values.tolist() == [0, 1]:
+    _refuse_words(labels)
+    if labels.dtype.kind == "O":
+        with contextlib.suppress(TypeError, ValueError):
+            labels = labels.astype(np.float64)
+    if labels.dtype.kind not in "iuf":
+        return
+    anomalies = int((labels == -1).sum())
+    if np.unique(labels).tolist() == [0, 1]:
         warnings.warn(
             f"y holds 0 and 1, but fit ignores y and takes all {len(labels)} samples as normal. If one of the two "
             "means anomaly, pass normal samples only; and where y is used to score, label normal samples +1 and "
@@ -397,15 +418,25 @@ def check_normal_only(y: Any, *, stacklevel: int = 4) -> None:
             UserWarning,
             stacklevel=stacklevel,
         )
-    if not np.isin(values, (-1, 1)).all() or not (labels == -1).any():
-        return
-    warnings.warn(
-        f"y says that {np.sum(labels == -1)} of {len(labels)} samples are anomalies (-1), but fit ignores y and takes "
-        "them as normal. Pass normal samples only, fit(X[y == 1]); wrap the detector, "
-        "skl_transformaly.model_selection.NormalOnly(detector); or, in a search, set refit=False.",
-        UserWarning,
-        stacklevel=stacklevel,
-    )
+    if anomalies and not np.nan_to_num(labels % 1).any():
+        warnings.warn(
+            f"y says that {anomalies} of {len(labels)} samples are anomalies (-1), but fit ignores y and takes "
+            "them as normal. Pass normal samples only, fit(X[y == 1]); wrap the detector, "
+            "skl_transformaly.model_selection.NormalOnly(detector); or, in a search, set refit=False.",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def _refuse_words(labels: np.ndarray) -> None:
+    words = [label for label in labels.tolist() if isinstance(label, (str, bytes, bool))]
+    if words:
+        found = ", ".join(map(repr, sorted(set(words), key=str)[:5]))
+        raise ValueError(
+            f"y holds labels such as {found}, but numbers are expected, +1 for normal samples and -1 for anomalies: "
+            "pass y=None with normal samples only, or convert y and wrap the detector in "
+            f"skl_transformaly.model_selection.NormalOnly. {_CONVERT}"
+        )
 
 
 def held_out_log_likelihood(estimator: Any, X: Any, y: Any = None) -> float:
@@ -660,10 +691,16 @@ def _check_labels(y: Any, who: str) -> np.ndarray:
     if labels.dtype.kind in "iuf" and np.isin(labels, (-1, 1)).all():
         return labels.astype(np.int64)
     found = np.unique(labels.astype(str)).tolist()
+    encoded = (
+        " cross_val_predict(method='decision_function') turns -1 and +1 into 0 and 1 before it fits: pass "
+        "cv=OneClassSplit() to it."
+        if found == ["0", "1"]
+        else ""
+    )
     raise ValueError(
         f"y must be +1 for normal samples and -1 for anomalies, got {', '.join(found[:5])}"
         f"{', ...' if len(found) > 5 else ''}. With 0 for normal and 1 for anomaly, or False and True, AUROC would "
-        f"silently come out as 1 - AUROC. {_CONVERT}"
+        f"silently come out as 1 - AUROC. {_CONVERT}{encoded}"
     )
 
 

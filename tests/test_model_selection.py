@@ -30,6 +30,7 @@ from sklearn.model_selection import (
     StratifiedGroupKFold,
     StratifiedKFold,
     StratifiedShuffleSplit,
+    cross_val_predict,
     cross_val_score,
 )
 from sklearn.neighbors import LocalOutlierFactor
@@ -38,7 +39,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
 from sklearn.utils import get_tags
 
-from skl_transformaly import GaussianDensity, ImageError
+from skl_transformaly import ConformalDetector, GaussianDensity, ImageError
 from skl_transformaly.model_selection import (
     NormalOnly,
     OneClassSplit,
@@ -377,13 +378,24 @@ def test_search_over_a_detector_of_images(images):
 # check_normal_only
 
 
-@pytest.mark.parametrize("y", [[1, -1, 1, -1, 1], [1.0, -1.0, 1.0, -1.0, 1.0]])
+@pytest.mark.parametrize(
+    "y",
+    [
+        [1, -1, 1, -1, 1],
+        [1.0, -1.0, 1.0, -1.0, 1.0],
+        [0, -1, 0, -1, 0],
+        [3, -1, 1, -1, 2],
+        [1, -1, np.nan, -1, 1],
+        np.array([1, -1, 1, -1, 1], object),
+        [[1], [-1], [1], [-1], [1]],
+    ],
+)
 def test_anomalies_in_a_fit_are_warned_of(y):
     with pytest.warns(UserWarning, match=r"2 of 5 samples are anomalies.*NormalOnly"):
         check_normal_only(y)
 
 
-@pytest.mark.parametrize("y", [[0, 1, 1], [0.0, 1.0], [True, False], np.array([1, 0], np.uint8)])
+@pytest.mark.parametrize("y", [[0, 1, 1], [0.0, 1.0], np.array([1, 0], np.uint8)])
 def test_labels_of_zero_and_one_in_a_fit_are_warned_of(y):
     with pytest.warns(UserWarning, match=r"y holds 0 and 1.*1 - AUROC.*np\.where"):
         check_normal_only(y)
@@ -395,21 +407,65 @@ def test_labels_of_zero_and_one_in_a_fit_are_warned_of(y):
         None,
         [1, 1, 1],
         [0, 0],
-        [True],
         [0.0, np.nan],
         [0, 1, 2],
-        ["a", "b"],
+        [0.3, -1.0, 2.5],
         [[1, -1]],
         3,
         [[1], [1, 2]],
         [],
-        [1, -1, 2],
     ],
 )
 def test_any_other_y_is_ignored(y):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_normal_only(y)
+
+
+WORDS = {
+    "list of texts": lambda n: ["good", "bad"] * (n // 2),
+    "texts of one kind": lambda n: ["good"] * n,
+    "array of texts": lambda n: np.array(["good", "bad"] * (n // 2)),
+    "texts as objects": lambda n: np.array(["good", None] * (n // 2), dtype=object),
+    "numbers as texts": lambda n: ["1", "-1"] * (n // 2),
+    "bytes": lambda n: np.array([b"good", b"bad"] * (n // 2)),
+    "column of texts": lambda n: np.array([["good"], ["bad"]] * (n // 2)),
+    "booleans": lambda n: [True, False] * (n // 2),
+    "array of booleans": lambda n: np.ones(n, dtype=bool),
+    "booleans as objects": lambda n: np.array([True, None] * (n // 2), dtype=object),
+    "Series of texts": lambda n: pd.Series(["good", "bad"] * (n // 2)),
+    "Series of categories": lambda n: pd.Series(["good", "bad"] * (n // 2), dtype="category"),
+    "Series of booleans": lambda n: pd.Series([True, False] * (n // 2), dtype="boolean"),
+}
+
+
+@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize("method", ["fit", "fit_predict"])
+def test_texts_and_booleans_as_labels_are_refused(words, method, images):
+    y = WORDS[words](len(images))
+    convention = r"\+1 for normal samples and -1 for anomalies.*y=None.*NormalOnly"
+    for detector in (tiny_detector(), ConformalDetector(IsolationForest(), alpha=0.4)):
+        with pytest.raises(ValueError, match=convention):
+            getattr(detector, method)(images if isinstance(detector, type(tiny_detector())) else images[:, 0, 0], y)
+    with pytest.raises(ValueError, match=r"y must be \+1 for normal"):
+        getattr(NormalOnly(IsolationForest()), method)(images[:, 0, 0], y)
+
+
+def test_decisions_can_be_cross_validated(data):
+    X, y, _ = data
+    cv = OneClassSplit(4, random_state=0)
+    detector = NormalOnly(IsolationForest(random_state=0))
+    found = cross_val_predict(detector, X, y, cv=cv, method="decision_function")
+    for train, test in cv.split(X, y):
+        expected = IsolationForest(random_state=0).fit(X[train]).decision_function(X[test])
+        np.testing.assert_allclose(found[test], expected)
+    assert roc_auc_score(y, found) > 0.9
+
+
+def test_labels_that_cross_validation_encodes_say_which_folds_to_take(data):
+    X, y, _ = data
+    with pytest.raises(ValueError, match=r"cross_val_predict.*cv=OneClassSplit\(\)"):
+        cross_val_predict(NormalOnly(IsolationForest()), X, y, cv=3, method="decision_function")
 
 
 # held_out_log_likelihood

@@ -123,17 +123,25 @@ def test_cross_validation_with_labels_of_zero_and_one_says_that_auroc_is_inverte
     X, y = labelled
     cv = StratifiedKFold(2, shuffle=True, random_state=0)
     with pytest.warns(UserWarning, match="y holds 0 and 1.*1 - AUROC"):
-        scores = cross_val_score(tiny_detector(feature_spaces=["pretrained"]), X, y == -1, cv=cv, scoring="roc_auc")
+        anomalous = (y == -1).astype(int)
+        scores = cross_val_score(tiny_detector(feature_spaces=["pretrained"]), X, anomalous, cv=cv, scoring="roc_auc")
     assert scores.mean() < 0.5
 
 
-def test_fitting_on_labelled_anomalies_says_so_and_other_labels_are_ignored(labelled):
+def test_cross_validation_with_booleans_says_which_labels_to_take(labelled):
+    X, y = labelled
+    detector = tiny_detector(feature_spaces=["pretrained"])
+    with pytest.raises(ValueError, match=r"such as False, True, but numbers are expected"):
+        cross_val_score(detector, X, y == -1, cv=2, scoring="roc_auc", error_score="raise")
+
+
+def test_fitting_on_labelled_anomalies_says_so_and_other_numbers_are_ignored(labelled):
     X, y = labelled
     with pytest.warns(UserWarning, match="takes them as normal"):
         tiny_detector(feature_spaces=["pretrained"]).fit(X, y)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        for other in (np.ones(24, int), np.arange(24) % 3, np.array(["a", "b"] * 12)):
+        for other in (np.ones(24, int), np.arange(24) % 3):
             tiny_detector(feature_spaces=["pretrained"]).fit(X, other)
 
 
