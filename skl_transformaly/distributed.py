@@ -27,7 +27,6 @@ import warnings
 from collections import ChainMap, OrderedDict
 from collections.abc import Iterable, Mapping
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,8 +66,8 @@ def map_detector(
     detector : fitted detector or path
         A :class:`TransformalyDetector`, or anything fitted that can be pickled and has `method`, such as a
         :class:`ConformalDetector` around one. Or the path of a file that :func:`skl_transformaly.save` wrote and that
-        workers can read under the same path: the graph then holds the path alone, which suits detectors of hundreds
-        of MB.
+        workers can read under the same path: the graph then holds the path and the file's SHA-256 alone, which suits
+        detectors of hundreds of MB. A worker that finds another file there raises :class:`ModelFileError`.
     X : dask collection, path, or sequence of paths
         - dask array (n, H, W), (n, H, W, C), or of rows (n, H*W*C): pixels as :class:`TransformalyDetector` takes
           them. A chunk is a partition; one that cuts images apart is first merged.
@@ -145,14 +144,13 @@ def map_detector(
         raise ValueError(f"partition_size must be an integer of at least 1, got {partition_size!r}.")
     source: bytes | str
     if isinstance(detector, (str, os.PathLike)):
-        source, digest = os.fspath(detector), hashlib.sha256(Path(detector).read_bytes())
-        detector = _read(detector)
+        source, key = os.fspath(detector), _file_sha256(detector)
+        detector = _read_unchanged(source, key)
         _check(detector, method)
     else:
         _check(detector, method)
         source = _pickle(detector)
-        digest = hashlib.sha256(source)
-    key = digest.hexdigest()
+        key = hashlib.sha256(source).hexdigest()
     width = len(detector.get_feature_names_out()) if method == "transform" else None
     options = {
         # a key of the graph, so that it is sent to each worker once and not with each task
@@ -289,6 +287,37 @@ def _read(path: str | os.PathLike) -> Any:
     return load(path)
 
 
+def _read_unchanged(path: str, sha256: str) -> Any:
+    """Load a model file that must still be the one that a graph was built with.
+
+    Raises
+    ------
+    ModelFileError
+        It is another one.
+    """
+    from skl_transformaly.persistence import ModelFileError
+
+    # before, so that another file is not loaded; and after, in case it was replaced in between
+    found, detector = _file_sha256(path), None
+    if found == sha256:
+        detector = _read(path)
+        found = _file_sha256(path)
+    if found != sha256:
+        raise ModelFileError(
+            f"{path!r} was replaced after this graph was built: its SHA-256 is {found}, expected {sha256}. Call "
+            "map_detector again for the new model, or keep each model under a file name of its own."
+        )
+    return detector
+
+
+def _file_sha256(path: str | os.PathLike) -> str:
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 def _check(detector: Any, method: str) -> None:
     if method not in _METHODS:
         raise ValueError(f"method must be one of {sorted(_METHODS)}, got {method!r}.")
@@ -416,7 +445,7 @@ def _load(key: str, source: bytes | str) -> Any:
     """The detector, unpickled or read by the first task of this process that needs it."""
     with _loading:
         if key not in _loaded:
-            _loaded[key] = pickle.loads(source) if isinstance(source, bytes) else _read(source)
+            _loaded[key] = pickle.loads(source) if isinstance(source, bytes) else _read_unchanged(source, key)
             while len(_loaded) > _KEPT:
                 _loaded.popitem(last=False)
         _loaded.move_to_end(key)

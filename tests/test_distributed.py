@@ -19,7 +19,7 @@ from sklearn.frozen import FrozenEstimator
 from skl_transformaly import ConformalDetector, ImageError, distributed
 from skl_transformaly._torch import limited_threads
 from skl_transformaly.distributed import BatchScorer, map_detector
-from skl_transformaly.persistence import save
+from skl_transformaly.persistence import ModelFileError, load, save
 
 da = pytest.importorskip("dask.array", reason="dask is not installed")
 import dask
@@ -265,6 +265,28 @@ def test_a_saved_detector_is_read_by_the_workers(fitted, tmp_path, monkeypatch):
     np.testing.assert_array_equal(
         BatchScorer(path, column="image")({"image": fitted[1]})["score_samples"], fitted[0].score_samples(fitted[1])
     )
+
+
+@pytest.mark.parametrize("moment", ["before", "while it is read"])
+def test_a_file_that_was_replaced_since_is_an_error(fitted, images, tmp_path, moment, monkeypatch):
+    detector, X = fitted
+    path = tmp_path / "detector.tfm"
+    save(detector, path)
+    lazy = map_detector(path, da.from_array(X, chunks=(6, -1, -1, -1)))
+
+    def retrain():
+        save(tiny_detector(feature_spaces=["pretrained"]).fit(images), path)
+
+    if moment == "before":
+        retrain()
+    else:
+        read = distributed._read
+        monkeypatch.setattr(distributed, "_read", lambda path: (retrain(), read(path))[1])
+    with pytest.raises(ModelFileError, match=r"was replaced after this graph was built.*Call map_detector again"):
+        lazy.compute()
+    monkeypatch.undo()
+    again = map_detector(path, da.from_array(X, chunks=(6, -1, -1, -1)))
+    np.testing.assert_allclose(again.compute(), load(path).score_samples(X), rtol=1e-9)
 
 
 def test_a_process_keeps_two_detectors(fitted, loads):
