@@ -13,7 +13,6 @@ from sklearn.base import BaseEstimator, OutlierMixin, _fit_context, clone
 from sklearn.model_selection import train_test_split
 from sklearn.utils import get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from skl_transformaly._columns import settled
@@ -220,37 +219,6 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         training, calibration, fitted_on = self._split(X)
         detector = clone(self.estimator).fit(training, None)  # FrozenEstimator wants a y
         return detector, np.asarray(detector.score_samples(calibration), dtype=np.float64), fitted_on
-
-    @available_if(lambda self: hasattr(getattr(self, "estimator_", self.estimator), "explain"))
-    def explain(self, X: Any, *args: Any, **options: Any) -> dict[str, np.ndarray]:
-        """What each score is made of, by `estimator_`.
-
-        Parameters
-        ----------
-        X : samples
-            As `estimator` takes them.
-        *args, **options
-            Passed on; see :meth:`TransformalyDetector.explain`.
-
-        Returns
-        -------
-        table : dict of str to ndarray of shape (n_samples,)
-            Columns as `estimator` gives them; ``neighbor0``, ... are positions in the `X` of `fit`, whatever part of it
-            was kept out to calibrate.
-
-        Raises
-        ------
-        NotFittedError
-            `fit` was not called.
-        """
-        check_is_fitted(self)
-        table = self.estimator_.explain(X, *args, **options)
-        places = self.fitted_positions_
-        if places is not None and isinstance(table, dict):
-            for name, column in table.items():
-                if name.startswith("neighbor"):
-                    table[name] = np.where(column < 0, column, places[column])
-        return table
 
     def p_values(self, X: Any) -> np.ndarray:
         """How rare a score as low as each image's is among normal images.

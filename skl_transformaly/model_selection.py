@@ -229,11 +229,42 @@ class DelegatingMixin(MetaEstimatorMixin):
 
     estimator: Any
     estimator_: Any
+    fitted_positions_: np.ndarray | None
 
     score_samples = _delegate("score_samples", "Score of each sample, higher is more normal")
     transform = _delegate("transform", "Features of each sample")
     anomaly_map = _delegate("anomaly_map", "Map of each image, of where it is unlike the normal ones")
-    explain = _delegate("explain", "What each score is made of")
+
+    @available_if(lambda self: hasattr(getattr(self, "estimator_", self.estimator), "explain"))
+    def explain(self, X: Any, *args: Any, **options: Any) -> dict[str, np.ndarray]:
+        """What each score is made of, by `estimator_`.
+
+        Parameters
+        ----------
+        X : samples
+            As `estimator` takes them.
+        *args, **options
+            Passed on; see :meth:`TransformalyDetector.explain`.
+
+        Returns
+        -------
+        table : dict of str to ndarray of shape (n_samples,)
+            Columns as `estimator` gives them; ``neighbor0``, ... are positions in the `X` of `fit`, of which
+            `estimator_` saw a part.
+
+        Raises
+        ------
+        NotFittedError
+            `fit` was not called.
+        """
+        check_is_fitted(self)
+        table = self.estimator_.explain(X, *args, **options)
+        places = self.fitted_positions_
+        if places is not None and isinstance(table, dict):
+            for name, column in table.items():
+                if name.startswith("neighbor"):
+                    table[name] = np.where(column < 0, column, places[column])
+        return table
 
     @available_if(lambda self: hasattr(getattr(self, "estimator_", self.estimator), "get_feature_names_out"))
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
@@ -277,6 +308,8 @@ class NormalOnly(DelegatingMixin, BaseEstimator):
     ----------
     estimator_ : outlier detector
         The fitted one; all but fitting is left to it.
+    fitted_positions_ : ndarray of shape (n_fitted,), int, or None
+        Positions in the `X` of `fit` of the normal samples; None if all were normal.
     n_features_in_ : int
         That of `estimator_`, where it has one.
     feature_names_in_ : ndarray of str
@@ -348,7 +381,8 @@ class NormalOnly(DelegatingMixin, BaseEstimator):
             raise ValueError("y holds no normal sample (+1), so there is nothing to learn from.")
         X = samples = as_sequence(X)
         check_consistent_length(samples, labels)
-        if len(normal) < len(labels):
+        self.fitted_positions_ = normal if len(normal) < len(labels) else None
+        if self.fitted_positions_ is not None:
             X = take_samples(samples, normal, on_error=_on_error(self.estimator))
         self.estimator_ = clone(self.estimator).fit(X, None)
         return self

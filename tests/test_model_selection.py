@@ -39,7 +39,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
 from sklearn.utils import get_tags
 
-from skl_transformaly import ConformalDetector, GaussianDensity, ImageError
+from skl_transformaly import ConformalDetector, GaussianDensity, ImageError, persistence
 from skl_transformaly.model_selection import (
     NormalOnly,
     OneClassSplit,
@@ -758,3 +758,14 @@ def test_scorer_leaves_unreadable_images_out(images, tmp_path):
 def test_importing_loads_no_torch():
     code = "import sys; import skl_transformaly.model_selection; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.filterwarnings("ignore:With .* images a false-positive rate")
+def test_neighbours_are_positions_in_what_the_user_gave(images, tmp_path):
+    """Not among the normal samples alone; in a file, too."""
+    y = np.where(np.arange(12) % 3 == 0, -1, 1)
+    detector = NormalOnly(tiny_detector()).fit(images, y)
+    persistence.save(detector, tmp_path / "model.tfm")
+    for found in (detector, persistence.load(tmp_path / "model.tfm")):
+        table = found.explain(images[y == 1])
+        np.testing.assert_array_equal(table["neighbor0"], np.flatnonzero(y == 1))
