@@ -50,9 +50,9 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         - a path: a ``.safetensors`` file, or a ``.pth`` file of tensors, with timm's names; a classifier
           in it is ignored;
         - None: random weights, the same ones each time. For tests: they know nothing of images.
-    image_size : int, default=None
-        Height and width in pixels that images are resized to, position embeddings being resampled; None
-        takes that of the weights.
+    image_size : int or (int, int), default=None
+        Height and width in pixels that images are resized to, position embeddings being resampled: one number for both,
+        or (height, width) for images that are not square. None takes that of the weights.
     interpolation : {"bilinear", "bicubic"} or None, default=None
         How images are resized (always antialiased); None takes that of the weights. The authors' code
         resizes bilinearly whatever the weights.
@@ -118,7 +118,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     _parameter_constraints: dict = {
         "model_name": [str],
         "weights": [str, os.PathLike, None],
-        "image_size": [Interval(Integral, 1, None, closed="left"), None],
+        "image_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
         "interpolation": [StrOptions({"bilinear", "bicubic"}), None],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "device": [str, torch.device],
@@ -130,7 +130,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         model_name: str = "vit_base_patch16_224.augreg_in21k_ft_in1k",
         *,
         weights: str | os.PathLike | None = "hub",
-        image_size: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
         interpolation: str | None = None,
         batch_size: int = 32,
         device: str | torch.device = "auto",
@@ -416,6 +416,10 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         sixteen_bits = self._sixteen_bits(device)
         model_name, image_size = self.settings_["model_name"], self.settings_["image_size"]
         return _teacher.load_teacher(model_name, self.weights, image_size, device, dtype, sixteen_bits)
+
+    def _validate_params(self) -> None:
+        super()._validate_params()
+        _teacher.image_sides(self.image_size)
 
     def _sixteen_bits(self, device: torch.device) -> bool:
         """Whether networks compute on a CPU in 16 bits, for which they are suited."""

@@ -256,6 +256,14 @@ class _Class:
     check: Callable[[Any, dict[str, int]], None] = lambda part, sizes: None
 
 
+def _stored_size(image_size: Any) -> int | list[int] | None:
+    """What a model file says of `image_size`: one number for a square."""
+    sides = _teacher.image_sides(image_size)
+    if sides is None:
+        return None
+    return sides[0] if sides[0] == sides[1] else list(sides)
+
+
 def _pack_teacher(extractor: TimmExtractor, writer: Writer) -> dict[str, Any]:
     return {"teacher": writer.teacher(extractor)}
 
@@ -265,9 +273,10 @@ def _unpack_teacher(extractor: TimmExtractor, state: dict, reader: Reader, sizes
     if place >= len(reader.teachers):
         unfit(f"names teacher {place}, and there are {len(reader.teachers)}")
     entry = reader.teachers[place]
-    if (entry["model_name"], entry["image_size"], entry["sha256"], tuple(entry["data_config"]["input_size"][1:])) != (
+    sides = _teacher.image_sides(entry["image_size"])
+    if (entry["model_name"], sides, entry["sha256"], tuple(entry["data_config"]["input_size"][1:])) != (
         extractor.model_name,
-        extractor.image_size,
+        _teacher.image_sides(extractor.image_size),
         extractor.weights_sha256_,
         extractor.image_size_,
     ):
@@ -783,7 +792,7 @@ class Writer:
             self.teachers.append(
                 {
                     "model_name": extractor.model_name,
-                    "image_size": None if extractor.image_size is None else int(extractor.image_size),
+                    "image_size": _stored_size(extractor.image_size),
                     "sha256": teacher.weights_sha256,
                     "stored": self.with_teacher,
                     "weights": _source(extractor.weights),
@@ -1031,7 +1040,8 @@ class Reader:
     def outline_blocks(self, extractor: TimmExtractor) -> list[nn.Module]:
         """The blocks of the teacher's architecture, without memory for weights."""
         try:
-            return _teacher.find_blocks(_teacher.outline(extractor.model_name, extractor.image_size))
+            sides = _teacher.image_sides(extractor.image_size)
+            return _teacher.find_blocks(_teacher.outline(extractor.model_name, sides))
         except ValueError as error:
             unfit(f"needs an architecture that cannot be built here: {error}")
 
@@ -1087,7 +1097,8 @@ class Reader:
             extractor.device = self._device
         if any(
             entry["stored"]
-            and (entry["model_name"], entry["image_size"]) == (extractor.model_name, extractor.image_size)
+            and (entry["model_name"], _teacher.image_sides(entry["image_size"]))
+            == (extractor.model_name, _teacher.image_sides(extractor.image_size))
             for entry in self.teachers
         ):
             extractor.weights = os.path.abspath(self.file.path)

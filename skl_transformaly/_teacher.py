@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ __all__ = [
     "blank_copy",
     "empty_model",
     "find_blocks",
+    "image_sides",
     "load_teacher",
     "outline",
     "read_state",
@@ -42,6 +44,10 @@ __all__ = [
 
 # visitor(index, block, args, kwargs, output): called as each block of a running teacher has finished
 BlockVisitor = Callable[[int, nn.Module, tuple, dict, Tensor], None]
+
+# Pixels a side, or height and width; None is that of the weights.
+ImageSize = int | tuple[int, int] | None
+Sides = tuple[int, int] | None
 
 BUNDLED_MODEL = "tf_efficientnet_lite0"
 # Name, within a teacher, of the classifier that its weights came with.
@@ -210,8 +216,9 @@ class Teacher:
         tokens = activations if alone else activations[:, getattr(self.model, "num_prefix_tokens", 0) :]
         count = tokens.shape[1]
         if grid is None or grid[0] * grid[1] != count:
-            side = round(count**0.5)
-            grid = (side, side)
+            # blocks that merge tokens keep the shape of the image
+            height, width = self.data_config["input_size"][1:]
+            grid = (round((count * height / width) ** 0.5), round((count * width / height) ** 0.5))
         if grid[0] * grid[1] != count:
             raise ValueError(f"{count} tokens of {type(self.model).__name__} do not fill a grid.")
         return tokens.transpose(1, 2).unflatten(2, grid)  # no length read: an exported graph takes any batch
@@ -225,6 +232,32 @@ class Teacher:
             return False
         height, width = self.data_config["input_size"][1:]
         return abs(shape[1] * width - shape[2] * height) < max(height, width)
+
+
+def image_sides(image_size: Any) -> Sides:
+    """(height, width) of images that `image_size`, a number of pixels for both or the pair, stands for.
+
+    Raises
+    ------
+    ValueError
+        It is something else.
+
+    Examples
+    --------
+    >>> image_sides(224), image_sides([32, 64]), image_sides(None)
+    ((224, 224), (32, 64), None)
+    """
+    if image_size is None:
+        return None
+    sides = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
+    if len(sides) != 2 or any(isinstance(s, bool) or not isinstance(s, Integral) or s < 1 for s in sides):
+        raise ValueError(f"image_size must be a number of pixels or (height, width), got {image_size!r}.")
+    return int(sides[0]), int(sides[1])
+
+
+def _shown(sides: Sides) -> Any:
+    """`sides` as a user gives them: one number for a square."""
+    return sides[0] if sides is not None and sides[0] == sides[1] else sides
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:
@@ -266,7 +299,7 @@ _shared_lock = threading.Lock()
 def load_teacher(
     model_name: str,
     weights: str | os.PathLike | None,
-    image_size: int | None,
+    image_size: ImageSize,
     device: torch.device,
     dtype: torch.dtype,
     sixteen_bits: bool = False,
@@ -277,7 +310,7 @@ def load_teacher(
     hundred candidates holds one copy of the weights. It goes when the last of them goes. With `sixteen_bits`,
     it is suited to these by :func:`suit_sixteen_bits`.
     """
-    file = None
+    image_size, file = image_sides(image_size), None
     if weights not in ("hub", "bundled", None):
         path = Path(str(weights))
         if not path.is_file():
@@ -309,7 +342,7 @@ def _build_teacher(model_name, weights, image_size, device, dtype) -> Teacher:
     config = timm.data.resolve_model_data_config(model)
     if image_size is not None:
         set_image_size(model, image_size)
-        config["input_size"] = (config["input_size"][0], image_size, image_size)
+        config["input_size"] = (config["input_size"][0], *image_size)
     return Teacher(model.to(device=device, dtype=dtype), config, digest)
 
 
@@ -353,7 +386,7 @@ def _building(seed: int) -> Iterator[None]:
             torch.set_default_dtype(default)
 
 
-def new_blocks(model_name: str, image_size: int | None, seed: int) -> list[nn.Module]:
+def new_blocks(model_name: str, image_size: ImageSize, seed: int) -> list[nn.Module]:
     """All blocks of the architecture, with fresh weights from timm's own initialisation, trainable.
 
     Drawing the whole network and keeping its blocks is the one way that holds for every architecture:
@@ -361,8 +394,9 @@ def new_blocks(model_name: str, image_size: int | None, seed: int) -> list[nn.Mo
     makes a block's weights depend on `seed` and its place alone, not on how many blocks are asked for.
     """
     model = _random_model(model_name, seed)
-    if image_size is not None:
-        set_image_size(model, image_size)
+    sides = image_sides(image_size)
+    if sides is not None:
+        set_image_size(model, sides)
     return find_blocks(model)
 
 
@@ -375,28 +409,29 @@ def blank_copy(block: nn.Module) -> nn.Module:
     return twin
 
 
-def set_image_size(model: Any, image_size: int) -> None:
-    """Change the input size, resampling position embeddings; fully convolutional models take any size.
+def set_image_size(model: Any, image_size: tuple[int, int]) -> None:
+    """Change height and width of the input, resampling position embeddings; fully convolutional models take any.
 
     Raises
     ------
     ValueError
         The size does not fit the patches, or this timm cannot change that of this architecture.
     """
-    native = model.pretrained_cfg["input_size"][-1]
+    native = tuple(model.pretrained_cfg["input_size"][1:])
     if model.pretrained_cfg.get("fixed_input_size") and not hasattr(model, "set_input_size") and native != image_size:
         raise ValueError(
-            f"timm {timm.__version__} cannot change the input size of {type(model).__name__}, which is {native}; got "
-            f"image_size={image_size}. Use image_size=None."
+            f"timm {timm.__version__} cannot change the input size of {type(model).__name__}, which is "
+            f"{_shown(native)}; got image_size={_shown(image_size)}. Use image_size=None."
         )
     if hasattr(model, "set_input_size"):
         try:
-            model.set_input_size(img_size=(image_size, image_size))
+            model.set_input_size(img_size=image_size)
         except (AssertionError, ValueError, RuntimeError) as error:
-            raise ValueError(f"image_size={image_size} does not fit {type(model).__name__}: {error}") from error
+            raise ValueError(f"image_size={_shown(image_size)} does not fit {type(model).__name__}: {error}") from error
         patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-        if patch is not None and image_size % patch[0]:
-            raise ValueError(f"image_size={image_size} must be a multiple of the patch size {patch[0]}.")
+        if patch is not None and any(side % step for side, step in zip(image_size, patch)):
+            step = patch[0] if patch[0] == patch[1] else tuple(patch)
+            raise ValueError(f"image_size={_shown(image_size)} must be a multiple of the patch size {step}.")
 
 
 def state_sha256(model: nn.Module) -> str:
@@ -432,7 +467,7 @@ class _LeaveUnfilled(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def empty_model(model_name: str, image_size: int | None) -> nn.Module:
+def empty_model(model_name: str, image_size: ImageSize) -> nn.Module:
     """A timm model at its final size whose weights are still to be loaded, all of them.
 
     Raises
@@ -443,20 +478,21 @@ def empty_model(model_name: str, image_size: int | None) -> nn.Module:
     # other names would have timm read a folder or ask a hub
     if not timm.is_model(model_name) or ":" in model_name:
         raise ValueError(f"timm {timm.__version__} knows no model {model_name[:100]!r}; another version may.")
+    sides = image_sides(image_size)
     try:
         with _LeaveUnfilled():
             model = _random_model(model_name, seed=0)
-        if image_size is not None:
-            set_image_size(model, image_size)
+        if sides is not None:
+            set_image_size(model, sides)
     except Exception as error:  # each architecture stumbles in its own way over a size that it cannot have
         raise ValueError(
-            f"timm {timm.__version__} cannot build {model_name!r} at image_size={image_size}: {error}"
+            f"timm {timm.__version__} cannot build {model_name!r} at image_size={_shown(sides)}: {error}"
         ) from error
     return model
 
 
 @functools.lru_cache(maxsize=4)
-def outline(model_name: str, image_size: int | None) -> nn.Module:
+def outline(model_name: str, image_size: Sides) -> nn.Module:
     """The model of :func:`empty_model` on torch's meta device: names and shapes, and no memory for weights."""
     with torch.device("meta"):
         return empty_model(model_name, image_size)
@@ -526,20 +562,27 @@ def _is_teacher_entry(entry: Any) -> bool:
         and all(type(side) is int and 1 <= side <= MAX_IMAGE_SIZE for side in size)
         and size[0] == 3
         and (
-            entry["image_size"] is None or (type(entry["image_size"]) is int and size[1:] == [entry["image_size"]] * 2)
+            entry["image_size"] is None
+            or (type(entry["image_size"]) is int and size[1:] == [entry["image_size"]] * 2)
+            or (type(entry["image_size"]) is list and size[1:] == entry["image_size"])
         )
         and all(value > 0 for value in config["std"])
     )
 
 
-def _from_model_file(model_name: str, path: Path, image_size: int | None) -> tuple[nn.Module, dict[str, Any], str]:
+def _from_model_file(model_name: str, path: Path, image_size: Sides) -> tuple[nn.Module, dict[str, Any], str]:
     """The teacher in a saved detector, at its final size; how its images are made; the SHA-256 of its weights."""
     with ModelFile(path) as file:
-        held = {(e["model_name"], e["image_size"]): (i, e) for i, e in enumerate(stored_teachers(file)) if e["stored"]}
+        held = {
+            (entry["model_name"], image_sides(entry["image_size"])): (place, entry)
+            for place, entry in enumerate(stored_teachers(file))
+            if entry["stored"]
+        }
         if (model_name, image_size) not in held:
             raise ModelFileError(
-                f"{os.fspath(path)!r} does not hold the weights of {model_name!r} at image_size={image_size}; it holds "
-                f"{', '.join(f'{name!r} at image_size={size}' for name, size in held) or 'none'}."
+                f"{os.fspath(path)!r} does not hold the weights of {model_name!r} at "
+                f"image_size={_shown(image_size)}; it holds "
+                f"{', '.join(f'{name!r} at image_size={_shown(size)}' for name, size in held) or 'none'}."
             )
         place, entry = held[model_name, image_size]
         # the outline first: a file that only claims to hold a large network takes no memory for one

@@ -14,6 +14,7 @@ import functools
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -192,6 +193,16 @@ def _show_warning(
         _say(f"warning: {message}")
 
 
+def _parse_size(text: str | None) -> int | tuple[int, int] | None:
+    """What ``--image-size`` stands for: "224" one side, "224x448" or "224,448" height and width."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*([1-9]\d*)(?:\s*[xX,]\s*([1-9]\d*))?\s*", text)
+    if found is None:
+        raise Mistake(f"--image-size must be a number of pixels, or height and width such as 224x448, got {text!r}.")
+    return int(found[1]) if found[2] is None else (int(found[1]), int(found[2]))
+
+
 @app.command()
 @_command
 def fit(
@@ -212,7 +223,11 @@ def fit(
         typer.Option(metavar="FILE", help="Weights of a timm model, .safetensors or .pth; without it, timm's hub."),
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(min=1, metavar="PIXELS", help="Side that images are resized to; else the weights'.")
+        str | None,
+        typer.Option(
+            metavar="PIXELS|HxW",
+            help="Side that images are resized to, or height and width such as 224x448; else the weights'.",
+        ),
     ] = None,
     alpha: Annotated[float, typer.Option(help="Share of new normal images that may be flagged, in (0, 0.5].")] = 0.05,
     students: Annotated[
@@ -257,6 +272,7 @@ def fit(
             raise Mistake("--weights needs the name of the timm model that they belong to: --teacher NAME.")
         if not weights.is_file():
             raise Mistake(f"There is no file of weights {str(weights)!r}.")
+    _parse_size(image_size)
     if not 0 < alpha <= 0.5:
         raise Mistake(f"--alpha must be in (0, 0.5], got {alpha}.")
     if students not in ("ridge", "trained"):
@@ -292,7 +308,7 @@ def fit(
     extractor = TimmExtractor(
         BUNDLED_MODEL if bundled else teacher,
         weights="bundled" if bundled else "hub" if weights is None else str(weights.resolve()),
-        image_size=image_size,
+        image_size=_parse_size(image_size),
         batch_size=batch_size,
         device=device,
     )

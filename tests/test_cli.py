@@ -365,6 +365,14 @@ def test_dir(work):
     return str(work[0] / "test")
 
 
+@pytest.mark.parametrize("size, sides", [("32x64", (32, 64)), ("64,32", (64, 32)), ("32", (32, 32))])
+def test_images_may_be_resized_to_height_and_width(work, tmp_path, size, sides):
+    options = ["--blocks", "1", "--alpha", "0.2", "--image-size", size]
+    result = run(app, ["fit", str(work[0] / "train"), "-o", str(tmp_path / "model.tfm"), *options])
+    assert result.exit_code == 0, result.output
+    assert load(tmp_path / "model.tfm").extractor_.image_size_ == sides
+
+
 def test_fit_says_what_it_took(work):
     _, said, stderr = work
     assert (said["images"], said["hidden"], said["other"]) == (24, 1, 1)
@@ -551,6 +559,8 @@ MISTAKES = {
     "epochs of what is not trained": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--epochs", "3"],
     "strict": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--strict"],
     "size of a word": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--image-size", "big"],
+    "size of nothing": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--image-size", "0"],
+    "size of three": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--image-size", "32x32x3"],
     "no model": ["score", "{root}/nowhere.tfm", "{root}/test"],
     "another file as model": ["score", "{root}/train/notes.txt", "{root}/test"],
     "image as model": ["report", "{root}/train/000.png", "{root}/test", "--out", "{tmp}/r.html"],

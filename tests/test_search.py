@@ -122,8 +122,8 @@ def test_refitting_on_anomalies_says_so(labelled):
 def test_cross_validation_with_labels_of_zero_and_one_says_that_auroc_is_inverted(labelled):
     X, y = labelled
     cv = StratifiedKFold(2, shuffle=True, random_state=0)
+    anomalous = (y == -1).astype(int)
     with pytest.warns(UserWarning, match="y holds 0 and 1.*1 - AUROC"):
-        anomalous = (y == -1).astype(int)
         scores = cross_val_score(tiny_detector(feature_spaces=["pretrained"]), X, anomalous, cv=cv, scoring="roc_auc")
     assert scores.mean() < 0.5
 
