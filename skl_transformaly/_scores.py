@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["COLUMNS", "ScoreFile", "ScoreFileError", "format_rows", "open_scores", "score_table", "score_rows"]
+from skl_transformaly._modelfile import replacing
+
+__all__ = [
+    "COLUMNS",
+    "ScoreFile",
+    "ScoreFileError",
+    "file_state",
+    "format_rows",
+    "open_scores",
+    "score_rows",
+    "score_table",
+]
 
 COLUMNS = ("path", "score", "decision", "p_value", "prediction")
 
 _MAX = float(np.finfo(np.float64).max)
 # bytes of a row whose path is as long as Linux allows, all of it escaped
 _LONGEST_ROW = 2**16
+# Windows locks bytes, also such as no file has
+_LOCKED_BYTE = 2**40
 
 Row = dict[str, Any]
+# Bytes of an image file, and when it was changed, in nanoseconds; None if there is no such file
+State = tuple[int, int] | None
 
 
 class ScoreFileError(ValueError):
@@ -104,8 +121,72 @@ def _inert(path: str) -> str:
     return f"./{path}" if path.startswith(("=", "+", "-", "@", "\t", "\r")) else path
 
 
+def file_state(path: str) -> State:
+    """What tells a file from what it was or becomes: its size and when it was changed; None if it is not there."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+class _Ledger:
+    """What the rows of a file of scores are of: the model's digest, and the state of each image when it was scored.
+
+    A file beside it, of a JSON object a line. A line is written before the row that it is of, and the last one of a
+    path counts: whatever stops the program, no row passes for one of an image that has changed since.
+    """
+
+    def __init__(self, path: Path, model: str):
+        self.path = path
+        self.model = model
+        self.states: dict[str, State] = {}
+        self._file: Any = None
+
+    def read(self) -> str | None:
+        """Take over what the file says of images; gives the model that it names, None if it says nothing."""
+        named = None
+        with contextlib.suppress(FileNotFoundError), open(self.path, "rb") as file:
+            for line in file:
+                try:
+                    entry = json.loads(line)
+                    if named is None:
+                        named = str(entry["model"])
+                    else:
+                        size, changed = entry["size"], entry["mtime_ns"]
+                        self.states[str(entry["path"])] = None if size is None else (int(size), int(changed))
+                except (ValueError, TypeError, KeyError):
+                    break  # a part of a line, or something else: of what follows nothing is known
+        return named
+
+    def _start(self) -> None:
+        """Write down what is known, and be ready for more; not before there is more, or a refusal would change it."""
+        with replacing(self.path) as file:
+            file.write(json.dumps({"model": self.model}).encode() + b"\n" + self._lines(self.states))
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+
+    def note(self, states: dict[str, State]) -> None:
+        """Add the states of images whose rows are written next."""
+        if self._file is None:
+            self._start()
+        self._file.write(self._lines(states))
+        self.states.update(states)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    @staticmethod
+    def _lines(states: dict[str, State]) -> bytes:
+        lines = []
+        for path, state in states.items():
+            size, changed = state or (None, None)
+            lines.append(json.dumps({"path": path, "size": size, "mtime_ns": changed}) + "\n")
+        return "".join(lines).encode()
+
+
 class ScoreFile:
-    """A file of scores that grows by whole rows.
+    """A file of scores that grows by whole rows, and that one process writes at a time.
 
     Whatever stops the program, the file holds whole rows, at most followed by a part of one, which going on cuts off.
     Where writing itself fails, the rows that were being written are cut off at once.
@@ -116,6 +197,9 @@ class ScoreFile:
         ``.csv`` or ``.jsonl``.
     resume : bool
         Keep the rows that are there.
+    model : str, default=None
+        Digest of the model. With it, the model and the state of each image are kept in a file beside, of the same name
+        with ``.meta.jsonl`` added.
 
     Attributes
     ----------
@@ -125,48 +209,115 @@ class ScoreFile:
     Raises
     ------
     ScoreFileError
-        With `resume`: the file is not one of scores.
+        Another process is writing the file; or, with `resume`, the file is not one of scores.
     OSError
         The file cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike, *, resume: bool = False):
+    def __init__(self, path: str | os.PathLike, *, resume: bool = False, model: str | None = None):
         self.path = Path(path)
         self.kind = self.path.suffix[1:].lower()
         self.done: dict[str, tuple[float | None, int]] = {}
         self._whole = 0  # bytes of the file that are whole rows
-        # unbuffered: a row is in the file when write returns
-        self._file: Any = open(self.path, "r+b" if resume and self.path.exists() else "wb", buffering=0)  # noqa: SIM115
+        self._ledger = None if model is None else _Ledger(self._beside(), model)
+        self._file: Any = _open_locked(self.path, self.target)
         try:
             if resume:
-                for row, end in _read_rows(self.path, self.kind):
-                    self._whole = end
-                    if row is not None:
-                        self._note(row)
-                if self._file.seek(0, os.SEEK_END) - self._whole > _LONGEST_ROW:
-                    raise ScoreFileError(
-                        f"{str(self.path)!r} is not a file of scores, or was changed: no row ends after byte "
-                        f"{self._whole}. Score into another file, or without resuming."
-                    )
-                self._file.truncate(self._whole)
-                self._file.seek(self._whole)
+                self._read_back()
+            elif self.path.is_file():
+                self._file.truncate(0)
             if self.kind == "csv" and self._whole == 0:
                 self._append(format_rows([], "csv", header=True))
+            self._begin(resume)
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
-    def write(self, rows: list[Row]) -> None:
+    @property
+    def target(self) -> Path:
+        """The file that the user named."""
+        return self.path
+
+    def _beside(self) -> Path:
+        return self.target.with_name(self.target.name + ".meta.jsonl")
+
+    def _begin(self, resume: bool) -> None:
+        """Find out what the rows are of; those of another model count as unknown."""
+        if self._ledger is None:
+            if not resume:
+                self._beside().unlink(missing_ok=True)  # what it says is of rows that are gone
+            return
+        if resume and self.done and self._ledger.read() != self._ledger.model:
+            self._ledger.states.clear()
+
+    def stale(self, paths: Iterable[str]) -> list[str]:
+        """Those of `paths` whose rows are not known to be of the files as they are now, by this model."""
+        if self._ledger is None:
+            return []
+        known, unknown = self._ledger.states, (-1, -1)
+        return [path for path in paths if path in self.done and known.get(path, unknown) != file_state(path)]
+
+    def knows(self, path: str) -> bool:
+        """Whether it is noted which model scored the image of `path`."""
+        return self._ledger is not None and path in self._ledger.states
+
+    def drop(self, paths: Iterable[str]) -> None:
+        """Take out the rows of `paths`."""
+        gone = set(paths)
+        if not gone:
+            return
+        self._rewrite([row for row in self._rows() if str(Path(row["path"])) not in gone])
+
+    def arrange(self, paths: Iterable[str]) -> None:
+        """Put the rows of `paths` in their order, after those of others."""
+        place = {path: i for i, path in enumerate(paths)}
+        self._rewrite(sorted(self._rows(), key=lambda row: place.get(str(Path(row["path"])), -1)))
+
+    def _rows(self) -> list[Row]:
+        return [row for row, _ in _read_rows(self.path, self.kind) if row is not None]
+
+    def _rewrite(self, rows: list[Row]) -> None:
+        self._file.truncate(0)
+        self._file.seek(0)
+        self._whole = 0
+        self.done.clear()
+        self._append(format_rows(rows, self.kind, header=self.kind == "csv"))
+        for row in rows:
+            self._note(row)
+
+    def write(self, rows: list[Row], states: dict[str, State] | None = None) -> None:
         """Append `rows`.
+
+        Parameters
+        ----------
+        rows : list of dict
+        states : dict of str to `file_state`, default=None
+            Of each image before it was read.
 
         Raises
         ------
         OSError
             No room, for one; the file then ends with a whole row.
         """
+        if self._ledger is not None:
+            self._ledger.note(states or {})
         self._append(format_rows(rows, self.kind))
         for row in rows:
             self._note(row)
+
+    def _read_back(self) -> None:
+        """Note the rows that are there, and cut off what is not a whole one."""
+        for row, end in _read_rows(self.path, self.kind):
+            self._whole = end
+            if row is not None:
+                self._note(row)
+        if self._file.seek(0, os.SEEK_END) - self._whole > _LONGEST_ROW:
+            raise ScoreFileError(
+                f"{str(self.path)!r} is not a file of scores, or was changed: no row ends after byte "
+                f"{self._whole}. Score into another file, or without resuming."
+            )
+        self._file.truncate(self._whole)
+        self._file.seek(self._whole)
 
     def _note(self, row: Row) -> None:
         self.done[str(Path(row["path"]))] = (row["score"], row["prediction"])
@@ -189,6 +340,8 @@ class ScoreFile:
 
     def close(self) -> None:
         """Close the file; more rows may be to come, with `resume`."""
+        if self._ledger is not None:
+            self._ledger.close()
         self._file.close()
 
     def __enter__(self) -> ScoreFile:
@@ -201,21 +354,30 @@ class ScoreFile:
 class _ParquetScores(ScoreFile):
     """Scores as Parquet, which is readable only once it is whole: until then the rows are in a file beside it."""
 
-    def __init__(self, path: str | os.PathLike, *, resume: bool = False):
-        self.target = Path(path)
-        spool = self.target.with_name(self.target.name + ".part.jsonl")
-        finished = []
-        if resume and not spool.exists() and self.target.exists():
-            finished = list(_read_parquet(self.target))
+    def __init__(self, path: str | os.PathLike, *, resume: bool = False, model: str | None = None):
+        self._target = Path(path)
         # that the target can be written shows here, not after hours
         if not os.access(self.target.parent, os.W_OK) or self.target.is_dir():
             raise OSError(f"{str(self.target)!r} cannot be written.")
-        super().__init__(spool, resume=resume)
-        if finished:
-            self.write(finished)
+        super().__init__(self.target.with_name(self.target.name + ".part.jsonl"), resume=resume, model=model)
+
+    @property
+    def target(self) -> Path:
+        return self._target
+
+    def _read_back(self) -> None:
+        super()._read_back()
+        if self._whole == 0 and self.target.exists():
+            # paths that are not UTF-8 are written as \xNN there, and as they are beside it
+            ledger = _Ledger(self._beside(), "")
+            ledger.read()
+            names = {_as_text(path): path for path in ledger.states}
+            rows = [{**row, "path": names.get(row["path"], row["path"])} for row in _read_parquet(self.target)]
+            self._append(format_rows(rows, self.kind))
+            for row in rows:
+                self._note(row)
 
     def finish(self) -> None:
-        self.close()
         written = self.target.with_name(self.target.name + ".part")
         try:
             _write_parquet(self.path, written)
@@ -223,10 +385,73 @@ class _ParquetScores(ScoreFile):
         except BaseException:
             written.unlink(missing_ok=True)
             raise
-        self.path.unlink()
+        if os.name == "nt":  # where an open file cannot be removed
+            self.close()
+        self.path.unlink()  # before it is closed: whoever waits for the lock must not go on with it
+        self.close()
 
 
-def open_scores(path: str | os.PathLike, *, resume: bool = False) -> ScoreFile:
+def _open_locked(path: Path, target: Path) -> Any:
+    """Open a file for writing, unbuffered, for this process alone; the lock ends with the process, however that ends.
+
+    Raises
+    ------
+    ScoreFileError
+        Another process has it open for writing.
+    """
+    while True:
+        # not truncated: another process may be writing it
+        file: Any = open(os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "wb", buffering=0)  # noqa: SIM115
+        try:
+            _lock(file)
+            if os.path.exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+            file.close()  # another process finished and removed it in between
+        except BlockingIOError:
+            file.close()
+            raise ScoreFileError(
+                f"{str(target)!r} is being written by another process: wait for it to end, or score into another file."
+            ) from None
+        except BaseException:
+            file.close()
+            raise
+
+
+def _lock(file: Any) -> None:
+    """Take the lock of an open file.
+
+    Raises
+    ------
+    BlockingIOError
+        Another process has it.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        import msvcrt
+
+        file.seek(_LOCKED_BYTE)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except OSError as error:
+            raise BlockingIOError(error.errno, error.strerror) from error
+        file.seek(0)
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS):
+            raise
+        warnings.warn(
+            f"{file.name!r} cannot be locked ({error.strerror}): see to it that no other process writes scores there.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def open_scores(path: str | os.PathLike, *, resume: bool = False, model: str | None = None) -> ScoreFile:
     """Open a file of scores for writing; its suffix says its kind.
 
     Parameters
@@ -235,6 +460,8 @@ def open_scores(path: str | os.PathLike, *, resume: bool = False) -> ScoreFile:
         ``.csv``, ``.jsonl`` or ``.parquet``.
     resume : bool, default=False
         Keep the rows that are there, if any.
+    model : str, default=None
+        As in :class:`ScoreFile`.
 
     Returns
     -------
@@ -243,7 +470,7 @@ def open_scores(path: str | os.PathLike, *, resume: bool = False) -> ScoreFile:
     Raises
     ------
     ScoreFileError
-        Another suffix; or, with `resume`, the file is not one of scores.
+        Another suffix; another process is writing the file; or, with `resume`, the file is not one of scores.
     ModuleNotFoundError
         pyarrow is missing for ``.parquet``.
     OSError
@@ -268,7 +495,7 @@ def open_scores(path: str | os.PathLike, *, resume: bool = False) -> ScoreFile:
     suffix = Path(path).suffix.lower()
     if suffix not in (".csv", ".jsonl", ".parquet"):
         raise ScoreFileError(f"{str(path)!r} must end in .csv, .jsonl or .parquet.")
-    return (_ParquetScores if suffix == ".parquet" else ScoreFile)(path, resume=resume)
+    return (_ParquetScores if suffix == ".parquet" else ScoreFile)(path, resume=resume, model=model)
 
 
 def _read_rows(path: Path, kind: str) -> Iterator[tuple[Row | None, int]]:
@@ -340,11 +567,15 @@ def _write_parquet(spool: Path, path: Path, group: int = 65536) -> None:
 
         for row, _ in _read_rows(spool, "jsonl"):
             assert row is not None
-            # Parquet's text is UTF-8; other bytes of a path are written as \xNN
-            rows.append({**row, "path": os.fsencode(row["path"]).decode("utf-8", "backslashreplace")})
+            rows.append({**row, "path": _as_text(row["path"])})
             if len(rows) == group:
                 flush()
         flush()
+
+
+def _as_text(path: str) -> str:
+    """A path as Parquet takes it, in UTF-8: other bytes are escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:

@@ -21,7 +21,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
@@ -29,6 +29,7 @@ import typer
 
 if TYPE_CHECKING:
     from skl_transformaly._folders import FoundFiles
+    from skl_transformaly._scores import ScoreFile
 
 __all__ = ["app", "run"]
 
@@ -282,6 +283,8 @@ def fit(
     if explained_variance is not None and not 0 < explained_variance < 1:
         raise Mistake(f"--explained-variance must be in (0, 1), got {explained_variance}.")
     found = _find(normal, out)
+    if missing := _missing(found):
+        raise Mistake(_missing_text(missing))
 
     from skl_transformaly._provenance import Provenance, describe, inspect_images, relative_to_root
 
@@ -409,64 +412,134 @@ def score(
             raise Mistake(f"--out {str(out)!r} must end in .csv, .jsonl or .parquet.")
         _check_writable(out)
     found = _find(paths, tell)
-    detector, _ = _load(model, weights)
-    unreadable: dict[str, str] = {}
-    anomalies = kept = blank = 0
-    if out is None:
-        kind = "jsonl" if as_json else "csv"
-        sys.stdout.buffer.write(format_rows([], kind, header=True))
-        with tell.progress("Scoring", len(found.paths)) as advance:
-            for rows in _scored(detector, found.paths, unreadable):
+    missing = _missing(found)
+    detector, header = _load(model, weights)
+    tally = _Tally()
+    with tell.progress("Scoring", len(found.paths)) as advance:
+        if out is None:
+            kind = "jsonl" if as_json else "csv"
+            sys.stdout.buffer.write(format_rows([], kind, header=True))
+            for rows in _scored(detector, found.paths, tally.unreadable):
                 sys.stdout.buffer.write(format_rows(rows, kind))
                 sys.stdout.buffer.flush()
-                anomalies += sum(row["prediction"] < 0 for row in rows)
+                tally.count(rows)
                 advance(len(rows))
-    else:
-        with open_scores(out, resume=resume) as file:
-            old = [path for path in found.paths if path in file.done]
-            kept, anomalies = len(old), sum(file.done[path][1] < 0 for path in old)
-            blank = sum(file.done[path][0] is None for path in old)
-            _check_same_model(detector, {path: file.done[path][0] for path in old}, out)
-            with tell.progress("Scoring", len(found.paths)) as advance:
-                advance(kept)
-                try:
-                    for rows in _scored(detector, [path for path in found.paths if path not in file.done], unreadable):
-                        file.write(rows)
-                        anomalies += sum(row["prediction"] < 0 for row in rows)
-                        advance(len(rows))
-                except KeyboardInterrupt:
-                    _fail(f"stopped after {len(file.done)} rows; with --resume it goes on there.", INTERRUPTED)
-            file.finish()
-    if unreadable:
-        tell.warn(_unreadable_text(unreadable, "no score, prediction -1"))
+        else:
+            with open_scores(out, resume=resume, model=header["sha256"]) as file:
+                _score_into(file, detector, found.paths, tally, tell, advance)
+                file.finish()
+    if tally.unreadable:
+        tell.warn(_unreadable_text(tally.unreadable, "no score, prediction -1"))
+    blank = tally.blank + len(tally.unreadable)
     summary = {
         "images": len(found.paths),
-        "anomalies": anomalies,
-        "resumed": kept,
-        "unreadable": unreadable,
+        "anomalies": tally.anomalies,
+        "resumed": tally.kept,
+        "unreadable": tally.unreadable,
         "hidden": found.hidden,
         "other": found.other,
         "out": None if out is None else str(out),
     }
-    blank += len(unreadable)
     not_read = f", {blank} could not be read" if blank else ""
-    text = f"{anomalies - blank} of {len(found.paths)} images are anomalies{not_read}{_passed_over(found)}."
+    text = f"{tally.anomalies - blank} of {len(found.paths)} images are anomalies{not_read}{_passed_over(found)}."
     if out is None:
         tell.note(text)
     else:
         tell.made(f"{out}: {text}", summary)
-    if fail_on_anomaly and anomalies:
+    if missing:
+        _fail(_missing_text(missing))
+    if fail_on_anomaly and tally.anomalies:
         raise typer.Exit(FOUND)
 
 
-def _scored(detector: Any, paths: list[str], unreadable: dict[str, str]) -> Iterator[list[dict[str, Any]]]:
-    """Yield rows of scores, and note in `unreadable` what has none."""
+@dataclass
+class _Tally:
+    """What scoring found: anomalies, rows kept of an earlier run, those of them without score, unreadable images."""
+
+    anomalies: int = 0
+    kept: int = 0
+    blank: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def count(self, rows: list[dict[str, Any]]) -> None:
+        """Add rows that were scored now."""
+        self.anomalies += sum(row["prediction"] < 0 for row in rows)
+
+
+def _score_into(
+    file: ScoreFile, detector: Any, paths: list[str], tally: _Tally, tell: _Output, advance: Callable[[float], None]
+) -> None:
+    """Score what has no row in a file of scores, or one of an image that has changed since."""
+    again = _drop_stale(file, paths, tell)
+    old = [path for path in paths if path in file.done]
+    tally.kept, tally.anomalies = len(old), sum(file.done[path][1] < 0 for path in old)
+    tally.blank = sum(file.done[path][0] is None for path in old)
+    _check_same_model(detector, {path: file.done[path][0] for path in old}, file.target)
+    advance(tally.kept)
+    states: dict[str, Any] = {}
+    try:
+        for rows in _scored(detector, [path for path in paths if path not in file.done], tally.unreadable, states):
+            file.write(rows, {row["path"]: states[row["path"]] for row in rows})
+            tally.count(rows)
+            advance(len(rows))
+    except KeyboardInterrupt:
+        _fail(f"stopped after {len(file.done)} rows; with --resume it goes on there.", INTERRUPTED)
+    if again:
+        file.arrange(paths)
+
+
+def _drop_stale(file: ScoreFile, paths: list[str], tell: _Output) -> list[str]:
+    """Take out the rows of images that have changed since, or of another model, to be scored again."""
+    stale = file.stale(paths)
+    asked = set(paths)
+    others = file.stale(path for path in file.done if path not in asked)
+    strange = [path for path in others if not file.knows(path)]
+    if strange:
+        raise Mistake(
+            f"{str(file.target)!r} has {_n_images(strange, 'row')} of images that were not named now, and nothing says "
+            f"which model scored them, such as {strange[0]!r}: name these too, or score into another file."
+        )
+    if others:
+        tell.warn(
+            f"{str(file.target)!r}: {_n_images(others, 'row')} kept of images that were not named now and have changed "
+            f"or are gone, such as {others[0]!r}."
+        )
+    if stale:
+        tell.warn(
+            f"{str(file.target)!r}: {_n_images(stale, 'row')} scored again, since the image has changed or another "
+            f"model may have scored it, such as {stale[0]!r}."
+        )
+        file.drop(stale)
+    return stale
+
+
+def _n_images(paths: list[str], noun: str) -> str:
+    return f"{len(paths)} {noun}{'s' * (len(paths) != 1)}"
+
+
+def _missing(found: FoundFiles) -> list[str]:
+    """Paths of a list that lead to no file."""
+    return [path for path in found.paths if not os.path.lexists(path)]
+
+
+def _missing_text(missing: list[str]) -> str:
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    return f"there is no such file: {', '.join(map(repr, missing[:5]))}{more}. Correct the list of paths."
+
+
+def _scored(
+    detector: Any, paths: list[str], unreadable: dict[str, str], states: dict[str, Any] | None = None
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield rows of scores; note in `unreadable` what has none, and in `states` what each file was before."""
     from skl_transformaly._images import as_images
     from skl_transformaly._provenance import reason
-    from skl_transformaly._scores import score_rows, score_table
+    from skl_transformaly._scores import file_state, score_rows, score_table
 
     for start in range(0, len(paths), _CHUNK):
         chunk = paths[start : start + _CHUNK]
+        if states is not None:
+            states.clear()
+            states.update({path: file_state(path) for path in chunk})
         images = as_images(chunk, on_error="skip")
         table = score_table(detector, images)
         unreadable.update({chunk[i]: reason(chunk[i], message) for i, message in images.unreadable.items()})
@@ -474,7 +547,7 @@ def _scored(detector: Any, paths: list[str], unreadable: dict[str, str]) -> Iter
 
 
 def _check_same_model(detector: Any, known: dict[str, float | None], out: Path) -> None:
-    """Refuse to mix the scores of two models in one file."""
+    """Refuse to go on with a file whose rows were changed: the first one with a score is scored again."""
     for path, before in known.items():
         if before is None or not os.path.exists(path):
             continue
@@ -484,7 +557,7 @@ def _check_same_model(detector: Any, known: dict[str, float | None], out: Path) 
             return
         raise Mistake(
             f"{str(out)!r} gives {path!r} the score {before:.6g}, this model gives it {after}: another model "
-            "made the file, or the image has changed. Score into another file, or without --resume."
+            "made the file, or it was edited. Score into another file, or without --resume."
         )
 
 
@@ -515,6 +588,7 @@ def report(
     if normal is not None and not normal.is_dir():
         raise Mistake(f"There is no folder {str(normal)!r} of normal images.")
     found = _find(paths, tell)
+    missing = _missing(found)
     detector, header = _load(model, weights)
     from skl_transformaly._provenance import Provenance, saved_with
     from skl_transformaly.report import write_report
@@ -537,6 +611,8 @@ def report(
         f"{_passed_over(found)}; {summary['bytes'] / 1e6:.1f} MB.",
         {"out": str(out), **summary},
     )
+    if missing:
+        _fail(_missing_text(missing))
 
 
 @app.command()
@@ -672,7 +748,10 @@ def export(
     _check_writable(onnx)
     if int8 and not check:
         raise Mistake("--int8 needs images to measure its cost on: --check DIR.")
-    images = _find(check, out).paths if check else None
+    found = _find(check, out) if check else None
+    if found is not None and (missing := _missing(found)):
+        raise Mistake(_missing_text(missing))
+    images = None if found is None else found.paths
     detector, _ = _load(model, weights)
     from skl_transformaly.export import ParityError, to_onnx
 
@@ -800,7 +879,10 @@ def _load(path: Path, weights: str | None) -> tuple[Any, dict[str, Any]]:
     from skl_transformaly.persistence import load, read_header
 
     header = read_header(path)
-    return load(path, weights=weights), header
+    detector = load(path, weights=weights)
+    if read_header(path)["sha256"] != header["sha256"]:
+        raise Mistake(f"{str(path)!r} was replaced while it was loaded: try again.")
+    return detector, header
 
 
 def _stop(signum: int, frame: Any) -> NoReturn:

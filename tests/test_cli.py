@@ -442,6 +442,7 @@ def test_a_list_of_paths_on_stdin(model, test_dir, separator):
     assert [row["path"] for row in rows] == paths
     assert (rows[1]["score"], rows[1]["p_value"], rows[1]["prediction"]) == ("", "", "-1")
     assert "1 image could not be read" in result.stderr and "there is no such file" in result.stderr
+    assert result.exit_code == 2 and f"error: there is no such file: '{paths[1]}'" in result.stderr
 
 
 @pytest.mark.parametrize(("suffix", "kept"), [("csv", 0), ("csv", 400), ("jsonl", 400)])
@@ -458,6 +459,171 @@ def test_a_stopped_scoring_goes_on(tmp_path, model, test_dir, suffix, kept):
         )
     summary = json.loads(result.stdout)
     assert summary["images"] == 14 and summary["anomalies"] == sum(label < 0 for _, label in one.done.values())
+
+
+KINDS = ["csv", "jsonl", "parquet"]
+
+
+def read_rows(path):
+    """Rows of a file of scores of any kind, by path."""
+    if path.suffix == ".parquet":
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    elif path.suffix == ".csv":
+        rows = read_csv(path.read_text())
+    else:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len({row["path"] for row in rows}) == len(rows)
+    return {row["path"]: tuple(float(row[name]) for name in COLUMNS[1:] if row[name] not in ("", None)) for row in rows}
+
+
+@pytest.fixture
+def cheap(monkeypatch, tmp_path):
+    """A model that says how large an image's file is, and three images: resuming is about files, not about scores."""
+    from skl_transformaly import _images, _scores, persistence
+
+    for name in "abc":
+        Image.new("L", (4, 4)).save(tmp_path / f"{name}.png")
+    digest = ["0" * 64]
+
+    def table(detector, images, score=None):
+        score = np.array([float(os.path.getsize(path)) if os.path.exists(path) else np.nan for path in images.paths])
+        decision = score - len(digest[0].rstrip("1"))
+        return {"score": score, "decision": decision, "p_value": score, "prediction": np.where(decision > 0, 1, -1)}
+
+    class Paths:
+        def __init__(self, paths, on_error):
+            self.paths = paths
+            self.unreadable = {i: "no such file" for i, path in enumerate(paths) if not os.path.exists(path)}
+
+    (tmp_path / "m.tfm").write_bytes(b"")
+    monkeypatch.setattr(_images, "as_images", Paths)
+    monkeypatch.setattr(_scores, "score_table", table)
+    monkeypatch.setattr(persistence, "load", lambda path, weights: None)
+    monkeypatch.setattr(persistence, "read_header", lambda path: {"sha256": digest[0]})
+    return digest
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("change", ["larger", "same size", "gone", "came"])
+def test_a_changed_image_is_scored_again(cheap, tmp_path, kind, change):
+    out, image = tmp_path / f"s.{kind}", tmp_path / "b.png"
+    paths = [str(tmp_path / f"{name}.png") for name in "abc"]
+    if change == "came":
+        content = image.read_bytes()
+        image.unlink()
+    run(app, ["score", str(tmp_path / "m.tfm"), "-", "-o", str(out)], input="\n".join(paths))
+    before = read_rows(out)
+    if change == "gone":
+        image.unlink()
+    elif change == "came":
+        image.write_bytes(content)
+    else:
+        image.write_bytes(image.read_bytes() + b"x" * (change == "larger"))
+        os.utime(image, ns=(0, 0))
+    result = run(app, ["score", str(tmp_path / "m.tfm"), "-", "-o", str(out), "--resume"], input="\n".join(paths))
+    assert result.exit_code == (2 if change == "gone" else 0), result.output
+    assert "1 row scored again" in result.stderr and "b.png" in result.stderr
+    run(app, ["score", str(tmp_path / "m.tfm"), "-", "-o", str(tmp_path / f"t.{kind}")], input="\n".join(paths))
+    assert list(read_rows(out).items()) == list(read_rows(tmp_path / f"t.{kind}").items())
+    assert (read_rows(out) == before) == (change == "same size")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_decisions_of_two_models_are_not_mixed(cheap, tmp_path, kind):
+    """Even if both give the same scores."""
+    out, fresh = tmp_path / f"s.{kind}", tmp_path / f"t.{kind}"
+    run(app, ["score", str(tmp_path / "m.tfm"), str(tmp_path / "b.png"), "-o", str(out)])
+    before = out.read_bytes()
+    cheap[0] = "0" * 60 + "1" * 4
+    command = ["score", str(tmp_path / "m.tfm"), str(tmp_path / "a.png"), "-o", str(out), "--resume"]
+    refused = run(app, command)
+    assert refused.exit_code == 2 and "nothing says which model scored them" in refused.stderr
+    assert out.read_bytes() == before
+    command[2] = str(tmp_path)
+    result = run(app, command)
+    assert result.exit_code == 0 and "1 row scored again" in result.stderr
+    run(app, ["score", str(tmp_path / "m.tfm"), str(tmp_path), "-o", str(fresh)])
+    assert read_rows(out) == read_rows(fresh) and list(read_rows(out)) == list(read_rows(fresh))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("left", [b"", b"garbage\n", None])
+def test_rows_of_which_nothing_is_known_are_scored_again(cheap, tmp_path, kind, left):
+    out = tmp_path / f"s.{kind}"
+    command = ["score", str(tmp_path / "m.tfm"), *(str(tmp_path / f"{name}.png") for name in "abc"), "-o", str(out)]
+    run(app, command)
+    beside = tmp_path / f"s.{kind}.meta.jsonl"
+    beside.unlink() if left is None else beside.write_bytes(left)
+    refused = run(app, ["score", str(tmp_path / "m.tfm"), str(tmp_path / "a.png"), "-o", str(out), "--resume"])
+    assert refused.exit_code == 2 and "nothing says which model scored them" in refused.stderr
+    result = run(app, [*command, "--resume"])
+    assert result.exit_code == 0 and "3 rows scored again" in result.stderr
+    assert len(read_rows(out)) == 3
+    assert "scored again" not in run(app, [*command, "--resume"]).stderr
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@given(data=st.data(), kind=st.sampled_from(KINDS))
+def test_whatever_stops_a_scoring_and_changes_going_on_gives_the_rows_of_a_fresh_one(cheap, tmp_path, data, kind):
+    """Stopped after any bytes of either file, and images changed at random."""
+    out, fresh = tmp_path / f"s.{kind}", tmp_path / f"t.{kind}"
+    for path in tmp_path.glob("[st].*"):
+        path.unlink()
+    for name in "abc":
+        Image.new("L", (4, 4)).save(tmp_path / f"{name}.png")
+    command = ["score", str(tmp_path / "m.tfm"), *(str(tmp_path / f"{name}.png") for name in "abc"), "-o"]
+    run(app, [*command, str(out)])
+    for path in (out, tmp_path / f"{out.name}.meta.jsonl"):
+        share = data.draw(st.floats(0, 1))
+        if path.suffix != ".parquet":
+            path.write_bytes(path.read_bytes()[: round(share * path.stat().st_size)])
+    for name in data.draw(st.sets(st.sampled_from("abc"))):
+        with open(tmp_path / f"{name}.png", "ab") as image:
+            image.write(b"x")
+    result = run(app, [*command, str(out), "--resume"])
+    assert result.exit_code == 0, result.output
+    run(app, [*command, str(fresh)])
+    assert list(read_rows(out).items()) == list(read_rows(fresh).items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_writers_of_one_file_are_an_error(cheap, tmp_path, kind):
+    out = tmp_path / f"s.{kind}"
+    code = (
+        "import sys; from skl_transformaly._scores import open_scores, COLUMNS\n"
+        "with open_scores(sys.argv[1]) as file:\n"
+        "    file.write([dict(zip(COLUMNS, ('x.png', 1.0, 1.0, 1.0, 1)))])\n"
+        "    print('locked', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"locked\n"
+        for resume in ([], ["--resume"]):
+            command = ["score", str(tmp_path / "m.tfm"), str(tmp_path / "a.png"), "-o", str(out), *resume]
+            result = run(app, command)
+            assert result.exit_code == 2 and "is being written by another process" in result.stderr
+    finally:
+        other.kill()
+        other.wait()
+        other.stdin.close()
+        other.stdout.close()
+    # whoever died holds no lock, and lost no row
+    with open_scores(out, resume=True) as file:
+        assert list(file.done) == ["x.png"]
+    assert run(app, command[:-1]).exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["fit", "score"])
+def test_a_path_that_leads_nowhere_is_an_error_that_names_it(cheap, tmp_path, command):
+    gone, there = str(tmp_path / "gone.png"), str(tmp_path / "a.png")
+    arguments = [command, "-", "-o", str(tmp_path / "m2.tfm")]
+    if command == "score":
+        arguments = ["score", str(tmp_path / "m.tfm"), "-"]
+    result = run(app, arguments, input=f"{there}\n{gone}\n")
+    assert result.exit_code == 2 and "there is no such file" in result.stderr and gone in result.stderr
+    arguments[arguments.index("-") : arguments.index("-") + 1] = [there, gone]
+    result = run(app, arguments)
+    assert result.exit_code == 2 and gone in result.stderr
 
 
 def test_scores_of_another_model_are_not_gone_on_with(tmp_path, model, test_dir):
