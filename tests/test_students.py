@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from joblib import parallel_config
 from test_extractor import FAMILIES
+from torch import nn
 
 from skl_transformaly import BlockStudents, TransformalyDetector, _parallel, _students
+from skl_transformaly._activations import BlockActivations
 from skl_transformaly._imitation import select_blocks
 from skl_transformaly._torch import limited_threads
 
@@ -445,3 +447,65 @@ def test_a_fit_that_stopped_in_the_middle_goes_on_after_its_last_wave(images, on
     assert sorted(trained[: trained.index(None)])[:2] == [2, 3]
     assert sorted(trained[trained.index(None) + 1 :]) == [4, 5]
     assert_the_same_bits(students, fitted_on(images, 1, n_blocks=4))
+
+
+# ----- float16
+
+
+class _Scaled(nn.Module):
+    """A linear map whose gradients on unit inputs are about as large as `size`."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.linear, self.size = nn.Linear(8, 8, bias=False), size
+
+    def forward(self, x):
+        return self.linear(x) * self.size
+
+
+def _descent(size, precision=torch.float16):
+    torch.manual_seed(0)
+    student = _Scaled(size)
+    inputs, targets = torch.ones(4, 3, 8), torch.zeros(4, 3, 8)
+    layer = BlockActivations(index=0, inputs=inputs, outputs=targets, args=(), kwargs={})
+
+    class Extractor:
+        def compute(self):
+            return torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32)
+
+    optimizer = torch.optim.SGD(student.parameters(), lr=1.0)
+    return _students._Descent(_students._Imitation(student, layer), optimizer, Extractor()), student
+
+
+@pytest.mark.parametrize("size", [1e-3, 3e-4])
+def test_tiny_gradients_survive_float16(size):
+    """Gradients of 1e-7 to 1e-6, which are zero or a few bits in float16, are those of float32."""
+    gradients = []
+    for precision in (torch.float16, torch.float32):
+        descent, student = _descent(size, precision)
+        descent.step(np.arange(4), None)
+        gradients.append(student.linear.weight.grad)
+    largest = float(gradients[1].abs().max())
+    assert 1e-9 < largest < 1e-6
+    np.testing.assert_allclose(gradients[0], gradients[1], rtol=0.02, atol=0.01 * largest)
+
+
+def test_a_step_whose_scaled_gradients_overflow_is_taken_with_a_lower_scale():
+    descent, student = _descent(100.0)
+    before = student.linear.weight.detach().clone()
+    loss = descent.step(np.arange(4), None)
+    assert torch.isfinite(loss) and torch.isfinite(student.linear.weight).all()
+    assert not torch.equal(student.linear.weight, before)
+    assert descent._scaler.get_scale() < 2**16
+
+
+def test_a_loss_that_is_not_finite_ends_the_descent():
+    descent, student = _descent(float("inf"))
+    assert not torch.isfinite(descent.step(np.arange(4), None))
+
+
+def test_students_train_in_float16(images):
+    """As on a GPU without bfloat16: fit ends, and the loss falls."""
+    students = tiny_students(max_epochs=6, extractor=tiny_extractor(precision="float16"), n_blocks=1).fit(images)
+    (history,) = students.history_.values()
+    assert history["loss"][-1] < history["loss"][0]
