@@ -89,3 +89,10 @@ def test_photographs_of_phones_are_read_or_the_missing_package_is_named(folder, 
     monkeypatch.setattr("skl_transformaly._folders._image_suffixes", lambda: frozenset({".png"}))
     with pytest.warns(UserWarning, match=r"1 \.heic \(to read these, install pillow-heif\)"):
         assert len(as_images(folder)) == 3
+
+
+def test_files_are_in_the_order_of_their_whole_paths(folder, images):
+    for i, name in enumerate(("b/0.png", "a/9.png", "a/b/1.png")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[i]).save(folder / name)
+    assert names(folder) == ["0.png", "1.png", "2.png", "a/9.png", "a/b/1.png", "b/0.png"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import tiny_extractor, tiny_students
 from conftest import tiny_paper as tiny_detector
+from PIL import Image
 from sklearn.base import clone
 from sklearn.mixture import GaussianMixture
 from sklearn.pipeline import make_pipeline
@@ -284,3 +285,32 @@ def test_found_students_are_the_trained_ones_and_the_teacher_stays_as_it_was(tmp
         assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values()))
         assert not other.training and not any(p.requires_grad for p in other.parameters())
     np.testing.assert_array_equal(found.score_samples(images[:5] // 2), trained.score_samples(images[:5] // 2))
+
+
+def test_a_fingerprint_tells_order_and_shape(rng):
+    X = rng.integers(0, 256, (6, 4, 10, 3), dtype=np.uint8)
+    others = [X[::-1], X.reshape(6, 10, 4, 3), X[:5], np.concatenate([X, X[:1]]), 255 - X]
+    prints = {fingerprint(as_images(np.ascontiguousarray(other))) for other in [X, *others]}
+    assert len(prints) == 6
+    assert fingerprint(as_images(list(X))) == fingerprint(as_images(X))
+
+
+def test_a_fingerprint_tells_where_an_unreadable_image_is(rng, tmp_path):
+    """It gets NaN there, and the others keep their places."""
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    first, last = list(rng.integers(0, 256, (2, 4, 10, 3), dtype=np.uint8))
+    bad = str(tmp_path / "bad.png")
+    for image, name in ((first, "first"), (last, "last")):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    paths = [str(tmp_path / "first.png"), bad, str(tmp_path / "last.png")]
+    with pytest.warns(UserWarning, match="could not be read"):
+        found = {fingerprint(as_images(order, on_error="skip")) for order in (paths, [paths[0], paths[2], bad])}
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("shape", [(4, 10, 3), (10, 4, 3), (10, 12, 1), (40, 1, 3)])
+def test_duplicates_have_the_same_shape(shape):
+    """Black images of as many bytes are not copies of each other."""
+    images = as_images([np.zeros((12, 10, 1), dtype=np.uint8), np.zeros(shape, dtype=np.uint8)])
+    next(images.batches(2))
+    assert len(set(images.groups().tolist())) == 2

@@ -509,3 +509,19 @@ def test_students_train_in_float16(images):
     students = tiny_students(max_epochs=6, extractor=tiny_extractor(precision="float16"), n_blocks=1).fit(images)
     (history,) = students.history_.values()
     assert history["loss"][-1] < history["loss"][0]
+
+
+def test_each_epoch_takes_every_image_once_in_an_order_of_its_own(images, monkeypatch):
+    batches = []
+    step = _students._Descent.step
+
+    def watched(self, batch, tokens):
+        batches.append(batch.tolist())
+        return step(self, batch, tokens)
+
+    monkeypatch.setattr(_students._Descent, "step", watched)
+    tiny_students(n_blocks=1, max_epochs=3, batch_size=5, extractor=tiny_extractor()).fit(images)
+    epochs = [[row for batch in batches[start : start + 3] for row in batch] for start in (0, 3, 6)]
+    assert len(batches) == 9
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
