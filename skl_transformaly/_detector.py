@@ -967,7 +967,10 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             training = _where_readable(self.training_embeddings_, normalize)
         elif "discrepancy" in features:
             scaler = StandardScaler().fit(self.training_discrepancies_)
-            z, training = (scaler.transform(x) for x in (features["discrepancy"], self.training_discrepancies_))
+            # arrays, whatever sklearn.set_config(transform_output=) says
+            z, training = (
+                np.asarray(scaler.transform(x)) for x in (features["discrepancy"], self.training_discrepancies_)
+            )
         else:
             return {}
         places = np.flatnonzero(~np.isnan(training).any(axis=1))

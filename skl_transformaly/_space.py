@@ -233,7 +233,7 @@ class FeatureSpace(BaseEstimator):
         return PCA(self.explained_variance, whiten=True, svd_solver="full")
 
     def _whiten(self, features: np.ndarray) -> np.ndarray:
-        return self.whitening_.transform(features) if hasattr(self, "whitening_") else features
+        return _whitened_by(self.whitening_, features) if hasattr(self, "whitening_") else features
 
     def _has_terms(self) -> bool:
         return self.discrepancy and isinstance(self.density_, GaussianDensity)
@@ -243,7 +243,7 @@ class FeatureSpace(BaseEstimator):
         self.__dict__.pop("term_locations_", None)
         if self._whitened():
             self.whitening_ = self._new_whitening().fit(features)
-            features = self.whitening_.transform(features)
+            features = _whitened_by(self.whitening_, features)
         density = resolve_density(self.density, discrepancy=self.discrepancy)
         self.density_ = fit_density(density, features, groups)
 
@@ -267,9 +267,14 @@ class FeatureSpace(BaseEstimator):
             pca = self._new_whitening().fit(features[train])
             density = fit_density(
                 resolve_density(self.density),
-                pca.transform(features[train]),
+                _whitened_by(pca, features[train]),
                 None if groups is None else groups[train],
                 fold=True,
             )
-            scores[test] = density.score_samples(pca.transform(features[test]))
+            scores[test] = density.score_samples(_whitened_by(pca, features[test]))
         return scores, None
+
+
+def _whitened_by(pca: PCA, features: np.ndarray) -> np.ndarray:
+    # sklearn.set_config(transform_output=) makes data frames even of what only this package sees
+    return np.asarray(pca.transform(features))

@@ -812,9 +812,11 @@ class EmbeddingDisplay:
                     f"space={space!r} is not in use: the detector was fitted with feature_spaces="
                     f"{tuple(detector.feature_spaces_)}."
                 )
-            features, training = _space(detector, estimator.transform(X), space)
+            features, training = _space(detector, np.asarray(estimator.transform(X)), space)
         else:
-            features, training = (estimator[:-1].transform(X) if isinstance(estimator, Pipeline) else X), None
+            features, training = X, None
+            if isinstance(estimator, Pipeline):
+                features = np.asarray(estimator[:-1].transform(X))
         return cls._make(features, y, values, training, method, random_state).plot(ax=ax, **kwargs)
 
     @classmethod
