@@ -357,11 +357,15 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
     def identity(self) -> dict[str, Any]:
         """What tells this fitted teacher from all that give other values; for caches."""
+        config = self.teacher_.data_config
         return {
             "model": self.settings_["model_name"],
-            "weights": self.weights_sha256_,
-            "size": self.image_size_,
-            "interpolation": self.settings_["interpolation"],
+            # of the network that runs, whatever the file that it was loaded from says of it
+            "weights": self.teacher_.content_sha256,
+            "size": tuple(int(side) for side in self.image_size_),
+            "mean": tuple(float(value) for value in config["mean"]),
+            "std": tuple(float(value) for value in config["std"]),
+            "interpolation": self.interpolation_,
             "precision": self.precision_,
             "device": self._parameter().device.type,
             "processor": torch.backends.cpu.get_cpu_capability(),
@@ -410,6 +414,12 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
                 )
             self._teacher = teacher
         return self._teacher
+
+    def restore_teacher(self) -> None:
+        """Load the weights from a model file, and take their SHA-256 from what was read, not from what it states."""
+        dtype = torch.float64 if self.precision_ == "float64" else torch.float32
+        self._teacher = self._load(resolve_device(self.device), dtype)
+        self.weights_sha256_ = self._teacher.weights_sha256
 
     @own_settings()
     def _load(self, device: torch.device, dtype: torch.dtype) -> _teacher.Teacher:

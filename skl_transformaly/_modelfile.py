@@ -86,6 +86,8 @@ class ModelFile:
         What was written, as JSON gives it back.
     arrays : dict of str to ArrayInfo
         What the file holds; none of it is read yet.
+    size : int
+        Bytes of the file.
 
     Raises
     ------
@@ -98,6 +100,7 @@ class ModelFile:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         with _opened(self.path) as (file, size):
+            self.size = size
             start = _Start.read(file, size, self.path)
             found = _digest(file, start)
             if found != start.sha256:

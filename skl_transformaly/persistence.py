@@ -21,10 +21,13 @@ import torch
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
+from skl_transformaly._calibration import ConformalDetector
 from skl_transformaly._detector import TransformalyDetector
+from skl_transformaly._fusion import p_values
 from skl_transformaly._images import as_images
+from skl_transformaly._invariants import Unfit, brief, check_threshold, unfit
 from skl_transformaly._modelfile import ModelFile, ModelFileError, read_header, write_model_file
-from skl_transformaly._parts import DETECTORS, PARTS, Array, Numbers, Reader, Unfit, Writer, brief, encode_float, unfit
+from skl_transformaly._parts import DETECTORS, PARTS, Array, Numbers, Reader, Writer, encode_float
 
 __all__ = ["SKOPS_TYPES", "DriftWarning", "ModelFileError", "load", "read_header", "save"]
 
@@ -128,6 +131,7 @@ def save(
     check_is_fitted(detector)
     writer = Writer(with_teacher=teacher)
     writer.add(detector)
+    _check_thresholds(detector)
     document = {
         "class": type(detector).__name__,
         "made": _provenance(detector),
@@ -208,7 +212,7 @@ def load(
             if weights is not None and all(entry["stored"] for entry in reader.teachers):
                 raise ModelFileError(f"{os.fspath(path)!r} holds the teacher's weights itself: leave weights=None.")
             detector = reader.read()
-            pictures, scores = _decode_probes(document["probes"], reader)
+            pictures, scores = _decode_probes(document["probes"], reader, detector)
             reader.finish()
         if verify:
             _replay(detector, pictures, scores, tolerance, document["made"], path)
@@ -257,6 +261,25 @@ def _check_root(detector: Any) -> None:
         raise TypeError(f"save takes a fitted {', '.join(DETECTORS)}, got {type(detector).__module__}.{name}.")
 
 
+def _check_thresholds(detector: Any) -> None:
+    """Refuse to save a rate that was set after `fit`, and so is not the one that the threshold keeps."""
+    while not isinstance(detector, TransformalyDetector):
+        if isinstance(detector, ConformalDetector):
+            _check_threshold_of(detector)
+        detector = detector.estimator if isinstance(detector, FrozenEstimator) else detector.estimator_
+    _check_threshold_of(detector)
+
+
+def _check_threshold_of(detector: Any) -> None:
+    try:
+        check_threshold(detector)
+    except Unfit as error:
+        raise ValueError(
+            f"The {type(detector).__name__} {error}: a parameter was set after fit. Fit again, or set it back, "
+            "before you save."
+        ) from None
+
+
 # ----- probes
 
 
@@ -297,12 +320,23 @@ def _encode_probes(detector: Any, probes: Any, writer: Writer) -> dict[str, Any]
                 pictures[i] = picture
             images.append(writer.array(f"probe{i}", picture))
     scores = _probe_scores(_scorer(detector), pictures)
-    return {"images": images, "scores": [encode_float(score) for score in scores]}
+    encoded: dict[str, Any] = {"images": images, "scores": [encode_float(score) for score in scores]}
+    conformal = _conformal(detector)
+    if conformal is not None:
+        encoded["p_values"] = [encode_float(p) for p in p_values(np.array(scores), conformal.calibration_scores_)]
+    return encoded
 
 
-def _decode_probes(encoded: Any, reader: Reader) -> tuple[list[np.ndarray], list[float]]:
-    """The probe images, and their scores."""
-    if not isinstance(encoded, dict) or set(encoded) != {"images", "scores"}:
+def _conformal(detector: Any) -> ConformalDetector | None:
+    """The outermost detector within that gives p-values by calibration scores."""
+    while not isinstance(detector, (ConformalDetector, TransformalyDetector)):
+        detector = detector.estimator if isinstance(detector, FrozenEstimator) else detector.estimator_
+    return detector if isinstance(detector, ConformalDetector) else None
+
+
+def _decode_probes(encoded: Any, reader: Reader, detector: Any) -> tuple[list[np.ndarray], list[float]]:
+    """The probe images, and their scores, whose p-values must be those that were saved."""
+    if not isinstance(encoded, dict) or set(encoded) - {"p_values"} != {"images", "scores"}:
         unfit("has no probes")
     images, scores = encoded["images"], encoded["scores"]
     pictures = _synthetic_probes()
@@ -317,6 +351,12 @@ def _decode_probes(encoded: Any, reader: Reader) -> tuple[list[np.ndarray], list
     before = Numbers().decode(scores, reader, {})
     if len(before) != len(pictures):
         unfit(f"does not have a score for each of its {len(pictures)} probes")
+    conformal = _conformal(detector)
+    if "p_values" in encoded:  # older files lack them
+        p = Numbers().decode(encoded["p_values"], reader, {})
+        now = None if conformal is None else p_values(np.array(before), conformal.calibration_scores_)
+        if now is None or not np.array_equal(p, now, equal_nan=True):
+            unfit("has calibration_scores_ that give its probes other p-values than those that were saved")
     return pictures, before
 
 

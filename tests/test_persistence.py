@@ -827,6 +827,201 @@ def test_any_mutant_loads_right_or_is_refused(small, tmp_path, kind, number):
         assert found == "refused" or mutant in contents
 
 
+# ----- forged files that are consistent in themselves
+
+
+@pytest.fixture(scope="session")
+def calibrated(tmp_path_factory):
+    """Document and arrays of a small conformal detector, new images, and their predictions and p-values."""
+    rng = np.random.default_rng(3)
+    X, new = rng.integers(0, 256, (30, 20, 24, 3), dtype=np.uint8), rng.integers(0, 256, (6, 20, 24, 3), dtype=np.uint8)
+    inner = tiny_detector(feature_spaces=["pretrained", "discrepancy"])
+    detector = ConformalDetector(inner, alpha=0.2, calibration=0.4, random_state=0).fit(X)
+    path = tmp_path_factory.mktemp("calibrated") / "detector.tfm"
+    save(detector, path)
+    with _modelfile.ModelFile(path) as file:
+        arrays = {name: file.array(name) for name in file.arrays}
+    return file.document, arrays, new, (detector.predict(new), detector.p_values(new))
+
+
+def _leaves(value, path=()):
+    if isinstance(value, (dict, list)) and value:
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(item, (*path, key))
+    elif path:
+        yield path
+
+
+_ARRAY_CHANGES = {
+    "sign": lambda a, i: -a,
+    "one sign": lambda a, i: _with(a, i, -a.flat[i]),
+    "reversed": lambda a, i: a[::-1],
+    "swapped": lambda a, i: a[np.r_[1, 0, 2 : len(a)].astype(int)] if len(a) > 1 else a,
+    "infinite": lambda a, i: _with(a, i, np.inf),
+    "NaN": lambda a, i: _with(a, i, np.nan),
+    "huge": lambda a, i: _with(a, i, np.iinfo(np.int64).max if a.dtype == np.int64 else 1e30),
+    "cut": lambda a, i: a[:-1],
+    "first cut": lambda a, i: a[1:],
+    "longer": lambda a, i: np.concatenate([a, a[-1:]]),
+    "other dtype": lambda a, i: a.astype(np.float32 if a.dtype == np.float64 else np.float64),
+    "zero": lambda a, i: np.zeros_like(a),
+}
+_VALUES = [None, True, 0, -1, 1, 2**31, 2**62, 10**19, 0.5, -0.5, 1e308, "", "x", "../x", "/etc/passwd", [], {}]
+_VALUES += [{"float": "nan"}, {"float": "inf"}, {"float": "-inf"}]
+
+
+def _with(array, place, value):
+    array = array.copy()
+    if array.dtype.kind == "f" or np.isfinite(value):
+        array.flat[place] = value if array.dtype != np.uint8 else 7
+    return array
+
+
+def _assert_refused_or_same(path, calibrated):
+    """Refused; or said to be another detector; or one that judges new images as the honest one does."""
+    _, _, new, (labels, p) = calibrated
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            loaded = load(path)
+        except ModelFileError:
+            return
+    if not caught:
+        np.testing.assert_array_equal(loaded.predict(new), labels)
+        np.testing.assert_array_equal(loaded.p_values(new), p)
+
+
+@seed(1)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
+@given(data=st.data())
+def test_a_changed_array_is_refused_or_changes_nothing(calibrated, tmp_path, data):
+    document, arrays, _, _ = calibrated
+    names = sorted(name for name in arrays if not name.startswith("teachers."))
+    name = data.draw(st.sampled_from([*names, "teachers.0.cls_token", "teachers.0.blocks.0.norm1.weight"]))
+    change = data.draw(st.sampled_from(sorted(_ARRAY_CHANGES)))
+    array = arrays[name]
+    if array.size == 0 or array.ndim == 0:
+        return
+    changed = _ARRAY_CHANGES[change](array, data.draw(st.integers(0, array.size - 1)))
+    _modelfile.write_model_file(tmp_path / "m.tfm", document, {**arrays, name: changed})
+    _assert_refused_or_same(tmp_path / "m.tfm", calibrated)
+
+
+@seed(1)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
+@given(data=st.data())
+def test_a_changed_value_is_refused_or_changes_nothing(calibrated, tmp_path, data):
+    document, arrays, _, _ = calibrated
+    document = copy.deepcopy(document)
+    parts = {key: document[key] for key in ("objects", "teachers", "probes")}
+    path = data.draw(st.sampled_from(sorted(_leaves(parts), key=str)))
+    holder = parts
+    for key in path[:-1]:
+        holder = holder[key]
+    old = holder[path[-1]]
+    nudged = [-old, old * 2, old + 1] if type(old) in (int, float) else []
+    holder[path[-1]] = data.draw(st.sampled_from(_VALUES + nudged))
+    try:
+        _modelfile.write_model_file(tmp_path / "m.tfm", document, arrays)
+    except ValueError:
+        return
+    _assert_refused_or_same(tmp_path / "m.tfm", calibrated)
+
+
+def _state(document, name):
+    return next(entry for entry in document["objects"] if entry["class"] == name and entry["state"])["state"]
+
+
+def _name(document, part, attribute):
+    return _state(document, part)[attribute]["array"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d, a: a.update({(n := _name(d, "ConformalDetector", "calibration_scores_")): a[n][::-1]}), "ascending"),
+        (lambda d, a: a.update({(n := _name(d, "ConformalDetector", "calibration_scores_")): a[n] + 1}), "offset_"),
+        (lambda d, a: _state(d, "ConformalDetector").update(offset_={"float": "-inf"}), "offset_"),
+        (lambda d, a: _state(d, "TransformalyDetector").update(offset_={"float": "inf"}), "offset_"),
+        (lambda d, a: _state(d, "TransformalyDetector").update(offset_=0.125), "offset_ 0.125, and contamination"),
+        (lambda d, a: [o["params"].update(alpha=0.9) for o in d["objects"] if o["class"][0] == "C"], "alpha=0.9"),
+        (lambda d, a: a.update({(n := _name(d, "GaussianDensity", "components_")): a[n] * 2}), "not orthonormal"),
+        (lambda d, a: _state(d, "RidgeStudents")["sizes"].__setitem__(0, [9999, 9999]), "larger than the teacher's"),
+        (lambda d, a: d["teachers"][0]["data_config"].update(std=[1e-300] * 3), "describes teacher 0"),
+        (lambda d, a: d["teachers"][0]["data_config"].update(interpolation="../x"), "describes teacher 0"),
+        (lambda d, a: a.update({"teachers.0.cls_token": a["teachers.0.cls_token"] * np.nan}), "NaN"),
+        (lambda d, a: _state(d, "TimmExtractor").update(embedding_size_=63), "embedding_size_|was expected"),
+    ],
+)  # fmt: skip
+def test_what_does_not_hold_between_attributes_is_named(calibrated, tmp_path, change, message):
+    document, arrays = copy.deepcopy(calibrated[0]), dict(calibrated[1])
+    change(document, arrays)
+    _modelfile.write_model_file(tmp_path / "m.tfm", document, arrays)
+    with pytest.raises(ModelFileError, match=message):
+        load(tmp_path / "m.tfm")
+
+
+def test_a_file_without_weights_draws_no_large_network(calibrated, many, tmp_path, monkeypatch):
+    path = tmp_path / "m.tfm"
+    save(tiny_detector(feature_spaces=["pretrained"]).fit(many), path, teacher=False)
+    np.testing.assert_array_equal(load(path).extractor_.image_size_, (32, 32))
+    with _modelfile.ModelFile(path) as file:
+        arrays = {name: file.array(name) for name in file.arrays}
+    text = json.dumps(file.document).replace('"test_vit"', '"vit_large_patch16_224"')
+    _modelfile.write_model_file(path, json.loads(text), arrays)
+
+    def refuse(*args):
+        raise AssertionError("built")
+
+    monkeypatch.setattr(_teacher, "create_model", refuse)
+    with pytest.raises(ModelFileError, match=r"asks for 12\d{8} bytes of random weights"):
+        load(path)
+    (tmp_path / "small.pth").write_bytes(b"x")
+    text = text.replace('"weights": null', '"weights": "small.pth"')
+    _modelfile.write_model_file(path, json.loads(text), arrays)
+    with pytest.raises(ModelFileError, match="is the file of another network"):
+        load(path)
+
+
+def test_a_forged_teacher_does_not_answer_for_the_honest_one(many, tmp_path):
+    """A shared cache knows teachers by what they are, not by what a file says."""
+    honest = tiny_detector(feature_spaces=["pretrained"], extractor=tiny_extractor(precision="float32")).fit(many)
+    path, cache = tmp_path / "m.tfm", str(tmp_path / "cache")
+    save(honest, path)
+    loaded = load(path)
+    assert loaded.extractor_.identity() == honest.extractor_.identity()
+    assert loaded.extractor_.weights_sha256_ == honest.extractor_.weights_sha256_
+    with _modelfile.ModelFile(path) as file:
+        arrays = {name: file.array(name) for name in file.arrays}
+    for change in ("weights", "weights and what is stated", "mean"):
+        document, forged = copy.deepcopy(file.document), dict(arrays)
+        if change == "mean":
+            document["teachers"][0]["data_config"]["mean"] = [0.4, 0.4, 0.4]
+        else:
+            forged["teachers.0.blocks.5.mlp.fc1.weight"] = forged["teachers.0.blocks.5.mlp.fc1.weight"][::-1]
+        _modelfile.write_model_file(path, document, forged)
+        if change == "weights and what is stated":
+            with pytest.warns(UserWarning, match="holds other weights") as caught:
+                load(path, verify=False)
+            (content,) = {str(w.message).split("is ")[1].split(",")[0] for w in caught}
+            document["teachers"][0]["content_sha256"] = content
+            _modelfile.write_model_file(path, document, forged)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            other = load(path, verify=False)
+        assert other.extractor_.identity() != honest.extractor_.identity()
+        other.set_params(memory=cache).score_samples(many)
+    again = clone(honest).set_params(memory=cache).fit(many)
+    np.testing.assert_array_equal(again.training_scores_, honest.training_scores_)
+
+
+def test_a_rate_that_was_set_after_fit_is_not_saved(many, tmp_path):
+    detector = tiny_detector(feature_spaces=["pretrained"]).fit(many).set_params(contamination=0.5)
+    with pytest.raises(ValueError, match=r"contamination=0.5.*set after fit"):
+        save(detector, tmp_path / "m.tfm")
+    assert not list(tmp_path.iterdir())
+
+
 # ----- the other ways
 
 
