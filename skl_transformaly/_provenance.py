@@ -109,6 +109,8 @@ class Provenance:
         That fitting took.
     settings : dict of str to str
         See :func:`describe`.
+    own : bool
+        Whether this process made it. What a file says may be anybody's, and no folder that it names is looked into.
     """
 
     root: str = ""
@@ -123,10 +125,11 @@ class Provenance:
     seed: int | None = None
     seconds: float = 0.0
     settings: dict[str, str] = field(default_factory=dict)
+    own: bool = field(default=True, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """As numbers, strings, lists and dicts."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "own"}
 
     @classmethod
     def from_json(cls, content: Any) -> Provenance:
@@ -140,7 +143,7 @@ class Provenance:
         if not isinstance(content, dict):
             raise ValueError(f"How the model was made must be a dict, got {type(content).__name__}.")
         known = {item.name: content[item.name] for item in fields(cls) if item.name in content}
-        made = cls(**known)
+        made = cls(**{**known, "own": False})
         n = len(made.files) if isinstance(made.files, list) else -1
         checks = {
             "root": isinstance(made.root, str),
@@ -179,7 +182,7 @@ def _is_text(values: Any) -> bool:
 
 def _stays_below(name: str) -> bool:
     path = PurePath(name)
-    return not path.is_absolute() and ".." not in path.parts
+    return not path.anchor and ".." not in path.parts and "\0" not in name
 
 
 def relative_to_root(paths: Sequence[str]) -> tuple[str, list[str]]:

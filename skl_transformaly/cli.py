@@ -571,7 +571,10 @@ def report(
     ),
     normal: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where the normal images are now, if not where they were at the fit."),
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the normal images, to show the nearest ones. No folder that the model names is opened.",
+        ),
     ] = None,
     limit: Annotated[
         int, typer.Option(min=1, help="Most images to show with picture and map, the most anomalous first.")

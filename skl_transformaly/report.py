@@ -110,7 +110,8 @@ def write_report(
     saved : dict of str to str, default=None
         When and with what the model file was saved, to be shown beside the rest.
     normal_dir : path, default=None
-        Folder of the normal images, where it is not any more where `provenance` says.
+        Folder of the normal images. None is where `provenance` says, if this process made it; if it comes from a model
+        file, no picture of a normal image is shown, since the file may be a stranger's and name any folder.
     limit : int, default=1000
         Most images to show with picture, map and neighbours: the most anomalous. All count in the histogram.
     title : str
@@ -351,7 +352,9 @@ class _Training:
 
     def __init__(self, provenance: Provenance, normal_dir: str | os.PathLike | None):
         self.made = provenance
-        self.root = Path(provenance.root if normal_dir is None else normal_dir)
+        self.root = None if normal_dir is None else Path(normal_dir)
+        if normal_dir is None and provenance.own:
+            self.root = Path(provenance.root)
         self.known = {digest for digest in provenance.digests if digest}
         self.fitted = provenance.fitted
         self.missing = 0
@@ -372,7 +375,9 @@ class _Training:
 
     def pictures(self, positions: Sequence[int]) -> dict[int, str]:
         """Pictures of training images, each once; those that cannot be read any more are left out and counted."""
-        pictures = {}
+        pictures: dict[int, str] = {}
+        if self.root is None:
+            return pictures
         for position in sorted(set(positions)):
             index = -1 - position if position < 0 else self.fitted[position] if position < len(self.fitted) else -1
             if index < 0:

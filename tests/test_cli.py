@@ -688,14 +688,33 @@ def test_evaluate_leaves_images_outside_the_classes_out(tmp_path, model, test_di
     assert json.loads(result.stdout)["n_anomalies"] == 6
 
 
-def test_report_is_one_file(tmp_path, model, test_dir):
+def test_report_is_one_file(tmp_path, model, work, test_dir):
     out = tmp_path / "r.html"
-    result = run(app, ["report", model, test_dir, "--out", str(out), "--json"])
+    result = run(app, ["report", model, test_dir, "--out", str(out), "--json", "--normal", str(work[0] / "train")])
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)
     text = out.read_text(encoding="utf-8")
     assert said["images"] == 14 and text.count('class="map"') == 14 and "tf_efficientnet_lite0" in text
     assert text.count("data-near=") >= 14 * 3 and "are not below" not in text
+
+
+def test_a_report_opens_no_folder_that_the_model_names(tmp_path, model, work, test_dir, monkeypatch):
+    """A stranger's model could name any picture on this machine."""
+    opened = []
+    real = Image.open
+    monkeypatch.setattr(Image, "open", lambda file, *args, **kw: (opened.append(str(file)), real(file, *args, **kw))[1])
+    sys_opened = []
+    sys.addaudithook(lambda event, args: sys_opened.append(str(args[0])) if event == "open" else None)
+    gone = f"{test_dir}/gone.png"
+    result = run(
+        app,
+        ["report", model, "-", "--out", str(tmp_path / "r.html")],
+        input=f"{test_dir}/six/000.png\n{gone}\n",
+    )
+    assert result.exit_code == 2 and gone in result.stderr  # after the report was made
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "only from a folder that you name" in text and text.count("data:image/webp") == 2  # the image and its map
+    assert not [path for path in [*opened, *sys_opened] if path.startswith(str(work[0] / "train"))]
 
 
 @pytest.mark.slow
