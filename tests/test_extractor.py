@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import pickle
+import socket
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.base import BaseEstimator
 
-from skl_transformaly import RidgeStudents, TimmExtractor
+from skl_transformaly import RidgeStudents, TimmExtractor, _teacher
 from skl_transformaly._extractor import resolve_extractor
 
 # name, image size, kind of block, number of blocks
@@ -171,6 +173,38 @@ def test_an_unreachable_hub_names_the_two_other_ways(monkeypatch, images):
     monkeypatch.setattr("timm.models._builder.load_pretrained", unreachable)
     with pytest.raises(ConnectionError, match=r"(?s)not known.*weights='/path.*bundled"):
         tiny_extractor("test_vit.r160_in1k", weights="hub").fit(images)
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_hub_that_does_not_answer_fails_within_ten_seconds(monkeypatch, images, answers):
+    """A server that takes the connection and says nothing, or none at all."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        if not answers:
+            server.close()
+        start = time.perf_counter()
+        with pytest.raises(ConnectionError, match=r"could not be downloaded.*weights='/path/.*extractor='bundled'"):
+            TimmExtractor("test_vit.r160_in1k", image_size=32, device="cpu").fit(images)
+    assert time.perf_counter() - start < 10
+
+
+def test_without_network_the_hubs_cache_is_enough(monkeypatch, images):
+    from huggingface_hub import constants
+
+    offline = []
+    monkeypatch.setattr(_teacher, "hub_is_reachable", lambda: False)
+    real = timm.create_model
+
+    def cached(name, pretrained=False, **options):
+        if pretrained:
+            offline.append(constants.HF_HUB_OFFLINE)
+        return real(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", cached)
+    before = constants.HF_HUB_OFFLINE
+    # of a size of its own: teachers are shared while they live
+    tiny_extractor("test_vit.r160_in1k", weights="hub", image_size=48).fit(images)
+    assert offline == [True] and before == constants.HF_HUB_OFFLINE
 
 
 def test_hub_weights_are_asked_of_timm(monkeypatch, images):
