@@ -7,7 +7,7 @@ from conftest import tiny_extractor
 from test_extractor import FAMILIES
 from test_halving import out_of_memory_above
 
-from skl_transformaly import RidgeStudents, save
+from skl_transformaly import RidgeStudents, _ridge, save
 from skl_transformaly._ridge import Layout
 
 CONVOLUTIONS = [("test_efficientnet", 64), ("test_convnext", 64)]
@@ -85,6 +85,25 @@ def test_an_image_is_left_out_as_if_it_had_not_been_there(images, copies):
         others = [j for j in range(len(X)) if not (X[j] == X[i]).all()]
         residual = H[i] @ solve(H[others], Y[others], penalty) - Y[i]
         assert students.held_out_discrepancies_[i, 0] == pytest.approx((residual**2).mean(), rel=1e-3)
+
+
+def test_leaving_out_in_float32_agrees_with_float64(rng):
+    X = rng.integers(0, 256, (100, 24, 24, 3), dtype=np.uint8)
+    exact, single = (
+        RidgeStudents(n_blocks=2, extractor=tiny_extractor(precision=precision)).fit(X).held_out_discrepancies_
+        for precision in ("float64", "float32")
+    )
+    np.testing.assert_allclose(single, exact, rtol=1e-3)
+
+
+@pytest.mark.parametrize("least", [0.5, 1e-3, 1e-5])
+def test_systems_with_small_pivots_are_solved_as_in_float64(least, rng):
+    """An image that alone decides some coefficients: in float32, its residuals would be wrong by 1e-7 / least."""
+    basis = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    system = ((basis * [least, 1, 1, 1, 1, 1]) @ basis.T).astype(np.float32)
+    target = rng.normal(size=(6, 2)).astype(np.float32)
+    expected = np.linalg.solve(system.astype(np.float64), target)
+    np.testing.assert_allclose(_ridge._solve_each(system[np.newaxis], target[np.newaxis])[0], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name, size", CONVOLUTIONS)
