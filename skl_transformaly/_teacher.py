@@ -572,7 +572,19 @@ def stored_teachers(file: ModelFile) -> list[dict[str, Any]]:
     for place, entry in enumerate(entries):
         if not _is_teacher_entry(entry):
             raise ModelFileError(f"{os.fspath(file.path)!r} describes teacher {place} in an unknown way.")
+        if odd := _odd_setting(entry["data_config"]):
+            raise ModelFileError(f"{os.fspath(file.path)!r} describes teacher {place} by a data_config with {odd}.")
     return entries
+
+
+def _odd_setting(config: dict[str, Any]) -> str | None:
+    """How a teacher's images cannot be made: with a mean, std or interpolation that no weights ask for."""
+    if config["interpolation"] not in _INTERPOLATIONS:
+        return f"interpolation {config['interpolation'][:40]!r}; expected one of {', '.join(_INTERPOLATIONS)}"
+    for name, low in (("mean", -_MOST_SCALE), ("std", 1 / _MOST_SCALE)):
+        if not all(low <= value <= _MOST_SCALE for value in config[name]):
+            return f"{name} {config[name]}; expected numbers from {low:g} to {_MOST_SCALE:g}"
+    return None
 
 
 def _is_teacher_entry(entry: Any) -> bool:
@@ -604,9 +616,6 @@ def _is_teacher_entry(entry: Any) -> bool:
             or (type(entry["image_size"]) is int and size[1:] == [entry["image_size"]] * 2)
             or (type(entry["image_size"]) is list and size[1:] == entry["image_size"])
         )
-        and config["interpolation"] in _INTERPOLATIONS
-        and all(1 / _MOST_SCALE <= value <= _MOST_SCALE for value in config["std"])
-        and all(abs(value) <= _MOST_SCALE for value in config["mean"])
     )
 
 
