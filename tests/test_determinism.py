@@ -45,6 +45,7 @@ def scores_of_a_process(**environment):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_bits():
     # another order of sets and dicts of strings must change nothing either
     first, second = (scores_of_a_process(PYTHONHASHSEED=seed) for seed in ("1", "2"))

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "faults"))
 import leak
 
 
+@pytest.mark.slow
 def test_what_grows_is_found():
     kept = []
 

@@ -249,6 +249,7 @@ def test_a_damaged_entry_is_computed_again(tmp_path, images):
     np.testing.assert_array_equal(scores, expected)
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_cache(tmp_path):
     code = (
         "import sys; sys.path[:0] = ['tests', '.']; import numpy as np, torch; torch.set_num_threads(1)\n"

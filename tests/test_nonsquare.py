@@ -103,6 +103,7 @@ def test_a_saved_detector_can_be_saved_again(wide_images, tmp_path):
     np.testing.assert_allclose(scores, detector.score_samples(wide_images))
 
 
+@pytest.mark.slow
 def test_an_exported_graph_takes_images_that_are_not_square(wide_images, tmp_path):
     pytest.importorskip("onnxruntime")
     import onnxruntime

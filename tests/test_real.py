@@ -33,6 +33,7 @@ def test_bundled_teacher_tells_digits_apart():
     assert roc_auc_score(digits.target[900:] == 0, detector.score_samples(test)) > 0.95
 
 
+@pytest.mark.slow
 def test_real_embedding_tells_photographs_apart(assets, vit_tiny):
     data = np.load(assets / "data/cifar10_subset.npz")
     detector = TransformalyDetector(vit_tiny, feature_spaces=["pretrained"])

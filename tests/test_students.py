@@ -306,6 +306,7 @@ def one_thread():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["memory", "disk"])
 def test_students_trained_in_processes_are_those_of_one_after_another(images, one_thread, cache):
     with parallel_config("loky", inner_max_num_threads=1):
