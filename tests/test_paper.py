@@ -488,7 +488,7 @@ def test_classes_that_lose_are_listed_the_worst_first():
         "Transformaly": [0.8999, 0.84, 0.65],
     }
     lines = results.where_it_helps(results.Figures(rows_of("x", "unimodal", **columns)))
-    assert "over 3 classes" in lines[0] and "rho 1.00" in lines[0] and "The 2 classes that lose" in lines[0]
+    assert "over 3 classes" in lines[0] and "rho 1.00" in lines[0] and "The 2 that lose" in lines[0]
     assert lines[4:6] == ["| x, c | 70.0 | 40.0 | 65.0 | -5.00 |", "| x, a | 90.0 | 80.0 | 90.0 | -0.01 |"]
 
 

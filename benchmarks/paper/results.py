@@ -145,7 +145,7 @@ def where_it_helps(figures: Figures) -> list[str]:
             f"**{setting.capitalize()}**: over {len(rows)} classes, the lift goes with how much better or worse the "
             "discrepancy is by itself than the embedding (Spearman's rho "
             f"{found.statistic:.2f}, p = {found.pvalue:.1g}). "
-            + (f"The {len(lost)} classes that lose:" if lost else "No class loses."),
+            + (f"The {len(lost)} that lose:" if len(lost) > 1 else "One loses:" if lost else "No class loses."),
             "",
         ]
         if lost:
