@@ -743,7 +743,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
                     f"is flagged, {lowest:.0%} of new normal images on average over fits; a single fit on so few "
                     f"images can be far from it. {enough} images are enough.",
                     UserWarning,
-                    stacklevel=4,
+                    stacklevel=6,  # past fit and what decorates it
                 )
         self.training_scores_ = scores
 

@@ -370,7 +370,7 @@ def _build_teacher(model_name, weights, image_size, device, dtype) -> Teacher:
 def create_model(model_name: str, weights: str | os.PathLike | None) -> nn.Module:
     """A timm model without classifier, its weights loaded or drawn, in float32 at its native size."""
     if not model_name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(model_name):
-        close = difflib.get_close_matches(model_name.partition(".")[0], timm.list_models(), n=3)
+        close = difflib.get_close_matches(model_name.partition(".")[0], ["bundled", *timm.list_models()], n=3)
         hint = f" Close names: {', '.join(close)}." if close else ""
         if model_name.lower() == "bundled":
             hint = (

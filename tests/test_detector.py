@@ -421,3 +421,9 @@ def test_a_string_names_a_timm_model(images, monkeypatch):
 def test_parameters_out_of_range_are_refused(wrong, message, images):
     with pytest.raises(ValueError, match=message):
         tiny_detector(**wrong).fit(images)
+
+
+def test_a_warning_of_few_images_points_at_the_call_of_fit(images):
+    with pytest.warns(UserWarning, match="With 8 images") as caught:
+        tiny_detector(contamination=0.05).fit(images[:8])
+    assert [warning.filename for warning in caught if "With 8 images" in str(warning.message)] == [__file__]
