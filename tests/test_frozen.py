@@ -139,7 +139,13 @@ def check_all_or_nothing(build, methods, first, second, X):
             np.testing.assert_array_equal(value, expected[name], err_msg=f"{name}, fault at call {fail_at} of {total}")
 
 
-@pytest.mark.parametrize("kind", ESTIMATORS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.slow if kind in ("conformal", "held-out", "trained students") else ())
+        for kind in ESTIMATORS
+    ],
+)
 @pytest.mark.filterwarnings("ignore:With .* images a false-positive rate")
 def test_a_refit_that_fails_leaves_what_was_fitted(kind, images, rng):
     build, methods = ESTIMATORS[kind]
