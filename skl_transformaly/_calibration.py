@@ -15,7 +15,6 @@ from sklearn.utils import get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
-from skl_transformaly._columns import settled
 from skl_transformaly._fitting import all_or_nothing
 from skl_transformaly._fusion import p_values
 from skl_transformaly.model_selection import DelegatingMixin, _on_error, as_sequence, check_normal_only, take_samples
@@ -184,23 +183,6 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         self.calibration_scores_ = scores
         self.offset_ = float(scores[flagged - 1])
         return self
-
-    def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
-        """Fit, and say which of the images are anomalies; of most of them nothing is promised, since fit has seen them.
-
-        Parameters
-        ----------
-        X : samples
-            As `fit` takes them.
-        y : ignored
-
-        Returns
-        -------
-        labels : ndarray of shape (n_samples,), int
-            +1 normal, -1 anomaly.
-        """
-        X = settled(X)  # an iterator would be at its end after `fit`
-        return self.fit(X, y).predict(X)
 
     def _own_scores(self, X: Any) -> tuple[Any, np.ndarray]:
         """The detector fitted on all of `X`, and its own held-out scores of that."""

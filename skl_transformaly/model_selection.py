@@ -235,6 +235,24 @@ class DelegatingMixin(MetaEstimatorMixin):
     transform = _delegate("transform", "Features of each sample")
     anomaly_map = _delegate("anomaly_map", "Map of each image, of where it is unlike the normal ones")
 
+    def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
+        """Fit, and say which of the samples are anomalies; `fit` has seen them, so that nothing is promised of them.
+
+        Parameters
+        ----------
+        X : samples
+            As `fit` takes them.
+        y : array-like of shape (n_samples,), default=None
+            As `fit` takes it.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,), int
+            +1 normal, -1 anomaly.
+        """
+        X = settled(X)  # an iterator would be at its end after `fit`
+        return self.fit(X, y).predict(X)
+
     @available_if(lambda self: hasattr(getattr(self, "estimator_", self.estimator), "explain"))
     def explain(self, X: Any, *args: Any, **options: Any) -> dict[str, np.ndarray]:
         """What each score is made of, by `estimator_`.
@@ -386,24 +404,6 @@ class NormalOnly(DelegatingMixin, BaseEstimator):
             X = take_samples(samples, normal, on_error=_on_error(self.estimator))
         self.estimator_ = clone(self.estimator).fit(X, None)
         return self
-
-    def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
-        """Fit on the normal samples, and say which of all samples are anomalies.
-
-        Parameters
-        ----------
-        X : samples
-            As `estimator` takes them.
-        y : array-like of shape (n_samples,)
-            +1 normal, -1 anomaly.
-
-        Returns
-        -------
-        labels : ndarray of shape (n_samples,), int
-            +1 normal, -1 anomaly.
-        """
-        X = settled(X)  # an iterator would be at its end after `fit`
-        return self.fit(X, y).predict(X)
 
     def __sklearn_tags__(self):
         tags = deepcopy(get_tags(getattr(self, "estimator_", self.estimator)))
