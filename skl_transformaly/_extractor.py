@@ -167,7 +167,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         ConnectionError
             ``weights="hub"`` and the hub cannot be reached.
         FileNotFoundError
-            `weights` is a path and there is no such file.
+            `weights` is the path of a file that does not exist.
         ModuleNotFoundError
             ``weights="bundled"`` and the extra ``offline`` is not installed.
         """

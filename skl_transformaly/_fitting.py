@@ -14,8 +14,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def all_or_nothing(fit: F) -> F:
     """Decorate `fit`: whatever it raises, the attributes are those from before, of an earlier fit or of none.
 
-    Half of a new fit and half of an old one would score without a word. It takes a `fit` that replaces what was fitted
-    and never changes it in place.
+    A mixture of a new fit and an old one would give wrong scores silently. `fit` must replace fitted attributes and
+    never change them in place.
     """
 
     @functools.wraps(fit)

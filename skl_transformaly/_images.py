@@ -392,7 +392,7 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
     if not folder.is_dir():
         hint = " For a pattern pass a list: sorted(glob.glob(pattern))." if set("*?[") & set(str(folder)) else ""
         hint = url_advice(given) or hint
-        raise ValueError(f"There is no folder {str(folder)!r}; expected a folder of images.{hint}")
+        raise ValueError(f"The folder {str(folder)!r} does not exist; expected a folder of images.{hint}")
     found = FoundFiles()
     walk(folder, found, found.paths.append)
     others = ", ".join(found.reasons())

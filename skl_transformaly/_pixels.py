@@ -179,15 +179,15 @@ def faintness(image: np.ndarray) -> tuple[str, float] | None:
 
 def faint_text(kind: str, count: int, length: int, largest: float) -> str:
     """What to say of images of one kind of `faintness`."""
-    start = f"{count} of {length} images {'holds' if count == 1 else 'hold'}"
+    start = f"Pixels of {count} of {length} images are"
     if kind == "float":
         return (
-            f"{start} float pixels of at most {largest:.3g}, where 0-1 is expected, and scores as nearly black: if "
+            f"{start} float of at most {largest:.3g}, but 0-1 is expected, so that they score as nearly black: if "
             "they were divided by 255 twice, multiply by 255."
         )
     if kind == "uint8":
         return (
-            f"{start} uint8 pixels of 0 and 1 alone, where 0-255 is expected, and scores as nearly black: if 1 is "
+            f"{start} uint8 of 0 and 1 alone, but 0-255 is expected, so that they score as nearly black: if 1 is "
             "white, pass X.astype(bool)."
         )
     bits = next(bits for bits in _DEPTHS if largest < 2**bits)
@@ -195,7 +195,7 @@ def faint_text(kind: str, count: int, length: int, largest: float) -> str:
     if bits == 8:
         advice = "cast 8-bit values to uint8, X.astype(numpy.uint8)"
     return (
-        f"{start} uint16 pixels of at most {largest:.0f}, where 0-65535 is expected, and scores as nearly black: if "
+        f"{start} uint16 of at most {largest:.0f}, but 0-65535 is expected, so that they score as nearly black: if "
         f"they have fewer than 16 bits, {advice}."
     )
 
@@ -262,7 +262,7 @@ def _pillow_errors(path: str | os.PathLike | None = None) -> Iterator[None]:
     except (ImageError, MemoryError):
         raise
     except FileNotFoundError as error:
-        raise ImageError(f"there is no such file.{'' if path is None else url_advice(path)}") from error
+        raise ImageError(f"the file does not exist.{'' if path is None else url_advice(path)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
             f"the image is larger than Pillow's limit PIL.Image.MAX_IMAGE_PIXELS ({error}); if the file is trusted, "

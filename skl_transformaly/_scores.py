@@ -38,7 +38,7 @@ _LONGEST_ROW = 2**16
 _LOCKED_BYTE = 2**40
 
 Row = dict[str, Any]
-# Bytes of an image file, and when it was changed, in nanoseconds; None if there is no such file
+# Bytes of an image file, and when it was changed, in nanoseconds; None if it does not exist
 State = tuple[int, int] | None
 
 

@@ -524,7 +524,7 @@ def _missing(found: FoundFiles) -> list[str]:
 
 def _missing_text(missing: list[str]) -> str:
     more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-    return f"there is no such file: {', '.join(map(repr, missing[:5]))}{more}. Correct the list of paths."
+    return f"not found: {', '.join(map(repr, missing[:5]))}{more}. Correct the list of paths."
 
 
 def _scored(

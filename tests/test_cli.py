@@ -441,8 +441,8 @@ def test_a_list_of_paths_on_stdin(model, test_dir, separator):
     rows = read_csv(result.stdout)
     assert [row["path"] for row in rows] == paths
     assert (rows[1]["score"], rows[1]["p_value"], rows[1]["prediction"]) == ("", "", "-1")
-    assert "1 image could not be read" in result.stderr and "there is no such file" in result.stderr
-    assert result.exit_code == 2 and f"error: there is no such file: '{paths[1]}'" in result.stderr
+    assert "1 image could not be read" in result.stderr and "the file does not exist" in result.stderr
+    assert result.exit_code == 2 and f"error: not found: '{paths[1]}'" in result.stderr
 
 
 @pytest.mark.parametrize(("suffix", "kept"), [("csv", 0), ("csv", 400), ("jsonl", 400)])
@@ -620,7 +620,7 @@ def test_a_path_that_leads_nowhere_is_an_error_that_names_it(cheap, tmp_path, co
     if command == "score":
         arguments = ["score", str(tmp_path / "m.tfm"), "-"]
     result = run(app, arguments, input=f"{there}\n{gone}\n")
-    assert result.exit_code == 2 and "there is no such file" in result.stderr and gone in result.stderr
+    assert result.exit_code == 2 and "not found: " in result.stderr and gone in result.stderr
     arguments[arguments.index("-") : arguments.index("-") + 1] = [there, gone]
     result = run(app, arguments)
     assert result.exit_code == 2 and gone in result.stderr

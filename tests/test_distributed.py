@@ -160,7 +160,7 @@ def test_images_of_another_shape_are_refused_at_once(fitted):
         (np.zeros((4, 20, 24, 3), np.uint8), TypeError, "from_array"),
         (7, TypeError, "Cannot partition a int"),
         ([], ValueError, "no path"),
-        ("no/such/folder", ValueError, "no folder"),
+        ("no/such/folder", ValueError, "folder.*does not exist"),
         (dask.delayed(1), TypeError, "Delayed"),
     ],
 )

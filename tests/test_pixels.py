@@ -225,7 +225,7 @@ def test_fewer_bits_in_16_are_warned_of_in_every_container(name, bits, advice, f
     pixels = rng.integers(0, 2**bits, (20, 24, 3), dtype=np.uint16)
     pixels[0, 0] = 2**bits - 1
     X = CONTAINERS[name](pixels, folder)
-    with pytest.warns(UserWarning, match=f"1 of 1 images holds uint16 pixels of at most {2**bits - 1},.*{advice}"):
+    with pytest.warns(UserWarning, match=f"Pixels of 1 of 1 images are uint16 of at most {2**bits - 1},.*{advice}"):
         fitted[0].score_samples(X)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -243,7 +243,7 @@ def test_many_images_of_fewer_bits_are_one_warning(rng):
             tiny_detector().fit(X)
         told = [str(warning.message) for warning in caught if "nearly black" in str(warning.message)]
         assert len(told) == 1
-        assert told[0].startswith(f"{count} of {len(X)} images hold uint16 pixels of at most 4095")
+        assert told[0].startswith(f"Pixels of {count} of {len(X)} images are uint16 of at most 4095")
 
 
 @pytest.mark.parametrize(
