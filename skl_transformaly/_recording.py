@@ -101,7 +101,7 @@ class Recording:
         return run.embedding
 
     def _write(self, tensor: Any) -> _Stored | None:
-        """Append a tensor and return its place; if it is not a tensor or does not fit, return None and stop recording."""
+        """Append a tensor and return its place; anything else, or what does not fit, ends the recording: None."""
         if self._full or not isinstance(tensor, Tensor):
             self._full = True
             return None
