@@ -27,8 +27,8 @@ import torch
 from auroc import DATA, data_parser
 
 from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector, __version__
-from skl_transformaly._images import as_images
 from skl_transformaly.export import to_onnx
+from skl_transformaly.images._images import as_images
 
 INTRODUCTION = """# ONNX files beside torch
 

@@ -19,7 +19,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector, __version__
-from skl_transformaly.report import write_report
+from skl_transformaly.cli.report import write_report
 
 SCREENS = {"desktop": (1280, 900), "phone": (390, 844)}
 SCROLL = """

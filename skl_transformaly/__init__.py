@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from skl_transformaly._calibration import ConformalDetector
     from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity
     from skl_transformaly._detector import TransformalyDetector
-    from skl_transformaly._extractor import TimmExtractor
-    from skl_transformaly._images import ImageError
-    from skl_transformaly._modelfile import ModelFileError
-    from skl_transformaly._ridge import RidgeStudents
-    from skl_transformaly._students import BlockStudents
+    from skl_transformaly.images._images import ImageError
     from skl_transformaly.persistence import load, save
+    from skl_transformaly.students._block import BlockStudents
+    from skl_transformaly.students._ridge import RidgeStudents
+    from skl_transformaly.teacher._extractor import TimmExtractor
+    from skl_transformaly.utils._container import ModelFileError
 
 __all__ = [
     "AutoDensity",
@@ -35,14 +35,14 @@ __all__ = [
 # Names are imported when they are first used: `import skl_transformaly` loads no torch.
 _HOMES = {
     "AutoDensity": "_density",
-    "BlockStudents": "_students",
+    "BlockStudents": "students._block",
     "ConformalDetector": "_calibration",
     "GaussianDensity": "_density",
-    "ImageError": "_images",
+    "ImageError": "images._images",
     "KNNDensity": "_density",
-    "ModelFileError": "_modelfile",
-    "RidgeStudents": "_ridge",
-    "TimmExtractor": "_extractor",
+    "ModelFileError": "utils._container",
+    "RidgeStudents": "students._ridge",
+    "TimmExtractor": "teacher._extractor",
     "TransformalyDetector": "_detector",
     "load": "persistence",
     "save": "persistence",

@@ -9,7 +9,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line; where its library is missing, say how to get it."""
     try:
-        from skl_transformaly.cli import run
+        from skl_transformaly.cli._commands import run
 
         run()
     except ModuleNotFoundError as error:

@@ -15,9 +15,9 @@ from sklearn.utils import get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
-from skl_transformaly._fitting import all_or_nothing
 from skl_transformaly._fusion import p_values
 from skl_transformaly.model_selection import DelegatingMixin, _on_error, as_sequence, check_normal_only, take_samples
+from skl_transformaly.utils._fitting import all_or_nothing
 
 __all__ = ["ConformalDetector"]
 

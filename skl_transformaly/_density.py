@@ -18,7 +18,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_array, check_is_fitted, has_fit_parameter, validate_data
 
-from skl_transformaly._fitting import all_or_nothing
+from skl_transformaly.utils._fitting import all_or_nothing
 
 __all__ = [
     "AutoDensity",

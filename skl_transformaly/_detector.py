@@ -18,19 +18,19 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from skl_transformaly._cache import Cache, fingerprint, identity
 from skl_transformaly._density import GaussianDensity, folds, resolve_density
-from skl_transformaly._extractor import resolve_extractor
-from skl_transformaly._features import SPACES, TeacherFeatures, layer_indices
-from skl_transformaly._fitting import all_or_nothing
 from skl_transformaly._fusion import held_out_threshold, interpolated_p_values
-from skl_transformaly._halving import Halving
-from skl_transformaly._images import DIGEST_SIZE, ImageInputMixin, Images
-from skl_transformaly._imitation import Part
-from skl_transformaly._ridge import RidgeStudents
 from skl_transformaly._space import FeatureSpace
-from skl_transformaly._students import BlockStudents
+from skl_transformaly.images._images import DIGEST_SIZE, ImageInputMixin, Images
 from skl_transformaly.model_selection import check_normal_only
+from skl_transformaly.students._block import BlockStudents
+from skl_transformaly.students._imitation import Part
+from skl_transformaly.students._ridge import RidgeStudents
+from skl_transformaly.teacher._extractor import resolve_extractor
+from skl_transformaly.teacher._features import SPACES, TeacherFeatures, layer_indices
+from skl_transformaly.utils._cache import Cache, fingerprint, identity
+from skl_transformaly.utils._chunks import Halving
+from skl_transformaly.utils._fitting import all_or_nothing
 
 __all__ = ["TransformalyDetector"]
 

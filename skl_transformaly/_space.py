@@ -14,7 +14,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skl_transformaly._density import GaussianDensity, fit_density, folds, held_out_scores, resolve_density
-from skl_transformaly._fitting import all_or_nothing
+from skl_transformaly.utils._fitting import all_or_nothing
 
 __all__ = ["FeatureSpace"]
 

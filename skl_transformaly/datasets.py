@@ -33,7 +33,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _num_samples
 
-from skl_transformaly._images import ImageError, Images, as_images, list_images
+from skl_transformaly.images._images import ImageError, Images, as_images, list_images
 
 __all__ = ["CIFAR100_COARSE", "DATASETS", "ImageDataset", "load", "multimodal", "unimodal"]
 
@@ -307,7 +307,7 @@ def unimodal(dataset: Any, normal_class: Any) -> tuple[Any, Any, np.ndarray]:
     Parameters
     ----------
     dataset : ImageDataset or tuple (X_train, y_train, X_test, y_test)
-        In a tuple images may be :class:`Images <skl_transformaly._images.Images>`, arrays, data frames or lists;
+        In a tuple images may be :class:`Images <skl_transformaly.images._images.Images>`, arrays, data frames or lists;
         labels may be of any dtype.
     normal_class : int or str
         Of an `ImageDataset` the position or the name of the class; of a tuple the label itself.

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from skl_transformaly._images import list_images
+from skl_transformaly.images._images import list_images
 
 __all__ = ["BatchScorer", "map_detector"]
 
@@ -295,7 +295,7 @@ def _read_unchanged(path: str, sha256: str) -> Any:
     ModelFileError
         It is another one.
     """
-    from skl_transformaly.persistence import ModelFileError
+    from skl_transformaly.utils._container import ModelFileError
 
     # before, so that another file is not loaded; and after, in case it was replaced in between
     found, detector = _file_sha256(path), None
@@ -434,7 +434,7 @@ def _apply(detector: Any, images: Any, method: str, width: int | None, threads: 
     if threads is None:
         limit: contextlib.AbstractContextManager = contextlib.nullcontext()
     else:
-        from skl_transformaly._torch import limited_threads
+        from skl_transformaly.utils._torch import limited_threads
 
         limit = limited_threads(threads)
     with limit:

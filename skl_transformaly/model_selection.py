@@ -32,9 +32,9 @@ from sklearn.utils._param_validation import HasMethods, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 
-from skl_transformaly._columns import settled
-from skl_transformaly._fitting import all_or_nothing
-from skl_transformaly._images import Images, _is_table, as_images, list_images
+from skl_transformaly.images._columns import settled
+from skl_transformaly.images._images import Images, _is_table, as_images, list_images
+from skl_transformaly.utils._fitting import all_or_nothing
 
 __all__ = ["NormalOnly", "OneClassSplit", "SyntheticOutlierScorer", "held_out_log_likelihood", "synthetic_outliers"]
 

@@ -11,8 +11,8 @@ from conftest import tiny_extractor
 from test_extractor import FAMILIES, MeanExtractor
 
 from skl_transformaly import TransformalyDetector
-from skl_transformaly._activations import _allocate, iter_activations
-from skl_transformaly._images import as_images
+from skl_transformaly.images._images import as_images
+from skl_transformaly.students._activations import _allocate, iter_activations
 
 
 def walk(images, extractor, indices, cache="memory", cache_bytes=2**30):
@@ -100,7 +100,7 @@ def test_never_more_than_two_layers_are_alive(extractor, images, monkeypatch):
         most = max(most, len(alive))
         return tensor
 
-    monkeypatch.setattr("skl_transformaly._activations._allocate", allocate)
+    monkeypatch.setattr("skl_transformaly.students._activations._allocate", allocate)
     extractor.fit(images)
     for layer in iter_activations(
         as_images(images), extractor, range(len(extractor.blocks_)), cache="memory", cache_bytes=0

@@ -410,7 +410,7 @@ def test_feature_names_are_the_estimators(rng):
 def test_images_of_any_origin(images, tmp_path, calibration):
     from torch.utils.data import Dataset
 
-    from skl_transformaly._images import as_images
+    from skl_transformaly.images._images import as_images
 
     class Pairs(Dataset):
         def __len__(self):

@@ -18,13 +18,14 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score, roc_auc_score
 from typer.testing import CliRunner
 
-from skl_transformaly import cli, load
-from skl_transformaly._evaluation import evaluate_scores, fpr_at_tpr, normal_classes
-from skl_transformaly._files import find_files
-from skl_transformaly._folders import display_path
-from skl_transformaly._provenance import Provenance, image_facts
-from skl_transformaly._scores import COLUMNS, ScoreFileError, open_scores, score_table
-from skl_transformaly.cli import app
+from skl_transformaly import load
+from skl_transformaly.cli import _commands as cli
+from skl_transformaly.cli._commands import app
+from skl_transformaly.cli._evaluation import evaluate_scores, fpr_at_tpr, normal_classes
+from skl_transformaly.cli._files import find_files
+from skl_transformaly.cli._provenance import Provenance, image_facts
+from skl_transformaly.cli._scores import COLUMNS, ScoreFileError, open_scores, score_table
+from skl_transformaly.images._folders import display_path
 
 # ----- finding files
 
@@ -479,7 +480,9 @@ def read_rows(path):
 @pytest.fixture
 def cheap(monkeypatch, tmp_path):
     """A model that says how large an image's file is, and three images: resuming is about files, not about scores."""
-    from skl_transformaly import _images, _scores, persistence
+    from skl_transformaly import persistence
+    from skl_transformaly.cli import _scores
+    from skl_transformaly.images import _images
 
     for name in "abc":
         Image.new("L", (4, 4)).save(tmp_path / f"{name}.png")
@@ -590,7 +593,7 @@ def test_whatever_stops_a_scoring_and_changes_going_on_gives_the_rows_of_a_fresh
 def test_two_writers_of_one_file_are_an_error(cheap, tmp_path, kind):
     out = tmp_path / f"s.{kind}"
     code = (
-        "import sys; from skl_transformaly._scores import open_scores, COLUMNS\n"
+        "import sys; from skl_transformaly.cli._scores import open_scores, COLUMNS\n"
         "with open_scores(sys.argv[1]) as file:\n"
         "    file.write([dict(zip(COLUMNS, ('x.png', 1.0, 1.0, 1.0, 1)))])\n"
         "    print('locked', flush=True); sys.stdin.read()"
@@ -781,7 +784,7 @@ def test_a_full_disk_is_one_message(tmp_path, model, test_dir):
 
 
 def test_a_bug_is_not_taken_for_anomalies(monkeypatch, model, test_dir):
-    import skl_transformaly._scores as scores
+    import skl_transformaly.cli._scores as scores
 
     monkeypatch.setattr(scores, "score_table", lambda *args: {}["bug"])
     result = run(app, ["score", model, test_dir])
@@ -789,7 +792,7 @@ def test_a_bug_is_not_taken_for_anomalies(monkeypatch, model, test_dir):
 
 
 def test_ctrl_c_is_130(monkeypatch, model, test_dir):
-    import skl_transformaly._scores as scores
+    import skl_transformaly.cli._scores as scores
 
     def stop(*args):
         raise KeyboardInterrupt

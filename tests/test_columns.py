@@ -19,8 +19,8 @@ from PIL import Image
 from sklearn.ensemble import IsolationForest
 
 from skl_transformaly import ConformalDetector, ImageError
-from skl_transformaly._columns import settled
-from skl_transformaly._images import as_images
+from skl_transformaly.images._columns import settled
+from skl_transformaly.images._images import as_images
 from skl_transformaly.model_selection import NormalOnly
 
 

@@ -23,8 +23,8 @@ from PIL import Image
 from sklearn.model_selection import StratifiedShuffleSplit
 
 from skl_transformaly import ImageError, datasets
-from skl_transformaly._images import Images, as_images
 from skl_transformaly.datasets import CIFAR100_COARSE, DATASETS, ImageDataset, load, multimodal, unimodal
+from skl_transformaly.images._images import Images, as_images
 
 # two classes stand for all here; the warning has a test of its own
 pytestmark = pytest.mark.filterwarnings("ignore:.*classes, but:UserWarning", "ignore:.*has no images of:UserWarning")

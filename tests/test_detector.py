@@ -25,8 +25,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, normalize
 
 from skl_transformaly import GaussianDensity, TimmExtractor, TransformalyDetector
-from skl_transformaly._features import layer_indices
 from skl_transformaly._fusion import held_out_threshold, interpolated_p_values
+from skl_transformaly.teacher._features import layer_indices
 
 
 @pytest.mark.parametrize("scale", [False, True])

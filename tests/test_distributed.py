@@ -16,10 +16,9 @@ from PIL import Image
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 
-from skl_transformaly import ConformalDetector, ImageError, distributed
-from skl_transformaly._torch import limited_threads
+from skl_transformaly import ConformalDetector, ImageError, ModelFileError, distributed, load, save
 from skl_transformaly.distributed import BatchScorer, map_detector
-from skl_transformaly.persistence import ModelFileError, load, save
+from skl_transformaly.utils._torch import limited_threads
 
 da = pytest.importorskip("dask.array", reason="dask is not installed")
 import dask

@@ -60,7 +60,7 @@ def test_map_is_the_mean_over_blocks_of_how_unusual_residuals_are_at_their_place
 
 @pytest.mark.parametrize("n, channels", [(32, 8), (12, 64)])
 def test_new_normal_residuals_are_around_zero_however_few_images_there_were(n, channels, rng):
-    from skl_transformaly._residuals import ResidualStatistics
+    from skl_transformaly.students._residuals import ResidualStatistics
 
     usual, new = (torch.from_numpy(rng.normal(size=(m, channels, 2, 2))) for m in (n, 200))
     z = ResidualStatistics.fit(usual).standardize(new)
@@ -71,7 +71,7 @@ def test_new_normal_residuals_are_around_zero_however_few_images_there_were(n, c
 def test_residuals_are_whitened_by_scikit_learns_shrunk_covariance(n, level, rng):
     from sklearn.covariance import ledoit_wolf_shrinkage, shrunk_covariance
 
-    from skl_transformaly._residuals import ResidualStatistics
+    from skl_transformaly.students._residuals import ResidualStatistics
 
     # much the same in all images, where differences of large sums would cancel
     usual = (
@@ -87,7 +87,7 @@ def test_residuals_are_whitened_by_scikit_learns_shrunk_covariance(n, level, rng
 
 @pytest.mark.parametrize("scale", [1e-15, 1e15, 1e90])
 def test_residuals_of_any_size_are_told_apart_alike(scale, rng):
-    from skl_transformaly._residuals import ResidualStatistics
+    from skl_transformaly.students._residuals import ResidualStatistics
 
     usual = torch.from_numpy(rng.normal(size=(9, 6, 2, 2)))
     expected = ResidualStatistics.fit(usual)
@@ -100,14 +100,14 @@ def test_residuals_of_any_size_are_told_apart_alike(scale, rng):
 
 
 def test_residuals_of_a_student_that_diverged_are_refused():
-    from skl_transformaly._residuals import ResidualStatistics
+    from skl_transformaly.students._residuals import ResidualStatistics
 
     with pytest.raises(FloatingPointError, match="training diverged. Lower lr"):
         ResidualStatistics.fit(torch.randn(9, 6, 2, 2) * 1e30)
 
 
 def test_maps_do_not_depend_on_how_large_a_channel_is(rng):
-    from skl_transformaly._residuals import ResidualStatistics
+    from skl_transformaly.students._residuals import ResidualStatistics
 
     usual, new = (torch.from_numpy(rng.normal(size=(n, 3, 4, 4))) for n in (20, 5))
     scale = torch.tensor([1.0, 100.0, 1.0])[:, None, None] + 0 * usual[0]
@@ -121,7 +121,7 @@ def test_maps_do_not_depend_on_how_large_a_channel_is(rng):
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_residuals_that_do_not_vary_make_finite_maps(n):
-    from skl_transformaly._residuals import ResidualStatistics
+    from skl_transformaly.students._residuals import ResidualStatistics
 
     usual = torch.ones(n, 3, 2, 2)
     statistics = ResidualStatistics.fit(usual)

@@ -26,9 +26,17 @@ from skl_transformaly import (
     TimmExtractor,
     export,
 )
-from skl_transformaly._onnx import OPSET, Operators, enlarge, log_density, preprocess, share_at_most, space_score
 from skl_transformaly._space import FeatureSpace
 from skl_transformaly.export import ParityError, to_onnx
+from skl_transformaly.export._graph import (
+    OPSET,
+    Operators,
+    enlarge,
+    log_density,
+    preprocess,
+    share_at_most,
+    space_score,
+)
 
 KINDS = {np.dtype(np.uint8): "UINT8", np.dtype(np.float32): "FLOAT", np.dtype(np.float64): "DOUBLE"}
 

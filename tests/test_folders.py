@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skl_transformaly._files import find_files
-from skl_transformaly._images import as_images, list_images
+from skl_transformaly.cli._files import find_files
+from skl_transformaly.images._images import as_images, list_images
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_photographs_of_phones_are_read_or_the_missing_package_is_named(folder, 
     Image.fromarray(np.kron(images[0], np.ones((4, 4, 1), np.uint8))).save(folder / "phone.heic")
     assert names(folder) == ["0.png", "1.png", "2.png", "phone.heic"]
     assert as_images(folder)[3].shape == (80, 96, 3)
-    monkeypatch.setattr("skl_transformaly._folders._image_suffixes", lambda: frozenset({".png"}))
+    monkeypatch.setattr("skl_transformaly.images._folders._image_suffixes", lambda: frozenset({".png"}))
     with pytest.warns(UserWarning, match=r"1 \.heic \(to read these, install pillow-heif\)"):
         assert len(as_images(folder)) == 3
 

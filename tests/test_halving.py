@@ -4,7 +4,7 @@ import torch
 from conftest import tiny_extractor, tiny_students
 
 from skl_transformaly import BlockStudents
-from skl_transformaly._halving import Halving
+from skl_transformaly.utils._chunks import Halving
 
 
 def fits(most):
@@ -95,7 +95,7 @@ def test_parts_within_a_bound_are_as_equal_as_can_be(n, bound, sizes):
 
 
 def test_a_teacher_runs_on_so_many_images_as_its_largest_layer_allows(images, monkeypatch):
-    from skl_transformaly import _extractor
+    from skl_transformaly.teacher import _extractor
 
     extractor = tiny_extractor(image_size=64, precision="float32").fit(images)
     monkeypatch.setattr(_extractor, "REUSED_BYTES", 1)
@@ -109,7 +109,7 @@ def test_a_teacher_runs_on_so_many_images_as_its_largest_layer_allows(images, mo
 
 
 def test_chunk_size_is_that_of_the_largest_output_of_any_layer(images):
-    from skl_transformaly._extractor import REUSED_BYTES
+    from skl_transformaly.teacher._extractor import REUSED_BYTES
 
     extractor = tiny_extractor(image_size=64, precision="float32").fit(images)
     sizes = []

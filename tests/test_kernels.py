@@ -9,7 +9,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 from torch.nn import functional as F
 
-from skl_transformaly import _kernels
+from skl_transformaly.teacher import _kernels
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector
-from skl_transformaly._cache import Cache, fingerprint
-from skl_transformaly._images import as_images
+from skl_transformaly.images._images import as_images
+from skl_transformaly.utils._cache import Cache, fingerprint
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_a_changed_weight_file_trains_again(tmp_path, images, work):
 
 @pytest.mark.parametrize("package", ["torch", "timm", "skl-transformaly"])
 def test_another_version_of_a_library_trains_again(tmp_path, images, work, monkeypatch, package):
-    from skl_transformaly import _cache
+    from skl_transformaly.utils import _cache
 
     tiny_detector(memory=str(tmp_path)).fit(images)
     found = _cache._versions()

@@ -14,7 +14,7 @@ from sklearn.metrics import pairwise_distances, roc_auc_score
 from sklearn.mixture import GaussianMixture
 
 from skl_transformaly import BlockStudents, GaussianDensity, ImageError, TransformalyDetector, datasets
-from skl_transformaly._images import as_images
+from skl_transformaly.images._images import as_images
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "paper"))
 

@@ -25,18 +25,12 @@ from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
 
-from skl_transformaly import (
-    ConformalDetector,
-    GaussianDensity,
-    KNNDensity,
-    ModelFileError,
-    _modelfile,
-    _teacher,
-    load,
-    save,
-)
+from skl_transformaly import ConformalDetector, GaussianDensity, KNNDensity, ModelFileError, load, save
 from skl_transformaly.model_selection import NormalOnly
-from skl_transformaly.persistence import SKOPS_TYPES, DriftWarning, read_header
+from skl_transformaly.persistence import DriftWarning, read_header
+from skl_transformaly.persistence._model import SKOPS_TYPES
+from skl_transformaly.teacher import _network
+from skl_transformaly.utils import _container
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "faults"))
 
@@ -283,7 +277,7 @@ def test_loading_never_asks_timm_for_weights(saved, monkeypatch, tmp_path):
         raise AssertionError("asked for weights")
 
     monkeypatch.setattr("timm.models._builder.load_pretrained", refuse)
-    monkeypatch.setattr(_teacher, "_from_hub", refuse)
+    monkeypatch.setattr(_network, "_from_hub", refuse)
     load(tmp_path / "detector.tfm")
 
 
@@ -439,7 +433,7 @@ def test_names_that_are_not_unicode_are_kept(fitted, tmp_path):
 def test_reading_a_header_loads_no_torch(saved, tmp_path):
     (tmp_path / "detector.tfm").write_bytes(saved[0])
     code = (
-        "import sys; from skl_transformaly._modelfile import read_header;"
+        "import sys; from skl_transformaly.utils._container import read_header;"
         "print(read_header(sys.argv[1])['class'], any(m in sys.modules for m in ('torch', 'timm', 'sklearn')))"
     )
     run = subprocess.run(
@@ -477,12 +471,12 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(moment, error, f
         raise error
 
     if moment == "write":
-        monkeypatch.setattr(_modelfile.np, "ascontiguousarray", fail)
+        monkeypatch.setattr(_container.np, "ascontiguousarray", fail)
     else:
         monkeypatch.setattr(os, moment, fail)
     with pytest.raises(type(error)) as caught:
         # the writer alone: the arrays themselves are at hand before the file is opened
-        _modelfile.write_model_file(path, {}, {"a": np.zeros(3)})
+        _container.write_model_file(path, {}, {"a": np.zeros(3)})
     monkeypatch.undo()
     assert [entry.name for entry in tmp_path.iterdir()] == ["detector.tfm"]
     assert path.read_bytes() == b"the old one"
@@ -494,7 +488,7 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(moment, error, f
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit of file sizes there")
 def test_a_disk_that_is_full_is_said_to_be_so(tmp_path):
     code = (
-        "import resource, signal, sys, numpy as np; from skl_transformaly._modelfile import write_model_file;"
+        "import resource, signal, sys, numpy as np; from skl_transformaly.utils._container import write_model_file;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000));"
         "write_model_file(sys.argv[1], {}, {'a': np.zeros(10_000)})"
@@ -785,7 +779,7 @@ def test_a_claim_takes_no_memory(forge):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100 * 2**20
-    model = _teacher.outline("vit_giant_patch16_gap_224", None)
+    model = _network.outline("vit_giant_patch16_gap_224", None)
     assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}
 
 
@@ -839,7 +833,7 @@ def calibrated(tmp_path_factory):
     detector = ConformalDetector(inner, alpha=0.2, calibration=0.4, random_state=0).fit(X)
     path = tmp_path_factory.mktemp("calibrated") / "detector.tfm"
     save(detector, path)
-    with _modelfile.ModelFile(path) as file:
+    with _container.ModelFile(path) as file:
         arrays = {name: file.array(name) for name in file.arrays}
     return file.document, arrays, new, (detector.predict(new), detector.p_values(new))
 
@@ -903,7 +897,7 @@ def test_a_changed_array_is_refused_or_changes_nothing(calibrated, tmp_path, dat
     if array.size == 0 or array.ndim == 0:
         return
     changed = _ARRAY_CHANGES[change](array, data.draw(st.integers(0, array.size - 1)))
-    _modelfile.write_model_file(tmp_path / "m.tfm", document, {**arrays, name: changed})
+    _container.write_model_file(tmp_path / "m.tfm", document, {**arrays, name: changed})
     _assert_refused_or_same(tmp_path / "m.tfm", calibrated)
 
 
@@ -922,7 +916,7 @@ def test_a_changed_value_is_refused_or_changes_nothing(calibrated, tmp_path, dat
     nudged = [-old, old * 2, old + 1] if type(old) in (int, float) else []
     holder[path[-1]] = data.draw(st.sampled_from(_VALUES + nudged))
     try:
-        _modelfile.write_model_file(tmp_path / "m.tfm", document, arrays)
+        _container.write_model_file(tmp_path / "m.tfm", document, arrays)
     except ValueError:
         return
     _assert_refused_or_same(tmp_path / "m.tfm", calibrated)
@@ -956,7 +950,7 @@ def _name(document, part, attribute):
 def test_what_does_not_hold_between_attributes_is_named(calibrated, tmp_path, change, message):
     document, arrays = copy.deepcopy(calibrated[0]), dict(calibrated[1])
     change(document, arrays)
-    _modelfile.write_model_file(tmp_path / "m.tfm", document, arrays)
+    _container.write_model_file(tmp_path / "m.tfm", document, arrays)
     with pytest.raises(ModelFileError, match=message):
         load(tmp_path / "m.tfm")
 
@@ -965,20 +959,20 @@ def test_a_file_without_weights_draws_no_large_network(calibrated, many, tmp_pat
     path = tmp_path / "m.tfm"
     save(tiny_detector(feature_spaces=["pretrained"]).fit(many), path, teacher=False)
     np.testing.assert_array_equal(load(path).extractor_.image_size_, (32, 32))
-    with _modelfile.ModelFile(path) as file:
+    with _container.ModelFile(path) as file:
         arrays = {name: file.array(name) for name in file.arrays}
     text = json.dumps(file.document).replace('"test_vit"', '"vit_large_patch16_224"')
-    _modelfile.write_model_file(path, json.loads(text), arrays)
+    _container.write_model_file(path, json.loads(text), arrays)
 
     def refuse(*args):
         raise AssertionError("built")
 
-    monkeypatch.setattr(_teacher, "create_model", refuse)
+    monkeypatch.setattr(_network, "create_model", refuse)
     with pytest.raises(ModelFileError, match=r"asks for 12\d{8} bytes of random weights"):
         load(path)
     (tmp_path / "small.pth").write_bytes(b"x")
     text = text.replace('"weights": null', '"weights": "small.pth"')
-    _modelfile.write_model_file(path, json.loads(text), arrays)
+    _container.write_model_file(path, json.loads(text), arrays)
     with pytest.raises(ModelFileError, match="is the file of another network"):
         load(path)
 
@@ -991,7 +985,7 @@ def test_a_forged_teacher_does_not_answer_for_the_honest_one(many, tmp_path):
     loaded = load(path)
     assert loaded.extractor_.identity() == honest.extractor_.identity()
     assert loaded.extractor_.weights_sha256_ == honest.extractor_.weights_sha256_
-    with _modelfile.ModelFile(path) as file:
+    with _container.ModelFile(path) as file:
         arrays = {name: file.array(name) for name in file.arrays}
     for change in ("weights", "weights and what is stated", "mean"):
         document, forged = copy.deepcopy(file.document), dict(arrays)
@@ -999,13 +993,13 @@ def test_a_forged_teacher_does_not_answer_for_the_honest_one(many, tmp_path):
             document["teachers"][0]["data_config"]["mean"] = [0.4, 0.4, 0.4]
         else:
             forged["teachers.0.blocks.5.mlp.fc1.weight"] = forged["teachers.0.blocks.5.mlp.fc1.weight"][::-1]
-        _modelfile.write_model_file(path, document, forged)
+        _container.write_model_file(path, document, forged)
         if change == "weights and what is stated":
             with pytest.warns(UserWarning, match="holds other weights") as caught:
                 load(path, verify=False)
             (content,) = {str(w.message).split("is ")[1].split(",")[0] for w in caught}
             document["teachers"][0]["content_sha256"] = content
-            _modelfile.write_model_file(path, document, forged)
+            _container.write_model_file(path, document, forged)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             other = load(path, verify=False)

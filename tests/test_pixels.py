@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from skl_transformaly import ImageError
-from skl_transformaly._images import as_images
+from skl_transformaly.images._images import as_images
 
 HIGH, WIDE = 5, 7
 

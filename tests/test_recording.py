@@ -9,8 +9,9 @@ import torch
 from conftest import tiny_extractor
 from test_extractor import FAMILIES
 
-from skl_transformaly import RidgeStudents, _ridge
-from skl_transformaly._recording import Recording
+from skl_transformaly import RidgeStudents
+from skl_transformaly.students import _ridge
+from skl_transformaly.teacher._recording import Recording
 
 
 def seen_by(embed):

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skl_transformaly._provenance import Provenance, image_facts
-from skl_transformaly.report import _picture, write_report
+from skl_transformaly.cli._provenance import Provenance, image_facts
+from skl_transformaly.cli.report import _picture, write_report
 
 HOSTILE = [
     "<script>window.hacked=1</script>.png",
@@ -317,7 +317,7 @@ def test_progress_adds_up(tmp_path, rng, training):
 
 
 def test_half_a_page_is_never_left(tmp_path, rng, training, monkeypatch):
-    import skl_transformaly.report as report
+    import skl_transformaly.cli.report as report
 
     monkeypatch.setattr(report, "_policy", lambda *texts: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -339,7 +339,7 @@ def test_pictures_keep_to_their_bytes(rng, mode, most):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_images_of_every_kind_have_a_picture(rng, dtype, channels):
-    from skl_transformaly.report import _as_rgb
+    from skl_transformaly.cli.report import _as_rgb
 
     scale = {np.uint8: 255, np.uint16: 65535, np.float32: 1}[dtype]
     pixels = (rng.random((20, 30, channels)) * scale).astype(dtype)
@@ -352,7 +352,7 @@ def test_images_of_every_kind_have_a_picture(rng, dtype, channels):
 
 def test_a_thousand_images_stay_below_20_megabytes():
     """By what the pictures may take at most, whatever is on them."""
-    from skl_transformaly import report
+    from skl_transformaly.cli import report
 
     encoded = 4 / 3 * (report._THUMB_BYTES + report._MAP_BYTES + report._N_NEIGHBORS * report._NEAR_BYTES)
     assert 1000 * (encoded + 1500) < 20e6

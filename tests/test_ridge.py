@@ -7,8 +7,9 @@ from conftest import tiny_extractor
 from test_extractor import FAMILIES
 from test_halving import out_of_memory_above
 
-from skl_transformaly import RidgeStudents, _ridge, save
-from skl_transformaly._ridge import Layout
+from skl_transformaly import RidgeStudents, save
+from skl_transformaly.students import _ridge
+from skl_transformaly.students._ridge import Layout
 
 CONVOLUTIONS = [("test_efficientnet", 64), ("test_convnext", 64)]
 

@@ -37,8 +37,8 @@ from rivals._base import minibatches, pixel_tensor
 from rivals._tuning import Tail, capture, capture_images
 from rivals.msad import mean_shifted_loss
 
-from skl_transformaly._images import as_images
-from skl_transformaly._teacher import Teacher
+from skl_transformaly.images._images import as_images
+from skl_transformaly.teacher._network import Teacher
 
 QUICK = {
     DeepSVDD: {"max_epochs": 6, "pretrain_epochs": 3, "batch_size": 10},

@@ -14,10 +14,11 @@ from joblib import parallel_config
 from test_extractor import FAMILIES
 from torch import nn
 
-from skl_transformaly import BlockStudents, TransformalyDetector, _parallel, _students
-from skl_transformaly._activations import BlockActivations
-from skl_transformaly._imitation import select_blocks
-from skl_transformaly._torch import limited_threads
+from skl_transformaly import BlockStudents, TransformalyDetector
+from skl_transformaly.students import _block, _parallel
+from skl_transformaly.students._activations import BlockActivations
+from skl_transformaly.students._imitation import select_blocks
+from skl_transformaly.utils._torch import limited_threads
 
 
 @pytest.fixture(scope="module")
@@ -331,8 +332,8 @@ def test_students_trained_in_threads_are_those_of_one_after_another(images, one_
 
 def test_joblibs_configuration_says_how_many(images, one_thread, monkeypatch):
     called = []
-    real = _students.train_in_waves
-    monkeypatch.setattr(_students, "train_in_waves", lambda *args, **kwargs: called.append(1) or real(*args, **kwargs))
+    real = _block.train_in_waves
+    monkeypatch.setattr(_block, "train_in_waves", lambda *args, **kwargs: called.append(1) or real(*args, **kwargs))
     fitted_on(images, None)
     assert not called
     with parallel_config("threading", n_jobs=3):
@@ -475,7 +476,7 @@ def _descent(size, precision=torch.float16):
             return torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32)
 
     optimizer = torch.optim.SGD(student.parameters(), lr=1.0)
-    return _students._Descent(_students._Imitation(student, layer), optimizer, Extractor()), student
+    return _block._Descent(_block._Imitation(student, layer), optimizer, Extractor()), student
 
 
 @pytest.mark.parametrize("size", [1e-3, 3e-4])
@@ -514,13 +515,13 @@ def test_students_train_in_float16(images):
 
 def test_each_epoch_takes_every_image_once_in_an_order_of_its_own(images, monkeypatch):
     batches = []
-    step = _students._Descent.step
+    step = _block._Descent.step
 
     def watched(self, batch, tokens):
         batches.append(batch.tolist())
         return step(self, batch, tokens)
 
-    monkeypatch.setattr(_students._Descent, "step", watched)
+    monkeypatch.setattr(_block._Descent, "step", watched)
     tiny_students(n_blocks=1, max_epochs=3, batch_size=5, extractor=tiny_extractor()).fit(images)
     epochs = [[row for batch in batches[start : start + 3] for row in batch] for start in (0, 3, 6)]
     assert len(batches) == 9

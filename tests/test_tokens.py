@@ -4,7 +4,7 @@ import timm
 import torch
 
 from skl_transformaly import BlockStudents, TimmExtractor
-from skl_transformaly._tokens import draw_tokens, partial_forward
+from skl_transformaly.students._tokens import draw_tokens, partial_forward
 
 VARIANTS = {
     "plain": {},

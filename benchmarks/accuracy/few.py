@@ -20,12 +20,12 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import normalize
 
 import skl_transformaly
-from skl_transformaly._features import TEACHER_SPACES, TeacherFeatures
 from skl_transformaly._fusion import held_out_threshold
-from skl_transformaly._halving import Halving
-from skl_transformaly._images import as_images
-from skl_transformaly._imitation import Part
 from skl_transformaly._space import FeatureSpace
+from skl_transformaly.images._images import as_images
+from skl_transformaly.students._imitation import Part
+from skl_transformaly.teacher._features import TEACHER_SPACES, TeacherFeatures
+from skl_transformaly.utils._chunks import Halving
 
 NUMBERS = (20, 40, 80, 160)
 RATE = 0.05

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from skl_transformaly import TransformalyDetector
-from skl_transformaly._features import TeacherFeatures
-from skl_transformaly._images import as_images
-from skl_transformaly._imitation import at_least_float32, block_measures, by_measure
+from skl_transformaly.images._images import as_images
+from skl_transformaly.students._imitation import at_least_float32, block_measures, by_measure
+from skl_transformaly.teacher._features import TeacherFeatures
 
 
 def parts_of_many(detectors: Sequence[TransformalyDetector], images: Any) -> list[dict[str, np.ndarray]]:

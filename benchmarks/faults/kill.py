@@ -82,7 +82,7 @@ def command_line(folder: Path) -> Callable[[], object]:
     words += " --epochs 12"
 
     def work() -> None:
-        from skl_transformaly.cli import run
+        from skl_transformaly.cli._commands import run
 
         sys.argv = words.split()
         run()

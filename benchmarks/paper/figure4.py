@@ -33,7 +33,7 @@ from study import Study
 from torch import nn
 
 from skl_transformaly import GaussianDensity
-from skl_transformaly._torch import seeded
+from skl_transformaly.utils._torch import seeded
 
 SHAPES = ("circle", "square", "triangle", "star")
 LABEL = {"circle": 0, "square": 0, "triangle": 1, "star": 1}

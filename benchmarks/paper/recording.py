@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from skl_transformaly._activations import inspect_blocks
-from skl_transformaly._images import Images
-from skl_transformaly._imitation import select_blocks
+from skl_transformaly.images._images import Images
+from skl_transformaly.students._activations import inspect_blocks
+from skl_transformaly.students._imitation import select_blocks
 
 
 class Recording:

@@ -24,9 +24,9 @@ from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
 from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector, __version__, datasets
-from skl_transformaly._cache import Cache
-from skl_transformaly._images import Images
-from skl_transformaly._teacher import CLASS_HEAD, create_model, state_sha256
+from skl_transformaly.images._images import Images
+from skl_transformaly.teacher._network import CLASS_HEAD, create_model, state_sha256
+from skl_transformaly.utils._cache import Cache
 
 FIELDS = ["dataset", "setting", "class", "seed", "method", "auroc", "seconds", "key"]
 

@@ -4,7 +4,7 @@
 
 For batches of 32 images of 197 tokens and heads of 64 channels, as in Vision Transformers at 224 pixels; forward, and
 forward with backward. The package takes the products one by one in 16 bits on a CPU
-(``skl_transformaly._kernels.suit_sixteen_bits``).
+(``skl_transformaly.teacher._kernels.suit_sixteen_bits``).
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ import time
 import numpy as np
 from harness import machine, noise, table
 
-from skl_transformaly import BlockStudents, TimmExtractor, _extractor
+from skl_transformaly import BlockStudents, TimmExtractor
+from skl_transformaly.teacher import _extractor
 
 
 def measure(model: str, weights: str, n: int, repeats: int) -> list[list[str]]:

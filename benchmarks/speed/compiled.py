@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from harness import interleaved, machine, ratio, table
 
-from skl_transformaly._kernels import keep_memory, suit_sixteen_bits
+from skl_transformaly.teacher._kernels import keep_memory, suit_sixteen_bits
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ import torch
 from harness import interleaved, machine, ratio, table
 
 from skl_transformaly import TimmExtractor, TransformalyDetector
-from skl_transformaly._features import TEACHER_SPACES
-from skl_transformaly._images import as_images
+from skl_transformaly.images._images import as_images
+from skl_transformaly.teacher._features import TEACHER_SPACES
 
 
 def main() -> None:

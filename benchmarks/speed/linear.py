@@ -3,7 +3,7 @@
     python benchmarks/speed/linear.py
 
 Layers of a ViT-Tiny/16 and a ViT-B/16 for a batch of 32 images of 197 tokens, forward, without gradients, as in scoring
-(``skl_transformaly._kernels.suit_sixteen_bits``).
+(``skl_transformaly.teacher._kernels.suit_sixteen_bits``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from harness import interleaved, machine, ratio, table
 
-from skl_transformaly._kernels import is_suited, keep_memory, suit_sixteen_bits
+from skl_transformaly.teacher._kernels import is_suited, keep_memory, suit_sixteen_bits
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ from harness import (
     teacher,
 )
 
-from skl_transformaly._torch import PRECISIONS
+from skl_transformaly.utils._torch import PRECISIONS
 
 PAPER_EPOCHS, BATCH, BLOCKS = 30, 32, 10
 BATCHES = 4  # that are scored in a row

@@ -31,7 +31,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from skl_transformaly import BlockStudents, TransformalyDetector
-from skl_transformaly._images import as_images
+from skl_transformaly.images._images import as_images
 
 IMAGES = 10_000_000
 DAY = 86_400

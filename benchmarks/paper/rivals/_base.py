@@ -12,8 +12,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.nn import functional as F
 
-from skl_transformaly._extractor import resolve_extractor
-from skl_transformaly._images import Images, as_images
+from skl_transformaly.images._images import Images, as_images
+from skl_transformaly.teacher._extractor import resolve_extractor
 
 __all__ = ["EmbeddingRival", "Rival", "embed_images", "fitted_extractor", "minibatches", "pixel_tensor"]
 
@@ -33,7 +33,7 @@ class Rival(OutlierMixin, BaseEstimator):
         Parameters
         ----------
         X : images
-            Normal images only, at least 2, in any form that ``skl_transformaly._images.as_images`` takes.
+            Normal images only, at least 2, in any form that ``skl_transformaly.images._images.as_images`` takes.
         y : ignored
 
         Returns

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skl_transformaly._images import Images
-from skl_transformaly._teacher import find_blocks
+from skl_transformaly.images._images import Images
+from skl_transformaly.teacher._network import find_blocks
 
 __all__ = ["Tail", "capture", "capture_images"]
 

@@ -35,8 +35,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rivals._base import Rival, minibatches, pixel_tensor
-from skl_transformaly._images import Images
-from skl_transformaly._torch import resolve_device, seeded
+from skl_transformaly.images._images import Images
+from skl_transformaly.utils._torch import resolve_device, seeded
 
 __all__ = ["DeepSVDD"]
 

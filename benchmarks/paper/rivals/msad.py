@@ -45,8 +45,8 @@ from torchvision.transforms import v2
 from rivals._base import Rival, fitted_extractor, minibatches
 from rivals._tuning import Tail, capture, capture_images
 from rivals.dn2 import fit_neighbours, neighbour_distance
-from skl_transformaly._images import Images
-from skl_transformaly._torch import seeded
+from skl_transformaly.images._images import Images
+from skl_transformaly.utils._torch import seeded
 
 __all__ = ["MSAD", "mean_shifted_loss"]
 

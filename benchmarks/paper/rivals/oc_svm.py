@@ -32,7 +32,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
 
 from rivals._base import EmbeddingRival, Rival, pixel_tensor
-from skl_transformaly._images import Images
+from skl_transformaly.images._images import Images
 
 __all__ = ["OCSVM", "OCSVMPixels"]
 

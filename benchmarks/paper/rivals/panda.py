@@ -40,7 +40,7 @@ from sklearn.utils import check_random_state
 from rivals._base import Rival, fitted_extractor, minibatches
 from rivals._tuning import Tail, capture, capture_images
 from rivals.dn2 import fit_neighbours, neighbour_distance
-from skl_transformaly._images import Images
+from skl_transformaly.images._images import Images
 
 __all__ = ["PANDA"]
 

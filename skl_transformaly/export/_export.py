@@ -24,14 +24,14 @@ from torch import Tensor, nn
 
 from skl_transformaly._calibration import ConformalDetector
 from skl_transformaly._detector import TransformalyDetector
-from skl_transformaly._extractor import TimmExtractor
-from skl_transformaly._features import TeacherFeatures
-from skl_transformaly._images import eight_bits
-from skl_transformaly._imitation import block_measures, by_measure
-from skl_transformaly._modelfile import replacing
-from skl_transformaly._teacher import Teacher
-from skl_transformaly._torch import autocast, own_settings
+from skl_transformaly.images._images import eight_bits
 from skl_transformaly.model_selection import NormalOnly
+from skl_transformaly.students._imitation import block_measures, by_measure
+from skl_transformaly.teacher._extractor import TimmExtractor
+from skl_transformaly.teacher._features import TeacherFeatures
+from skl_transformaly.teacher._network import Teacher
+from skl_transformaly.utils._container import replacing
+from skl_transformaly.utils._torch import autocast, own_settings
 
 if TYPE_CHECKING:
     import onnx
@@ -310,7 +310,14 @@ def _build(core: TransformalyDetector, conformal: ConformalDetector | None, with
     """The whole graph."""
     from onnx import TensorProto, helper
 
-    from skl_transformaly._onnx import Operators, enlarge, interpolated_share, preprocess, share_at_most, space_score
+    from skl_transformaly.export._graph import (
+        Operators,
+        enlarge,
+        interpolated_share,
+        preprocess,
+        share_at_most,
+        space_score,
+    )
 
     spaces = list(core.feature_spaces_)
     students = core.students_ if "discrepancy" in spaces else None
@@ -361,7 +368,7 @@ def _build(core: TransformalyDetector, conformal: ConformalDetector | None, with
 
 def _trace(network: _Network, size: tuple[int, ...], names: list[str]) -> onnx.ModelProto:
     """Teacher and students as a graph from ``pixels`` to `names`, for batches of any length."""
-    from skl_transformaly._onnx import OPSET
+    from skl_transformaly.export._graph import OPSET
 
     tensors = [*network.parameters(), *network.buffers()]
     size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in {id(t): t for t in tensors}.values())

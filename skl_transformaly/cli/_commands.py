@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 import typer
 
 if TYPE_CHECKING:
-    from skl_transformaly._folders import FoundFiles
-    from skl_transformaly._scores import ScoreFile
+    from skl_transformaly.cli._scores import ScoreFile
+    from skl_transformaly.images._folders import FoundFiles
 
 __all__ = ["app", "run"]
 
@@ -130,7 +130,7 @@ def _say(text: str) -> None:
 
 
 def _plain(text: str) -> str:
-    from skl_transformaly._folders import display_path
+    from skl_transformaly.images._folders import display_path
 
     return "\n".join(display_path(line) for line in text.split("\n"))
 
@@ -286,7 +286,7 @@ def fit(
     if missing := _missing(found):
         raise Mistake(_missing_text(missing))
 
-    from skl_transformaly._provenance import Provenance, describe, inspect_images, relative_to_root
+    from skl_transformaly.cli._provenance import Provenance, describe, inspect_images, relative_to_root
 
     facts = []
     with out.progress("Reading", len(found.paths)) as advance:
@@ -304,7 +304,7 @@ def fit(
         raise Mistake(f"fit needs at least 2 normal images, found {len(paths)}.")
 
     from skl_transformaly import BlockStudents, RidgeStudents, TimmExtractor, TransformalyDetector
-    from skl_transformaly._teacher import BUNDLED_MODEL
+    from skl_transformaly.teacher._network import BUNDLED_MODEL
 
     out.note(f"{len(paths)} images, teacher {teacher!r}.")
     bundled = teacher == "bundled"
@@ -403,7 +403,7 @@ def score(
     scores of a model that has not seen them. Images that cannot be read have no score, and -1 as prediction.
     """
     tell = _Output(as_json, quiet)
-    from skl_transformaly._scores import format_rows, open_scores
+    from skl_transformaly.cli._scores import format_rows, open_scores
 
     if out is None and resume:
         raise Mistake("--resume needs the file to go on with: --out FILE.")
@@ -531,9 +531,9 @@ def _scored(
     detector: Any, paths: list[str], unreadable: dict[str, str], states: dict[str, Any] | None = None
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield rows of scores; note in `unreadable` what has none, and in `states` what each file was before."""
-    from skl_transformaly._images import as_images
-    from skl_transformaly._provenance import reason
-    from skl_transformaly._scores import file_state, score_rows, score_table
+    from skl_transformaly.cli._provenance import reason
+    from skl_transformaly.cli._scores import file_state, score_rows, score_table
+    from skl_transformaly.images._images import as_images
 
     for start in range(0, len(paths), _CHUNK):
         chunk = paths[start : start + _CHUNK]
@@ -593,8 +593,8 @@ def report(
     found = _find(paths, tell)
     missing = _missing(found)
     detector, header = _load(model, weights)
-    from skl_transformaly._provenance import Provenance, saved_with
-    from skl_transformaly.report import write_report
+    from skl_transformaly.cli._provenance import Provenance, saved_with
+    from skl_transformaly.cli.report import write_report
 
     with tell.progress("Looking", len(found.paths)) as advance:
         summary = write_report(
@@ -646,9 +646,9 @@ def evaluate(
         raise Mistake(f"--confidence must be in (0, 1), got {confidence}.")
     import numpy as np
 
-    from skl_transformaly._evaluation import class_folders, evaluate_scores, normal_classes, per_class
-    from skl_transformaly._files import find_files
-    from skl_transformaly._folders import FoundFiles
+    from skl_transformaly.cli._evaluation import class_folders, evaluate_scores, normal_classes, per_class
+    from skl_transformaly.cli._files import find_files
+    from skl_transformaly.images._folders import FoundFiles
 
     classes = class_folders(test_dir)
     normal = normal_classes(classes, good or [])
@@ -773,8 +773,8 @@ def export(
 @_command
 def info(model: Model, as_json: Json = False, debug: Debug = False) -> None:
     """Say how a model was made: teacher, images, seeds, versions, time."""
-    from skl_transformaly._modelfile import read_header  # without torch
-    from skl_transformaly._provenance import Provenance, saved_with
+    from skl_transformaly.cli._provenance import Provenance, saved_with
+    from skl_transformaly.utils._container import read_header  # without torch
 
     _check_model(model)
     header = read_header(model)
@@ -813,7 +813,7 @@ def teachers(
     debug: Debug = False,
 ) -> None:
     """List the teachers that can be used, and whose weights are at hand without network."""
-    from skl_transformaly._catalogue import bundled_at_hand, hub_models
+    from skl_transformaly.cli._catalogue import bundled_at_hand, hub_models
 
     bundled = bundled_at_hand()
     models = hub_models(pattern or "*")
@@ -840,7 +840,7 @@ def teachers(
 
 def _find(names: list[str], out: _Output) -> FoundFiles:
     """The images that `names` stand for, - being a list on stdin; a mistake where there are none."""
-    from skl_transformaly._files import find_files, split_list
+    from skl_transformaly.cli._files import find_files, split_list
 
     listed = split_list(sys.stdin.buffer.read()) if "-" in names else []
     found = find_files([name for name in names if name != "-"], listed=listed)

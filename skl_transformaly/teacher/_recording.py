@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skl_transformaly._teacher import BlockVisitor
+from skl_transformaly.teacher._network import BlockVisitor
 
 __all__ = ["Recording"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from skl_transformaly._formats import expand_user, url_advice, what_else
+from skl_transformaly.images._formats import expand_user, url_advice, what_else
 
 __all__ = ["SKIP_ADVICE", "ImageError", "check_layout", "checked", "decode_file", "decode_pil", "faintness"]
 

@@ -31,9 +31,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from skl_transformaly._kernels import keep_memory, suit_sixteen_bits
-from skl_transformaly._modelfile import ModelFile, ModelFileError, is_model_file
-from skl_transformaly._torch import seeded
+from skl_transformaly.teacher._kernels import keep_memory, suit_sixteen_bits
+from skl_transformaly.utils._container import ModelFile, ModelFileError, is_model_file
+from skl_transformaly.utils._torch import seeded
 
 __all__ = [
     "BUNDLED_MODEL",

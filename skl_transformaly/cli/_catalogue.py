@@ -11,7 +11,7 @@ import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
 
-from skl_transformaly._teacher import _BUNDLED_FILE, _BUNDLED_PACKAGE
+from skl_transformaly.teacher._network import _BUNDLED_FILE, _BUNDLED_PACKAGE
 
 __all__ = ["bundled_at_hand", "hub_models"]
 

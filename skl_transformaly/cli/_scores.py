@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from skl_transformaly._modelfile import replacing
+from skl_transformaly.utils._container import replacing
 
 __all__ = [
     "COLUMNS",

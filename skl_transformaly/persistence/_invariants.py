@@ -17,8 +17,8 @@ from skl_transformaly._calibration import ConformalDetector
 from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity
 from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly._fusion import held_out_threshold
-from skl_transformaly._residuals import ResidualStatistics
 from skl_transformaly._space import FeatureSpace
+from skl_transformaly.students._residuals import ResidualStatistics
 
 __all__ = [
     "Unfit",

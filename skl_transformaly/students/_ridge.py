@@ -18,12 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from skl_transformaly._activations import inspect_blocks
-from skl_transformaly._cache import Cache, fingerprint, identity
 from skl_transformaly._density import group_sizes
-from skl_transformaly._fitting import all_or_nothing
-from skl_transformaly._images import Images
-from skl_transformaly._imitation import (
+from skl_transformaly.images._images import Images
+from skl_transformaly.students._activations import inspect_blocks
+from skl_transformaly.students._imitation import (
     Collect,
     ImitationMixin,
     Part,
@@ -33,10 +31,12 @@ from skl_transformaly._imitation import (
     count_prefix_tokens,
     find_places,
 )
-from skl_transformaly._recording import Recording
-from skl_transformaly._residuals import ResidualStatistics
-from skl_transformaly._teacher import BlockVisitor
-from skl_transformaly._torch import own_settings, single_threaded_blas
+from skl_transformaly.students._residuals import ResidualStatistics
+from skl_transformaly.teacher._network import BlockVisitor
+from skl_transformaly.teacher._recording import Recording
+from skl_transformaly.utils._cache import Cache, fingerprint, identity
+from skl_transformaly.utils._fitting import all_or_nothing
+from skl_transformaly.utils._torch import own_settings, single_threaded_blas
 
 __all__ = ["RidgeStudents"]
 

@@ -29,7 +29,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import check_array, check_consistent_length
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
-from skl_transformaly._images import _is_table, as_images
+from skl_transformaly.images._images import _is_table, as_images
 from skl_transformaly.model_selection import _check_labels, _on_error, _rows_as_images, as_sequence, take_samples
 
 __all__ = [

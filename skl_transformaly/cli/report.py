@@ -24,11 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from skl_transformaly._folders import display_path
-from skl_transformaly._images import ImageError, as_images
-from skl_transformaly._imitation import find_places
-from skl_transformaly._modelfile import replacing
-from skl_transformaly._provenance import (
+from skl_transformaly.cli._provenance import (
     ImageFacts,
     Provenance,
     describe,
@@ -36,7 +32,11 @@ from skl_transformaly._provenance import (
     inner_detector,
     reason,
 )
-from skl_transformaly._scores import score_table
+from skl_transformaly.cli._scores import score_table
+from skl_transformaly.images._folders import display_path
+from skl_transformaly.images._images import ImageError, as_images
+from skl_transformaly.students._imitation import find_places
+from skl_transformaly.utils._container import replacing
 
 __all__ = ["write_report"]
 
@@ -476,7 +476,7 @@ def _below(folder: str, path: str) -> str:
 
 
 def _source(name: str) -> str:
-    return (files("skl_transformaly") / "templates" / name).read_text(encoding="utf-8")
+    return (files("skl_transformaly.cli") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _policy(style: str, script: str) -> str:

@@ -14,12 +14,12 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, clon
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from skl_transformaly._extractor import resolve_extractor
-from skl_transformaly._halving import Halving
-from skl_transformaly._images import ImageInputMixin, Images
-from skl_transformaly._residuals import ResidualStatistics
-from skl_transformaly._teacher import BlockVisitor
-from skl_transformaly._torch import own_settings
+from skl_transformaly.images._images import ImageInputMixin, Images
+from skl_transformaly.students._residuals import ResidualStatistics
+from skl_transformaly.teacher._extractor import resolve_extractor
+from skl_transformaly.teacher._network import BlockVisitor
+from skl_transformaly.utils._chunks import Halving
+from skl_transformaly.utils._torch import own_settings
 
 __all__ = [
     "Collect",

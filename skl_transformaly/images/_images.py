@@ -19,10 +19,10 @@ import numpy as np
 from PIL import Image
 from sklearn.utils.validation import validate_data
 
-from skl_transformaly._columns import is_missing, settled
-from skl_transformaly._folders import FoundFiles, has_image_suffix, walk
-from skl_transformaly._formats import expand_user, url_advice, what_else
-from skl_transformaly._pixels import (
+from skl_transformaly.images._columns import is_missing, settled
+from skl_transformaly.images._folders import FoundFiles, has_image_suffix, walk
+from skl_transformaly.images._formats import expand_user, url_advice, what_else
+from skl_transformaly.images._pixels import (
     SKIP_ADVICE,
     ImageError,
     check_layout,

@@ -1,7 +1,7 @@
 """Save a fitted detector in one file, and load it, without pickle: no code in the file, none run from it.
 
-A file is a container of arrays and a JSON document (:mod:`skl_transformaly._modelfile`); what the document says of each
-class is in :mod:`skl_transformaly._parts`.
+A file is a container of arrays and a JSON document (:mod:`skl_transformaly.utils._container`); what the document says
+of each class is in :mod:`skl_transformaly.persistence._codec`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from sklearn.utils.validation import check_is_fitted
 from skl_transformaly._calibration import ConformalDetector
 from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly._fusion import p_values
-from skl_transformaly._images import as_images
-from skl_transformaly._invariants import Unfit, brief, check_threshold, unfit
-from skl_transformaly._modelfile import ModelFile, ModelFileError, read_header, write_model_file
-from skl_transformaly._parts import DETECTORS, PARTS, Array, Numbers, Reader, Writer, encode_float
+from skl_transformaly.images._images import as_images
+from skl_transformaly.persistence._codec import DETECTORS, PARTS, Array, Numbers, Reader, Writer, encode_float
+from skl_transformaly.persistence._invariants import Unfit, brief, check_threshold, unfit
+from skl_transformaly.utils._container import ModelFile, ModelFileError, read_header, write_model_file
 
 __all__ = ["SKOPS_TYPES", "DriftWarning", "ModelFileError", "load", "read_header", "save"]
 
@@ -37,12 +37,12 @@ SKOPS_TYPES = (
     "skl_transformaly._density.GaussianDensity",
     "skl_transformaly._density.KNNDensity",
     "skl_transformaly._detector.TransformalyDetector",
-    "skl_transformaly._extractor.TimmExtractor",
-    "skl_transformaly._residuals.ResidualStatistics",
-    "skl_transformaly._ridge.Layout",
-    "skl_transformaly._ridge.RidgeStudents",
+    "skl_transformaly.teacher._extractor.TimmExtractor",
+    "skl_transformaly.students._residuals.ResidualStatistics",
+    "skl_transformaly.students._ridge.Layout",
+    "skl_transformaly.students._ridge.RidgeStudents",
     "skl_transformaly._space.FeatureSpace",
-    "skl_transformaly._students.BlockStudents",
+    "skl_transformaly.students._block.BlockStudents",
     "skl_transformaly.model_selection.NormalOnly",
     "sklearn.metrics._dist_metrics.EuclideanDistance64",
     "sklearn.neighbors._kd_tree.KDTree",

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from skl_transformaly._folders import FoundFiles, display_path, has_image_suffix, is_image, walk
+from skl_transformaly.images._folders import FoundFiles, display_path, has_image_suffix, is_image, walk
 
 __all__ = ["find_files", "split_list"]
 

@@ -19,8 +19,8 @@ from joblib import Parallel, delayed, effective_n_jobs
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from skl_transformaly._activations import BlockActivations, map_file
-from skl_transformaly._torch import limited_threads, own_settings
+from skl_transformaly.students._activations import BlockActivations, map_file
+from skl_transformaly.utils._torch import limited_threads, own_settings
 
 __all__ = ["count_jobs", "train_in_waves"]
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skl_transformaly._halving import Halving
-from skl_transformaly._images import Images
+from skl_transformaly.images._images import Images
+from skl_transformaly.utils._chunks import Halving
 
 __all__ = ["BlockActivations", "iter_activations", "map_file"]
 

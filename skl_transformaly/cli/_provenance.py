@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from skl_transformaly._images import SKIP_ADVICE, ImageError, as_images
+from skl_transformaly.images._images import SKIP_ADVICE, ImageError, as_images
 
 __all__ = [
     "ImageFacts",

@@ -15,13 +15,13 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skl_transformaly import _teacher
-from skl_transformaly._fitting import all_or_nothing
-from skl_transformaly._halving import Halving
-from skl_transformaly._images import ImageInputMixin, eight_bits
-from skl_transformaly._kernels import REUSED_BYTES, suit_sixteen_bits
-from skl_transformaly._teacher import BUNDLED_MODEL, BlockVisitor
-from skl_transformaly._torch import PRECISIONS, autocast, own_settings, resolve_device, resolve_precision
+from skl_transformaly.images._images import ImageInputMixin, eight_bits
+from skl_transformaly.teacher import _network
+from skl_transformaly.teacher._kernels import REUSED_BYTES, suit_sixteen_bits
+from skl_transformaly.teacher._network import BUNDLED_MODEL, BlockVisitor
+from skl_transformaly.utils._chunks import Halving
+from skl_transformaly.utils._fitting import all_or_nothing
+from skl_transformaly.utils._torch import PRECISIONS, autocast, own_settings, resolve_device, resolve_precision
 
 __all__ = ["TimmExtractor", "resolve_extractor"]
 
@@ -305,7 +305,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
         A block's weights depend on `seed` and on its depth alone.
         """
-        blocks = _teacher.new_blocks(self.settings_["model_name"], self.settings_["image_size"], seed)
+        blocks = _network.new_blocks(self.settings_["model_name"], self.settings_["image_size"], seed)
         return [self.adapt(block).to(self._parameter()).train() for block in blocks]
 
     def adapt(self, block: nn.Module) -> nn.Module:
@@ -326,8 +326,8 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         sixteen_bits : bool
             Whether they compute by the kernels of :meth:`adapt`.
         """
-        model = _teacher.empty_model(self.settings_["model_name"], self.settings_["image_size"])
-        fresh = _teacher.find_blocks(model)
+        model = _network.empty_model(self.settings_["model_name"], self.settings_["image_size"])
+        fresh = _network.find_blocks(model)
         blocks = []
         for index, state in states.items():
             block = fresh[index].to(PRECISIONS["float64" if self.precision_ == "float64" else "float32"])
@@ -399,7 +399,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         return self.teacher_.places_known
 
     @property
-    def teacher_(self) -> _teacher.Teacher:
+    def teacher_(self) -> _network.Teacher:
         """The loaded network. After unpickling, the first access loads the weights again."""
         check_is_fitted(self, "weights_sha256_")
         if getattr(self, "_teacher", None) is None:
@@ -422,14 +422,14 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         self.weights_sha256_ = self._teacher.weights_sha256
 
     @own_settings()
-    def _load(self, device: torch.device, dtype: torch.dtype) -> _teacher.Teacher:
+    def _load(self, device: torch.device, dtype: torch.dtype) -> _network.Teacher:
         sixteen_bits = self._sixteen_bits(device)
         model_name, image_size = self.settings_["model_name"], self.settings_["image_size"]
-        return _teacher.load_teacher(model_name, self.weights, image_size, device, dtype, sixteen_bits)
+        return _network.load_teacher(model_name, self.weights, image_size, device, dtype, sixteen_bits)
 
     def _validate_params(self) -> None:
         super()._validate_params()
-        _teacher.image_sides(self.image_size)
+        _network.image_sides(self.image_size)
 
     def _sixteen_bits(self, device: torch.device) -> bool:
         """Whether networks compute on a CPU in 16 bits, for which they are suited."""

@@ -17,7 +17,7 @@ import joblib
 from joblib._store_backends import FileSystemStoreBackend  # what joblib.register_store_backend is to be given
 from sklearn.utils.validation import check_memory
 
-from skl_transformaly._images import Images
+from skl_transformaly.images._images import Images
 
 __all__ = ["Cache", "fingerprint", "identity"]
 

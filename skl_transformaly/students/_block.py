@@ -21,19 +21,19 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
-from skl_transformaly._activations import BlockActivations, iter_activations
-from skl_transformaly._cache import Cache, fingerprint, identity
-from skl_transformaly._extractor import TimmExtractor
-from skl_transformaly._fitting import all_or_nothing
-from skl_transformaly._halving import Halving
-from skl_transformaly._images import Images
-from skl_transformaly._imitation import ImitationMixin, at_least_float32, find_places
-from skl_transformaly._kernels import is_suited
-from skl_transformaly._parallel import count_jobs, train_in_waves
-from skl_transformaly._residuals import ResidualStatistics
-from skl_transformaly._teacher import blank_copy
-from skl_transformaly._tokens import draw_tokens, partial_forward
-from skl_transformaly._torch import own_settings, seeded
+from skl_transformaly.images._images import Images
+from skl_transformaly.students._activations import BlockActivations, iter_activations
+from skl_transformaly.students._imitation import ImitationMixin, at_least_float32, find_places
+from skl_transformaly.students._parallel import count_jobs, train_in_waves
+from skl_transformaly.students._residuals import ResidualStatistics
+from skl_transformaly.students._tokens import draw_tokens, partial_forward
+from skl_transformaly.teacher._extractor import TimmExtractor
+from skl_transformaly.teacher._kernels import is_suited
+from skl_transformaly.teacher._network import blank_copy
+from skl_transformaly.utils._cache import Cache, fingerprint, identity
+from skl_transformaly.utils._chunks import Halving
+from skl_transformaly.utils._fitting import all_or_nothing
+from skl_transformaly.utils._torch import own_settings, seeded
 
 __all__ = ["BlockStudents"]
 
