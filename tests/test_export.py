@@ -24,10 +24,9 @@ from skl_transformaly import (
     GaussianDensity,
     KNNDensity,
     TimmExtractor,
-    export,
 )
 from skl_transformaly._space import FeatureSpace
-from skl_transformaly.export import ParityError, to_onnx
+from skl_transformaly.export import ParityError, _export, to_onnx
 from skl_transformaly.export._graph import (
     OPSET,
     Operators,
@@ -249,7 +248,7 @@ def tampered(exported, monkeypatch):
     for tensor in model.graph.initializer:
         if tensor.name.startswith("heads/") and tensor.data_type == onnx.TensorProto.DOUBLE and len(tensor.dims) == 2:
             tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * 1.01, tensor.name))
-    monkeypatch.setattr(export, "_build", lambda *arguments: model)
+    monkeypatch.setattr(_export, "_build", lambda *arguments: model)
 
 
 def test_a_graph_that_scores_otherwise_is_not_written(tampered, exported, tmp_path):
@@ -274,8 +273,8 @@ def test_what_is_measured_can_be_printed(tampered, exported, tmp_path, capsys):
 
 def test_an_auroc_beyond_tolerance_is_refused(exported, tmp_path, monkeypatch):
     report = {"score_deviation": 0.0, "auroc_torch": 0.9, "auroc_onnx": 0.88, "auroc_deviation": 0.02, "n_images": 4}
-    monkeypatch.setattr(export, "_build", lambda *arguments: None)
-    monkeypatch.setattr(export._Reference, "compare", lambda self, model: report)
+    monkeypatch.setattr(_export, "_build", lambda *arguments: None)
+    monkeypatch.setattr(_export._Reference, "compare", lambda self, model: report)
     with pytest.raises(ParityError, match=r"AUROC is 0\.8800, the detector's 0\.9000"):
         to_onnx(exported[0], tmp_path / "new.onnx")
 
@@ -299,7 +298,7 @@ def test_another_detector_is_refused(detector, tmp_path):
 
 
 def test_a_file_of_more_than_two_gib_is_refused(fitted, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "_MAX_BYTES", 1000)
+    monkeypatch.setattr(_export, "_MAX_BYTES", 1000)
     with pytest.raises(ValueError, match=r"an ONNX file holds less than 2 GiB"):
         to_onnx(fitted[0], tmp_path / "new.onnx")
 
@@ -383,7 +382,7 @@ def test_eight_bit_weights_make_a_smaller_file(images, tmp_path):
 @pytest.mark.slow
 def test_eight_bit_weights_that_change_decisions_are_warned_about(images, tmp_path, monkeypatch):
     detector = tiny_detector().fit(images)
-    monkeypatch.setattr(export, "_DECISIONS_CHANGED", -1)  # how many change is left to chance here
+    monkeypatch.setattr(_export, "_DECISIONS_CHANGED", -1)  # how many change is left to chance here
     with pytest.warns(UserWarning, match=r"8-bit weights \d+% of \d+ decisions differ"):
         report = to_onnx(detector, tmp_path / "new.onnx", images, quantize="int8", auroc_tolerance=1)
     session = onnxruntime.InferenceSession(tmp_path / "new.onnx", providers=["CPUExecutionProvider"])
