@@ -19,7 +19,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from typer.testing import CliRunner
 
 from skl_transformaly import load
-from skl_transformaly.cli import _commands as cli
+from skl_transformaly.cli import _app
 from skl_transformaly.cli._commands import app
 from skl_transformaly.cli._evaluation import evaluate_scores, fpr_at_tpr, normal_classes
 from skl_transformaly.cli._files import find_files
@@ -650,7 +650,7 @@ def test_exit_codes_tell_whether_there_are_anomalies(model, work, test_dir):
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_anomalies_and_what_cannot_be_read_are_counted_apart(tmp_path, model, work, test_dir, resume, monkeypatch):
-    monkeypatch.setattr(cli._Output, "lively", True)  # as on a terminal
+    monkeypatch.setattr(_app.Output, "lively", True)  # as on a terminal
     paths = [test_dir + "/six", str(work[0] / "train" / "broken.png")]
     rows = read_csv(run(app, ["score", model, *paths]).stdout)
     flagged = sum(row["prediction"] == "-1" for row in rows) - 1

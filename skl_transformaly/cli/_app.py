@@ -1,0 +1,213 @@
+"""The command line's frame: the application, its options, what goes to the terminal, errors and exit codes.
+
+Exit codes: 0 done; 1 anomalies were found and ``--fail-on-anomaly`` was given; 2 a wrong command line, or something
+to be mended first (a missing folder, a broken model, a full disk); 3 a bug; 130 stopped by Ctrl-C.
+
+Each command is a file of its own, ``@app.command()`` above ``@command``, and is listed in ``_commands``. Libraries that
+take long to import are imported by the commands that use them: ``--help`` is for impatient people.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import json
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TextIO
+
+import typer
+
+__all__ = [
+    "BUG",
+    "Debug",
+    "FOUND",
+    "INTERRUPTED",
+    "Json",
+    "MISTAKE",
+    "Mistake",
+    "Model",
+    "Output",
+    "PIPE_CLOSED",
+    "Paths",
+    "Quiet",
+    "Weights",
+    "app",
+    "command",
+    "fail",
+    "plain",
+    "run",
+    "say",
+]
+
+
+FOUND, MISTAKE, BUG, INTERRUPTED, PIPE_CLOSED = 1, 2, 3, 130, 141
+
+app = typer.Typer(
+    name="transformaly",
+    help="Find images that do not belong, from images of what is normal and nothing else.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 anomalies found (--fail-on-anomaly), 2 wrong usage or input, 3 a bug.",
+)
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A model file that `fit` made.", show_default=False)]
+Paths = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PATHS",
+        help="Images, folders (with those in them) and patterns ('new/**/*.png'); - reads a list of paths, one a line "
+        "or separated by NULs.",
+        show_default=False,
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="The teacher's weights, for a model that was saved without them."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
+
+
+class Mistake(Exception):
+    """What the user should know and mend; printed without traceback."""
+
+
+@dataclass
+class Output:
+    """What goes to the terminal: results to stdout, all else to stderr, and the less of it the fewer people look."""
+
+    json: bool
+    quiet: bool
+
+    @property
+    def lively(self) -> bool:
+        """Whether somebody watches: progress and summaries are for them."""
+        return not self.quiet and sys.stderr.isatty()
+
+    def note(self, text: str) -> None:
+        """Say `text` to somebody who watches."""
+        if self.lively:
+            say(text)
+
+    def warn(self, text: str) -> None:
+        """Say `text` to whoever reads stderr, now or later."""
+        say(f"warning: {text}")
+
+    def result(self, text: str, data: dict[str, Any]) -> None:
+        """Print a result: `data` as JSON where asked for, else `text`."""
+        print(json.dumps(data) if self.json else plain(text))
+
+    def made(self, text: str, data: dict[str, Any]) -> None:
+        """Tell of a file that was made: JSON where asked for, else a note."""
+        if self.json:
+            print(json.dumps(data))
+        else:
+            self.note(text)
+
+    @contextlib.contextmanager
+    def progress(self, label: str, total: int) -> Iterator[Callable[[float], None]]:
+        """Bar with time left, on a terminal; gives a function that moves it on."""
+        from rich import progress
+        from rich.console import Console
+
+        columns = (
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeRemainingColumn(compact=True),
+        )
+        console = Console(stderr=True)
+        with progress.Progress(*columns, console=console, disable=not self.lively, transient=True) as bar:
+            task = bar.add_task(label, total=total)
+            yield lambda n: bar.advance(task, n)
+
+
+def say(text: str) -> None:
+    sys.stderr.write(plain(text) + "\n")
+    sys.stderr.flush()
+
+
+def plain(text: str) -> str:
+    from skl_transformaly.images._folders import display_path
+
+    return "\n".join(display_path(line) for line in text.split("\n"))
+
+
+def fail(text: str, code: int = MISTAKE) -> NoReturn:
+    say(f"error: {text}")
+    raise typer.Exit(code)
+
+
+def command(function: Callable) -> Callable:
+    """Turn what a command raises into a message and an exit code."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return function(*args, **kwargs)
+        except typer.Exit:
+            raise
+        except KeyboardInterrupt:
+            fail("stopped.", INTERRUPTED)
+        except BrokenPipeError:
+            # whoever read stdout has gone; nothing may be written there, not even at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(PIPE_CLOSED) from None
+        except Exception as error:
+            message = _mistake(error)
+            if kwargs.get("debug") or message is None:
+                traceback.print_exc()
+            if message is None:
+                fail(f"this is a bug ({type(error).__name__}).", BUG)
+            fail(message)
+
+    return guarded
+
+
+def _mistake(error: Exception) -> str | None:
+    """What to say of an error that the user can mend; None for a bug."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"the disk is full: {error.filename or error.strerror}. Make room and try again."
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}."
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error).lower()):
+        return "not enough memory: use smaller batches (--batch-size of fit), or smaller images. " + str(error)
+    if isinstance(error, (Mistake, ValueError, OSError, ImportError, FloatingPointError)):
+        return str(error) or type(error).__name__
+    return None
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    # unreadable images are listed by the commands themselves, each with its reason
+    if "could not be read" not in str(message):
+        say(f"warning: {message}")
+
+
+def _stop(signum: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def run() -> None:
+    """Run the command line and leave the process."""
+    # so that files are closed, and what is half done is cleaned up
+    signal.signal(signal.SIGTERM, _stop)
+    app()

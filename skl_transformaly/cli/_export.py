@@ -1,0 +1,69 @@
+"""``transformaly export``: a model as ONNX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from skl_transformaly.cli._app import (
+    Debug,
+    Json,
+    Mistake,
+    Model,
+    Output,
+    Quiet,
+    Weights,
+    app,
+    command,
+)
+from skl_transformaly.cli._inputs import (
+    check_writable,
+    find_images,
+    load_model,
+    missing_paths,
+    missing_text,
+)
+
+__all__ = ["export"]
+
+
+@app.command()
+@command
+def export(
+    model: Model,
+    onnx: Annotated[Path, typer.Option(metavar="FILE", help="The ONNX file to make.", show_default=False)],
+    check: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="Images to compare on, such as a folder; else a few made-up ones."),
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Weights in 8 bits: smaller, and other scores. Needs --check.")
+    ] = False,
+    weights: Weights = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Export a model to ONNX, to run without torch or timm; it is compared to the model before it is kept."""
+    out = Output(as_json, quiet)
+    check_writable(onnx)
+    if int8 and not check:
+        raise Mistake("--int8 needs images to measure its cost on: --check DIR.")
+    found = find_images(check, out) if check else None
+    if found is not None and (missing := missing_paths(found)):
+        raise Mistake(missing_text(missing))
+    images = None if found is None else found.paths
+    detector, _ = load_model(model, weights)
+    from skl_transformaly.export import ParityError, to_onnx
+
+    try:
+        measured = to_onnx(detector, onnx, images, quantize="int8" if int8 else None)
+    except (ParityError, TypeError) as error:
+        raise Mistake(str(error)) from error
+    out.made(
+        f"{onnx}: {measured['bytes'] / 1e6:.1f} MB; on {measured['n_images']} images, scores differ by "
+        f"{measured['score_deviation']:.2g} at most, AUROC by {measured['auroc_deviation']:.2g}.",
+        {"onnx": str(onnx), **measured},
+    )

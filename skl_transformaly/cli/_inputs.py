@@ -1,0 +1,89 @@
+"""What commands take, checked before any work: images, models, and files to write."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from skl_transformaly.cli._app import Mistake, Output
+
+if TYPE_CHECKING:
+    from skl_transformaly.images._folders import FoundFiles
+
+__all__ = [
+    "check_model",
+    "check_writable",
+    "counted",
+    "find_images",
+    "load_model",
+    "missing_paths",
+    "missing_text",
+    "passed_over",
+    "unreadable_text",
+]
+
+
+def find_images(names: list[str], out: Output) -> FoundFiles:
+    """The images that `names` stand for, - being a list on stdin; a mistake where there are none."""
+    from skl_transformaly.cli._files import find_files, split_list
+
+    listed = split_list(sys.stdin.buffer.read()) if "-" in names else []
+    found = find_files([name for name in names if name != "-"], listed=listed)
+    if not found.paths:
+        raise Mistake(f"Found no images in {', '.join(map(repr, names))}{passed_over(found)}.")
+    return found
+
+
+def passed_over(found: FoundFiles) -> str:
+    return f"; passed over {found}" if str(found) else ""
+
+
+def unreadable_text(unreadable: dict[str, str], consequence: str) -> str:
+    shown = [f"  {path}: {error}" for path, error in list(unreadable.items())[:5]]
+    more = [f"  and {len(unreadable) - 5} more"] if len(unreadable) > 5 else []
+    count = f"{len(unreadable)} image{'s' * (len(unreadable) > 1)} could not be read"
+    return "\n".join([f"{count} ({consequence}):", *shown, *more])
+
+
+def missing_paths(found: FoundFiles) -> list[str]:
+    """Paths of a list that lead to no file."""
+    return [path for path in found.paths if not os.path.lexists(path)]
+
+
+def missing_text(missing: list[str]) -> str:
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    return f"not found: {', '.join(map(repr, missing[:5]))}{more}. Correct the list of paths."
+
+
+def counted(paths: list[str], noun: str) -> str:
+    return f"{len(paths)} {noun}{'s' * (len(paths) != 1)}"
+
+
+def check_writable(path: Path) -> None:
+    """Refuse, before any work, an output that could not be written after it."""
+    folder = path.parent
+    if path.is_dir():
+        raise Mistake(f"{str(path)!r} is a folder; expected a file to write.")
+    if not folder.is_dir():
+        raise Mistake(f"There is no folder {str(folder)!r} to write {path.name!r} in.")
+    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise Mistake(f"{str(path)!r} cannot be written: no permission.")
+
+
+def check_model(path: Path) -> None:
+    if not path.is_file():
+        raise Mistake(f"There is no model {str(path)!r}; `transformaly fit` makes one.")
+
+
+def load_model(path: Path, weights: str | None) -> tuple[Any, dict[str, Any]]:
+    """Load a model; gives it and its file's header."""
+    check_model(path)
+    from skl_transformaly.persistence import load, read_header
+
+    header = read_header(path)
+    detector = load(path, weights=weights)
+    if read_header(path)["sha256"] != header["sha256"]:
+        raise Mistake(f"{str(path)!r} was replaced while it was loaded: try again.")
+    return detector, header

@@ -1,0 +1,89 @@
+"""``transformaly report``: one HTML file to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from skl_transformaly.cli._app import (
+    Debug,
+    Json,
+    Mistake,
+    Model,
+    Output,
+    Paths,
+    Quiet,
+    Weights,
+    app,
+    command,
+    fail,
+)
+from skl_transformaly.cli._inputs import (
+    check_writable,
+    find_images,
+    load_model,
+    missing_paths,
+    missing_text,
+    passed_over,
+)
+
+__all__ = ["report"]
+
+
+@app.command()
+@command
+def report(
+    model: Model,
+    paths: Paths,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The HTML file to make.")] = Path(
+        "report.html"
+    ),
+    normal: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the normal images, to show the nearest ones. No folder that the model names is opened.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Most images to show with picture and map, the most anomalous first.")
+    ] = 1000,
+    title: Annotated[str | None, typer.Option(help="Heading of the report.")] = None,
+    weights: Weights = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Make one HTML file to look at: images from most to least anomalous, with maps and nearest normal images."""
+    tell = Output(as_json, quiet)
+    check_writable(out)
+    if normal is not None and not normal.is_dir():
+        raise Mistake(f"There is no folder {str(normal)!r} of normal images.")
+    found = find_images(paths, tell)
+    missing = missing_paths(found)
+    detector, header = load_model(model, weights)
+    from skl_transformaly.cli._provenance import Provenance, saved_with
+    from skl_transformaly.cli.report import write_report
+
+    with tell.progress("Looking", len(found.paths)) as advance:
+        summary = write_report(
+            detector,
+            found.paths,
+            out,
+            provenance=Provenance.from_json(header["metadata"]),
+            saved=saved_with(header),
+            normal_dir=normal,
+            limit=limit,
+            title=title or f"{model.name}: {', '.join(Path(path).name or path for path in paths)}",
+            passed_over=(found.hidden, found.other),
+            advance=advance,
+        )
+    tell.made(
+        f"{out}: {summary['images']} images, {summary['anomalies']} of them anomalies or unreadable"
+        f"{passed_over(found)}; {summary['bytes'] / 1e6:.1f} MB.",
+        {"out": str(out), **summary},
+    )
+    if missing:
+        fail(missing_text(missing))

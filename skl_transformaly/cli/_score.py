@@ -1,0 +1,219 @@
+"""``transformaly score``: scores of images, into a file that a stopped run goes on with."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from skl_transformaly.cli._app import (
+    FOUND,
+    INTERRUPTED,
+    Debug,
+    Json,
+    Mistake,
+    Model,
+    Output,
+    Paths,
+    Quiet,
+    Weights,
+    app,
+    command,
+    fail,
+)
+from skl_transformaly.cli._inputs import (
+    check_writable,
+    counted,
+    find_images,
+    load_model,
+    missing_paths,
+    missing_text,
+    passed_over,
+    unreadable_text,
+)
+
+if TYPE_CHECKING:
+    from skl_transformaly.cli._scores import ScoreFile
+
+# Images that are scored before their rows are written
+_CHUNK = 64
+# Resuming scores an image once more; other batches round differently, another model gives another score altogether
+_SAME_SHARE, _SAME_NATS = 1e-3, 1e-2
+
+__all__ = ["score", "scored"]
+
+
+@app.command()
+@command
+def score(
+    model: Model,
+    paths: Paths,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help=".csv, .jsonl or .parquet; without it, CSV on stdout."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep the rows that --out holds, and score only what has none.")
+    ] = False,
+    fail_on_anomaly: Annotated[
+        bool, typer.Option("--fail-on-anomaly", help="Exit with 1 if an image is an anomaly or cannot be read.")
+    ] = False,
+    weights: Weights = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Score images: path, score, decision, p-value, prediction (1 normal, -1 anomaly).
+
+    Higher scores are more normal; the decision is negative for anomalies. Images that the model was fitted on get the
+    scores of a model that has not seen them. Images that cannot be read have no score, and -1 as prediction.
+    """
+    tell = Output(as_json, quiet)
+    from skl_transformaly.cli._scores import format_rows, open_scores
+
+    if out is None and resume:
+        raise Mistake("--resume needs the file to go on with: --out FILE.")
+    if out is not None:
+        if out.suffix.lower() not in (".csv", ".jsonl", ".parquet"):
+            raise Mistake(f"--out {str(out)!r} must end in .csv, .jsonl or .parquet.")
+        check_writable(out)
+    found = find_images(paths, tell)
+    missing = missing_paths(found)
+    detector, header = load_model(model, weights)
+    tally = _Tally()
+    with tell.progress("Scoring", len(found.paths)) as advance:
+        if out is None:
+            kind = "jsonl" if as_json else "csv"
+            sys.stdout.buffer.write(format_rows([], kind, header=True))
+            for rows in scored(detector, found.paths, tally.unreadable):
+                sys.stdout.buffer.write(format_rows(rows, kind))
+                sys.stdout.buffer.flush()
+                tally.count(rows)
+                advance(len(rows))
+        else:
+            with open_scores(out, resume=resume, model=header["sha256"]) as file:
+                _score_into(file, detector, found.paths, tally, tell, advance)
+                file.finish()
+    if tally.unreadable:
+        tell.warn(unreadable_text(tally.unreadable, "no score, prediction -1"))
+    blank = tally.blank + len(tally.unreadable)
+    summary = {
+        "images": len(found.paths),
+        "anomalies": tally.anomalies,
+        "resumed": tally.kept,
+        "unreadable": tally.unreadable,
+        "hidden": found.hidden,
+        "other": found.other,
+        "out": None if out is None else str(out),
+    }
+    not_read = f", {blank} could not be read" if blank else ""
+    text = f"{tally.anomalies - blank} of {len(found.paths)} images are anomalies{not_read}{passed_over(found)}."
+    if out is None:
+        tell.note(text)
+    else:
+        tell.made(f"{out}: {text}", summary)
+    if missing:
+        fail(missing_text(missing))
+    if fail_on_anomaly and tally.anomalies:
+        raise typer.Exit(FOUND)
+
+
+@dataclass
+class _Tally:
+    """What scoring found: anomalies, rows kept of an earlier run, those of them without score, unreadable images."""
+
+    anomalies: int = 0
+    kept: int = 0
+    blank: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def count(self, rows: list[dict[str, Any]]) -> None:
+        """Add rows that were scored now."""
+        self.anomalies += sum(row["prediction"] < 0 for row in rows)
+
+
+def _score_into(
+    file: ScoreFile, detector: Any, paths: list[str], tally: _Tally, tell: Output, advance: Callable[[float], None]
+) -> None:
+    """Score what has no row in a file of scores, or one of an image that has changed since."""
+    again = _drop_stale(file, paths, tell)
+    old = [path for path in paths if path in file.done]
+    tally.kept, tally.anomalies = len(old), sum(file.done[path][1] < 0 for path in old)
+    tally.blank = sum(file.done[path][0] is None for path in old)
+    _check_same_model(detector, {path: file.done[path][0] for path in old}, file.target)
+    advance(tally.kept)
+    states: dict[str, Any] = {}
+    try:
+        for rows in scored(detector, [path for path in paths if path not in file.done], tally.unreadable, states):
+            file.write(rows, {row["path"]: states[row["path"]] for row in rows})
+            tally.count(rows)
+            advance(len(rows))
+    except KeyboardInterrupt:
+        fail(f"stopped after {len(file.done)} rows; with --resume it goes on there.", INTERRUPTED)
+    if again:
+        file.arrange(paths)
+
+
+def _drop_stale(file: ScoreFile, paths: list[str], tell: Output) -> list[str]:
+    """Take out the rows of images that have changed since, or of another model, to be scored again."""
+    stale = file.stale(paths)
+    asked = set(paths)
+    others = file.stale(path for path in file.done if path not in asked)
+    strange = [path for path in others if not file.knows(path)]
+    if strange:
+        raise Mistake(
+            f"{str(file.target)!r} has {counted(strange, 'row')} of images that were not named now, and nothing says "
+            f"which model scored them, such as {strange[0]!r}: name these too, or score into another file."
+        )
+    if others:
+        tell.warn(
+            f"{str(file.target)!r}: {counted(others, 'row')} kept of images that were not named now and have changed "
+            f"or are gone, such as {others[0]!r}."
+        )
+    if stale:
+        tell.warn(
+            f"{str(file.target)!r}: {counted(stale, 'row')} scored again, since the image has changed or another "
+            f"model may have scored it, such as {stale[0]!r}."
+        )
+        file.drop(stale)
+    return stale
+
+
+def scored(
+    detector: Any, paths: list[str], unreadable: dict[str, str], states: dict[str, Any] | None = None
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield rows of scores; note in `unreadable` what has none, and in `states` what each file was before."""
+    from skl_transformaly.cli._provenance import reason
+    from skl_transformaly.cli._scores import file_state, score_rows, score_table
+    from skl_transformaly.images._images import as_images
+
+    for start in range(0, len(paths), _CHUNK):
+        chunk = paths[start : start + _CHUNK]
+        if states is not None:
+            states.clear()
+            states.update({path: file_state(path) for path in chunk})
+        images = as_images(chunk, on_error="skip")
+        table = score_table(detector, images)
+        unreadable.update({chunk[i]: reason(chunk[i], message) for i, message in images.unreadable.items()})
+        yield score_rows(chunk, table)
+
+
+def _check_same_model(detector: Any, known: dict[str, float | None], out: Path) -> None:
+    """Refuse to go on with a file whose rows were changed: the first one with a score is scored again."""
+    for path, before in known.items():
+        if before is None or not os.path.exists(path):
+            continue
+        ((row,),) = scored(detector, [path], {})
+        after = row["score"]
+        if after is not None and math.isclose(after, before, rel_tol=_SAME_SHARE, abs_tol=_SAME_NATS):
+            return
+        raise Mistake(
+            f"{str(out)!r} gives {path!r} the score {before:.6g}, this model gives it {after}: another model "
+            "made the file, or it was edited. Score into another file, or without --resume."
+        )
