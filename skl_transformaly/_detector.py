@@ -600,7 +600,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         X : images
             See Notes for their forms.
         n_neighbors : int, default=3
-            How many of the nearest training images to name; at most as many as there are.
+            How many of the nearest training images to name; at most as many as there are, and 0 searches for none.
         maps : bool, default=False
             Give `anomaly_map` as well, for little more time than the table alone takes.
 
@@ -643,7 +643,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         times = np.column_stack([self.spaces_[name].times_usual(table[name]) for name in self.feature_spaces_])
         table.update({f"times_{name}": column for name, column in zip(self.feature_spaces_, times.T)})
         table["reason"] = self._reasons(table["score"], times, terms, blocks)
-        table.update(self._nearest(features, n_neighbors))
+        if n_neighbors:
+            table.update(self._nearest(features, n_neighbors))
         if maps:
             table["map"] = np.empty(len(images), dtype=object)
             table["map"][:] = drawn

@@ -90,10 +90,10 @@ _KINDS = (
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+")
 
 
-def what_else(path: str | os.PathLike) -> str | None:
+def what_else(path: str | os.PathLike, content: bytes | None = None) -> str | None:
     """What a file is that cannot be decoded as an image, and what to do; None if that is not known.
 
-    Its suffix counts before its content: many formats are a zip inside.
+    Its suffix counts before its content: many formats are a zip inside. With `content`, no file is opened.
 
     Examples
     --------
@@ -102,9 +102,9 @@ def what_else(path: str | os.PathLike) -> str | None:
     """
     suffix = os.path.splitext(os.fspath(path))[1].lower()
     named = next((kind for kind in _KINDS if suffix in kind.suffixes), None)
-    head = b""
+    head = (content or b"")[:_HEAD]
     with contextlib.suppress(OSError, ValueError):
-        if os.path.isfile(path):  # a pipe would keep whoever reads it waiting
+        if content is None and os.path.isfile(path):  # a pipe would keep whoever reads it waiting
             with open(path, "rb") as file:
                 head = file.read(_HEAD)
     fits = [kind for kind in _KINDS if any(head.startswith(mark, place) for place, mark in kind.signatures)]

@@ -29,6 +29,7 @@ from skl_transformaly.images._pixels import (
     checked,
     decode_file,
     decode_pil,
+    eight_bits,
     faint_text,
     faintness,
 )
@@ -201,21 +202,6 @@ def _digest(image: np.ndarray) -> bytes:
     digest = hashlib.blake2b(f"{image.shape} {image.dtype.str}".encode(), digest_size=DIGEST_SIZE)
     digest.update(np.ascontiguousarray(image).reshape(-1).view(np.uint8).data)
     return digest.digest()
-
-
-def eight_bits(image: np.ndarray) -> np.ndarray:
-    """Give an 8-bit image that comes as another dtype as uint8; others as they are, integers as floats.
-
-    The same pixels must give the same score as file, array or tensor, and resizing rounds in 8 bits.
-    """
-    if image.dtype == np.uint8:
-        return image
-    if image.dtype == np.uint16:
-        image = image / 65535
-    levels = np.rint(image * 255.0)
-    if np.abs(image * 255.0 - levels).max() < 1e-3 and levels.min() >= 0 and levels.max() <= 255:
-        return levels.astype(np.uint8)
-    return image
 
 
 class ImageInputMixin:

@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,18 @@ from PIL import Image, ImageFile, ImageOps
 
 from skl_transformaly.images._formats import expand_user, url_advice, what_else
 
-__all__ = ["SKIP_ADVICE", "ImageError", "check_layout", "checked", "decode_file", "decode_pil", "faintness"]
+__all__ = [
+    "SKIP_ADVICE",
+    "ImageError",
+    "check_layout",
+    "checked",
+    "decode_bytes",
+    "decode_file",
+    "decode_pil",
+    "eight_bits",
+    "faint_text",
+    "faintness",
+]
 
 # How the error about a broken image ends; whoever skips these leaves it away.
 SKIP_ADVICE = " Remove or repair it, or pass on_error='skip'."
@@ -215,16 +226,70 @@ def decode_file(path: str | os.PathLike) -> np.ndarray:
     with _pillow_errors(path):
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
             raise ImageError("is not a regular file.")
-        with Image.open(path) as image:
-            other = what_else(path) if 0 in image.size else None
-            if other is not None:  # a format that Pillow knows by name alone
-                raise ImageError(other)
-            if image.format != "PNG" or ImageFile.LOAD_TRUNCATED_IMAGES:
-                return _from_pil(image)
-            # The checksums of a PNG's pixels: Pillow looks at them here alone, and cannot decode after.
-            image.verify()
-        with Image.open(path) as image:
+        return _decode(lambda: Image.open(path), lambda: what_else(path))
+
+
+def decode_bytes(content: bytes, *, formats: Sequence[str] | None = None, max_pixels: int | None = None) -> np.ndarray:
+    """Decode the content of an image file to what `decode_file` decodes the file to.
+
+    Parameters
+    ----------
+    content : bytes
+    formats : sequence of str, default=None
+        Pillow's names of the formats to try; None is all that it knows.
+    max_pixels : int, default=None
+        Most pixels that the image may declare. It is looked at before memory is taken for them.
+
+    Returns
+    -------
+    image : ndarray of shape (H, W, C)
+
+    Raises
+    ------
+    ImageError
+        It is too large, or cannot be decoded.
+    """
+
+    def opened() -> Image.Image:
+        image = Image.open(io.BytesIO(content), formats=formats)
+        if max_pixels is not None and image.width * image.height > max_pixels:
+            raise ImageError(f"has {image.width} x {image.height} pixels, more than the limit of {max_pixels}.")
+        return image
+
+    with _pillow_errors():
+        try:
+            return _decode(opened, lambda: what_else("", content))
+        except Image.UnidentifiedImageError:
+            known = "a format that Pillow can decode" if formats is None else "a format that is accepted here"
+            raise ImageError(what_else("", content) or f"is not an image of {known}.") from None
+
+
+def _decode(opened: Callable[[], Image.Image], other: Callable[[], str | None]) -> np.ndarray:
+    with opened() as image:
+        advice = other() if 0 in image.size else None
+        if advice is not None:  # a format that Pillow knows by name alone
+            raise ImageError(advice)
+        if image.format != "PNG" or ImageFile.LOAD_TRUNCATED_IMAGES:
             return _from_pil(image)
+        # The checksums of a PNG's pixels: Pillow looks at them here alone, and cannot decode after.
+        image.verify()
+    with opened() as image:
+        return _from_pil(image)
+
+
+def eight_bits(image: np.ndarray) -> np.ndarray:
+    """Return an 8-bit image that comes as another dtype as uint8; others as they are, integers as floats.
+
+    The same pixels must have the same score as file, array or tensor, and resizing rounds in 8 bits.
+    """
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype == np.uint16:
+        image = image / 65535
+    levels = np.rint(image * 255.0)
+    if np.abs(image * 255.0 - levels).max() < 1e-3 and levels.min() >= 0 and levels.max() <= 255:
+        return levels.astype(np.uint8)
+    return image
 
 
 def decode_pil(image: Image.Image) -> np.ndarray:
