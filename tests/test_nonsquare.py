@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skl_transformaly import BlockStudents, load, save
-from skl_transformaly.teacher._network import image_sides
+from skl_transformaly.teacher._architecture import image_sides
 
 MODELS = {"test_vit": 16, "test_vit3": 16, "test_resnet": 32, "test_convnext": 32, "test_efficientnet": 32}
 

@@ -29,7 +29,7 @@ from skl_transformaly import ConformalDetector, GaussianDensity, KNNDensity, Mod
 from skl_transformaly.model_selection import NormalOnly
 from skl_transformaly.persistence import DriftWarning, read_header
 from skl_transformaly.persistence._model import SKOPS_TYPES
-from skl_transformaly.teacher import _network
+from skl_transformaly.teacher import _architecture, _weights
 from skl_transformaly.utils import _container
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "faults"))
@@ -277,7 +277,7 @@ def test_loading_never_asks_timm_for_weights(saved, monkeypatch, tmp_path):
         raise AssertionError("asked for weights")
 
     monkeypatch.setattr("timm.models._builder.load_pretrained", refuse)
-    monkeypatch.setattr(_network, "_from_hub", refuse)
+    monkeypatch.setattr(_weights, "_from_hub", refuse)
     load(tmp_path / "detector.tfm")
 
 
@@ -779,7 +779,7 @@ def test_a_claim_takes_no_memory(forge):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100 * 2**20
-    model = _network.outline("vit_giant_patch16_gap_224", None)
+    model = _architecture.outline("vit_giant_patch16_gap_224", None)
     assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}
 
 
@@ -967,7 +967,7 @@ def test_a_file_without_weights_draws_no_large_network(calibrated, many, tmp_pat
     def refuse(*args):
         raise AssertionError("built")
 
-    monkeypatch.setattr(_network, "create_model", refuse)
+    monkeypatch.setattr(_weights, "create_model", refuse)
     with pytest.raises(ModelFileError, match=r"asks for 12\d{8} bytes of random weights"):
         load(path)
     (tmp_path / "small.pth").write_bytes(b"x")

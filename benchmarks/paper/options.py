@@ -17,7 +17,7 @@ from rivals import RIVALS, TRAINED_RIVALS
 
 from skl_transformaly import datasets
 from skl_transformaly.images._images import as_images
-from skl_transformaly.teacher._network import BUNDLED_MODEL
+from skl_transformaly.teacher._architecture import BUNDLED_MODEL
 from skl_transformaly.utils._torch import PRECISIONS
 
 TEACHER = "vit_tiny_patch16_224"

@@ -25,7 +25,8 @@ from tqdm.auto import tqdm
 
 from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector, __version__, datasets
 from skl_transformaly.images._images import Images
-from skl_transformaly.teacher._network import CLASS_HEAD, create_model, state_sha256
+from skl_transformaly.teacher._architecture import CLASS_HEAD
+from skl_transformaly.teacher._weights import create_model, state_sha256
 from skl_transformaly.utils._cache import Cache
 
 FIELDS = ["dataset", "setting", "class", "seed", "method", "auroc", "seconds", "key"]

@@ -11,7 +11,7 @@ import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
 
-from skl_transformaly.teacher._network import _BUNDLED_FILE, _BUNDLED_PACKAGE
+from skl_transformaly.teacher._weights import BUNDLED_FILE, BUNDLED_PACKAGE
 
 __all__ = ["bundled_at_hand", "hub_models"]
 
@@ -22,7 +22,7 @@ _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 def bundled_at_hand() -> bool:
     """Whether the package with the bundled teacher's weights is installed."""
     try:
-        return os.path.isfile(str(metadata.distribution(_BUNDLED_PACKAGE).locate_file(_BUNDLED_FILE)))
+        return os.path.isfile(str(metadata.distribution(BUNDLED_PACKAGE).locate_file(BUNDLED_FILE)))
     except metadata.PackageNotFoundError:
         return False
 

@@ -49,7 +49,7 @@ from skl_transformaly.persistence._invariants import (
 from skl_transformaly.students._block import BlockStudents
 from skl_transformaly.students._residuals import ResidualStatistics
 from skl_transformaly.students._ridge import Layout, RidgeStudents
-from skl_transformaly.teacher import _network
+from skl_transformaly.teacher import _architecture, _stored
 from skl_transformaly.teacher._extractor import TimmExtractor
 from skl_transformaly.teacher._features import SPACES
 from skl_transformaly.utils._container import ArrayInfo, ModelFile, ModelFileError
@@ -270,7 +270,7 @@ class _Class:
 
 def _stored_size(image_size: Any) -> int | list[int] | None:
     """What a model file says of `image_size`: one number for a square."""
-    sides = _network.image_sides(image_size)
+    sides = _architecture.image_sides(image_size)
     if sides is None:
         return None
     return sides[0] if sides[0] == sides[1] else list(sides)
@@ -285,10 +285,10 @@ def _unpack_teacher(extractor: TimmExtractor, state: dict, reader: Reader, sizes
     if place >= len(reader.teachers):
         unfit(f"names teacher {place}, and there are {len(reader.teachers)}")
     entry = reader.teachers[place]
-    sides = _network.image_sides(entry["image_size"])
+    sides = _architecture.image_sides(entry["image_size"])
     if (entry["model_name"], sides, entry["sha256"], tuple(entry["data_config"]["input_size"][1:])) != (
         extractor.model_name,
-        _network.image_sides(extractor.image_size),
+        _architecture.image_sides(extractor.image_size),
         extractor.weights_sha256_,
         extractor.image_size_,
     ):
@@ -321,7 +321,7 @@ def _unpack_teacher(extractor: TimmExtractor, state: dict, reader: Reader, sizes
 def _check_can_build(extractor: TimmExtractor, entry: dict, reader: Reader) -> None:
     """Refuse a teacher that the file does not hold before memory is taken for it, where its weights cannot be right."""
     try:
-        needed = _network.count_bytes(extractor.model_name, extractor.image_size)
+        needed = _architecture.count_bytes(extractor.model_name, extractor.image_size)
     except ValueError as error:
         unfit(f"needs an architecture that cannot be built here: {error}")
     source = extractor.weights
@@ -332,7 +332,7 @@ def _check_can_build(extractor: TimmExtractor, entry: dict, reader: Reader) -> N
                 "are drawn for a file. Save it with teacher=True"
             )
     elif source == "bundled":
-        if extractor.model_name.partition(".")[0] != _network.BUNDLED_MODEL:
+        if extractor.model_name.partition(".")[0] != _architecture.BUNDLED_MODEL:
             unfit(f"names the bundled weights for {extractor.model_name!r}, whose they are not")
     elif source != "hub" and os.path.isfile(source) and os.path.getsize(source) < needed // _MOST_PACKED:
         unfit(
@@ -342,7 +342,7 @@ def _check_can_build(extractor: TimmExtractor, entry: dict, reader: Reader) -> N
 
 
 def _check_small(extractor: TimmExtractor) -> None:
-    needed = _network.count_bytes(extractor.model_name, extractor.image_size)
+    needed = _architecture.count_bytes(extractor.model_name, extractor.image_size)
     if needed > _MOST_DRAWN_BYTES:
         raise ValueError(
             f"Random weights of {needed} bytes cannot be left out of a model file, since load draws at most "
@@ -537,7 +537,7 @@ PARTS: dict[str, _Class] = {
         {
             **_IMAGES,
             "embedding_size_": _Count(1, "D"),
-            "image_size_": _Sizes(2, high=_network.MAX_IMAGE_SIZE),
+            "image_size_": _Sizes(2, high=_stored.MAX_IMAGE_SIZE),
             "precision_": _Text(tuple(PRECISIONS)),
             "weights_sha256_": _Text(length=64),
         },
@@ -778,8 +778,8 @@ class Writer:
         teacher = extractor.teacher_
         place = self._networks.setdefault(id(teacher), len(self.teachers))
         if place == len(self.teachers):
-            if max(extractor.image_size_) > _network.MAX_IMAGE_SIZE:
-                raise ValueError(f"A model file holds teachers of up to {_network.MAX_IMAGE_SIZE} pixels a side.")
+            if max(extractor.image_size_) > _stored.MAX_IMAGE_SIZE:
+                raise ValueError(f"A model file holds teachers of up to {_stored.MAX_IMAGE_SIZE} pixels a side.")
             if extractor.weights is None and not self.with_teacher:
                 _check_small(extractor)
             self._kept.append(teacher)
@@ -946,7 +946,7 @@ class Reader:
 
     def __init__(self, file: ModelFile, *, device: Any, weights: Any):
         self.file = file
-        self.teachers = _network.stored_teachers(file)
+        self.teachers = _stored.stored_teachers(file)
         self._device = device
         self._weights = weights
         self._made: list[tuple[Any, dict[str, int], bool]] = []
@@ -1020,7 +1020,7 @@ class Reader:
         if not prefix.startswith("arrays."):
             unfit(f"has weights under {brief(prefix)}")
         self._use([name for name in self.file.arrays if name.startswith(prefix)])
-        return _network.read_state(self.file, prefix, outline, dtype)
+        return _stored.read_state(self.file, prefix, outline, dtype)
 
     def _use(self, names: list[str]) -> None:
         """Note that arrays are read; each once, so that no more memory is taken than the file has bytes."""
@@ -1031,8 +1031,8 @@ class Reader:
     def outline_blocks(self, extractor: TimmExtractor) -> list[nn.Module]:
         """The blocks of the teacher's architecture, without memory for weights."""
         try:
-            sides = _network.image_sides(extractor.image_size)
-            return _network.find_blocks(_network.outline(extractor.model_name, sides))
+            sides = _architecture.image_sides(extractor.image_size)
+            return _architecture.find_blocks(_architecture.outline(extractor.model_name, sides))
         except ValueError as error:
             unfit(f"needs an architecture that cannot be built here: {error}")
 
@@ -1088,8 +1088,8 @@ class Reader:
             extractor.device = self._device
         if any(
             entry["stored"]
-            and (entry["model_name"], _network.image_sides(entry["image_size"]))
-            == (extractor.model_name, _network.image_sides(extractor.image_size))
+            and (entry["model_name"], _architecture.image_sides(entry["image_size"]))
+            == (extractor.model_name, _architecture.image_sides(extractor.image_size))
             for entry in self.teachers
         ):
             extractor.weights = os.path.abspath(self.file.path)

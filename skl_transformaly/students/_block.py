@@ -27,9 +27,9 @@ from skl_transformaly.students._imitation import ImitationMixin, at_least_float3
 from skl_transformaly.students._parallel import count_jobs, train_in_waves
 from skl_transformaly.students._residuals import ResidualStatistics
 from skl_transformaly.students._tokens import draw_tokens, partial_forward
+from skl_transformaly.teacher._architecture import blank_copy
 from skl_transformaly.teacher._extractor import TimmExtractor
 from skl_transformaly.teacher._kernels import is_suited
-from skl_transformaly.teacher._network import blank_copy
 from skl_transformaly.utils._cache import Cache, fingerprint, identity
 from skl_transformaly.utils._chunks import Halving
 from skl_transformaly.utils._fitting import all_or_nothing

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skl_transformaly.images._images import ImageInputMixin, eight_bits
-from skl_transformaly.teacher import _network
+from skl_transformaly.teacher import _architecture, _weights
 from skl_transformaly.teacher._kernels import REUSED_BYTES, suit_sixteen_bits
-from skl_transformaly.teacher._network import BUNDLED_MODEL, BlockVisitor
+from skl_transformaly.teacher._network import BlockVisitor, Teacher
 from skl_transformaly.utils._chunks import Halving
 from skl_transformaly.utils._fitting import all_or_nothing
 from skl_transformaly.utils._torch import PRECISIONS, autocast, own_settings, resolve_device, resolve_precision
@@ -40,13 +40,14 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     Parameters
     ----------
     model_name : str, default="vit_base_patch16_224.augreg_in21k_ft_in1k"
-        A model of timm, with or without a tag; ``timm.list_models()`` lists them.
+        A model of timm, with or without a tag; ``timm.list_models()`` lists them. "bundled" is timm's
+        "tf_efficientnet_lite0" with the bundled weights.
     weights : "hub", "bundled", str, path or None, default="hub"
         Where the weights come from:
 
-        - "hub": timm's own download, kept in its cache;
+        - "hub": timm's own download, kept in its cache; for ``model_name="bundled"`` the same as "bundled";
         - "bundled": ImageNet weights of EfficientNet-lite0 from a package of the package index (extra
-          ``offline``); only with ``model_name="tf_efficientnet_lite0"``;
+          ``offline``); only with ``model_name="bundled"`` or "tf_efficientnet_lite0";
         - a path: a ``.safetensors`` file, or a ``.pth`` file of tensors, with timm's names; a classifier
           in it is ignored;
         - None: random weights, the same ones each time. For tests: they know nothing of images.
@@ -305,7 +306,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
         A block's weights depend on `seed` and on its depth alone.
         """
-        blocks = _network.new_blocks(self.settings_["model_name"], self.settings_["image_size"], seed)
+        blocks = _architecture.new_blocks(self.settings_["model_name"], self.settings_["image_size"], seed)
         return [self.adapt(block).to(self._parameter()).train() for block in blocks]
 
     def adapt(self, block: nn.Module) -> nn.Module:
@@ -326,8 +327,8 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         sixteen_bits : bool
             Whether they compute by the kernels of :meth:`adapt`.
         """
-        model = _network.empty_model(self.settings_["model_name"], self.settings_["image_size"])
-        fresh = _network.find_blocks(model)
+        model = _architecture.empty_model(self.settings_["model_name"], self.settings_["image_size"])
+        fresh = _architecture.find_blocks(model)
         blocks = []
         for index, state in states.items():
             block = fresh[index].to(PRECISIONS["float64" if self.precision_ == "float64" else "float32"])
@@ -359,7 +360,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         """What tells this fitted teacher from all that give other values; for caches."""
         config = self.teacher_.data_config
         return {
-            "model": self.settings_["model_name"],
+            "model": _architecture.architecture_name(self.settings_["model_name"]),
             # of the network that runs, whatever the file that it was loaded from says of it
             "weights": self.teacher_.content_sha256,
             "size": tuple(int(side) for side in self.image_size_),
@@ -399,7 +400,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         return self.teacher_.places_known
 
     @property
-    def teacher_(self) -> _network.Teacher:
+    def teacher_(self) -> Teacher:
         """The loaded network. After unpickling, the first access loads the weights again."""
         check_is_fitted(self, "weights_sha256_")
         if getattr(self, "_teacher", None) is None:
@@ -422,14 +423,14 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         self.weights_sha256_ = self._teacher.weights_sha256
 
     @own_settings()
-    def _load(self, device: torch.device, dtype: torch.dtype) -> _network.Teacher:
+    def _load(self, device: torch.device, dtype: torch.dtype) -> Teacher:
         sixteen_bits = self._sixteen_bits(device)
         model_name, image_size = self.settings_["model_name"], self.settings_["image_size"]
-        return _network.load_teacher(model_name, self.weights, image_size, device, dtype, sixteen_bits)
+        return _weights.load_teacher(model_name, self.weights, image_size, device, dtype, sixteen_bits)
 
     def _validate_params(self) -> None:
         super()._validate_params()
-        _network.image_sides(self.image_size)
+        _architecture.image_sides(self.image_size)
 
     def _sixteen_bits(self, device: torch.device) -> bool:
         """Whether networks compute on a CPU in 16 bits, for which they are suited."""
@@ -472,7 +473,7 @@ def resolve_extractor(extractor: Any) -> Any:
     if extractor is None:
         return TimmExtractor()
     if isinstance(extractor, str):
-        return TimmExtractor(BUNDLED_MODEL, weights="bundled") if extractor == "bundled" else TimmExtractor(extractor)
+        return TimmExtractor(extractor)
     # attributes that end in _ may be there only after fit
     if isinstance(extractor, type):
         raise TypeError(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from skl_transformaly.images._images import Images
-from skl_transformaly.teacher._network import find_blocks
+from skl_transformaly.teacher._architecture import find_blocks
 
 __all__ = ["Tail", "capture", "capture_images"]
 
