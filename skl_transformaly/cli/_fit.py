@@ -145,7 +145,7 @@ def fit(
         raise Mistake(f"fit needs at least 2 normal images, found {len(paths)}.")
 
     from skl_transformaly import BlockStudents, RidgeStudents, TimmExtractor, TransformalyDetector
-    from skl_transformaly.teacher._network import BUNDLED_MODEL
+    from skl_transformaly.teacher._architecture import BUNDLED_MODEL
 
     out.note(f"{len(paths)} images, teacher {teacher!r}.")
     bundled = teacher == "bundled"
