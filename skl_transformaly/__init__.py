@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from skl_transformaly._calibration import ConformalDetector
     from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity
     from skl_transformaly._detector import TransformalyDetector
+    from skl_transformaly._drift import DriftMonitor
     from skl_transformaly.images._images import ImageError
     from skl_transformaly.persistence import load, save
     from skl_transformaly.students._block import BlockStudents
@@ -20,6 +21,7 @@ __all__ = [
     "AutoDensity",
     "BlockStudents",
     "ConformalDetector",
+    "DriftMonitor",
     "GaussianDensity",
     "ImageError",
     "KNNDensity",
@@ -37,6 +39,7 @@ _HOMES = {
     "AutoDensity": "_density",
     "BlockStudents": "students._block",
     "ConformalDetector": "_calibration",
+    "DriftMonitor": "_drift",
     "GaussianDensity": "_density",
     "ImageError": "images._images",
     "KNNDensity": "_density",

@@ -15,6 +15,7 @@ from sklearn.utils import get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
+from skl_transformaly._drift import DriftMonitor, DriftReport
 from skl_transformaly._fusion import p_values
 from skl_transformaly.model_selection import DelegatingMixin, _on_error, as_sequence, check_normal_only, take_samples
 from skl_transformaly.utils._fitting import all_or_nothing
@@ -342,6 +343,26 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
                     stacklevel=2,
                 )
         return selected
+
+    def drift(self, X: Any, *, alpha: float = 0.01) -> DriftReport:
+        """Test whether images, in the order in which they came, are still like those that calibrated the detector.
+
+        Parameters
+        ----------
+        X : samples
+            As `estimator` takes them.
+        alpha : float, default=0.01
+            Probability of a false alarm, in (0, 1).
+
+        Returns
+        -------
+        report : DriftReport
+
+        See Also
+        --------
+        DriftMonitor : The same for a stream that comes batch by batch.
+        """
+        return DriftMonitor(self, alpha=alpha).update(X)
 
     @staticmethod
     def _labels(decisions: np.ndarray) -> np.ndarray:
