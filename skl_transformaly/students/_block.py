@@ -33,6 +33,7 @@ from skl_transformaly.teacher._kernels import is_suited
 from skl_transformaly.utils._cache import Cache, fingerprint, identity
 from skl_transformaly.utils._chunks import Halving
 from skl_transformaly.utils._fitting import all_or_nothing
+from skl_transformaly.utils._progress import Progress
 from skl_transformaly.utils._torch import own_settings, seeded
 
 __all__ = ["BlockStudents"]
@@ -297,7 +298,7 @@ class BlockStudents(ImitationMixin, BaseEstimator):
             done[index] = cache(*named(index), partial(checkpoint, *named(index), train))
 
         total = len(indices) * self.max_epochs
-        with tqdm(total=total, desc="Students", unit="epoch", disable=not self.verbose, leave=True) as progress:
+        with Progress("Training students", total, unit="epoch", show=self.verbose) as progress:
             if count_jobs(self.n_jobs, len(indices)) > 1:
                 missing = [i for i in indices if not (cache.has(*named(i)) or checkpoint.has(*named(i)))]
                 students = {index: fresh()[index] for index in missing}

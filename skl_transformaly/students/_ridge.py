@@ -16,7 +16,6 @@ from sklearn.base import BaseEstimator, _fit_context
 from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from skl_transformaly._density import group_sizes
 from skl_transformaly.images._images import Images
@@ -36,6 +35,7 @@ from skl_transformaly.teacher._network import BlockVisitor
 from skl_transformaly.teacher._recording import Recording
 from skl_transformaly.utils._cache import Cache, fingerprint, identity
 from skl_transformaly.utils._fitting import all_or_nothing
+from skl_transformaly.utils._progress import Progress
 from skl_transformaly.utils._torch import own_settings, single_threaded_blas
 
 __all__ = ["RidgeStudents"]
@@ -413,7 +413,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
                 recording.embed(extractor, part.batch, part.positions, visit)
             return found
 
-        with tqdm(total=len(images), desc="Students", unit="image", disable=not self.verbose) as progress:
+        with Progress("Solving students", len(images), show=self.verbose) as progress:
             for positions, pixels in images.batches(extractor.batch_size):
                 # added once all parts are through: where memory runs out, they are taken again
                 for found in self._in_parts(run, Part(positions, extractor.preprocess(pixels))):
@@ -522,7 +522,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
             run(part.positions, partial(self.extractor_.embed, part.batch))
 
         recording = self._take_recording()
-        with tqdm(total=n, desc="Measuring", unit="image", disable=not self.verbose) as progress:
+        with Progress("Measuring", n, show=self.verbose) as progress:
             seen_until = 0
             if recording is not None:
                 for recorded in recording.runs():

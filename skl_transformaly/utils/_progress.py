@@ -1,0 +1,66 @@
+"""How far long work has got: a bar on the terminal, or told to whoever watches."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+from tqdm.auto import tqdm
+
+__all__ = ["Progress", "watched"]
+
+# watcher(phase, done, total), called when a phase begins, and as often as it moves on
+Watcher = Callable[[str, float, float], None]
+
+_WATCHER: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+
+
+@contextlib.contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Tell `watcher` of all progress within the block, instead of drawing bars.
+
+    Examples
+    --------
+    >>> with watched(print), Progress("Reading", 2) as progress:
+    ...     progress.update()
+    Reading 0 2
+    Reading 1 2
+    """
+    token = _WATCHER.set(watcher)
+    try:
+        yield
+    finally:
+        _WATCHER.reset(token)
+
+
+class Progress(tqdm):
+    """A bar for one phase of some work; silent if it is not to be shown.
+
+    Parameters
+    ----------
+    phase : str
+    total : float
+    unit : str, default="image"
+    show : bool, default=False
+        Whether to draw the bar if nobody watches.
+    """
+
+    def __init__(self, phase: str, total: float, *, unit: str = "image", show: Any = False):
+        self._phase = phase
+        self._watcher = _WATCHER.get()
+        super().__init__(total=total, desc=phase, unit=unit, disable=not show or self._watcher is not None)
+        self._tell()
+
+    def update(self, n: float = 1) -> Any:
+        """Move on by `n`."""
+        if self.disable:
+            self.n += n
+        shown = super().update(n)
+        self._tell()
+        return shown
+
+    def _tell(self) -> None:
+        if self._watcher is not None:
+            self._watcher(self._phase, self.n, self.total)
