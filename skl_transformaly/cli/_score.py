@@ -75,6 +75,7 @@ def score(
     scores of a model that has not seen them. Images that cannot be read have no score, and -1 as prediction.
     """
     tell = Output(as_json, quiet)
+    from skl_transformaly._drift import unlike_calibration
     from skl_transformaly.cli._scores import format_rows, open_scores
 
     if out is None and resume:
@@ -102,6 +103,8 @@ def score(
                 file.finish()
     if tally.unreadable:
         tell.warn(unreadable_text(tally.unreadable, "no score, prediction -1"))
+    if strange := unlike_calibration(tally.p_values):
+        tell.warn(strange)
     blank = tally.blank + len(tally.unreadable)
     summary = {
         "images": len(found.paths),
@@ -132,10 +135,12 @@ class _Tally:
     kept: int = 0
     blank: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
+    p_values: list[float] = field(default_factory=list)
 
     def count(self, rows: list[dict[str, Any]]) -> None:
         """Add rows that were scored now."""
         self.anomalies += sum(row["prediction"] < 0 for row in rows)
+        self.p_values += [row["p_value"] for row in rows if row["p_value"] is not None]
 
 
 def _score_into(
