@@ -22,6 +22,7 @@ __all__ = [
     "COLUMNS",
     "ScoreFile",
     "ScoreFileError",
+    "append_whole",
     "file_state",
     "format_rows",
     "open_scores",
@@ -169,7 +170,7 @@ class _Ledger:
         """Add the states of images whose rows are written next."""
         if self._file is None:
             self._start()
-        self._file.write(self._lines(states))
+        append_whole(self._file, self._lines(states), self._file.seek(0, os.SEEK_END))
         self.states.update(states)
 
     def close(self) -> None:
@@ -183,6 +184,19 @@ class _Ledger:
             size, changed = state or (None, None)
             lines.append(json.dumps({"path": path, "size": size, "mtime_ns": changed}) + "\n")
         return "".join(lines).encode()
+
+
+def append_whole(file: Any, content: bytes, end: int) -> None:
+    """Write `content` at byte `end`, the end of an unbuffered file; all of it or, with an error, nothing."""
+    view = memoryview(content)
+    try:
+        while view:
+            view = view[file.write(view) :]
+    except BaseException:
+        with contextlib.suppress(OSError):  # no file of its own, such as a device
+            file.truncate(end)
+            file.seek(end)
+        raise
 
 
 class ScoreFile:
@@ -261,6 +275,10 @@ class ScoreFile:
         """Whether it is noted which model scored the image of `path`."""
         return self._ledger is not None and path in self._ledger.states
 
+    def holds(self, path: str, state: State) -> bool:
+        """Whether there is a row of the image of `path` as it is in `state`, by this model."""
+        return path in self.done and self._ledger is not None and self._ledger.states.get(path, (-1, -1)) == state
+
     def drop(self, paths: Iterable[str]) -> None:
         """Take out the rows of `paths`."""
         gone = set(paths)
@@ -323,15 +341,7 @@ class ScoreFile:
         self.done[str(Path(row["path"]))] = (row["score"], row["prediction"])
 
     def _append(self, content: bytes) -> None:
-        view = memoryview(content)
-        try:
-            while view:
-                view = view[self._file.write(view) :]
-        except BaseException:
-            with contextlib.suppress(OSError):  # no file of its own, such as a device
-                self._file.truncate(self._whole)
-                self._file.seek(self._whole)
-            raise
+        append_whole(self._file, content, self._whole)
         self._whole += len(content)
 
     def finish(self) -> None:
