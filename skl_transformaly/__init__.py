@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity
     from skl_transformaly._detector import TransformalyDetector
     from skl_transformaly._drift import DriftMonitor
-    from skl_transformaly.images._images import ImageError
+    from skl_transformaly.images._values import ImageError
     from skl_transformaly.persistence import load, save
     from skl_transformaly.students._block import BlockStudents
     from skl_transformaly.students._ridge import RidgeStudents
@@ -41,7 +41,7 @@ _HOMES = {
     "ConformalDetector": "_calibration",
     "DriftMonitor": "_drift",
     "GaussianDensity": "_density",
-    "ImageError": "images._images",
+    "ImageError": "images._values",
     "KNNDensity": "_density",
     "ModelFileError": "utils._container",
     "RidgeStudents": "students._ridge",

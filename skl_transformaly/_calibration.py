@@ -17,8 +17,10 @@ from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from skl_transformaly._drift import DriftMonitor, DriftReport
 from skl_transformaly._fusion import p_values
-from skl_transformaly.model_selection import DelegatingMixin, _on_error, as_sequence, check_normal_only, take_samples
+from skl_transformaly._wrappers import DelegatingMixin
+from skl_transformaly.images._samples import as_sequence, on_error_of, take_samples
 from skl_transformaly.utils._fitting import all_or_nothing
+from skl_transformaly.utils._labels import check_normal_only
 
 __all__ = ["ConformalDetector"]
 
@@ -393,7 +395,7 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         n = _num_samples(samples)
         train, test = train_test_split(np.arange(n), test_size=self.calibration, random_state=self.random_state)
         self._check_enough(len(test), of=n)
-        on_error = _on_error(self.estimator)
+        on_error = on_error_of(self.estimator)
         training, calibration = (take_samples(samples, place, on_error=on_error) for place in (train, test))
         return training, calibration, np.asarray(train, dtype=np.int64)
 

@@ -21,8 +21,8 @@ from sklearn.utils.validation import check_is_fitted
 from skl_transformaly._density import GaussianDensity, folds, resolve_density
 from skl_transformaly._fusion import held_out_threshold, interpolated_p_values
 from skl_transformaly._space import FeatureSpace
-from skl_transformaly.images._images import DIGEST_SIZE, ImageInputMixin, Images
-from skl_transformaly.model_selection import check_normal_only
+from skl_transformaly.images._input import ImageInputMixin
+from skl_transformaly.images._sequence import DIGEST_SIZE, Images
 from skl_transformaly.students._block import BlockStudents
 from skl_transformaly.students._imitation import Part
 from skl_transformaly.students._ridge import RidgeStudents
@@ -31,6 +31,7 @@ from skl_transformaly.teacher._features import SPACES, TeacherFeatures, layer_in
 from skl_transformaly.utils._cache import Cache, fingerprint, identity
 from skl_transformaly.utils._chunks import Halving
 from skl_transformaly.utils._fitting import all_or_nothing
+from skl_transformaly.utils._labels import check_normal_only
 
 __all__ = ["TransformalyDetector"]
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from skl_transformaly.cli._files import find_files
-from skl_transformaly.images._images import as_images, list_images
+from skl_transformaly.images._folders import list_images
+from skl_transformaly.images._images import as_images
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from skl_transformaly import ImageError
-from skl_transformaly.images._images import as_images, list_images
+from skl_transformaly.images._folders import list_images
+from skl_transformaly.images._images import as_images
 
 
 def save_all(images, folder):

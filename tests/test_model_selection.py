@@ -44,10 +44,10 @@ from skl_transformaly.model_selection import (
     NormalOnly,
     OneClassSplit,
     SyntheticOutlierScorer,
-    check_normal_only,
     held_out_log_likelihood,
     synthetic_outliers,
 )
+from skl_transformaly.utils._labels import check_normal_only
 
 
 @pytest.fixture

@@ -162,7 +162,7 @@ def test_16_bit_planes_are_refused(folder, rng):
 
 
 def test_a_plain_ppm_of_16_bits_says_that_it_is_cut(folder):
-    with pytest.warns(UserWarning, match="cuts a PPM image of 16 bits"):
+    with pytest.warns(UserWarning, match="cuts PPM images of 16 bits"):
         decoded(folder, b"P3\n1 1\n65535\n1 2 65535\n")
 
 

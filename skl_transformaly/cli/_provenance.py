@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from skl_transformaly.images._images import SKIP_ADVICE, ImageError, as_images
+from skl_transformaly.images._images import as_images
+from skl_transformaly.images._values import SKIP_ADVICE, ImageError
 
 __all__ = [
     "ImageFacts",

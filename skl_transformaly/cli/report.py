@@ -34,7 +34,8 @@ from skl_transformaly.cli._provenance import (
 )
 from skl_transformaly.cli._scores import score_table
 from skl_transformaly.images._folders import display_path
-from skl_transformaly.images._images import ImageError, as_images
+from skl_transformaly.images._images import as_images
+from skl_transformaly.images._values import ImageError
 from skl_transformaly.students._imitation import find_places
 from skl_transformaly.utils._container import replacing
 

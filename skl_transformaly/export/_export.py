@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from skl_transformaly._calibration import ConformalDetector
 from skl_transformaly._detector import TransformalyDetector
-from skl_transformaly.images._images import eight_bits
+from skl_transformaly.images._pixels import eight_bits
 from skl_transformaly.model_selection import NormalOnly
 from skl_transformaly.students._imitation import block_measures, by_measure
 from skl_transformaly.teacher._extractor import TimmExtractor

@@ -1,10 +1,11 @@
-"""What lies in folders: image files, and what is passed over, counted by reason."""
+"""Image files in folders, and the files that are passed over, counted by reason."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +13,9 @@ from pathlib import Path
 
 from PIL import Image
 
-__all__ = ["FoundFiles", "display_path", "has_image_suffix", "is_image", "walk"]
+from skl_transformaly.images._formats import expand_user, url_advice, what_else
+
+__all__ = ["FoundFiles", "display_path", "has_image_suffix", "is_image", "list_images", "walk"]
 
 # Pillow identifies files of these formats, but decodes them not at all, or only with another program.
 _NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
@@ -62,6 +65,47 @@ class FoundFiles:
 
     def __add__(self, more: FoundFiles) -> FoundFiles:
         return FoundFiles(self.paths + more.paths, self.hidden + more.hidden, self.others + more.others)
+
+
+def list_images(folder: str | os.PathLike) -> list[Path]:
+    """List the image files below `folder`, sorted by path, hidden files left out.
+
+    Files count as images by the suffixes of formats that Pillow can decode, in any case, or, without a suffix, by
+    their content; what they really hold is seen when they are decoded. A warning counts the files passed over.
+
+    Raises
+    ------
+    ValueError
+        `folder` does not exist, is a file, cannot be listed, or holds no image.
+    """
+    given, folder = str(folder), Path(expand_user(folder))
+    if folder.is_file():
+        other = what_else(folder)
+        if other is not None and not has_image_suffix(given):
+            raise ValueError(f"{str(folder)!r} {other}")
+        raise ValueError(f"{str(folder)!r} is one file; expected a folder. For single files pass a list: [path].")
+    if not folder.is_dir():
+        hint = " For a pattern pass a list: sorted(glob.glob(pattern))." if set("*?[") & set(str(folder)) else ""
+        hint = url_advice(given) or hint
+        raise ValueError(f"The folder {str(folder)!r} does not exist; expected a folder of images.{hint}")
+    found = FoundFiles()
+    walk(folder, found, found.paths.append)
+    others = ", ".join(found.reasons())
+    if not found.paths:
+        raise ValueError(
+            f"Found no image below {str(folder)!r}: no file there is one that Pillow can decode (.png, .jpg, .tif, ...)"
+            + (f"; passed over {others}." if others else ".")
+            + "".join(f" A {suffix} file {text}" for suffix, text in _known_others(found))
+        )
+    if others:
+        warnings.warn(f"Passed over files below {str(folder)!r}: {others}.", stacklevel=2)
+    return [Path(path) for path in found.paths]
+
+
+def _known_others(found: FoundFiles) -> list[tuple[str, str]]:
+    """Suffixes of files that were passed over, and what such files are."""
+    advice = [(suffix, what_else(f"file{suffix}")) for suffix in found.others]
+    return [(suffix, text) for suffix, text in advice if text is not None][:2]
 
 
 def walk(folder: str | os.PathLike, found: FoundFiles, add: Callable[[str], None]) -> None:

@@ -1,4 +1,4 @@
-"""The pixels of one image: decoded to their full depth, checked, and in one of few dtypes."""
+"""One image as an array: from a file, its content or a PIL image."""
 
 from __future__ import annotations
 
@@ -7,226 +7,69 @@ import io
 import os
 import re
 import stat
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile
 
+from skl_transformaly.images._depth import decode_deep, deep_tiles, exif_orientation, upright
 from skl_transformaly.images._formats import expand_user, url_advice, what_else
+from skl_transformaly.images._values import SKIP_ADVICE, ImageError, check_layout, checked
 
-__all__ = [
-    "SKIP_ADVICE",
-    "ImageError",
-    "check_layout",
-    "checked",
-    "decode_bytes",
-    "decode_file",
-    "decode_pil",
-    "eight_bits",
-    "faint_text",
-    "faintness",
-]
-
-# How the error about a broken image ends; whoever skips these leaves it away.
-SKIP_ADVICE = " Remove or repair it, or pass on_error='skip'."
-
-# A pixel array is looked through in pieces of this many bytes, so that a memory-mapped array larger
-# than memory can be checked.
-_CHECK_BYTES = 2**26
-
-# Beyond this many times the full range of their dtype, pixels follow no convention at all: float32 loses the rest of
-# the image beside them, or overflows.
-_TOO_LARGE = 2**16
-
-# How far floats may lie outside 0-1 by rounding; they are clipped.
-_ROUNDING = 2e-3
-
-# Farther outside 0-1 than this, floats are not the overshoot of a cubic or Lanczos resampling.
-_OVERSHOOT = 0.5
-
-# Normalised pixels, (X - mean) / std, hardly reach this; values of 0-255 do.
-_NORMALISED = 16
-
-# Pixels of fewer than 16 bits, as cameras and scanners give them, come in arrays and files of 16 bits.
-_DEPTHS = (8, 10, 12, 14)
-
-# Up to here pixels are most likely on another scale than that of their dtype.
-_FAINT = {"uint16": 2 ** _DEPTHS[-1] - 1, "uint8": 1, "float": 1.001 / 255}
+__all__ = ["as_rgb", "decode_bytes", "decode_file", "decode_pil", "eight_bits", "file_shape"]
 
 
-class ImageError(ValueError):
-    """An image that cannot be read or does not hold what an image should.
-
-    Its message names the image (its path, or its position in the sequence), says what was found, and
-    what to do.
-    """
-
-
-# Values
-
-
-def check_layout(shape: tuple[int, ...], *, advice: str = "") -> None:
-    """Refuse what is not (H, W, C) with 1, 3 or 4 channels; `advice` is for whoever has channels elsewhere."""
-    height, width, channels = shape
-    if channels not in (1, 3, 4):
-        hint = ""
-        if height in (1, 3, 4):
-            hint = " Channels come last here; channels-first arrays: np.moveaxis(X, -3, -1)."
-        raise ImageError(
-            f"an image of shape {shape} has {channels} channels; expected 1 (grey), 3 (RGB) or 4 (RGBA)."
-            f"{advice or hint}"
-        )
-    if 0 in (height, width):
-        raise ImageError(f"an image of shape {shape} has no pixels.")
-
-
-def checked(X: np.ndarray, *, lenient: bool = False) -> np.ndarray:
-    """`X` as uint8, uint16 or floats in 0-1, once its values are found to be within the range of their dtype.
+def decode_file(path: str | os.PathLike, *, at_least: int | None = None) -> np.ndarray:
+    """Decode an image file.
 
     Parameters
     ----------
-    X : ndarray
-        Pixels of one image or of several.
-    lenient : bool, default=False
-        Only warn of another range, and leave values as they are: for rows of numbers that may be no pixels.
+    path : str or path
+    at_least : int, default=None
+        If given, a JPEG may be decoded at a half, a quarter or an eighth of its size, several times as fast, but with
+        no side shorter than this many pixels.
 
     Returns
     -------
-    X : ndarray
-        Itself, wherever that is possible.
-
-    Raises
-    ------
-    ImageError
-        Pixels are not real numbers, not finite, or (unless `lenient`) not in the range of their dtype.
-    """
-    if X.dtype.kind not in "buif":
-        raise ImageError(f"pixels of dtype {X.dtype} are not real numbers; expected uint8, or float 0-1.")
-    if X.dtype in (np.uint8, np.bool_):
-        return _known_dtype(X)
-    low, high = _extremes(X)
-    full = 1 if X.dtype.kind == "f" else 255
-    if X.dtype.type != np.uint16 and max(-low, high) > _TOO_LARGE * full:
-        raise ImageError(
-            f"{X.dtype} pixels span {low:.3g} to {high:.3g}, too large for pixels: expected 0-{full}. Rescale them."
-        )
-    if X.dtype.type == np.uint16 or (low >= 0 and high <= full):
-        return _known_dtype(X)
-    if not lenient and X.dtype.kind == "f" and low >= -_ROUNDING and high <= 1 + _ROUNDING:
-        return _known_dtype(np.clip(X, 0, 1))
-    found = f"{X.dtype} pixels are expected in 0-255 but span {low:.0f} to {high:.0f}"
-    advice = _integer_advice(low, high)
-    if X.dtype.kind == "f":
-        found, advice = f"float pixels are expected in 0-1 but span {low:.3g} to {high:.3g}", _float_advice(low, high)
-    if not lenient:
-        raise ImageError(f"{found}: {advice}.")
-    warnings.warn(f"{found}: {advice}. They are used as they are.", UserWarning, stacklevel=2)
-    return _known_dtype(X)
-
-
-def _extremes(X: np.ndarray) -> tuple[float, float]:
-    low, high = np.inf, -np.inf
-    step = max(1, _CHECK_BYTES // max(1, X[:1].nbytes))
-    for start in range(0, len(X), step):
-        piece = X[start : start + step]
-        # NaN comes through min and max, so two reductions find all that is not finite
-        least, most = piece.min(), piece.max()
-        if not (np.isfinite(least) and np.isfinite(most)):
-            raise ImageError("pixels contain NaN or infinity; replace them (numpy.nan_to_num) or drop the image.")
-        low, high = min(low, float(least)), max(high, float(most))
-    return low, high
-
-
-def _float_advice(low: float, high: float) -> str:
-    clip = "clip what resampling overshoots (numpy.clip(X, 0, 1))"
-    denormalise = "undo the normalisation (X * std + mean)"
-    if low < -_ROUNDING and high < _NORMALISED:
-        slight = low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT
-        return f"{denormalise}, or {clip}" if slight else f"{denormalise}, or pass the images as they were before it"
-    if high <= 1 + _OVERSHOOT:
-        return clip
-    return "divide by 255, or pass uint8, if they are 8-bit values; else divide by the largest value that they can have"
-
-
-def _integer_advice(low: float, high: float) -> str:
-    if low >= 0 and high <= 65535:
-        return "pass 16-bit values as uint16 (X.astype(numpy.uint16)), or rescale them"
-    return "rescale them, such as to float 0-1"
-
-
-def _known_dtype(X: np.ndarray) -> np.ndarray:
-    """Bring dtypes whose convention is not their full range, or that torch lacks, to others; uint8 stays as it is."""
-    if X.dtype.kind == "b":
-        return X.astype(np.float32)
-    if X.dtype == np.longdouble or not X.dtype.isnative:
-        X = X.astype(np.float64 if X.dtype == np.longdouble else X.dtype.newbyteorder("="))
-    if X.dtype.kind in "ui" and X.dtype not in (np.uint8, np.uint16):
-        if X.size and X.min() >= 0 and X.max() <= 255:
-            return X.astype(np.uint8)
-        return X.astype(np.float64) / 255
-    return X
-
-
-def faintness(image: np.ndarray) -> tuple[str, float] | None:
-    """Whether an image uses the lowest part of its range alone, and so scores as nearly black.
-
-    Parameters
-    ----------
     image : ndarray of shape (H, W, C)
-        From `checked`.
-
-    Returns
-    -------
-    kind : {"uint8", "uint16", "float"}
-    largest : float
-        The largest value. None instead of both for an image that uses more of its range, or is black.
-    """
-    largest = float(image[..., :3].max(initial=0))  # opacity is at its full range in any case
-    kind = "float" if image.dtype.kind == "f" else image.dtype.name
-    return (kind, largest) if 0 < largest <= _FAINT.get(kind, 0) else None
-
-
-def faint_text(kind: str, count: int, length: int, largest: float) -> str:
-    """What to say of images of one kind of `faintness`."""
-    start = f"Pixels of {count} of {length} images are"
-    if kind == "float":
-        return (
-            f"{start} float of at most {largest:.3g}, but 0-1 is expected, so that they score as nearly black: if "
-            "they were divided by 255 twice, multiply by 255."
-        )
-    if kind == "uint8":
-        return (
-            f"{start} uint8 of 0 and 1 alone, but 0-255 is expected, so that they score as nearly black: if 1 is "
-            "white, pass X.astype(bool)."
-        )
-    bits = next(bits for bits in _DEPTHS if largest < 2**bits)
-    advice = f"scale {bits}-bit values, X * {2 ** (16 - bits)} or X.astype(float) / {2**bits - 1}"
-    if bits == 8:
-        advice = "cast 8-bit values to uint8, X.astype(numpy.uint8)"
-    return (
-        f"{start} uint16 of at most {largest:.0f}, but 0-65535 is expected, so that they score as nearly black: if "
-        f"they have fewer than 16 bits, {advice}."
-    )
-
-
-# Files and PIL images
-
-
-def decode_file(path: str | os.PathLike) -> np.ndarray:
-    """Decode an image file, as (H, W, C).
 
     Raises
     ------
     ImageError
-        It is not there, or cannot be decoded.
+        It does not exist, or cannot be decoded.
     """
     path = expand_user(path)
     with _pillow_errors(path):
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
-            raise ImageError("is not a regular file.")
-        return _decode(lambda: Image.open(path), lambda: what_else(path))
+        _check_regular(path)
+
+        def opened() -> Image.Image:
+            image = Image.open(path)
+            if at_least is not None and image.format in ("JPEG", "MPO"):
+                image.draft(None, (at_least, at_least))
+            return image
+
+        return _decode(opened, lambda: what_else(path))
+
+
+def file_shape(path: str | os.PathLike) -> tuple[int, int]:
+    """Return height and width in pixels of the upright image in a file; only its header is read.
+
+    Raises
+    ------
+    ImageError
+        It does not exist, or is not an image.
+    """
+    path = expand_user(path)
+    with _pillow_errors(path):
+        _check_regular(path)
+        with Image.open(path) as image:
+            turned = exif_orientation(image) > 4
+            return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _check_regular(path: str | os.PathLike) -> None:
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
+        raise ImageError("is not a regular file.")
 
 
 def decode_bytes(content: bytes, *, formats: Sequence[str] | None = None, max_pixels: int | None = None) -> np.ndarray:
@@ -251,7 +94,7 @@ def decode_bytes(content: bytes, *, formats: Sequence[str] | None = None, max_pi
     """
 
     def opened() -> Image.Image:
-        image = Image.open(io.BytesIO(content), formats=formats)
+        image = Image.open(io.BytesIO(content), formats=None if formats is None else list(formats))
         if max_pixels is not None and image.width * image.height > max_pixels:
             raise ImageError(f"has {image.width} x {image.height} pixels, more than the limit of {max_pixels}.")
         return image
@@ -290,6 +133,22 @@ def eight_bits(image: np.ndarray) -> np.ndarray:
     if np.abs(image * 255.0 - levels).max() < 1e-3 and levels.min() >= 0 and levels.max() <= 255:
         return levels.astype(np.uint8)
     return image
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """Return an image (H, W, C) as people should see it: uint8 RGB, transparency laid on white.
+
+    Floats beyond 0-1 are scaled by their own range.
+    """
+    if image.dtype == np.uint16:
+        image = image / 65535
+    if image.dtype != np.uint8:
+        low, high = min(0.0, float(image.min())), max(1.0, float(image.max()))
+        image = np.rint((image - low) / (high - low) * 255).astype(np.uint8)
+    if image.shape[2] == 4:
+        laid = Image.fromarray(image)
+        return np.asarray(Image.alpha_composite(Image.new("RGBA", laid.size, "white"), laid).convert("RGB"))
+    return np.broadcast_to(image, (*image.shape[:2], 3))
 
 
 def decode_pil(image: Image.Image) -> np.ndarray:
@@ -348,11 +207,11 @@ def _pillow_errors(path: str | os.PathLike | None = None) -> Iterator[None]:
 
 def _from_pil(image: Image.Image) -> np.ndarray:
     check_layout((image.height, image.width, 3))
-    deep = _deep_tiles(image)
+    deep = deep_tiles(image)
     if deep is not None:
-        return _decode_deep(image, *deep)
+        return decode_deep(image, *deep)
     image.load()
-    image = _upright(image)
+    image = upright(image)
     mode = image.mode
     if mode == "I" or mode.startswith("I;16"):
         array = np.asarray(image)
@@ -373,108 +232,3 @@ def _from_pil(image: Image.Image) -> np.ndarray:
     else:
         array = np.asarray(image.convert("RGB"))
     return array[..., np.newaxis] if array.ndim == 2 else array
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception as error:  # of any kind, as the parser stumbles on it
-        warnings.warn(
-            f"The EXIF data of an image cannot be read ({type(error).__name__}: {error}): it is taken as upright.",
-            UserWarning,
-            stacklevel=2,
-        )
-        return image
-
-
-# Pillow has no mode for colour of 16 bits a channel, and decodes it by the high byte of each value. Decoded once more
-# by the raw mode of the other byte order, the same file gives the low bytes.
-
-_DEEP = re.compile(r"(RGB|RGBA|RGBa|RGBX|CMYK);16([BLN])")
-_OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if np.little_endian else "L"}
-# Formats of which Pillow cannot be made to show the low bytes, by the name of the decoder.
-_CUT = ("SGI16", "ppm_plain")
-
-
-def _deep_tiles(image: Image.Image) -> tuple[list, list, int] | None:
-    """Tiles that decode to high and to low bytes, and the largest value; None for an image of other depths."""
-    tiles = [tuple(tile) for tile in getattr(image, "tile", None) or []]
-    if not tiles or getattr(image, "fp", None) is None:
-        return None
-    codec, extents, offset, args = tiles[0]
-    raw = args if isinstance(args, str) else args[0] if args else None
-    if image.format == "TIFF" and raw in ("R", "G", "B", "A") and 16 in image.tag_v2.get(258, ()):  # type: ignore[attr-defined]
-        raise ImageError("is a TIFF of 16-bit planes, which Pillow cannot decode: save it with interleaved channels.")
-    if codec == "ppm" and image.mode == "RGB" and args[1] > 255:
-        high, low = ([("raw", extents, offset, (f"RGB;16{order}", 0, 1))] for order in "BL")
-        return high, low, args[1]
-    if codec in _CUT and image.mode != "I" and (codec == "SGI16" or args[-1] > 255):
-        _warn_cut(image)
-        return None
-    if raw == "LA;16B":  # which Pillow shows as RGBA
-        return tiles, [_with_raw_mode(tile, "RGBA") for tile in tiles], 65535
-    found = _DEEP.fullmatch(raw) if isinstance(raw, str) else None
-    if found is None:
-        return None
-    # premultiplied colours are divided by their opacity below, in 16 bits
-    channels, order = found[1].replace("a", "A"), found[2]
-    high, low = (
-        [_with_raw_mode(tile, f"{channels};16{each}") for tile in tiles] for each in (order, _OTHER_ORDER[order])
-    )
-    return high, low, 65535
-
-
-def _with_raw_mode(tile: tuple, raw: str) -> tuple:
-    codec, extents, offset, args = tile
-    return codec, extents, offset, raw if isinstance(args, str) else (raw, *args[1:])
-
-
-def _warn_cut(image: Image.Image) -> None:
-    warnings.warn(
-        f"Pillow cuts a {image.format} image of 16 bits a channel to 8 bits: save it as PNG or TIFF to keep its depth.",
-        UserWarning,
-        stacklevel=2,
-    )
-
-
-def _decode_deep(image: Any, high_tiles: list, low_tiles: list, largest: int) -> np.ndarray:
-    """An image of 16 bits a channel as uint16."""
-    position = image.fp.tell()
-    image.fp.seek(0)
-    content = image.fp.read()
-    image.fp.seek(position)
-    halves = []
-    for tiles in (high_tiles, low_tiles):
-        with Image.open(io.BytesIO(content)) as half:
-            half.tile = [ImageFile._Tile(*tile) if hasattr(ImageFile, "_Tile") else tile for tile in tiles]
-            half.load()
-            half.info.pop("transparency", None)
-            halves.append(np.asarray(_upright(half)).astype(np.uint16))
-    high, low = halves
-    if image.mode == "RGBA" and tuple(high_tiles[0])[3] == "LA;16B":
-        # bytes of the low half are grey high, grey low, alpha high, alpha low
-        grey, alpha = (low[..., place] << 8 | low[..., place + 1] for place in (0, 2))
-        return np.stack([grey, grey, grey, alpha], axis=-1)
-    array = high << 8 | low
-    if largest < 65535:
-        array = np.rint(array * (65535 / largest)).clip(max=65535).astype(np.uint16)
-    hole = image.info.get("transparency")
-    if array.shape[-1] == 3 and isinstance(hole, tuple):  # one colour stands for nothing
-        seen = (array != np.array(hole)).any(axis=-1, keepdims=True)
-        array = np.concatenate([array, seen.astype(np.uint16) * 65535], axis=-1)
-    if image.mode == "CMYK":
-        return _cmyk_to_rgb(array)
-    if "RGBa" in str(image.tile[0]):
-        return _divided_by_opacity(array)
-    return array
-
-
-def _divided_by_opacity(array: np.ndarray) -> np.ndarray:
-    alpha = np.maximum(array[..., 3:], 1) / 65535
-    colours = np.rint(array[..., :3] / alpha).clip(max=65535).astype(np.uint16)
-    return np.concatenate([colours, array[..., 3:]], axis=-1)
-
-
-def _cmyk_to_rgb(array: np.ndarray) -> np.ndarray:
-    inks = array / 65535
-    return np.rint((1 - inks[..., :3]) * (1 - inks[..., 3:]) * 65535).astype(np.uint16)

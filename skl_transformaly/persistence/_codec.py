@@ -27,7 +27,7 @@ from skl_transformaly._calibration import ConformalDetector
 from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity
 from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly._space import FeatureSpace
-from skl_transformaly.images._images import DIGEST_SIZE
+from skl_transformaly.images._sequence import DIGEST_SIZE
 from skl_transformaly.model_selection import NormalOnly
 from skl_transformaly.persistence._invariants import (
     Unfit,

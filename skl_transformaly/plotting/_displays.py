@@ -29,8 +29,9 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import check_array, check_consistent_length
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
-from skl_transformaly.images._images import _is_table, as_images
-from skl_transformaly.model_selection import _check_labels, _on_error, _rows_as_images, as_sequence, take_samples
+from skl_transformaly.images._images import as_images, is_table
+from skl_transformaly.images._samples import as_sequence, on_error_of, rows_as_images, take_samples
+from skl_transformaly.utils._labels import check_labels
 
 __all__ = [
     "AnomalyPrecisionRecallDisplay",
@@ -407,7 +408,7 @@ class ExtremeImagesDisplay:
         samples = as_sequence(X)
         scores = _scores(estimator, samples)
         positions = _extremes(scores, n_images)
-        chosen = take_samples(samples, positions, on_error=_on_error(estimator))
+        chosen = take_samples(samples, positions, on_error=on_error_of(estimator))
         shown = estimator.anomaly_map(chosen, block=block) if maps is True or (maps == "auto" and can) else None
         shape = image_shape if image_shape is not None else getattr(detector, "image_shape", None)
         return cls._make(chosen, scores, positions, y, shown, shape).plot(ax=ax, **kwargs)
@@ -468,12 +469,12 @@ class ExtremeImagesDisplay:
         cls, chosen: Any, scores: np.ndarray, positions: np.ndarray, y: Any, maps: Any, shape: tuple[int, ...] | None
     ) -> ExtremeImagesDisplay:
         check_consistent_length(scores, y)
-        images = _rows_as_images(chosen, shape) if _is_table(chosen) else as_images(chosen)
+        images = rows_as_images(chosen, shape) if is_table(chosen) else as_images(chosen)
         return cls(
             images=[images[i] for i in range(len(images))],
             scores=scores[positions],
             positions=positions,
-            y=None if y is None else _check_labels(y, "A display")[positions],
+            y=None if y is None else check_labels(y, "A display")[positions],
             maps=None if maps is None else list(maps),
         )
 
@@ -1322,7 +1323,7 @@ def _groups(y: Any, n: int) -> dict[str, np.ndarray]:
     """Who is normal and who is not, as masks by name."""
     if y is None:
         return {"all": np.ones(n, dtype=bool)}
-    labels = _check_labels(y, "A display")
+    labels = check_labels(y, "A display")
     groups = {"normal": labels == 1, "anomaly": labels == -1}
     return {name: mask for name, mask in groups.items() if mask.any()}
 
@@ -1346,7 +1347,7 @@ def _oriented(y: Any, scores: Any, pos_label: int) -> tuple[np.ndarray, np.ndarr
     """Labels, and scores that are higher for the positive class."""
     if pos_label not in (-1, 1):
         raise ValueError(f"pos_label must be -1 (anomalies are positive) or 1, got {pos_label!r}.")
-    labels = _check_labels(y, "A curve")
+    labels = check_labels(y, "A curve")
     if len(np.unique(labels)) < 2:
         raise ValueError(f"A curve needs both labels, +1 and -1; all {len(labels)} in y are {labels[0]}.")
     scores = column_or_1d(np.asarray(scores, dtype=np.float64))
@@ -1361,10 +1362,10 @@ def _folds(cv_results: Mapping, X: Any, y: Any, pos_label: int) -> list[tuple[np
             "cv_results holds no estimators or no indices: call cross_validate with return_estimator=True and "
             "return_indices=True."
         )
-    samples, y = as_sequence(X), _check_labels(y, "A curve")
+    samples, y = as_sequence(X), check_labels(y, "A curve")
     folds = []
     for estimator, test in zip(cv_results["estimator"], cv_results["indices"]["test"]):
-        scores = _scores(estimator, take_samples(samples, test, on_error=_on_error(estimator)))
+        scores = _scores(estimator, take_samples(samples, test, on_error=on_error_of(estimator)))
         folds.append(_oriented(y[test], scores, pos_label))
     return folds
 

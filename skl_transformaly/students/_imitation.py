@@ -14,7 +14,8 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, clon
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from skl_transformaly.images._images import ImageInputMixin, Images
+from skl_transformaly.images._images import Images
+from skl_transformaly.images._input import ImageInputMixin
 from skl_transformaly.students._residuals import ResidualStatistics
 from skl_transformaly.teacher._extractor import resolve_extractor
 from skl_transformaly.teacher._network import BlockVisitor

@@ -15,7 +15,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skl_transformaly.images._images import ImageInputMixin, eight_bits
+from skl_transformaly.images._input import ImageInputMixin
+from skl_transformaly.images._pixels import eight_bits
 from skl_transformaly.teacher import _architecture, _weights
 from skl_transformaly.teacher._kernels import REUSED_BYTES, suit_sixteen_bits
 from skl_transformaly.teacher._network import BlockVisitor, Teacher

@@ -9,15 +9,14 @@ import os
 import uuid
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 import joblib
 from joblib._store_backends import FileSystemStoreBackend  # what joblib.register_store_backend is to be given
 from sklearn.utils.validation import check_memory
 
-from skl_transformaly.images._images import Images
+from skl_transformaly.utils._versions import versions
 
 __all__ = ["Cache", "fingerprint", "identity"]
 
@@ -30,7 +29,7 @@ _PACKAGES = ("skl-transformaly", "torch", "timm", "numpy", "pillow")
 class Cache:
     """Remembers results in a ``joblib.Memory``; without one, computes.
 
-    A cache is a convenience: where it cannot be read or written, it warns, and the work goes on.
+    A cache is a convenience: if it cannot be read or written, it warns, and the work goes on.
 
     Parameters
     ----------
@@ -57,18 +56,18 @@ class Cache:
 
     @property
     def active(self) -> bool:
-        """Whether anything is remembered at all."""
+        """Whether results are kept."""
         return self._call is not None
 
     def has(self, what: str, key: dict[str, Any]) -> bool:
-        """Whether a result is kept under `what` and `key`; the others need not be computed one after another."""
+        """Return whether a result is kept under `what` and `key`."""
         try:
             return self.active and bool(self._call.check_call_in_cache(what, {**key, "versions": _versions()}, None))
         except OSError:
             return False
 
     def __call__(self, what: str, key: dict[str, Any], compute: Callable[[], T]) -> T:
-        """Give the result of `compute`, from the cache where it has one under `what` and `key`.
+        """Return the result of `compute`, from the cache if it holds one under `what` and `key`.
 
         Parameters
         ----------
@@ -115,7 +114,7 @@ class Cache:
 
     def _warn(self, error: OSError) -> None:
         warnings.warn(
-            f"The cache cannot be used ({error}); the work goes on without it. Give `{self.parameter}` a folder that "
+            f"The cache cannot be used ({error}); the work goes on without it. Set `{self.parameter}` to a folder that "
             "can be written and has room.",
             UserWarning,
             stacklevel=3,
@@ -123,7 +122,7 @@ class Cache:
 
 
 class _Store(FileSystemStoreBackend):
-    """joblib's folder of files, but where it cannot write it says so, and leaves no part of a file."""
+    """joblib's folder of files, which raises if it cannot write, and leaves no part of a file behind."""
 
     def dump_item(self, call_id: Sequence[str], item: Any, verbose: int = 1) -> None:
         path = os.path.join(self.location, *call_id, "output.pkl")
@@ -146,8 +145,18 @@ def _remember(what: str, key: dict[str, Any], compute: Callable[[], Any]) -> Any
     return compute()
 
 
-def fingerprint(images: Images) -> str:
-    """SHA-256 over the digests of all images' pixels, and their order; those that were not seen yet are decoded."""
+class _Digested(Protocol):
+    """Images, as far as a cache is concerned; see ``images._sequence.Images``."""
+
+    digests: dict[int, bytes]
+    unreadable: dict[int, str]
+
+    def __len__(self) -> int: ...
+    def batches(self, batch_size: int) -> Iterator[Any]: ...
+
+
+def fingerprint(images: _Digested) -> str:
+    """Return a SHA-256 over the digests of all images' pixels in their order; images not seen yet are decoded."""
     if len(images.digests) + len(images.unreadable) < len(images):
         deque(images.batches(64), maxlen=0)  # which looks at each
     digest = hashlib.sha256(str(len(images)).encode())
@@ -157,7 +166,7 @@ def fingerprint(images: Images) -> str:
 
 
 def identity(extractor: Any) -> Any:
-    """What tells a fitted extractor from all that give other values.
+    """Return what distinguishes a fitted extractor from all that compute other values.
 
     Its class, since a subclass may preprocess or embed otherwise, and its own ``identity()``, or a hash over the whole
     object if it has none.
@@ -169,10 +178,4 @@ def identity(extractor: Any) -> Any:
 
 @functools.cache  # reading them takes longer than a hit
 def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # run from a checkout
-            found[name] = "unknown"
-    return found
+    return versions(_PACKAGES)

@@ -12,9 +12,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def all_or_nothing(fit: F) -> F:
-    """Decorate `fit`: whatever it raises, the attributes are those from before, of an earlier fit or of none.
+    """Decorate `fit`: if it raises, the estimator's attributes are what they were before.
 
-    A mixture of a new fit and an old one would give wrong scores silently. `fit` must replace fitted attributes and
+    A mixture of a new fit and an old one would silently return wrong scores. `fit` must replace fitted attributes and
     never change them in place.
     """
 

@@ -1,0 +1,165 @@
+"""Estimators around a detector: what they leave to it, and how to find it in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from sklearn.base import MetaEstimatorMixin
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted
+
+from skl_transformaly.images._columns import settled
+
+__all__ = ["DelegatingMixin", "delegate", "innermost", "nested"]
+
+
+def nested(estimator: Any) -> Iterator[Any]:
+    """Yield a fitted estimator, then the detector inside it, and so on: searches, pipelines, wrappers, frozen ones.
+
+    Examples
+    --------
+    >>> from sklearn.ensemble import IsolationForest
+    >>> from sklearn.frozen import FrozenEstimator
+    >>> [type(each).__name__ for each in nested(FrozenEstimator(IsolationForest()))]
+    ['FrozenEstimator', 'IsolationForest']
+    """
+    while estimator is not None:
+        yield estimator
+        if isinstance(estimator, FrozenEstimator):  # which passes on the attributes of what it holds
+            estimator = estimator.estimator
+        elif isinstance(estimator, Pipeline):
+            estimator = estimator[-1]
+        else:
+            inner = getattr(estimator, "best_estimator_", getattr(estimator, "estimator_", None))
+            # IsolationForest has an estimator_ too, which is one of its trees
+            estimator = inner if hasattr(inner, "score_samples") else None
+
+
+def innermost(estimator: Any) -> Any:
+    """Return the detector that does the work inside a fitted estimator: the last of :func:`nested`."""
+    *_, last = nested(estimator)
+    return last
+
+
+def delegate(name: str, result: str) -> Any:
+    """Build the method `name` of a wrapper, there exactly where the wrapped estimator has it."""
+
+    def has_it(wrapper):
+        return hasattr(getattr(wrapper, "estimator_", wrapper.estimator), name)
+
+    def method(self, X, *args, **kwargs):
+        check_is_fitted(self)
+        return getattr(self.estimator_, name)(X, *args, **kwargs)
+
+    method.__name__ = name  # scikit-learn's scorers call a response method by this
+    method.__doc__ = f"""{result}, by `estimator_`.
+
+        Parameters
+        ----------
+        X : samples
+            As `estimator` takes them.
+        *args, **kwargs
+            Passed on.
+
+        Returns
+        -------
+        result
+            As `estimator` gives it.
+
+        Raises
+        ------
+        NotFittedError
+            `fit` was not called.
+        """
+    return available_if(has_it)(method)
+
+
+class DelegatingMixin(MetaEstimatorMixin):
+    """For wrappers of a detector: what they leave to the ``estimator_`` that they fitted."""
+
+    estimator: Any
+    estimator_: Any
+    fitted_positions_: np.ndarray | None
+
+    score_samples = delegate("score_samples", "Score of each sample, higher is more normal")
+    transform = delegate("transform", "Features of each sample")
+    anomaly_map = delegate("anomaly_map", "Map of each image, of where it is unlike the normal ones")
+
+    def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
+        """Fit, and say which of the samples are anomalies; `fit` has seen them, so that nothing is promised of them.
+
+        Parameters
+        ----------
+        X : samples
+            As `fit` takes them.
+        y : array-like of shape (n_samples,), default=None
+            As `fit` takes it.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,), int
+            +1 normal, -1 anomaly.
+        """
+        X = settled(X)  # an iterator would be at its end after `fit`
+        return self.fit(X, y).predict(X)
+
+    @available_if(lambda self: hasattr(getattr(self, "estimator_", self.estimator), "explain"))
+    def explain(self, X: Any, *args: Any, **options: Any) -> dict[str, np.ndarray]:
+        """What each score is made of, by `estimator_`.
+
+        Parameters
+        ----------
+        X : samples
+            As `estimator` takes them.
+        *args, **options
+            Passed on; see :meth:`TransformalyDetector.explain`.
+
+        Returns
+        -------
+        table : dict of str to ndarray of shape (n_samples,)
+            Columns as `estimator` gives them; ``neighbor0``, ... are positions in the `X` of `fit`, of which
+            `estimator_` saw a part.
+
+        Raises
+        ------
+        NotFittedError
+            `fit` was not called.
+        """
+        check_is_fitted(self)
+        table = self.estimator_.explain(X, *args, **options)
+        places = self.fitted_positions_
+        if places is not None and isinstance(table, dict):
+            for name, column in table.items():
+                if name.startswith("neighbor"):
+                    table[name] = np.where(column < 0, column, places[column])
+        return table
+
+    @available_if(lambda self: hasattr(getattr(self, "estimator_", self.estimator), "get_feature_names_out"))
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Names of what `transform` gives.
+
+        Parameters
+        ----------
+        input_features : default=None
+            Passed on to `estimator_`.
+
+        Returns
+        -------
+        names : ndarray of str
+        """
+        check_is_fitted(self)
+        return self.estimator_.get_feature_names_out(input_features)
+
+    @property
+    def n_features_in_(self) -> int:
+        """Number of features that `estimator_` saw."""
+        return self.estimator_.n_features_in_
+
+    @property
+    def feature_names_in_(self) -> np.ndarray:
+        """Names of the features that `estimator_` saw."""
+        return self.estimator_.feature_names_in_

@@ -1,0 +1,249 @@
+"""Images of any origin as one sequence of arrays, decoded when they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from joblib import cpu_count
+
+from skl_transformaly.images._ahead import ahead
+from skl_transformaly.images._pixels import eight_bits
+from skl_transformaly.images._values import SKIP_ADVICE, ImageError, faint_text, faintness
+
+__all__ = ["DIGEST_SIZE", "Images"]
+
+# Bytes of the digest by which a picture is recognised.
+DIGEST_SIZE = 16
+
+# More threads than these would only take memory: arithmetic is slower than decoding on so many.
+_MOST_THREADS = 8
+
+# A JPEG may be decoded at a part of its size that is at least this many times what it is resized to; the result is that
+# of resizing the whole image to a level of 255 or less on average (benchmarks/speed/decoding.py).
+_REDUCED = 3
+
+
+class Images(Sequence):
+    """Images of any origin as a sequence of ``(H, W, C)`` arrays, decoded when they are asked for.
+
+    Parameters
+    ----------
+    length : int
+        Number of images.
+    decode : callable
+        ``decode(i)`` returns image `i` as an array (H, W, C), C one of 1, 3, 4: uint8 or uint16 for integers over their
+        full range, else floating point in 0-1.
+    stack : ndarray of shape (n, H, W, C), default=None
+        The pixels themselves, if the images are one array: batches are then slices of it.
+    name : callable, default=None
+        ``name(i)`` tells which image `i` is, for messages.
+    on_error : {"raise", "skip"}, default="raise"
+        What to do with an image that cannot be decoded: raise :class:`ImageError`, or leave it out of
+        the batches, warn, and remember it in `unreadable`.
+    shape : callable, default=None
+        For image files: ``shape(i)`` reads height and width of image `i` from its header. `decode` then takes
+        `at_least`, see :func:`decode_file`, and may be called on several threads at a time.
+
+    Attributes
+    ----------
+    unreadable : dict of int to str
+        Position and message of each image that was left out so far.
+    digests : dict of int to bytes
+        Position and digest of the pixels of each image that was in a batch so far: the same pixels have the same one,
+        whatever they came from.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        decode: Callable[..., np.ndarray],
+        *,
+        stack: np.ndarray | None = None,
+        name: Callable[[int], str] | None = None,
+        on_error: str = "raise",
+        shape: Callable[[int], tuple[int, int]] | None = None,
+    ):
+        self._length = length
+        self._decode = decode
+        self._name = name or "image {}".format
+        self._shape = shape
+        self._at_least: int | None = None
+        self.stack = stack
+        self.on_error = on_error
+        self.unreadable: dict[int, str] = {}
+        self.digests: dict[int, bytes] = {}
+        self._warned = 0
+        # kinds of faint images by position, and which kinds were warned of, here or where these images came from
+        self._faint: dict[int, tuple[str, float]] = {}
+        self._told: set[str] = set()
+
+    @property
+    def image_shape(self) -> tuple[int, ...] | None:
+        """(H, W, C) if all images are one array, else None."""
+        return None if self.stack is None else self.stack.shape[1:]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"image {i} of {len(self)}")
+        i %= len(self)
+        if self.stack is not None:
+            return self.stack[i]
+        try:
+            return self._decode(i) if self._at_least is None else self._decode(i, at_least=self._at_least)
+        except ImageError as error:
+            raise ImageError(f"{self._name(i)}: {error}") from error
+        except MemoryError as error:
+            raise MemoryError(f"{self._name(i)}: there is not enough memory to decode it.") from error
+
+    def size(self, i: int, pixels: np.ndarray) -> tuple[int, int]:
+        """Return height and width of image `i`, of which these are the pixels that a batch held."""
+        if self._at_least is None or self._shape is None:
+            return pixels.shape[0], pixels.shape[1]
+        return self._shape(int(i))
+
+    def reduced(self, size: Sequence[int] | None) -> Images:
+        """Return the same images, of which large JPEGs are decoded at a part of their size.
+
+        Parameters
+        ----------
+        size : (int, int) or None
+            Height and width to which they are resized later; None if that is not known. No side becomes shorter than 3
+            times the longer of the two.
+
+        Returns
+        -------
+        images : Images
+            Itself, if nothing changes.
+        """
+        at_least = None if size is None or self._shape is None else _REDUCED * int(np.max(size))
+        if at_least == self._at_least:
+            return self
+        images = self.take(range(len(self)))
+        images._at_least = at_least
+        return images
+
+    def take(self, positions: Sequence[int] | np.ndarray) -> Images:
+        """Return the images at `positions` as images of their own, still decoded only when they are asked for."""
+        positions = np.asarray(positions, dtype=np.intp)
+        if positions.ndim != 1 or (positions < -len(self)).any() or (positions >= len(self)).any():
+            raise IndexError(f"positions must be a sequence of places among {len(self)} images.")
+        positions = positions % len(self) if len(self) else positions
+        taken = Images(
+            len(positions),
+            partial(_elsewhere, self._decode, positions),
+            stack=None if self.stack is None else self.stack[positions],
+            name=partial(_elsewhere, self._name, positions),
+            on_error=self.on_error,
+            shape=None if self._shape is None else partial(_elsewhere, self._shape, positions),
+        )
+        taken._at_least = self._at_least
+        taken._told = self._told
+        return taken
+
+    def batches(self, batch_size: int, *, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray | list[np.ndarray]]]:
+        """Yield ``(positions, pixels)`` from position `start` on, at most `batch_size` images at a time.
+
+        `pixels` is a slice of the stack, or a list of arrays whose sizes may differ. Image files are decoded ahead, on
+        threads, while the caller works on a batch. With ``on_error="skip"`` unreadable images are in no batch, and the
+        end of the first whole pass warns of them, and of images that use the lowest part of their range alone.
+        """
+        yield from self._slices(batch_size, start) if self.stack is not None else self._lists(batch_size, start)
+        if len(self.unreadable) > self._warned:
+            messages = list(self.unreadable.values())[self._warned :]
+            self._warned = len(self.unreadable)
+            shown = [message.removesuffix(SKIP_ADVICE) for message in messages[:3]] + ["..."] * (len(messages) > 3)
+            warnings.warn(
+                f"{len(messages)} of {len(self)} images could not be read: they are left out, and scored NaN. "
+                + "; ".join(shown),
+                UserWarning,
+                stacklevel=3,
+            )
+        self._warn_of_faint()
+
+    def _slices(self, batch_size: int, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        assert self.stack is not None
+        for first in range(start, len(self), batch_size):
+            pixels = self.stack[first : first + batch_size]
+            positions = np.arange(first, first + len(pixels))
+            for i, image in zip(positions.tolist(), pixels):
+                self._recognise(i, image)
+            yield positions, pixels
+
+    def _lists(self, batch_size: int, start: int) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+        with closing(self._results(start)) as results:
+            # positions that are left out count, so that batches begin at the same ones in each pass
+            for _, batch in groupby(results, key=lambda result: (result[0] - start) // batch_size):
+                kept, pixels = [], []
+                for i, result in batch:
+                    try:
+                        pixels.append(result())
+                        kept.append(i)
+                    except ImageError as error:
+                        if self.on_error != "skip":
+                            raise
+                        self.unreadable[i] = str(error)
+                if kept:
+                    yield np.array(kept), pixels
+
+    def _results(self, start: int) -> Generator[tuple[int, Callable[[], np.ndarray]], None, None]:
+        """Positions from `start` on that are not known to be unreadable, and callables that return the images."""
+        positions = [i for i in range(start, len(self)) if i not in self.unreadable]
+        if self._shape is not None and len(positions) > 1:
+            yield from ahead(self._read, positions, threads=min(_MOST_THREADS, cpu_count()))
+        else:
+            for i in positions:
+                yield i, partial(self._read, i)
+
+    def _read(self, i: int) -> np.ndarray:
+        image = self[i]
+        self._recognise(i, image)
+        return image
+
+    def _recognise(self, i: int, image: np.ndarray) -> None:
+        if i not in self.digests:
+            faint = faintness(image)
+            if faint is not None:
+                self._faint[i] = faint
+            self.digests[i] = _digest(image)
+
+    def _warn_of_faint(self) -> None:
+        for kind in sorted({kind for kind, _ in self._faint.values()} - self._told):
+            self._told.add(kind)
+            largest = [value for found, value in self._faint.values() if found == kind]
+            warnings.warn(faint_text(kind, len(largest), len(self), max(largest)), UserWarning, stacklevel=4)
+
+    def groups(self) -> np.ndarray:
+        """Number images by their pixels: duplicates have the same number, unreadable images one each.
+
+        Returns
+        -------
+        groups : ndarray of shape (n,), int
+        """
+        numbers: dict[Any, int] = {}
+        return np.array([numbers.setdefault(self.digests.get(i, i), len(numbers)) for i in range(len(self))])
+
+
+# Functions of modules, not closures, so that images can be pickled for other processes.
+
+
+def _elsewhere(of: Callable[..., Any], positions: np.ndarray, i: int, **options: Any) -> Any:
+    return of(int(positions[i]), **options)
+
+
+def _digest(image: np.ndarray) -> bytes:
+    image = eight_bits(image)
+    digest = hashlib.blake2b(f"{image.shape} {image.dtype.str}".encode(), digest_size=DIGEST_SIZE)
+    digest.update(np.ascontiguousarray(image).reshape(-1).view(np.uint8).data)
+    return digest.digest()

@@ -1,0 +1,187 @@
+"""Values of pixels: which ranges and dtypes are taken for images, and what is refused."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+__all__ = ["SKIP_ADVICE", "ImageError", "check_layout", "checked", "faint_text", "faintness"]
+
+# How the error about a broken image ends; whoever skips these leaves it away.
+SKIP_ADVICE = " Remove or repair it, or pass on_error='skip'."
+
+# A pixel array is looked through in pieces of this many bytes, so that a memory-mapped array larger
+# than memory can be checked.
+_CHECK_BYTES = 2**26
+
+# Beyond this many times the full range of their dtype, pixels follow no convention at all: float32 loses the rest of
+# the image beside them, or overflows.
+_TOO_LARGE = 2**16
+
+# How far floats may lie outside 0-1 by rounding; they are clipped.
+_ROUNDING = 2e-3
+
+# Farther outside 0-1 than this, floats are not the overshoot of a cubic or Lanczos resampling.
+_OVERSHOOT = 0.5
+
+# Normalised pixels, (X - mean) / std, hardly reach this; values of 0-255 do.
+_NORMALISED = 16
+
+# Pixels of fewer than 16 bits, as cameras and scanners give them, come in arrays and files of 16 bits.
+_DEPTHS = (8, 10, 12, 14)
+
+# Up to here pixels are most likely on another scale than that of their dtype.
+_FAINT = {"uint16": 2 ** _DEPTHS[-1] - 1, "uint8": 1, "float": 1.001 / 255}
+
+
+class ImageError(ValueError):
+    """An image that cannot be read or does not hold what an image should.
+
+    Its message names the image (its path, or its position in the sequence), says what was found, and
+    what to do.
+    """
+
+
+def check_layout(shape: tuple[int, ...], *, advice: str = "") -> None:
+    """Refuse what is not (H, W, C) with 1, 3 or 4 channels; `advice` is for whoever has channels elsewhere."""
+    height, width, channels = shape
+    if channels not in (1, 3, 4):
+        hint = ""
+        if height in (1, 3, 4):
+            hint = " Channels come last here; channels-first arrays: np.moveaxis(X, -3, -1)."
+        raise ImageError(
+            f"an image of shape {shape} has {channels} channels; expected 1 (grey), 3 (RGB) or 4 (RGBA)."
+            f"{advice or hint}"
+        )
+    if 0 in (height, width):
+        raise ImageError(f"an image of shape {shape} has no pixels.")
+
+
+def checked(X: np.ndarray, *, lenient: bool = False) -> np.ndarray:
+    """`X` as uint8, uint16 or floats in 0-1, once its values are found to be within the range of their dtype.
+
+    Parameters
+    ----------
+    X : ndarray
+        Pixels of one image or of several.
+    lenient : bool, default=False
+        Only warn of another range, and leave values as they are: for rows of numbers that may be no pixels.
+
+    Returns
+    -------
+    X : ndarray
+        Itself, wherever that is possible.
+
+    Raises
+    ------
+    ImageError
+        Pixels are not real numbers, not finite, or (unless `lenient`) not in the range of their dtype.
+    """
+    if X.dtype.kind not in "buif":
+        raise ImageError(f"pixels of dtype {X.dtype} are not real numbers; expected uint8, or float 0-1.")
+    if X.dtype in (np.uint8, np.bool_):
+        return _known_dtype(X)
+    low, high = _extremes(X)
+    full = 1 if X.dtype.kind == "f" else 255
+    if X.dtype.type != np.uint16 and max(-low, high) > _TOO_LARGE * full:
+        raise ImageError(
+            f"{X.dtype} pixels span {low:.3g} to {high:.3g}, too large for pixels: expected 0-{full}. Rescale them."
+        )
+    if X.dtype.type == np.uint16 or (low >= 0 and high <= full):
+        return _known_dtype(X)
+    if not lenient and X.dtype.kind == "f" and low >= -_ROUNDING and high <= 1 + _ROUNDING:
+        return _known_dtype(np.clip(X, 0, 1))
+    found = f"{X.dtype} pixels are expected in 0-255 but span {low:.0f} to {high:.0f}"
+    advice = _integer_advice(low, high)
+    if X.dtype.kind == "f":
+        found, advice = f"float pixels are expected in 0-1 but span {low:.3g} to {high:.3g}", _float_advice(low, high)
+    if not lenient:
+        raise ImageError(f"{found}: {advice}.")
+    warnings.warn(f"{found}: {advice}. They are used as they are.", UserWarning, stacklevel=2)
+    return _known_dtype(X)
+
+
+def _extremes(X: np.ndarray) -> tuple[float, float]:
+    low, high = np.inf, -np.inf
+    step = max(1, _CHECK_BYTES // max(1, X[:1].nbytes))
+    for start in range(0, len(X), step):
+        piece = X[start : start + step]
+        # NaN comes through min and max, so two reductions find all that is not finite
+        least, most = piece.min(), piece.max()
+        if not (np.isfinite(least) and np.isfinite(most)):
+            raise ImageError("pixels contain NaN or infinity; replace them (numpy.nan_to_num) or drop the image.")
+        low, high = min(low, float(least)), max(high, float(most))
+    return low, high
+
+
+def _float_advice(low: float, high: float) -> str:
+    clip = "clip what resampling overshoots (numpy.clip(X, 0, 1))"
+    denormalise = "undo the normalisation (X * std + mean)"
+    if low < -_ROUNDING and high < _NORMALISED:
+        slight = low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT
+        return f"{denormalise}, or {clip}" if slight else f"{denormalise}, or pass the images as they were before it"
+    if high <= 1 + _OVERSHOOT:
+        return clip
+    return "divide by 255, or pass uint8, if they are 8-bit values; else divide by the largest value that they can have"
+
+
+def _integer_advice(low: float, high: float) -> str:
+    if low >= 0 and high <= 65535:
+        return "pass 16-bit values as uint16 (X.astype(numpy.uint16)), or rescale them"
+    return "rescale them, such as to float 0-1"
+
+
+def _known_dtype(X: np.ndarray) -> np.ndarray:
+    """Bring dtypes whose convention is not their full range, or that torch lacks, to others; uint8 stays as it is."""
+    if X.dtype.kind == "b":
+        return X.astype(np.float32)
+    if X.dtype == np.longdouble or not X.dtype.isnative:
+        X = X.astype(np.float64 if X.dtype == np.longdouble else X.dtype.newbyteorder("="))
+    if X.dtype.kind in "ui" and X.dtype not in (np.uint8, np.uint16):
+        if X.size and X.min() >= 0 and X.max() <= 255:
+            return X.astype(np.uint8)
+        return X.astype(np.float64) / 255
+    return X
+
+
+def faintness(image: np.ndarray) -> tuple[str, float] | None:
+    """Whether an image uses the lowest part of its range alone, and so scores as nearly black.
+
+    Parameters
+    ----------
+    image : ndarray of shape (H, W, C)
+        From `checked`.
+
+    Returns
+    -------
+    kind : {"uint8", "uint16", "float"}
+    largest : float
+        The largest value. None instead of both for an image that uses more of its range, or is black.
+    """
+    largest = float(image[..., :3].max(initial=0))  # opacity is at its full range in any case
+    kind = "float" if image.dtype.kind == "f" else image.dtype.name
+    return (kind, largest) if 0 < largest <= _FAINT.get(kind, 0) else None
+
+
+def faint_text(kind: str, count: int, length: int, largest: float) -> str:
+    """What to say of images of one kind of `faintness`."""
+    start = f"Pixels of {count} of {length} images are"
+    if kind == "float":
+        return (
+            f"{start} float of at most {largest:.3g}, but 0-1 is expected, so that they score as nearly black: if "
+            "they were divided by 255 twice, multiply by 255."
+        )
+    if kind == "uint8":
+        return (
+            f"{start} uint8 of 0 and 1 alone, but 0-255 is expected, so that they score as nearly black: if 1 is "
+            "white, pass X.astype(bool)."
+        )
+    bits = next(bits for bits in _DEPTHS if largest < 2**bits)
+    advice = f"scale {bits}-bit values, X * {2 ** (16 - bits)} or X.astype(float) / {2**bits - 1}"
+    if bits == 8:
+        advice = "cast 8-bit values to uint8, X.astype(numpy.uint8)"
+    return (
+        f"{start} uint16 of at most {largest:.0f}, but 0-65535 is expected, so that they score as nearly black: if "
+        f"they have fewer than 16 bits, {advice}."
+    )

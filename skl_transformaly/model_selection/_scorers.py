@@ -1,0 +1,171 @@
+"""Scorers that need no anomaly, for ``scoring=``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.metrics import roc_auc_score
+from sklearn.utils._param_validation import StrOptions
+
+from skl_transformaly.images._images import Images, as_images, is_table
+from skl_transformaly.images._samples import as_sequence, on_error_of, take_samples
+from skl_transformaly.model_selection._outliers import KINDS, corrupter, synthetic_outliers
+from skl_transformaly.utils._labels import check_labels
+
+__all__ = ["SyntheticOutlierScorer", "held_out_log_likelihood"]
+
+
+def held_out_log_likelihood(estimator: Any, X: Any, y: Any = None) -> float:
+    """Mean log-density of normal samples that the estimator has not seen; for ``scoring=``.
+
+    It needs no anomaly. It compares settings only if their densities live in the same space: `shrinkage` or `ridge`
+    of a density, say, or how students are trained. It is no criterion for what changes the space:
+    `explained_variance`, `normalize`, `feature_spaces`, or the extractor. Log-densities of 10 and of 20 whitened
+    components have different units, and each further component costs about 1.4 nats, whatever it is worth. For
+    those, use "roc_auc" with known anomalies, or :class:`SyntheticOutlierScorer`.
+
+    Parameters
+    ----------
+    estimator : fitted estimator
+        With `score_samples`.
+    X : samples
+        As `estimator` takes them.
+    y : array-like of shape (n_samples,), default=None
+        +1 normal, -1 anomaly; anomalies are left out. None: all are normal.
+
+    Returns
+    -------
+    score : float
+        Mean of ``estimator.score_samples``; NaN scores, of unreadable images, are left out.
+
+    Raises
+    ------
+    ValueError
+        `y` holds other labels, or no normal sample.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.model_selection import GridSearchCV
+    >>> from skl_transformaly import GaussianDensity
+    >>> from skl_transformaly.model_selection import held_out_log_likelihood
+    >>> X = np.random.default_rng(0).normal(size=(30, 10))
+    >>> search = GridSearchCV(GaussianDensity(), {"shrinkage": [0, 1]}, scoring=held_out_log_likelihood)
+    >>> search.fit(X).best_params_
+    {'shrinkage': 1}
+    """
+    scores = np.asarray(estimator.score_samples(_normal_samples(estimator, X, y)), dtype=np.float64)
+    scores = scores[~np.isnan(scores)]
+    return float(scores.mean()) if len(scores) else np.nan
+
+
+class SyntheticOutlierScorer(BaseEstimator):
+    """How well a detector tells normal images from corrupted twins of theirs; for ``scoring=``.
+
+    It needs no anomaly: from each normal image that it is given, one :func:`synthetic outlier <synthetic_outliers>`
+    is made. Its value ranks settings as far as real anomalies resemble the synthetic ones: choose the `kind` that
+    does.
+
+    Parameters
+    ----------
+    kind : {"cutpaste", "channels", "patches", "all"}, default="all"
+        See :func:`synthetic_outliers`.
+    metric : "roc_auc" or callable, default="roc_auc"
+        ``metric(y_true, y_score)``, larger is better, with y_true +1 for normal and -1 for synthetic outliers, and
+        y_score the decision function.
+    random_state : int, RandomState or None, default=0
+        Seeds the draws. An integer gives all settings the same anomalies.
+    image_shape : tuple of int, default=None
+        (H, W) or (H, W, C) of images that come as rows.
+
+    See Also
+    --------
+    OneClassSplit : With anomalies at hand, ``scoring="roc_auc"`` on these folds is the better measure.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.model_selection import cross_val_score
+    >>> from sklearn.svm import OneClassSVM
+    >>> from skl_transformaly.model_selection import SyntheticOutlierScorer
+    >>> X = load_digits().data[:200]  # rows of 8 x 8 pixels
+    >>> scorer = SyntheticOutlierScorer("patches", image_shape=(8, 8))
+    >>> bool(cross_val_score(OneClassSVM(), X, cv=3, scoring=scorer).min() > 0.9)
+    True
+    """
+
+    _parameter_constraints: dict = {
+        "kind": [StrOptions({*KINDS, "all"})],
+        "metric": [StrOptions({"roc_auc"}), callable],
+        "random_state": ["random_state"],
+        "image_shape": ["array-like", None],
+    }
+
+    def __init__(
+        self,
+        kind: str = "all",
+        metric: str | Callable[[np.ndarray, np.ndarray], float] = "roc_auc",
+        random_state: Any = 0,
+        *,
+        image_shape: tuple[int, ...] | None = None,
+    ):
+        self.kind = kind
+        self.metric = metric
+        self.random_state = random_state
+        self.image_shape = image_shape
+
+    def __call__(self, estimator: Any, X: Any, y: Any = None) -> float:
+        """Score `estimator`.
+
+        Parameters
+        ----------
+        estimator : fitted estimator
+            With `decision_function`, or at least `score_samples`.
+        X : images
+            See :func:`synthetic_outliers`.
+        y : array-like of shape (n_samples,), default=None
+            +1 normal, -1 anomaly; anomalies are left out. None: all are normal.
+
+        Returns
+        -------
+        score : float
+            AUROC, in 0-1 where 0.5 is chance, or what `metric` gives. Unreadable images are left out.
+
+        Raises
+        ------
+        ValueError
+            `X` is rows without `image_shape`; `y` holds other labels, or no normal sample.
+        """
+        self._validate_params()
+        X = _normal_samples(estimator, X, y)
+        outliers: Any
+        if is_table(X) or (isinstance(X, np.ndarray) and X.dtype.kind not in "OUST"):
+            outliers = synthetic_outliers(X, self.kind, image_shape=self.image_shape, random_state=self.random_state)
+        else:
+            images = as_images(X, on_error=on_error_of(estimator))
+            corrupt = corrupter(images, self.kind, self.random_state)
+            # made when they are asked for, so that no more than a batch is held
+            outliers = Images(len(images), lambda i: corrupt(i)[0], on_error=images.on_error)
+        response = estimator.decision_function if hasattr(estimator, "decision_function") else estimator.score_samples
+        inside, outside = np.asarray(response(X)), np.asarray(response(outliers))
+        scores = np.concatenate([inside, outside])
+        labels = np.repeat([1, -1], [len(inside), len(outside)])
+        readable = ~np.isnan(scores)
+        metric: Any = roc_auc_score if self.metric == "roc_auc" else self.metric
+        return float(metric(labels[readable], scores[readable]))
+
+
+def _normal_samples(estimator: Any, X: Any, y: Any) -> Any:
+    if y is None:
+        return X
+    labels = check_labels(y, "The scorer")
+    normal = np.flatnonzero(labels == 1)
+    if len(normal) == 0:
+        raise ValueError("y holds no normal sample (+1), and only those are scored.")
+    if len(normal) == len(labels):
+        return X
+    return take_samples(as_sequence(X), normal, on_error=on_error_of(estimator))

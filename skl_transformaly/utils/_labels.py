@@ -1,0 +1,127 @@
+"""Labels of a one-class task: +1 is normal, -1 is an anomaly; everything else is refused or warned about."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from typing import Any
+
+import numpy as np
+from sklearn.utils.validation import column_or_1d
+
+__all__ = ["check_labels", "check_normal_only"]
+
+_CONVERT = "Convert: y = np.where(y_is_anomaly, -1, 1)."
+
+
+def check_labels(y: Any, who: str, *, both: bool = False) -> np.ndarray:
+    """Check that all labels are +1 or -1.
+
+    Parameters
+    ----------
+    y : array-like of shape (n_samples,)
+        +1 for normal samples, -1 for anomalies.
+    who : str
+        What needs the labels, for the message.
+    both : bool, default=False
+        Whether samples of both kinds are needed.
+
+    Returns
+    -------
+    labels : ndarray of shape (n_samples,), int64
+
+    Raises
+    ------
+    ValueError
+        `y` is None, is not a vector, holds another label, or only one of the two if `both` is needed.
+
+    Examples
+    --------
+    >>> check_labels([1.0, -1.0, 1.0], "A curve", both=True)
+    array([ 1, -1,  1])
+    """
+    if y is None:
+        raise ValueError(f"{who} needs y: +1 for normal samples, -1 for anomalies.")
+    labels = column_or_1d(y, warn=True)
+    if labels.dtype.kind == "O":
+        labels = np.asarray(labels.tolist())
+    found = np.unique(labels.astype(str)).tolist()
+    if labels.dtype.kind not in "iuf" or not np.isin(labels, (-1, 1)).all():
+        encoded = (
+            " cross_val_predict(method='decision_function') turns -1 and +1 into 0 and 1 before it fits: pass "
+            "cv=OneClassSplit() to it."
+            if found == ["0", "1"]
+            else ""
+        )
+        raise ValueError(
+            f"y must be +1 for normal samples and -1 for anomalies, got {', '.join(found[:5])}"
+            f"{', ...' if len(found) > 5 else ''}. With 0 for normal and 1 for anomaly, or False and True, AUROC would "
+            f"silently be 1 - AUROC. {_CONVERT}{encoded}"
+        )
+    if both and len(found) < 2:
+        raise ValueError(
+            f"{who} needs both labels, +1 (normal) and -1 (anomaly); y holds {', '.join(found) or 'none'}."
+        )
+    return labels.astype(np.int64)
+
+
+def check_normal_only(y: Any, *, stacklevel: int = 4) -> None:
+    """Warn if the labels passed to a one-class `fit` mark some samples as anomalies, or may do so.
+
+    One-class detectors ignore `y`, and so learn anomalies as normal: ``GridSearchCV(refit=True)`` does this silently.
+    With labels 0 and 1, a search by AUROC would moreover choose the worst setting as the best.
+
+    Parameters
+    ----------
+    y : array-like or None
+        Numbers other than +1 and -1, such as classes, mean nothing, unless they are 0 and 1 alone.
+    stacklevel : int, default=4
+        Of the warning: 4 names the caller of a decorated `fit`.
+
+    Raises
+    ------
+    ValueError
+        `y` holds strings or booleans, whose meaning cannot be known.
+    """
+    try:
+        labels = np.asarray(y)
+    except (TypeError, ValueError, RuntimeError):  # y is ignored, whatever it is
+        return
+    if labels.ndim == 2 and labels.shape[1] == 1:  # a column
+        labels = labels.ravel()
+    if y is None or labels.ndim != 1:
+        return
+    _refuse_words(labels)
+    if labels.dtype.kind == "O":
+        with contextlib.suppress(TypeError, ValueError):
+            labels = labels.astype(np.float64)
+    if labels.dtype.kind not in "iuf":
+        return
+    anomalies = int((labels == -1).sum())
+    if np.unique(labels).tolist() == [0, 1]:
+        warnings.warn(
+            f"y holds 0 and 1, but fit ignores y and takes all {len(labels)} samples as normal. If one of the two "
+            "means anomaly, pass normal samples only. If y is also used for scoring, label normal samples +1 and "
+            f"anomalies -1, or roc_auc may silently be 1 - AUROC. {_CONVERT}",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+    if anomalies and not np.nan_to_num(labels % 1).any():
+        warnings.warn(
+            f"y says that {anomalies} of {len(labels)} samples are anomalies (-1), but fit ignores y and takes "
+            "them as normal. Pass normal samples only, fit(X[y == 1]); wrap the detector, "
+            "skl_transformaly.model_selection.NormalOnly(detector); or, in a search, set refit=False.",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def _refuse_words(labels: np.ndarray) -> None:
+    words = [label for label in labels.tolist() if isinstance(label, (str, bytes, bool))]
+    if words:
+        found = ", ".join(map(repr, sorted(set(words), key=str)[:5]))
+        raise ValueError(
+            f"y holds labels such as {found}, but numbers are expected, +1 for normal samples and -1 for anomalies: "
+            "pass y=None with normal samples only, or convert y and wrap the detector in "
+            f"skl_transformaly.model_selection.NormalOnly. {_CONVERT}"
+        )
