@@ -13,12 +13,14 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances, roc_auc_score
 from sklearn.mixture import GaussianMixture
 
-from skl_transformaly import BlockStudents, GaussianDensity, ImageError, TransformalyDetector, datasets
+from skl_transformaly import BlockStudents, GaussianDensity, ImageError, TransformalyDetector
+from skl_transformaly.datasets import ImageDataset
 from skl_transformaly.images._images import as_images
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "paper"))
 
 import confusion
+import loaders
 import losses
 import options
 import published
@@ -41,7 +43,7 @@ def data(rng):
         return as_images(np.concatenate([rng.integers(-60, 60, (n, 20, 24, 3)) + c for c in colours]).astype(np.uint8))
 
     train, test = np.repeat(np.arange(3), 10), np.repeat(np.arange(3), 6)
-    return datasets.ImageDataset("noise", draw(10), train, draw(6), test, ["a", "b", "c"])
+    return ImageDataset("noise", draw(10), train, draw(6), test, ["a", "b", "c"])
 
 
 @pytest.fixture
@@ -420,7 +422,7 @@ def test_every_table_runs_dry(tmp_path, capsys):
 @pytest.mark.parametrize("table", list(tables.TITLES))
 def test_every_quoted_figure_is_a_per_cent_of_a_known_data_set(table):
     for data, row in published.TABLES[table].items():
-        assert data in datasets.DATASETS
+        assert data in loaders.DATASETS
         assert all(50 <= auroc <= 100 for auroc in row.values())
 
 

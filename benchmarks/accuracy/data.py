@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from skl_transformaly import datasets
+sys.path.append(str(Path(__file__).parents[1] / "paper"))
+
+import loaders
 
 NAMES = ("cifar10", "fashion_mnist", "view", "cats_vs_dogs", "covid19")
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
@@ -55,7 +58,7 @@ def load(name: str, *, fashion_train: int = 500, fashion_test: int | None = None
             labels = np.concatenate([kept["y_train"], kept["y_test"]]).astype(int)
             return Data(images, labels, len(kept["y_train"]), [str(c) for c in kept["class_names"]])
     if name == "fashion_mnist":
-        whole = datasets.load("fashion_mnist", FASHION, download=False)
+        whole = loaders.load("fashion_mnist", FASHION)
         rng = np.random.default_rng(0)
         parts = []
         for images, labels, number in (

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import loaders
 import numpy as np
 from quirks import QUIRKS
 from rivals import RIVALS, TRAINED_RIVALS
 
-from skl_transformaly import datasets
+from skl_transformaly.datasets import ImageDataset
 from skl_transformaly.images._images import as_images
 from skl_transformaly.teacher._architecture import BUNDLED_MODEL
 from skl_transformaly.utils._torch import PRECISIONS
@@ -26,7 +27,7 @@ TEACHER = "vit_tiny_patch16_224"
 def parser(description: str | None) -> argparse.ArgumentParser:
     """A parser with the shared options, to which a command adds its own."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=datasets.DATASETS, help="data set (see skl_transformaly.datasets)")
+    parser.add_argument("--data", choices=loaders.DATASETS, help="data set (see loaders.py)")
     parser.add_argument("--root", type=Path, help="its folder or file")
     parser.add_argument(
         "--split-seed",
@@ -177,7 +178,7 @@ def complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> ar
     return options
 
 
-def dry_data() -> datasets.ImageDataset:
+def dry_data() -> ImageDataset:
     """Three classes of noise of three colours, eight training and four test images each."""
     rng = np.random.default_rng(0)
     colours = rng.integers(50, 200, (3, 1, 1, 1, 3))
@@ -186,4 +187,4 @@ def dry_data() -> datasets.ImageDataset:
         return np.concatenate([rng.integers(-40, 40, (n, 32, 32, 3)) + c for c in colours]).astype(np.uint8)
 
     train, test = np.repeat(np.arange(3), 8), np.repeat(np.arange(3), 4)
-    return datasets.ImageDataset("dry", as_images(draw(8)), train, as_images(draw(4)), test, ["a", "b", "c"])
+    return ImageDataset("dry", as_images(draw(8)), train, as_images(draw(4)), test, ["a", "b", "c"])

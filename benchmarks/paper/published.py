@@ -1,7 +1,7 @@
 """The figures that the paper printed, in per cent AUROC; quoted, never computed here.
 
 Source: M. J. Cohen and S. Avidan, Transformaly - Two (Feature Spaces) Are Better Than One, CVPR Workshops 2022, tables
-1 to 7. By table, data set as skl_transformaly.datasets names it, and column title as tables.py has it (`plan` there).
+1 to 7. By table, data set as loaders.py names it, and column title as tables.py has it (`plan` there).
 Tables 1 to 4 and 7 are unimodal, 5 and 6 multimodal. The paper's OC-SVM stands for the one on pixels here: on
 embeddings of a pre-trained teacher it is far better than these figures.
 """

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import loaders
 import numpy as np
 import quirks
 import spaces
@@ -84,7 +85,7 @@ class Study:
 
     def __init__(self, options: argparse.Namespace, record: bool = True):
         self.options = options
-        data = options.dataset or datasets.load(
+        data = options.dataset or loaders.load(
             options.data, options.root, download=options.download, random_state=options.split_seed
         )
         self.data = subsample(data, options.samples, options.test_samples)
