@@ -10,6 +10,7 @@ import json
 import math
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,8 @@ class _Ledger:
         self.path = path
         self.model = model
         self.states: dict[str, State] = {}
+        # of which of the image's rows the state is, counted from 1; a file may be replaced by another of its name
+        self.numbers: dict[str, int] = {}
         self._file: Any = None
 
     def read(self) -> str | None:
@@ -156,6 +159,7 @@ class _Ledger:
                     else:
                         size, changed = entry["size"], entry["mtime_ns"]
                         self.states[str(entry["path"])] = None if size is None else (int(size), int(changed))
+                        self.numbers[str(entry["path"])] = int(entry.get("number", 1))
                 except (ValueError, TypeError, KeyError):
                     break  # a part of a line, or something else: of what follows nothing is known
         return named
@@ -163,26 +167,37 @@ class _Ledger:
     def _start(self) -> None:
         """Write down what is known, and be ready for more; not before there is more, or a refusal would change it."""
         with replacing(self.path) as file:
-            file.write(json.dumps({"model": self.model}).encode() + b"\n" + self._lines(self.states))
+            file.write(json.dumps({"model": self.model}).encode() + b"\n" + self._lines(self.states, self.numbers))
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
 
-    def note(self, states: dict[str, State]) -> None:
-        """Add the states of images whose rows are written next."""
+    def note(self, states: dict[str, State], numbers: dict[str, int]) -> None:
+        """Add the states of images whose rows are written next, and how many rows each will have then."""
         if self._file is None:
             self._start()
-        append_whole(self._file, self._lines(states), self._file.seek(0, os.SEEK_END))
-        self.states.update(states)
+        known, unknown = self.states, (-1, -1)
+        # what was noted before a row that could not be written need not be noted again
+        new = {
+            path: state
+            for path, state in states.items()
+            if (known.get(path, unknown), self.numbers.get(path, 1)) != (state, numbers[path])
+        }
+        append_whole(self._file, self._lines(new, numbers), self._file.seek(0, os.SEEK_END))
+        self.states.update(new)
+        self.numbers.update({path: numbers[path] for path in new})
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
 
     @staticmethod
-    def _lines(states: dict[str, State]) -> bytes:
+    def _lines(states: dict[str, State], numbers: dict[str, int]) -> bytes:
         lines = []
         for path, state in states.items():
             size, changed = state or (None, None)
-            lines.append(json.dumps({"path": path, "size": size, "mtime_ns": changed}) + "\n")
+            entry = {"path": path, "size": size, "mtime_ns": changed}
+            if numbers.get(path, 1) > 1:
+                entry["number"] = numbers[path]
+            lines.append(json.dumps(entry) + "\n")
         return "".join(lines).encode()
 
 
@@ -232,6 +247,7 @@ class ScoreFile:
         self.path = Path(path)
         self.kind = self.path.suffix[1:].lower()
         self.done: dict[str, tuple[float | None, int]] = {}
+        self._counts: Counter[str] = Counter()  # rows of each path
         self._whole = 0  # bytes of the file that are whole rows
         self._ledger = None if model is None else _Ledger(self._beside(), model)
         self._file: Any = _open_locked(self.path, self.target)
@@ -263,13 +279,13 @@ class ScoreFile:
             return
         if resume and self.done and self._ledger.read() != self._ledger.model:
             self._ledger.states.clear()
+            self._ledger.numbers.clear()
 
     def stale(self, paths: Iterable[str]) -> list[str]:
         """Those of `paths` whose rows are not known to be of the files as they are now, by this model."""
         if self._ledger is None:
             return []
-        known, unknown = self._ledger.states, (-1, -1)
-        return [path for path in paths if path in self.done and known.get(path, unknown) != file_state(path)]
+        return [path for path in paths if path in self.done and not self.holds(path, file_state(path))]
 
     def knows(self, path: str) -> bool:
         """Whether it is noted which model scored the image of `path`."""
@@ -277,7 +293,13 @@ class ScoreFile:
 
     def holds(self, path: str, state: State) -> bool:
         """Whether there is a row of the image of `path` as it is in `state`, by this model."""
-        return path in self.done and self._ledger is not None and self._ledger.states.get(path, (-1, -1)) == state
+        if self._ledger is None or self._ledger.states.get(path, (-1, -1)) != state:
+            return False
+        return self.count(path) >= self._ledger.numbers.get(path, 1)
+
+    def count(self, path: str) -> int:
+        """Number of rows of `path`."""
+        return self._counts[path]
 
     def drop(self, paths: Iterable[str]) -> None:
         """Take out the rows of `paths`."""
@@ -299,6 +321,7 @@ class ScoreFile:
         self._file.seek(0)
         self._whole = 0
         self.done.clear()
+        self._counts.clear()
         self._append(format_rows(rows, self.kind, header=self.kind == "csv"))
         for row in rows:
             self._note(row)
@@ -318,7 +341,8 @@ class ScoreFile:
             No room, for one; the file then ends with a whole row.
         """
         if self._ledger is not None:
-            self._ledger.note(states or {})
+            states = states or {}
+            self._ledger.note(states, {path: self.count(path) + 1 for path in states})
         self._append(format_rows(rows, self.kind))
         for row in rows:
             self._note(row)
@@ -338,7 +362,9 @@ class ScoreFile:
         self._file.seek(self._whole)
 
     def _note(self, row: Row) -> None:
-        self.done[str(Path(row["path"]))] = (row["score"], row["prediction"])
+        path = str(Path(row["path"]))
+        self.done[path] = (row["score"], row["prediction"])
+        self._counts[path] += 1
 
     def _append(self, content: bytes) -> None:
         append_whole(self._file, content, self._whole)
