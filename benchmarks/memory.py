@@ -19,7 +19,7 @@ def anonymous_mib() -> float:
         return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) / 1024
 
 
-def measure(n: int, blocks: int, cache: str, connection) -> None:
+def measure(n: int, blocks: int, storage: str, connection) -> None:
     import numpy as np
 
     from skl_transformaly import BlockStudents, TimmExtractor
@@ -39,7 +39,7 @@ def measure(n: int, blocks: int, cache: str, connection) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    students = BlockStudents(n_blocks=blocks, max_epochs=1, cache=cache, random_state=0)
+    students = BlockStudents(n_blocks=blocks, max_epochs=1, storage=storage, random_state=0)
     students.fit(images, extractor=extractor)
     done.set()
     watcher.join()
@@ -53,13 +53,13 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, nargs="+", default=[2, 10])
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
-    print("| images | blocks | cache | one layer, MiB | anonymous, MiB | in layers | resident, MiB |")
+    print("| images | blocks | storage | one layer, MiB | anonymous, MiB | in layers | resident, MiB |")
     print("|---|---|---|---|---|---|---|")
-    for cache in ("memory", "disk"):
+    for storage in ("ram", "disk"):
         for n in options.images:
             for blocks in options.blocks:
                 receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=measure, args=(n, blocks, cache, sender))
+                process = context.Process(target=measure, args=(n, blocks, storage, sender))
                 process.start()
                 anonymous, resident = receiver.recv()
                 process.join()
@@ -67,7 +67,7 @@ def main() -> None:
                 row = [
                     n,
                     blocks,
-                    cache,
+                    storage,
                     f"{layer:.0f}",
                     f"{anonymous:.0f}",
                     f"{anonymous / layer:.1f}",

@@ -4,34 +4,35 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from sklearn.base import BaseEstimator, OutlierMixin, TransformerMixin, _fit_context, clone
-from sklearn.neighbors import NearestNeighbors
-from sklearn.preprocessing import StandardScaler, normalize
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from skl_transformaly._density import GaussianDensity, folds, resolve_density
+from skl_transformaly._cleaning import least_normal, near_duplicates
+from skl_transformaly._density import GaussianDensity, resolve_density
+from skl_transformaly._explanation import nearest, reasons, scatter, where_readable
 from skl_transformaly._fusion import held_out_threshold, interpolated_p_values
+from skl_transformaly._measuring import NOT_FINITE, Measurer, copies, enlarge
 from skl_transformaly._space import FeatureSpace
+from skl_transformaly._weighting import space_weights
 from skl_transformaly.images._input import ImageInputMixin
-from skl_transformaly.images._sequence import DIGEST_SIZE, Images
+from skl_transformaly.images._sequence import DIGEST_SIZE, THUMBNAIL_SIZE, Images
 from skl_transformaly.students._block import BlockStudents
-from skl_transformaly.students._imitation import Part
+from skl_transformaly.students._imitation import Comparer
 from skl_transformaly.students._ridge import RidgeStudents
 from skl_transformaly.teacher._extractor import resolve_extractor
-from skl_transformaly.teacher._features import SPACES, TeacherFeatures, layer_indices
-from skl_transformaly.utils._cache import Cache, fingerprint, identity
-from skl_transformaly.utils._chunks import Halving
+from skl_transformaly.teacher._features import SPACES, layer_indices
+from skl_transformaly.teacher._protocol import count_classes
+from skl_transformaly.utils._cache import Cache
 from skl_transformaly.utils._fitting import all_or_nothing
-from skl_transformaly.utils._labels import check_normal_only
+from skl_transformaly.utils._labels import normal_samples
+from skl_transformaly.utils._torch import own_settings
 
 __all__ = ["TransformalyDetector"]
 
@@ -43,18 +44,8 @@ _PARTS = {
     "discrepancy_density": "such as discrepancy_density=GaussianDensity() or GaussianMixture(5)",
 }
 
-# Images cannot be left out of trained students for free: so many sets are trained besides, each on the other folds.
-_TRAINED_FOLDS = 3
-
-# What the spaces describe, for people.
-_PLAINLY = {
-    "pretrained": "the teacher's description of the whole image",
-    "classes": "what the teacher takes it for",
-    "layers": "the teacher's later layers",
-    "discrepancy": "what students of normal images cannot imitate",
-}
-
-_NOT_FINITE = "The teacher or a student gave a value that is not finite. Give the extractor precision='float32'."
+# What became of a training image, as `training_labels_` tells.
+_LEARNED, _TRIMMED, _KNOWN_ANOMALY, _FORGOTTEN = 1, 0, -1, -2
 
 
 class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, BaseEstimator):
@@ -100,6 +91,9 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         Share of new normal images, in (0, 0.5], that `predict` may flag: `fit` sets `offset_` by it. With n training
         images,
         promises below 1 / (n + 1) cannot be kept: then the lowest held-out score is the threshold, with a warning.
+    trim : float, default=0.0
+        Share of the training images, in [0, 0.5), that may not be normal: those that are the least like the others, as
+        the teacher's spaces alone see it, are left out of the fit.
     threshold : {"held-out", "training"}, default="held-out"
         Which scores of the training images set `offset_`: each image's without its own part in the fit, or, as is usual
         elsewhere, those after the fit, which promise nothing about new images.
@@ -146,15 +140,25 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
     training_terms_ : ndarray of shape (n_samples, m), float64
         What the students' blocks add to the part of "discrepancy", if its density is a :class:`GaussianDensity`; else
         m is 0.
-    training_embeddings_ : ndarray of shape (n_samples, D)
-        z_p of the training images.
-    training_discrepancies_ : ndarray of shape (n_samples, k * m), float64
-        z_f of the training images after the fit, and the other measures of :class:`RidgeStudents` after them; no column
-        without students.
+    training_labels_ : ndarray of shape (n_samples,), int8
+        What became of each training image: 1, it was learned; 0, `trim` left it out; -1, it is a known anomaly; -2, it
+        was taken back by `forget`. Scores, parts, terms and digests are NaN or 0 unless it is 1.
+    training_groups_ : ndarray of shape (n_samples,), int
+        The same number for copies of an image, exact, resized or compressed again, which are held out together; -1 for
+        images that were not learned.
+    training_features_ : dict of str to ndarray of shape (n_samples, D_space)
+        Features of the training images by space, NaN for unreadable ones: z_p in "pretrained", and in "discrepancy" z_f
+        after the fit, followed by the other measures of :class:`RidgeStudents`.
+    training_held_out_ : ndarray of shape (n_samples, k * m), float64
+        The discrepancies by students that did not see the image; no column without them.
+    training_thumbnails_ : ndarray of shape (n_samples, 768), uint8
+        Small versions by which copies are found.
+    weights_ : ndarray of shape (n_spaces,), float64
+        How much each space counts, in the order of `feature_spaces_`: ones, unless `fit` was given known anomalies.
     training_digests_ : ndarray of shape (n_samples, 16), uint8
         Digests of the training images' pixels, by which they are recognised.
     image_shape_ : tuple or None
-        (H, W, C) of the images that `fit` saw, where they were one array.
+        (H, W, C) of the images that `fit` saw, if they were one array.
     n_features_in_ : int
         H * W * C, where `image_shape_` is not None.
     feature_names_in_ : ndarray of str
@@ -220,6 +224,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         "normalize": ["boolean"],
         "fusion": [StrOptions({"standardized", "sum"})],
         "contamination": [Interval(Real, 0, 0.5, closed="right")],
+        "trim": [Interval(Real, 0, 0.5, closed="left")],
         "threshold": [StrOptions({"held-out", "training"})],
         "memory": [str, os.PathLike, HasMethods("cache"), None],
         "image_shape": ["array-like", None],
@@ -241,6 +246,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         normalize: bool = True,
         fusion: str = "standardized",
         contamination: float = 0.05,
+        trim: float = 0.0,
         threshold: str = "held-out",
         memory: Any = None,
         image_shape: tuple[int, ...] | None = None,
@@ -258,6 +264,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         self.normalize = normalize
         self.fusion = fusion
         self.contamination = contamination
+        self.trim = trim
         self.threshold = threshold
         self.memory = memory
         self.image_shape = image_shape
@@ -343,9 +350,10 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         ----------
         X : images
             Normal images only; see Notes for their forms.
-        y : ignored
-            With a warning where it says that images are anomalies (-1): fit takes all as normal. Texts and booleans are
-            refused.
+        y : array-like of shape (n_samples,), default=None
+            +1 for normal images, -1 for known anomalies, which are not learned: they tell how much each space counts
+            (`weights_`), if there are 5 or more of them. None, and numbers that are neither, take all images as normal.
+            Texts and booleans are refused.
 
         Returns
         -------
@@ -366,8 +374,93 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         UserWarning
             There are too few images for `contamination`.
         """
-        check_normal_only(y)
-        self._fit(X)
+        self._fit(X, y)
+        return self
+
+    @all_or_nothing
+    @own_settings()
+    def partial_fit(self, X: Any, y: Any = None, *, update_students: bool = True) -> TransformalyDetector:
+        """Learn from more normal images, as a fit on all images at once would.
+
+        Densities, weights, threshold and p-values are those of all images together, to rounding. So are students in
+        closed form, which need the earlier images once more: they are read again, and the teacher runs on all of them.
+        Trained students stay as they are.
+
+        Parameters
+        ----------
+        X : images
+            See Notes of the class for their forms. Without a fit before, this is `fit`, and there must be 2 or more.
+        y : array-like of shape (n_samples,), default=None
+            As `fit` takes it.
+        update_students : bool, default=True
+            False leaves students in closed form as they are, too. Then no earlier image is needed, so that a detector
+            from a file or pickle can learn, and the teacher runs on the new images alone.
+
+        Returns
+        -------
+        self : TransformalyDetector
+
+        Raises
+        ------
+        ValueError
+            `X` is not images, or an image cannot be read; or students are to be updated, and the earlier images are not
+            at hand or have changed.
+
+        Notes
+        -----
+        Positions, as in `forget` and `explain`, go on: the first image of `X` comes after the last one of the call
+        before. For the earlier images a detector keeps what it was given: paths, or a reference to arrays. Pickles and
+        model files hold neither.
+        """
+        if not self.__sklearn_is_fitted__():
+            self._fit(X, y)
+            return self
+        images = self._images(X, reset=False)
+        labels = np.concatenate([self.training_labels_, self._labels_of(y, len(images))])
+        if update_students and self._solves_students():
+            self._learn_again(Images.joined([self._earlier_images(), images]), labels)
+        else:
+            self._add(images, labels)
+        return self
+
+    @all_or_nothing
+    @own_settings()
+    def forget(self, indices: Any, *, update_students: bool = True) -> TransformalyDetector:
+        """Take images back that turned out not to be normal, as if they had not been in the fit.
+
+        Parameters
+        ----------
+        indices : array-like of shape (k,), int
+            Positions among all training images, in the order in which they were given. Other images keep theirs.
+        update_students : bool, default=True
+            As in `partial_fit`: students in closed form need the images that are left once more; trained students stay
+            as they are.
+
+        Returns
+        -------
+        self : TransformalyDetector
+
+        Raises
+        ------
+        IndexError
+            An index is not that of a training image.
+        ValueError
+            Fewer than 2 images would be left; or students are to be updated, and the images are not at hand.
+        """
+        check_is_fitted(self)
+        chosen = np.asarray(indices, dtype=np.intp).ravel()
+        labels = self.training_labels_.copy()
+        labels[chosen] = _FORGOTTEN
+        if (labels == _LEARNED).sum() < 2:
+            raise ValueError(f"forget would leave {(labels == _LEARNED).sum()} of {len(labels)} images; 2 are needed.")
+        if update_students and self._solves_students():
+            self._learn_again(self._earlier_images(), labels)
+            return self
+        gone = np.flatnonzero(labels == _FORGOTTEN)
+        self.training_labels_ = labels
+        self.training_digests_, self.training_groups_ = self.training_digests_.copy(), self.training_groups_.copy()
+        self.training_digests_[gone], self.training_groups_[gone] = 0, -1
+        self._fit_spaces(self._sizes(), check_random_state(self.random_state))
         return self
 
     def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
@@ -377,7 +470,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         ----------
         X : images
             See Notes for their forms.
-        y : ignored
+        y : array-like of shape (n_samples,), default=None
+            As `fit` takes it.
 
         Returns
         -------
@@ -385,7 +479,13 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             +1 normal, -1 anomaly.
         """
         self.fit(X, y)
-        return self._labels(self.training_scores_ - self.offset_)
+        scores = self.training_scores_.copy()
+        others = np.flatnonzero(self.training_labels_ != _LEARNED)
+        if len(others):  # known anomalies, or what `trim` left out: as new images
+            scores[others] = self._parts_of({name: z[others] for name, z in self.training_features_.items()}).sum(
+                axis=1
+            )
+        return self._labels(scores - self.offset_)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """How normal each image is: the sum of the feature spaces' parts; higher is more normal.
@@ -410,7 +510,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         """
         check_is_fitted(self)
         images = self._images(X, reset=False)
-        return self._parts(images, self._measure(images))[0].sum(axis=1)
+        return self._parts(images, self._measurer().measure(images))[0].sum(axis=1)
 
     def score_as_new(self, X: Any) -> np.ndarray:
         """Score images as if `fit` had not seen them, even if it has: what the model file and ONNX are checked by.
@@ -427,7 +527,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         """
         check_is_fitted(self)
         images = self._images(X, reset=False)
-        return self._parts(images, self._measure(images), recognise=False)[0].sum(axis=1)
+        return self._parts(images, self._measurer().measure(images), recognise=False)[0].sum(axis=1)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Scores shifted so that 0 is the threshold: ``score_samples(X) - offset_``.
@@ -542,8 +642,8 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             The spaces' features in the order of `feature_spaces_`; see `get_feature_names_out`.
         """
         check_is_fitted(self)
-        features = self._measure(self._images(X, reset=False))
-        return np.hstack([_where_readable(features[space], self.spaces_[space].transform) for space in features])
+        features = self._measurer().measure(self._images(X, reset=False))
+        return np.hstack([where_readable(features[space], self.spaces_[space].transform) for space in features])
 
     def anomaly_map(self, X: Any, *, block: int | None = None) -> np.ndarray | list[np.ndarray]:
         """Show where in each image the students deviate from the teacher as they do not on normal images.
@@ -586,10 +686,11 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         images = self._images(X, reset=False)
         blank = np.full(images.image_shape[:2] if images.image_shape else (1, 1), np.nan, dtype=np.float32)
         maps = [blank] * len(images)
+        compare = Comparer(self.extractor_, self.students_, maps="standardized")
         for positions, pixels in images.batches(self.extractor_.batch_size):
-            coarse = self.students_.measure_maps(self.extractor_.preprocess(pixels), standardize=True)
+            coarse = compare(self.extractor_.preprocess(pixels)).maps
             for position, image, single in zip(positions, pixels, coarse):
-                maps[position] = _enlarge(single[chosen].mean(axis=0), image.shape[:2])
+                maps[position] = enlarge(single[chosen].mean(axis=0), images.size(position, image))
         same_size = len({single.shape for single in maps}) == 1
         return np.stack(maps) if same_size else maps
 
@@ -634,18 +735,18 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         drawn: list[np.ndarray | None] = [None] * len(images)
         if maps:
             self._check_maps()
-            features, _ = self._run(images, drawn)
+            features, _ = self._measurer().run(images, drawn)
         else:
-            features = self._measure(images)
+            features = self._measurer().measure(images)
         parts, terms = self._parts(images, features)
         table = {"score": parts.sum(axis=1), **dict(zip(self.feature_spaces_, parts.T))}
         blocks = self.students_.block_indices_.tolist() if terms.shape[1] else []
         table.update({f"block{index}": column for index, column in zip(blocks, terms.T)})
         times = np.column_stack([self.spaces_[name].times_usual(table[name]) for name in self.feature_spaces_])
         table.update({f"times_{name}": column for name, column in zip(self.feature_spaces_, times.T)})
-        table["reason"] = self._reasons(table["score"], times, terms, blocks)
+        table["reason"] = reasons(table["score"] - self.offset_, times, self.feature_spaces_, terms, blocks)
         if n_neighbors:
-            table.update(self._nearest(features, n_neighbors))
+            table.update(nearest(features, self._training_features(), n_neighbors))
         if maps:
             table["map"] = np.empty(len(images), dtype=object)
             table["map"][:] = drawn
@@ -676,60 +777,195 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
 
     # ----- fitting
 
-    def _fit(self, X: Any) -> None:
-        fitted = ("students_", "spaces_", "offset_", "training_scores_", "training_digests_")
-        for name in fitted:
+    def _fit(self, X: Any, y: Any) -> None:
+        for name in ("students_", "spaces_", "offset_", "training_scores_", "training_digests_"):
             self.__dict__.pop(name, None)  # of an earlier fit, perhaps with other feature spaces
         self._check_spaces()
         images = self._images(X, reset=True)
-        random_state = check_random_state(self.random_state)
+        labels = self._labels_of(y, len(images))
         self.extractor_ = clone(resolve_extractor(self.extractor), safe=False).fit(images)
         self.feature_spaces_ = self._resolve_spaces()
+        self._learn(images, labels)
+
+    def _solves_students(self) -> bool:
+        return "discrepancy" in self.feature_spaces_ and hasattr(self.students_, "measure_training")
+
+    def _earlier_images(self) -> Images:
+        images = getattr(self, "_images_seen", None)
+        if images is None:
+            raise ValueError(
+                "Students in closed form need the earlier images again, and a detector from a file or pickle does not "
+                "hold them. Pass update_students=False, which leaves the students as they are, or fit on all images."
+            )
+        return images
+
+    def _learn_again(self, images: Images, labels: np.ndarray) -> None:
+        """Fit to all images, of which those that came earlier must be what they were."""
+        before, length = self.training_digests_, len(self.training_labels_)
+        self._learn(images, labels)
+        both = before.any(axis=1) & self.training_digests_[:length].any(axis=1)
+        changed = np.flatnonzero(both & (before != self.training_digests_[:length]).any(axis=1))
+        if len(changed):
+            raise ValueError(
+                f"{len(changed)} of {length} images have changed since they were learned, such as the one at position "
+                f"{changed[0]}: fit anew."
+            )
+
+    def _add(self, images: Images, labels: np.ndarray) -> None:
+        """Measure new images by the students as they are, and fit the spaces to all."""
+        images.thumbnails = {}
+        found = self._measurer().measure(images)
+        before, n = len(self.training_labels_), len(labels)
+        learned = labels[before:] == _LEARNED
+        readable = ~np.isnan(next(iter(found.values()))).any(axis=1)
+        sizes = self._sizes()
+        if not readable.any():
+            found = {name: np.full((len(images), z.shape[1]), np.nan) for name, z in self.training_features_.items()}
+        self.training_features_ = {name: np.vstack([z, found[name]]) for name, z in self.training_features_.items()}
+        if self.training_held_out_.shape[1]:  # students that stay have not seen the new images
+            self.training_held_out_ = np.vstack([self.training_held_out_, found["discrepancy"]])
+        else:
+            self.training_held_out_ = np.empty((n, 0))
+        digests, thumbnails = _keepsakes(images, np.arange(len(images)), len(images))
+        digests[~learned] = 0
+        self.training_digests_ = np.vstack([self.training_digests_, digests])
+        self.training_thumbnails_ = np.vstack([self.training_thumbnails_, thumbnails])
+        self.training_labels_ = labels
+        seen = getattr(self, "_images_seen", None)
+        self._images_seen = None if seen is None else Images.joined([seen, images])
+        used = np.flatnonzero((labels == _LEARNED) & self.training_digests_.any(axis=1))
+        same = np.unique(self.training_digests_[used], axis=0, return_inverse=True)[1].ravel()
+        self.training_groups_ = np.full(n, -1)
+        self.training_groups_[used] = near_duplicates(self.training_thumbnails_[used], same)
+        self._fit_spaces(sizes, check_random_state(self.random_state))
+
+    def _sizes(self) -> dict[str, np.ndarray]:
+        return {name: space.sizes_ for name, space in self.spaces_.items()}
+
+    def _training_features(self) -> dict[str, np.ndarray]:
+        """Features of what was learned, NaN for all else."""
+        learned = (self.training_labels_ == _LEARNED)[:, np.newaxis]
+        return {name: np.where(learned, z, np.nan) for name, z in self.training_features_.items()}
+
+    @property
+    def training_embeddings_(self) -> np.ndarray:
+        """z_p of the training images, (n_samples, D), NaN for those that are not in the fit."""
+        return self._training_features().get("pretrained", np.empty((len(self.training_labels_), 0)))
+
+    @property
+    def training_discrepancies_(self) -> np.ndarray:
+        """z_f of the training images after the fit, (n_samples, k * m), NaN for those that are not in the fit."""
+        return self._training_features().get("discrepancy", np.empty((len(self.training_labels_), 0)))
+
+    def _labels_of(self, y: Any, n: int) -> np.ndarray:
+        normal = normal_samples(y, n, stacklevel=6)
+        if normal is None:
+            return np.full(n, _LEARNED, dtype=np.int8)
+        return np.where(normal, _LEARNED, _KNOWN_ANOMALY).astype(np.int8)
+
+    def _learn(self, images: Images, labels: np.ndarray) -> None:
+        """Fit students and spaces to the images whose label is 1 or 0, and weigh the spaces by those of label -1."""
+        random_state = check_random_state(self.random_state)
+        held_out = self.threshold == "held-out" or self.fusion == "standardized"
+        if self.trim:
+            labels = self._trimmed(images, labels)
+        used, rest = np.flatnonzero(labels == _LEARNED), np.flatnonzero(labels != _LEARNED)
+        normal = images.take(used) if len(rest) else images
+        normal.thumbnails = {}
         if "discrepancy" in self.feature_spaces_:
-            self.students_ = self._fit_students(images, random_state)
-        held_out = self.threshold == "held-out"
-        features, sizes, unseen = self._measure_training(images, held_out or self.fusion == "standardized")
+            self.students_ = self._fit_students(normal, random_state)
+        measurer = self._measurer()
+        features, sizes, unseen = measurer.measure_training(normal, held_out)
         readable = ~np.isnan(next(iter(features.values()))).any(axis=1)
         if readable.sum() < 2:
-            first = next(iter(images.unreadable.values()))
+            first = next(iter(normal.unreadable.values()), "all others were left out")
             raise ValueError(
                 f"fit needs 2 images, only {readable.sum()} of {len(images)} could be read; first: {first}"
             )
         if unseen is not None and not np.isfinite(unseen[readable]).all():
-            raise FloatingPointError(_NOT_FINITE)
-        groups = images.groups()[readable]
+            raise FloatingPointError(NOT_FINITE)
+        n = len(images)
+        measured = {name: scatter(n, used, z) for name, z in features.items()}
+        others = images.take(rest)
+        if len(rest):
+            for name, z in measurer.measure(others).items():
+                measured[name][rest] = z
+        self._images_seen = images
+        self.training_features_ = measured
+        self.training_held_out_ = np.empty((n, 0)) if unseen is None else scatter(n, used, unseen)
+        self.training_labels_ = labels
+        self.training_digests_, self.training_thumbnails_ = _keepsakes(normal, used, n)
+        self.training_groups_ = np.full(n, -1)
+        self.training_groups_[used] = copies(normal)
+        self._fit_spaces(sizes, random_state)
+
+    def _trimmed(self, images: Images, labels: np.ndarray) -> np.ndarray:
+        """Label 0 for the share `trim` of the images that is least like the others, by the teacher alone."""
+        candidates = np.flatnonzero((labels == _LEARNED) | (labels == _TRIMMED))
+        spaces = [space for space in self.feature_spaces_ if space != "discrepancy"] or ["pretrained"]
+        taken = images.take(candidates)
+        taken.thumbnails = {}
+        measurer = Measurer(self.extractor_, None, spaces, self._cache())
+        features, sizes = measurer.run(taken)
+        readable = np.flatnonzero(~np.isnan(features[spaces[0]]).any(axis=1))
+        found = least_normal(
+            {name: z[readable] for name, z in features.items()},
+            sizes,
+            copies(taken)[readable],
+            self.trim,
+            self.normalize,
+        )
+        labels = np.where(labels == _TRIMMED, _LEARNED, labels).astype(np.int8)
+        labels[candidates[readable[found]]] = _TRIMMED
+        return labels
+
+    def _fit_spaces(self, sizes: dict[str, Any], random_state: np.random.RandomState) -> None:
+        """Fit a density to each space, weigh the spaces, and set the threshold: all that needs no image."""
+        held_out = self.threshold == "held-out"
+        standardize = self.fusion == "standardized"
+        n = len(self.training_labels_)
+        learned = self.training_labels_ == _LEARNED
+        used = np.flatnonzero(learned & ~np.isnan(next(iter(self.training_features_.values()))).any(axis=1))
+        groups = self.training_groups_[used]
         spaces: dict[str, FeatureSpace] = {}
-        parts = np.full((len(images), len(self.feature_spaces_)), np.nan)
-        terms = np.zeros((len(images), 0))
-        for j, (name, z) in enumerate(features.items()):
+        parts, terms = np.full((n, len(self.feature_spaces_)), np.nan), np.zeros((n, 0))
+        for j, name in enumerate(self.feature_spaces_):
+            z = self.training_features_[name][used]
             discrepancy = name == "discrepancy"
             space = FeatureSpace(
                 self._density(discrepancy, random_state),
                 discrepancy=discrepancy,
                 normalize=self.normalize,
                 explained_variance=self.explained_variance,
-                standardize=self.fusion == "standardized",
-                held_out=held_out or self.fusion == "standardized",
+                standardize=standardize,
+                held_out=held_out or standardize,
             )
-            seen_less = unseen[readable] if discrepancy and unseen is not None else None
-            space.fit(z[readable], sizes=sizes.get(name), groups=groups, unseen=seen_less)
+            unseen = self.training_held_out_[used] if discrepancy and self.training_held_out_.shape[1] else None
+            space.fit(z, sizes=sizes.get(name), groups=groups, unseen=unseen)
             spaces[name] = space
-            parts[readable, j] = space.held_out_parts_ if held_out else space.score_samples(z[readable])
-            block_terms = space.held_out_terms_ if held_out else space.terms(z[readable])
+            parts[used, j] = space.held_out_parts_ if held_out else space.score_samples(z)
+            block_terms = space.held_out_terms_ if held_out else space.terms(z)
             if discrepancy and block_terms is not None:
-                terms = np.full((len(images), len(self.students_.block_indices_)), np.nan)
-                terms[readable] = self._by_block(block_terms)
+                terms = np.full((n, len(self.students_.block_indices_)), np.nan)
+                terms[used] = self._by_block(block_terms)
             del space.held_out_parts_, space.held_out_terms_  # the detector has them
-        self.training_parts_, self.training_terms_ = parts, terms
-        embeddings = features.get("pretrained", np.empty((len(images), 0)))
-        self.training_embeddings_ = embeddings
-        self.training_discrepancies_ = features.get("discrepancy", np.empty((len(images), 0)))
-        self.training_digests_ = np.array(
-            [np.frombuffer(images.digests.get(i, bytes(DIGEST_SIZE)), dtype=np.uint8) for i in range(len(images))]
-        )
         self.spaces_ = spaces
+        self.weights_ = self._weigh(parts[used])
+        for space, weight in zip(spaces.values(), self.weights_):
+            space.scale(weight)
+        if terms.shape[1]:
+            terms = terms * self.weights_[self.feature_spaces_.index("discrepancy")]
+        self.training_parts_, self.training_terms_ = parts * self.weights_, terms
         self.held_out_ = held_out
-        self._set_threshold(parts.sum(axis=1), len(np.unique(groups)))
+        self._set_threshold(self.training_parts_.sum(axis=1), len(np.unique(groups)))
+
+    def _weigh(self, normal: np.ndarray) -> np.ndarray:
+        """Weights of the spaces, from held-out parts of the training images and parts of the known anomalies."""
+        known = np.flatnonzero(self.training_labels_ == _KNOWN_ANOMALY)
+        if not len(known):
+            return np.ones(len(self.feature_spaces_))
+        found = self._parts_of({name: z[known] for name, z in self.training_features_.items()})
+        return space_weights(normal, found[~np.isnan(found).any(axis=1)], stacklevel=8)
 
     def _set_threshold(self, scores: np.ndarray, distinct: int) -> None:
         usable = np.sort(scores[~np.isnan(scores)])
@@ -745,7 +981,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
                     f"is flagged, {lowest:.0%} of new normal images on average over fits; a single fit on so few "
                     f"images can be far from it. {enough} images are enough.",
                     UserWarning,
-                    stacklevel=6,  # past fit and what decorates it
+                    stacklevel=7,  # past fit and what decorates it
                 )
         self.training_scores_ = scores
 
@@ -761,7 +997,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
     def _resolve_spaces(self) -> list[str]:
         """The spaces in use, in the order in which they are always given."""
         missing = {}
-        if not getattr(self.extractor_, "n_classes_", 0):
+        if not count_classes(self.extractor_):
             missing["classes"] = "its weights came without a classifier"
         if not layer_indices(len(self.extractor_.blocks_)):
             missing["layers"] = "it has one block"
@@ -792,56 +1028,18 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             students = _with_seed(students, random_state)
         # an unseeded fit is never repeated, so that caching its students would only fill the disk
         drawn = "random_state" in parameters and self.random_state is None
-        return students.fit(images, extractor=self.extractor_, cache=Cache(None) if drawn else self._cache())
+        return students._fit(images, self.extractor_, Cache(None) if drawn else self._cache())
 
     def _density(self, discrepancy: bool, random_state: np.random.RandomState) -> Any:
         density = self.discrepancy_density if discrepancy else self.density
         return _with_seed(clone(resolve_density(density, discrepancy=discrepancy)), random_state)
 
-    def _measure_training(
-        self, images: Images, held_out: bool
-    ) -> tuple[dict[str, np.ndarray], dict[str, list[int]], np.ndarray | None]:
-        """Features of the training images, sizes of their groups, and discrepancies by students that did not see them.
-
-        The last is None without students, and without `held_out`.
-        """
-        cache = self._cache()
-        key = self._key(images) if cache.active else None
-        run = partial(self._run_training, images, held_out)
-        found = run() if key is None else cache("features of training images", {**key, "held out": held_out}, run)
-        features, sizes, unseen, state = found
-        if state is not None:
-            self.students_.set_training_state(state)
-        return features, sizes, unseen
-
-    def _run_training(self, images: Images, held_out: bool) -> tuple[dict, dict, np.ndarray | None, Any]:
-        closed_form = hasattr(getattr(self, "students_", None), "measure_training")
-        if not closed_form:
-            features, sizes = self._run(images)
-            unseen = self._cross_fit(images) if "discrepancy" in features and held_out else None
-            return features, sizes, unseen, None
-        collected = TeacherFeatures(self.extractor_, self.feature_spaces_, len(images))
-        self.students_.measure_training(images, collected.collect)
-        features = self._collected(collected, self.students_.training_discrepancies_, images)
-        state = self.students_.training_state()
-        return features, collected.sizes, self.students_.held_out_discrepancies_, state
-
-    def _cross_fit(self, images: Images) -> np.ndarray:
-        """Discrepancies of the training images by students that were trained on the other folds."""
-        groups = images.groups()
-        readable = np.array([i for i in range(len(images)) if i not in images.unreadable])
-        unseen = np.full((len(images), len(self.students_.get_feature_names_out())), np.nan)
-        for train, test in folds(groups[readable], len(readable), count=_TRAINED_FOLDS):
-            students = clone(self.students_)
-            if "checkpoint" in students.get_params():
-                students.set_params(checkpoint=None)
-            drawn = "random_state" in students.get_params() and self.random_state is None
-            cache = Cache(None) if drawn else self._cache()
-            students.fit(images.take(readable[train]), extractor=self.extractor_, cache=cache)
-            unseen[readable[test]] = students.transform(images.take(readable[test]))
-        return unseen
-
     # ----- measuring
+
+    def _measurer(self) -> Measurer:
+        students = self.students_ if "discrepancy" in self.feature_spaces_ else None
+        drawn = self.random_state is None and students is not None and "random_state" in students.get_params()
+        return Measurer(self.extractor_, students, self.feature_spaces_, self._cache(), drawn=drawn)
 
     def _by_block(self, terms: np.ndarray) -> np.ndarray:
         """What each block adds, (n, m), of what each of its measures does, (n, k * m)."""
@@ -853,76 +1051,15 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
     def _cache(self) -> Cache:
         return Cache(self.memory, self.verbose)
 
-    def _key(self, images: Images) -> dict[str, Any] | None:
-        """What the features of these images depend on; None for students that have no name in a cache."""
-        students: Any = None
-        if "discrepancy" in self.feature_spaces_:
-            students = self.students_.cache_keys_
-            if not students:  # fitted without a cache
-                return None
-        return {
-            "images": fingerprint(images),
-            "teacher": identity(self.extractor_),
-            "spaces": self.feature_spaces_,
-            "students": students,
-        }
-
-    def _measure(self, images: Images) -> dict[str, np.ndarray]:
-        """Features of each space, (n, D_space), NaN where an image is unreadable.
-
-        What the cache has is taken from there; else the teacher and all students run.
-        """
-        cache = self._cache()
-        key = self._key(images) if cache.active else None
-        return self._run(images)[0] if key is None else cache("features", key, lambda: self._run(images)[0])
-
     def _check_maps(self) -> None:
         if "discrepancy" not in self.feature_spaces_:
             raise ValueError("An anomaly map shows what students miss: fit with 'discrepancy' among feature_spaces.")
 
-    def _run(
-        self, images: Images, maps: list[np.ndarray | None] | None = None
-    ) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
-        """Features by the teacher and all students, and sizes of their groups; `maps`, if given, is filled in."""
-        collected = TeacherFeatures(self.extractor_, self.feature_spaces_, len(images))
-        students = self.students_ if "discrepancy" in self.feature_spaces_ else None
-        z_fs = np.full((len(images), 0 if students is None else len(students.get_feature_names_out())), np.nan)
-
-        halving = Halving("scoring", getattr(self.extractor_, "chunk_size_", None))
-
-        def embed(part: Part) -> None:
-            visit, finish = collected.collect(part.positions)
-            finish(self.extractor_.embed(part.batch, visit))
-
-        for positions, pixels in images.batches(self.extractor_.batch_size):
-            batch = self.extractor_.preprocess(pixels)
-            watch: dict[str, Any] = {"collect": collected.collect, "positions": positions}
-            if students is None:
-                halving(embed, Part(positions, batch))
-            elif maps is None:
-                z_fs[positions] = students.measure(batch, **watch)[1]
-            else:
-                _, z_fs[positions], coarse = students.examine(batch, **watch)
-                for position, image, single in zip(positions, pixels, coarse):
-                    maps[position] = _enlarge(single.mean(axis=0), image.shape[:2])
-        return self._collected(collected, z_fs, images), collected.sizes
-
-    def _collected(self, collected: TeacherFeatures, z_fs: np.ndarray, images: Images) -> dict[str, np.ndarray]:
-        features = {}
-        for space in self.feature_spaces_:
-            if space == "discrepancy":
-                features[space] = z_fs
-            elif space in collected.features:
-                features[space] = collected.features[space]
-            else:  # not one image could be read
-                width = self.spaces_[space].n_features_in_ if hasattr(self, "spaces_") else 1
-                features[space] = np.full((collected.length, width), np.nan)
-        readable = np.array([i not in images.unreadable for i in range(len(images))])
-        if not all(np.isfinite(z[readable]).all() for z in features.values()):
-            raise FloatingPointError(_NOT_FINITE)
-        return features
-
     # ----- scoring
+
+    def _parts_of(self, features: dict[str, np.ndarray]) -> np.ndarray:
+        """What each space adds to the scores, (n, S), of images that are new; NaN rows stay NaN."""
+        return np.column_stack([where_readable(z, self.spaces_[name].score_samples) for name, z in features.items()])
 
     def _parts(
         self, images: Images, features: dict[str, np.ndarray], *, recognise: bool = True
@@ -931,11 +1068,13 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
 
         Training images, known by their pixels, get what they were given without themselves.
         """
-        parts = np.column_stack([_where_readable(z, self.spaces_[name].score_samples) for name, z in features.items()])
+        if images.unreadable and len(images.unreadable) == len(images):
+            features = {name: np.full((len(images), self.spaces_[name].n_features_in_), np.nan) for name in features}
+        parts = self._parts_of(features)
         terms = np.zeros((len(parts), self.training_terms_.shape[1]))
         if terms.shape[1]:
             space = self.spaces_["discrepancy"]
-            terms = _where_readable(features["discrepancy"], lambda z: self._by_block(np.asarray(space.terms(z))))
+            terms = where_readable(features["discrepancy"], lambda z: self._by_block(np.asarray(space.terms(z))))
         for position, digest in images.digests.items() if recognise else ():
             same = (self.training_digests_ == np.frombuffer(digest, dtype=np.uint8)).all(axis=1)
             if same.any():
@@ -943,78 +1082,27 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
                 parts[position], terms[position] = self.training_parts_[row], self.training_terms_[row]
         return parts, terms
 
-    def _reasons(self, scores: np.ndarray, times: np.ndarray, terms: np.ndarray, blocks: list[int]) -> np.ndarray:
-        reasons = np.empty(len(times), dtype=object)
-        for i, row in enumerate(times):
-            if np.isnan(row).any():
-                reasons[i] = "unreadable"
-                continue
-            if scores[i] >= self.offset_:
-                reasons[i] = "normal"
-                continue
-            j = int(row.argmax())
-            name = self.feature_spaces_[j]
-            where = _PLAINLY[name]
-            if name == "discrepancy" and blocks:
-                where = f"{where}, block {blocks[int(terms[i].argmin())]}"
-            reasons[i] = (
-                f"unusual in {name} ({where}): {row[j]:.2g} times as far from the usual as 99 % of normal images"
-            )
-        return reasons
-
-    def _nearest(self, features: dict[str, np.ndarray], n_neighbors: int) -> dict[str, np.ndarray]:
-        """Positions and distances of the nearest training images, as columns."""
-        if "pretrained" in features:
-            z = _where_readable(features["pretrained"], normalize)
-            training = _where_readable(self.training_embeddings_, normalize)
-        elif "discrepancy" in features:
-            scaler = StandardScaler().fit(self.training_discrepancies_)
-            # arrays, whatever sklearn.set_config(transform_output=) says
-            z, training = (
-                np.asarray(scaler.transform(x)) for x in (features["discrepancy"], self.training_discrepancies_)
-            )
-        else:
-            return {}
-        places = np.flatnonzero(~np.isnan(training).any(axis=1))
-        readable = ~np.isnan(z).any(axis=1)
-        k = min(n_neighbors, len(places))
-        distances, positions = np.full((len(z), k), np.nan), np.full((len(z), k), -1)
-        if readable.any():
-            neighbors = NearestNeighbors(n_neighbors=k).fit(training[places])
-            distances[readable], found = neighbors.kneighbors(z[readable])
-            positions[readable] = places[found]
-        named = {f"neighbor{i}": column for i, column in enumerate(positions.T)}
-        return {**named, **{f"distance{i}": column for i, column in enumerate(distances.T)}}
-
     @staticmethod
     def _labels(decisions: np.ndarray) -> np.ndarray:
         return np.where(decisions >= 0, 1, -1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())  # which from Python 3.11 on is the object's own
+        state.pop("_images_seen", None)  # they are the user's, and may be large
+        return state
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "training_scores_")
 
 
-def _where_readable(rows: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Apply `function` to the rows without NaN; the others get NaN."""
-    readable = ~np.isnan(rows).any(axis=1)
-    if not readable.any():
-        shape = function(np.zeros((1, rows.shape[1]))).shape[1:]
-        return np.full((len(rows), *shape), np.nan)
-    values = function(rows[readable])
-    return _scatter(len(rows), np.flatnonzero(readable), values)
-
-
-def _enlarge(coarse: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """A map at the size of its image, bilinear."""
-    image = Image.fromarray(coarse.astype(np.float32))
-    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
-
-
-def _scatter(length: int, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """`values` at their `rows`, NaN elsewhere."""
-    out = np.full((length, *values.shape[1:]), np.nan)
-    out[rows] = values
-    return out
+def _keepsakes(images: Images, positions: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Digests (n, 16) and thumbnails (n, k) of the images, at their positions among n; zeros elsewhere."""
+    digests, thumbnails = np.zeros((n, DIGEST_SIZE), np.uint8), np.zeros((n, THUMBNAIL_SIZE), np.uint8)
+    for i, digest in images.digests.items():
+        digests[positions[i]] = np.frombuffer(digest, dtype=np.uint8)
+    for i, thumbnail in (images.thumbnails or {}).items():
+        thumbnails[positions[i]] = thumbnail
+    return digests, thumbnails
 
 
 def _with_seed(part: Any, random_state: np.random.RandomState) -> Any:

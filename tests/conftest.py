@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from skl_transformaly import BlockStudents, RidgeStudents, TimmExtractor, TransformalyDetector
+from skl_transformaly.students import _block
 
 
 def tiny_extractor(model_name: str = "test_vit", **changes) -> TimmExtractor:
@@ -36,6 +37,17 @@ def tiny_paper(**changes) -> TransformalyDetector:
     return TransformalyDetector.paper(
         **{"extractor": tiny_extractor(), "students": tiny_students(), "random_state": 0, **changes}
     )
+
+
+def on_training(monkeypatch, notice) -> None:
+    """Have ``notice(layer)`` called before each student is trained, in this process."""
+    train = _block.train_student
+
+    def watched(student, layer, *rest, **settings):
+        notice(layer)
+        return train(student, layer, *rest, **settings)
+
+    monkeypatch.setattr(_block, "train_student", watched)
 
 
 @pytest.fixture

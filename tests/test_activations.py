@@ -12,11 +12,14 @@ from test_extractor import FAMILIES, MeanExtractor
 
 from skl_transformaly import TransformalyDetector
 from skl_transformaly.images._images import as_images
-from skl_transformaly.students._activations import _allocate, iter_activations
+from skl_transformaly.students import _activations
+from skl_transformaly.students._activations import LayerWalk, _allocate
 
 
-def walk(images, extractor, indices, cache="memory", cache_bytes=2**30):
-    for layer in iter_activations(as_images(images), extractor, indices, cache=cache, cache_bytes=cache_bytes):
+def walk(images, extractor, indices, storage="ram"):
+    layer = LayerWalk(as_images(images), extractor, storage)
+    for index in indices:
+        layer.move_to(index)
         yield layer.index, layer.inputs.clone(), layer.outputs.clone()
 
 
@@ -53,12 +56,11 @@ def test_blocks_with_something_between_them_are_run_from_the_images(images):
     np.testing.assert_allclose(layers[1][0], (layers[0][1] * 2 + 1).detach())
 
 
-@pytest.mark.parametrize("cache, cache_bytes", [("disk", 2**30), ("auto", 0)])
-def test_disk_gives_what_memory_gives(cache, cache_bytes, images):
+@pytest.mark.parametrize("storage, ram", [("disk", 2**30), ("auto", 0)])
+def test_activations_on_disk_are_those_in_memory(storage, ram, images, monkeypatch):
+    monkeypatch.setattr(_activations, "_RAM_BYTES", ram)
     extractor = tiny_extractor(batch_size=5).fit(images)
-    for in_memory, on_disk in zip(
-        walk(images, extractor, [2, 3, 5]), walk(images, extractor, [2, 3, 5], cache, cache_bytes)
-    ):
+    for in_memory, on_disk in zip(walk(images, extractor, [2, 3, 5]), walk(images, extractor, [2, 3, 5], storage)):
         np.testing.assert_array_equal(in_memory[1], on_disk[1])
         np.testing.assert_array_equal(in_memory[2], on_disk[2])
 
@@ -66,7 +68,9 @@ def test_disk_gives_what_memory_gives(cache, cache_bytes, images):
 def test_two_layers_serve_all_blocks(images):
     extractor = tiny_extractor().fit(images)
     places = set()
-    for layer in iter_activations(as_images(images), extractor, range(6), cache="memory", cache_bytes=0):
+    layer = LayerWalk(as_images(images), extractor, "ram")
+    for index in range(6):
+        layer.move_to(index)
         places |= {layer.inputs.data_ptr(), layer.outputs.data_ptr()}
     assert len(places) == 2
 
@@ -81,6 +85,13 @@ class Between(MeanExtractor):
                 visit(index, block, (batch,), {}, output)
             batch = output * 2 + 1
         return batch.mean(1)
+
+
+def test_a_walk_can_go_back(images):
+    extractor = tiny_extractor().fit(images)
+    (_, *first), _, (_, *again) = walk(images, extractor, [2, 5, 2])
+    for one, other in zip(first, again):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize(
@@ -102,9 +113,9 @@ def test_never_more_than_two_layers_are_alive(extractor, images, monkeypatch):
 
     monkeypatch.setattr("skl_transformaly.students._activations._allocate", allocate)
     extractor.fit(images)
-    for layer in iter_activations(
-        as_images(images), extractor, range(len(extractor.blocks_)), cache="memory", cache_bytes=0
-    ):
+    layer = LayerWalk(as_images(images), extractor, "ram")
+    for index in range(len(extractor.blocks_)):
+        layer.move_to(index)
         assert len(layer.inputs) == len(images)
     assert len(made) >= 2
     assert most == 2
@@ -112,7 +123,7 @@ def test_never_more_than_two_layers_are_alive(extractor, images, monkeypatch):
 
 def test_a_temporary_file_has_no_name(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    tensor = _allocate(10, torch.zeros(1, 3), on_disk=True)
+    tensor = _allocate(10, torch.zeros(1, 3), to_disk=True)
     tensor[:] = 1
     assert os.name != "posix" or not list(tmp_path.iterdir())
 
@@ -124,7 +135,7 @@ def test_a_full_disk_is_an_error_before_anything_is_written(monkeypatch):
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No room for .* MiB.*TMPDIR"):
-        _allocate(10, torch.zeros(1, 3), on_disk=True)
+        _allocate(10, torch.zeros(1, 3), to_disk=True)
 
 
 class Misbehaving(MeanExtractor):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import tiny_extractor, tiny_students
+from conftest import on_training, tiny_extractor, tiny_students
 from conftest import tiny_paper as tiny_detector
 from sklearn.base import clone
 
@@ -23,16 +23,14 @@ class Killed(BaseException):
 @pytest.fixture
 def kill_at(monkeypatch):
     """Lets training die as it begins with a block, and counts the blocks that were trained."""
-    train = BlockStudents._train
     state = {"at": None, "trained": []}
 
-    def dying(self, student, layer, *rest):
+    def notice(layer):
         if layer.index == state["at"]:
             raise Killed
         state["trained"].append(layer.index)
-        return train(self, student, layer, *rest)
 
-    monkeypatch.setattr(BlockStudents, "_train", dying)
+    on_training(monkeypatch, notice)
     return state
 
 
@@ -137,7 +135,7 @@ def test_a_damaged_checkpoint_trains_again(tmp_path, images, kill_at):
 
 def test_a_checkpoint_that_cannot_be_written_is_a_warning(tmp_path, images):
     (tmp_path / "file").write_text("no folder")
-    with pytest.warns(UserWarning, match="Give `checkpoint` a folder"):
+    with pytest.warns(UserWarning, match="Set `checkpoint` to a folder"):
         detector = tiny_detector(students=tiny_students(checkpoint=tmp_path / "file")).fit(images)
     np.testing.assert_array_equal(detector.score_samples(images), tiny_detector().fit(images).score_samples(images))
 

@@ -12,6 +12,7 @@ from sklearn.preprocessing import normalize
 from test_extractor import FAMILIES
 
 from skl_transformaly import TransformalyDetector
+from skl_transformaly.students._imitation import Comparer
 
 
 def residuals(students, X):
@@ -130,9 +131,9 @@ def test_residuals_that_do_not_vary_make_finite_maps(n):
     assert torch.isfinite(z).all() and (z > 5).all()
 
 
-def test_students_of_a_version_without_maps_say_so(fitted, images):
+def test_students_without_residuals_make_no_maps(fitted, images):
     detector = copy.deepcopy(fitted[0])
-    del detector.students_._residuals
+    detector.students_.residuals_ = [None, None]
     with pytest.raises(ValueError, match="block 4 has no residuals of normal images to compare with: fit again"):
         detector.anomaly_map(images)
 
@@ -170,7 +171,7 @@ def test_plain_map_of_a_block_averages_to_its_discrepancy():
     X = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
     detector = tiny_detector(extractor=extractor).fit(X)
     z_f = detector.students_.transform(X)[:, : len(detector.students_.block_indices_)]
-    maps = detector.students_.measure_maps(detector.extractor_.preprocess(X))
+    maps = Comparer(detector.extractor_, detector.students_, maps="squared")(detector.extractor_.preprocess(X)).maps
     np.testing.assert_allclose(maps.mean(axis=(2, 3)), z_f, rtol=1e-6)
 
 

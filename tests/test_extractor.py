@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from sklearn.base import BaseEstimator
 
 from skl_transformaly import RidgeStudents, TimmExtractor
+from skl_transformaly.students._imitation import Comparer
 from skl_transformaly.teacher import _weights
 from skl_transformaly.teacher._extractor import resolve_extractor
 
@@ -433,5 +434,5 @@ def test_a_teacher_whose_places_are_not_known_gives_scores_and_no_maps(images, m
     assert not extractor.places_known_
     assert np.isfinite(students.transform(images)).all()
     with pytest.raises(TypeError, match="not known where in the image"):
-        students.measure_maps(extractor.preprocess(images))
+        Comparer(extractor, students, maps="squared")
     teacher.__dict__.pop("places_known", None)  # shared with other tests

@@ -8,7 +8,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_extractor, tiny_students
+from conftest import on_training, tiny_extractor, tiny_students
 from conftest import tiny_paper as tiny_detector
 from PIL import Image
 from sklearn.base import clone
@@ -16,7 +16,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector
+from skl_transformaly import TimmExtractor, TransformalyDetector
 from skl_transformaly.images._images import as_images
 from skl_transformaly.utils._cache import Cache, fingerprint
 
@@ -25,17 +25,13 @@ from skl_transformaly.utils._cache import Cache, fingerprint
 def work(monkeypatch):
     """Counts how often students are trained and the teacher is run for scores."""
     counts = {"trained": [], "runs": 0}
-    train, run = BlockStudents._train, TransformalyDetector._run
-
-    def counted_train(self, student, layer, *rest):
-        counts["trained"].append(layer.index)
-        return train(self, student, layer, *rest)
+    run = TransformalyDetector._run
 
     def counted_run(self, images):
         counts["runs"] += 1
         return run(self, images)
 
-    monkeypatch.setattr(BlockStudents, "_train", counted_train)
+    on_training(monkeypatch, lambda layer: counts["trained"].append(layer.index))
     monkeypatch.setattr(TransformalyDetector, "_run", counted_run)
     return counts
 

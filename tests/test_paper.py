@@ -329,7 +329,7 @@ def test_whitening_is_scikit_learns_at_every_threshold(rng, share):
 
 def test_the_best_epoch_on_the_held_out_images_is_kept(data):
     students = quirks.BestEpochOnTest(
-        n_blocks=1, max_epochs=5, lr=0.03, schedule="constant", n_held_out=6, random_state=0, extractor=tiny_extractor()
+        n_blocks=1, max_epochs=5, lr=0.03, n_held_out=6, random_state=0, extractor=tiny_extractor()
     )
     losses = students.fit(data.X_train.take(np.arange(16))).history_[5]["validation_loss"]
     assert len(losses) == 5 and losses[-1] > min(losses)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_extractor
+from test_chunks import out_of_memory_above
 from test_extractor import FAMILIES
-from test_halving import out_of_memory_above
 
 from skl_transformaly import RidgeStudents, save
 from skl_transformaly.students import _ridge
@@ -134,7 +134,7 @@ def test_no_image_counts_twice_where_memory_runs_out(images):
     parts = RidgeStudents(n_blocks=3).fit(images, extractor=scarce)
     parts.measure_training(parts._check_images(images, reset=False))
     np.testing.assert_allclose(parts.held_out_discrepancies_, whole.held_out_discrepancies_, rtol=1e-4)
-    np.testing.assert_allclose(parts._residuals[0].mean, whole._residuals[0].mean, atol=1e-5)
+    np.testing.assert_allclose(parts.residuals_[0].mean, whole.residuals_[0].mean, atol=1e-5)
 
 
 @pytest.mark.parametrize("name, size, kind, number", FAMILIES)

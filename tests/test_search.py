@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from conftest import on_training
 from conftest import tiny_paper as tiny_detector
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.metrics import roc_auc_score
@@ -100,8 +101,7 @@ def test_paths_and_pipelines_can_be_searched(labelled, tmp_path):
 def test_a_grid_with_memory_trains_once_a_fold(labelled, tmp_path, monkeypatch):
     X, y = labelled
     trained = []
-    train = BlockStudents._train
-    monkeypatch.setattr(BlockStudents, "_train", lambda self, *rest: trained.append(1) or train(self, *rest))
+    on_training(monkeypatch, trained.append)
     grid = {"explained_variance": [0.5, 0.7, 0.9]}
     search = GridSearchCV(
         tiny_detector(memory=str(tmp_path)), grid, cv=OneClassSplit(2, random_state=0), scoring="roc_auc", refit=False

@@ -7,7 +7,7 @@ import tempfile
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_detector, tiny_extractor, tiny_paper, tiny_students
+from conftest import on_training, tiny_detector, tiny_extractor, tiny_paper, tiny_students
 from hypothesis import given
 from hypothesis import strategies as st
 from joblib import parallel_config
@@ -15,9 +15,10 @@ from test_extractor import FAMILIES
 from torch import nn
 
 from skl_transformaly import BlockStudents, TransformalyDetector
-from skl_transformaly.students import _block, _parallel
+from skl_transformaly.students import _block, _parallel, _training
 from skl_transformaly.students._activations import BlockActivations
 from skl_transformaly.students._imitation import select_blocks
+from skl_transformaly.students._training import Descent, Imitation
 from skl_transformaly.utils._torch import limited_threads
 
 
@@ -140,16 +141,16 @@ def test_history_has_the_loss_of_each_block_and_epoch(students):
 def test_history_is_the_mean_squared_error_while_training(name, size, images):
     """With a vanishing learning rate the loss of an epoch is that of the fresh student, rotary embeddings and all."""
     extractor = tiny_extractor(name, image_size=size)
-    students = tiny_students(extractor=extractor, lr=1e-30, batch_size=5, schedule="constant").fit(images)
+    students = tiny_students(extractor=extractor, lr=1e-30, batch_size=5).fit(images)
     expected = students.transform(images).mean(axis=0)
     np.testing.assert_allclose([h["loss"][0] for h in students.history_.values()], expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("batch_size, lr", [(12, 1e-3), (5, 1e-4)])
-def test_constant_schedule_is_plain_adam(batch_size, lr, images):
+@pytest.mark.parametrize("lr", [1e-3, 1e-4])
+def test_a_given_learning_rate_is_plain_adam(lr, images):
     """Retraced with torch's own Adam on the whole chain of teacher and student."""
     students = tiny_students(
-        extractor=tiny_extractor(), n_blocks=1, max_epochs=2, lr=lr, batch_size=12, schedule="constant", random_state=0
+        extractor=tiny_extractor(), n_blocks=1, max_epochs=2, lr=lr, batch_size=12, random_state=0
     ).fit(images)
     extractor = students.extractor_
     seed = int(np.random.RandomState(0).randint(np.iinfo(np.int32).max))
@@ -167,80 +168,32 @@ def test_constant_schedule_is_plain_adam(batch_size, lr, images):
     np.testing.assert_allclose(students.transform(images)[:, 0], expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("batch_size, lr", [(12, 1.5e-3 * 3 / 100), (1, 1.5e-3 * 36 / 100)])
-def test_auto_learning_rate_grows_with_the_steps(batch_size, lr, images):
-    """Three epochs of 1 or 12 steps, beside the 100 steps that have the full rate."""
-    auto, explicit = (
-        tiny_students(extractor=tiny_extractor(), max_epochs=3, batch_size=batch_size, lr=rate).fit(images).history_
-        for rate in ("auto", lr)
-    )
-    for block in auto:
-        np.testing.assert_allclose(auto[block]["loss"], explicit[block]["loss"], rtol=1e-9)
+@pytest.mark.parametrize("steps", [3, 36, 99, 100, 1000])
+def test_the_automatic_rate_of_transformers_grows_with_the_steps_up_to_100(steps):
+    assert _training._auto_lr(nn.Linear(2, 2), steps) == pytest.approx(1.5e-3 * min(1, steps / 100))
 
 
-def test_auto_learning_rate_is_full_with_batch_normalisation(images):
-    extractor = tiny_extractor("test_resnet", image_size=64)
-    auto, explicit = (tiny_students(extractor=extractor, lr=rate).fit(images).history_ for rate in ("auto", 2e-3))
-    assert auto == explicit
+def test_the_automatic_rate_is_full_with_batch_normalisation():
+    assert _training._auto_lr(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), 3) == 2e-3
+
+
+@pytest.mark.parametrize("total", [1, 4, 5, 24, 100])
+def test_the_automatic_rate_rises_for_a_fifth_of_the_steps_and_falls_to_nothing(total):
+    shares = [_training._one_cycle(step, total) for step in range(total)]
+    top = max(1, total // 5) - 1
+    assert shares[top] == max(shares) == 1
+    assert np.all(np.diff(shares[: top + 1]) > 0) and np.all(np.diff(shares[top + 1 :]) < 0)
+    assert _training._one_cycle(total, total) == pytest.approx(0) or total == 1
 
 
 def test_paper_has_the_papers_settings():
     paper = BlockStudents.paper(n_blocks=3)
-    assert (paper.max_epochs, paper.lr, paper.batch_size, paper.schedule, paper.n_blocks) == (
-        30,
-        1e-4,
-        32,
-        "constant",
-        3,
-    )
-
-
-def test_early_stopping_stops_when_the_held_out_loss_no_longer_falls(images):
-    students = tiny_students(
-        extractor=tiny_extractor(), max_epochs=60, lr=0.02, schedule="constant", early_stopping=True, n_iter_no_change=2
-    ).fit(images)
-    for history in students.history_.values():
-        losses = history["validation_loss"]
-        assert len(losses) < 60
-        assert int(np.argmin(losses)) == len(losses) - 3
-
-
-def test_early_stopping_keeps_the_best_epoch(images, monkeypatch):
-    students = tiny_students(
-        extractor=tiny_extractor(),
-        n_blocks=1,
-        max_epochs=8,
-        lr=0.02,
-        schedule="constant",
-        early_stopping=True,
-        n_iter_no_change=8,
-    ).fit(images)
-    seed = int(np.random.RandomState(0).randint(np.iinfo(np.int32).max))
-    order = np.arange(12)
-    np.random.default_rng([seed, 5]).shuffle(order)
-    held_out = students.transform(images[order[:1]]).mean()
-    assert held_out == pytest.approx(min(students.history_[5]["validation_loss"]), rel=1e-9)
-
-
-def test_held_out_images_are_not_trained_on(images):
-    """Changing only the held-out image changes the validation loss and not the student."""
-    seed = int(np.random.RandomState(0).randint(np.iinfo(np.int32).max))
-    order = np.arange(12)
-    np.random.default_rng([seed, 5]).shuffle(order)
-    changed = images.copy()
-    changed[order[0]] = 255 - changed[order[0]]
-    one, other = (
-        tiny_students(extractor=tiny_extractor(), n_blocks=1, early_stopping=True).fit(X) for X in (images, changed)
-    )
-    assert one.history_[5]["loss"] == other.history_[5]["loss"]
-    assert one.history_[5]["validation_loss"] != other.history_[5]["validation_loss"]
+    assert (paper.max_epochs, paper.lr, paper.batch_size, paper.token_share, paper.n_blocks) == (30, 1e-4, 32, 1.0, 3)
 
 
 def test_a_loss_that_is_not_finite_is_an_error(images):
     with pytest.raises(FloatingPointError, match="block 4.*Lower lr"):
-        tiny_students(
-            extractor=tiny_extractor(precision="float32"), max_epochs=9, lr=1e30, schedule="constant", batch_size=3
-        ).fit(images)
+        tiny_students(extractor=tiny_extractor(precision="float32"), max_epochs=9, lr=1e30, batch_size=3).fit(images)
 
 
 def test_batch_statistics_are_those_of_the_training_images(images):
@@ -263,7 +216,7 @@ def test_students_inside_a_detector_take_no_extractor_of_their_own(images):
 def test_progress_shows_the_loss(images, capsys):
     tiny_students(extractor=tiny_extractor(), verbose=1).fit(images)
     shown = capsys.readouterr().err
-    assert "Students" in shown and "loss=" in shown
+    assert "Training students" in shown and "loss=" in shown
 
 
 def test_quiet_by_default(images, capsys):
@@ -308,22 +261,21 @@ def one_thread():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cache", ["memory", "disk"])
-def test_students_trained_in_processes_are_those_of_one_after_another(images, one_thread, cache):
+@pytest.mark.parametrize("storage", ["ram", "disk"])
+def test_students_trained_in_processes_are_those_of_one_after_another(images, one_thread, storage):
     with parallel_config("loky", inner_max_num_threads=1):
-        assert_the_same_bits(fitted_on(images, 2, cache=cache), fitted_on(images, 1))
+        assert_the_same_bits(fitted_on(images, 2, storage=storage), fitted_on(images, 1))
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"early_stopping": True},
         {"n_blocks": [0, 3, 5]},
         {"extractor": tiny_extractor("eva02_tiny_patch14_224", image_size=28, precision="float32"), "n_blocks": 3},
         {"extractor": tiny_extractor("test_resnet", image_size=64, precision="float32"), "n_blocks": 3},
-        {"extractor": tiny_extractor(precision="bfloat16"), "cache": "disk"},
+        {"extractor": tiny_extractor(precision="bfloat16"), "storage": "disk"},
     ],
-    ids=["early stopping", "gaps", "rotary embeddings", "batch norm", "bfloat16"],
+    ids=["gaps", "rotary embeddings", "batch norm", "bfloat16"],
 )
 def test_students_trained_in_threads_are_those_of_one_after_another(images, one_thread, changes):
     with parallel_config("threading"):
@@ -356,27 +308,23 @@ def test_no_more_layers_are_stored_than_students_are_trained(images, one_thread,
 def test_no_file_is_left(images, one_thread, monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     found = []
-    train = BlockStudents._train
-    monkeypatch.setattr(
-        BlockStudents, "_train", lambda *args: found.extend(tmp_path.glob("skl_transformaly_*/*")) or train(*args)
-    )
+    on_training(monkeypatch, lambda layer: found.extend(tmp_path.glob("skl_transformaly_*/*")))
     with parallel_config("threading"):
-        fitted_on(images, 2, cache="disk")
+        fitted_on(images, 2, storage="disk")
         assert found and not list(tmp_path.iterdir())
         with pytest.raises(FloatingPointError):
-            fitted_on(images, 2, cache="disk", lr=1e30, schedule="constant", max_epochs=9)
+            fitted_on(images, 2, storage="disk", lr=1e30, max_epochs=9)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_loss_that_is_not_finite_comes_back_from_a_process(images):
     with pytest.raises(FloatingPointError, match="block .*Lower lr"):
-        fitted_on(images, 2, lr=1e30, schedule="constant", max_epochs=9)
+        fitted_on(images, 2, lr=1e30, max_epochs=9)
 
 
 def test_workers_share_the_cores(images, monkeypatch):
     seen = []
-    train = BlockStudents._train
-    monkeypatch.setattr(BlockStudents, "_train", lambda *args: seen.append(torch.get_num_threads()) or train(*args))
+    on_training(monkeypatch, lambda layer: seen.append(torch.get_num_threads()))
     with limited_threads(6), parallel_config("threading"):
         fitted_on(images, 3)
         assert torch.get_num_threads() == 6
@@ -394,10 +342,7 @@ def test_the_detector_hands_its_n_jobs_to_students_without(images, one_thread):
 
 def test_what_memory_has_is_not_trained_again(images, one_thread, monkeypatch, tmp_path):
     trained = []
-    train = BlockStudents._train
-    monkeypatch.setattr(
-        BlockStudents, "_train", lambda self, *args: trained.append(args[1].index) or train(self, *args)
-    )
+    on_training(monkeypatch, lambda layer: trained.append(layer.index))
 
     def fit(n_jobs, n_blocks):
         with parallel_config("threading"):
@@ -431,15 +376,13 @@ def test_workers_need_no_network(images):
 
 def test_a_fit_that_stopped_in_the_middle_goes_on_after_its_last_wave(images, one_thread, monkeypatch, tmp_path):
     trained, stopping = [], [True]
-    train = BlockStudents._train
 
-    def stopped(self, student, layer, *rest):
+    def notice(layer):
         if layer.index == 4 and stopping:
             raise KeyboardInterrupt
         trained.append(layer.index)
-        return train(self, student, layer, *rest)
 
-    monkeypatch.setattr(BlockStudents, "_train", stopped)
+    on_training(monkeypatch, notice)
     with parallel_config("threading"):
         with pytest.raises(KeyboardInterrupt):
             fitted_on(images, 2, n_blocks=4, checkpoint=tmp_path)
@@ -476,7 +419,7 @@ def _descent(size, precision=torch.float16):
             return torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32)
 
     optimizer = torch.optim.SGD(student.parameters(), lr=1.0)
-    return _block._Descent(_block._Imitation(student, layer), optimizer, Extractor()), student
+    return Descent(Imitation(student, layer, Extractor()), optimizer), student
 
 
 @pytest.mark.parametrize("size", [1e-3, 3e-4])
@@ -498,7 +441,7 @@ def test_a_step_whose_scaled_gradients_overflow_is_taken_with_a_lower_scale():
     loss = descent.step(np.arange(4), None)
     assert torch.isfinite(loss) and torch.isfinite(student.linear.weight).all()
     assert not torch.equal(student.linear.weight, before)
-    assert descent._scaler.get_scale() < 2**16
+    assert descent.scaler.get_scale() < 2**16
 
 
 def test_a_loss_that_is_not_finite_ends_the_descent():
@@ -515,13 +458,13 @@ def test_students_train_in_float16(images):
 
 def test_each_epoch_takes_every_image_once_in_an_order_of_its_own(images, monkeypatch):
     batches = []
-    step = _block._Descent.step
+    step = _training.Descent.step
 
     def watched(self, batch, tokens):
         batches.append(batch.tolist())
         return step(self, batch, tokens)
 
-    monkeypatch.setattr(_block._Descent, "step", watched)
+    monkeypatch.setattr(_training.Descent, "step", watched)
     tiny_students(n_blocks=1, max_epochs=3, batch_size=5, extractor=tiny_extractor()).fit(images)
     epochs = [[row for batch in batches[start : start + 3] for row in batch] for start in (0, 3, 6)]
     assert len(batches) == 9

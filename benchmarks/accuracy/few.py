@@ -23,9 +23,8 @@ import skl_transformaly
 from skl_transformaly._fusion import held_out_threshold
 from skl_transformaly._space import FeatureSpace
 from skl_transformaly.images._images import as_images
-from skl_transformaly.students._imitation import Part
+from skl_transformaly.students._imitation import Comparer
 from skl_transformaly.teacher._features import TEACHER_SPACES, TeacherFeatures
-from skl_transformaly.utils._chunks import Halving
 
 NUMBERS = (20, 40, 80, 160)
 RATE = 0.05
@@ -35,14 +34,9 @@ def teacher_features(images: list, teacher: str, precision: str) -> tuple[dict[s
     """Features of all images in the teacher's spaces, and the sizes of their groups."""
     model = extractor(teacher, precision).fit(images[:2])
     found = TeacherFeatures(model, TEACHER_SPACES, len(images))
-    halving = Halving("running the teacher on", model.chunk_size_)
-
-    def run(part: Part) -> None:
-        visit, finish = found.collect(part.positions)
-        finish(model.embed(part.batch, visit))
-
+    compare = Comparer(model, None, collect=found.collect)
     for positions, pixels in as_images(images).batches(model.batch_size):
-        halving(run, Part(positions, model.preprocess(pixels)))
+        compare(model.preprocess(pixels), positions)
     return found.features, found.sizes
 
 

@@ -10,7 +10,7 @@ import torch
 
 from skl_transformaly import TransformalyDetector
 from skl_transformaly.images._images import as_images
-from skl_transformaly.students._imitation import at_least_float32, block_measures, by_measure
+from skl_transformaly.students._imitation import block_measures, by_measure, residual_of
 from skl_transformaly.teacher._features import TeacherFeatures
 
 
@@ -33,7 +33,7 @@ def parts_of_many(detectors: Sequence[TransformalyDetector], images: Any) -> lis
                 watch(index, block, args, kwargs, output)
             for measured, own, of_detector in zip(found, modules, students):
                 if index in own:
-                    residual = own[index](*args, **kwargs) - at_least_float32(output)
+                    residual = residual_of(own[index], args, kwargs, output)
                     measured[index] = block_measures(of_detector.measures_, args[0], output, residual)
 
         with torch.no_grad():

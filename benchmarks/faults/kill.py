@@ -43,6 +43,7 @@ from sklearn.model_selection import GridSearchCV
 
 from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector
 from skl_transformaly.model_selection import NormalOnly, OneClassSplit
+from skl_transformaly.students import _block
 
 BLOCKS = 4
 
@@ -50,7 +51,7 @@ BLOCKS = 4
 def detector(checkpoint: Path | None, **changes) -> TransformalyDetector:
     """A small detector whose activations go to disk."""
     extractor = TimmExtractor("test_vit", weights=None, image_size=64, device="cpu", precision="float32")
-    students = BlockStudents(n_blocks=BLOCKS, max_epochs=12, batch_size=8, cache="disk", checkpoint=checkpoint)
+    students = BlockStudents(n_blocks=BLOCKS, max_epochs=12, batch_size=8, storage="disk", checkpoint=checkpoint)
     return TransformalyDetector.paper(extractor, students=students, random_state=0, **changes)
 
 
@@ -61,13 +62,13 @@ def images() -> np.ndarray:
 def fit(checkpoint: Path | None) -> dict:
     """Fit; give the bits of the scores, and how many students were trained in this process."""
     trained: list[int] = []
-    train = BlockStudents._train
+    train = _block.train_student
 
-    def counted(self, student, layer, *rest):
+    def counted(student, layer, *rest, **settings):
         trained.append(layer.index)
-        return train(self, student, layer, *rest)
+        return train(student, layer, *rest, **settings)
 
-    BlockStudents._train = counted  # type: ignore[method-assign]
+    _block.train_student = counted
     scores = detector(checkpoint).fit(images()).score_samples(images())
     return {"scores": scores.tobytes().hex(), "trained": len(trained)}
 

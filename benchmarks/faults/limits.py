@@ -158,7 +158,7 @@ def whole_entries(folder: Path, well: bool) -> list[str]:
 
 def with_folder_for_activations(folder: Path) -> Any:
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
-    return detector(cache="disk").fit(images()).score_samples(images()).tolist()
+    return detector(storage="disk").fit(images()).score_samples(images()).tolist()
 
 
 def with_memory(folder: Path) -> Any:
@@ -335,7 +335,7 @@ def starve(world: World, counts: collections.Counter) -> list[str]:
     large = world.folder / "large.png"
     Image.new("RGB", (9000, 9000), (10, 200, 30)).save(large)
     many = np.random.default_rng(0).integers(0, 256, (300, 64, 64, 3), dtype=np.uint8)
-    fits = detector(cache="memory", max_epochs=1).set_params(extractor__image_size=160)
+    fits = detector(storage="ram", max_epochs=1).set_params(extractor__image_size=160)
     works: dict[str, Callable[[], Any]] = {
         "fit on many images": lambda: fits.fit(many).score_samples(many[:2]).tolist(),
         "score a large file": lambda: load(world.folder / "model.tfm").score_samples([large]).tolist(),

@@ -6,14 +6,19 @@ They matter to whoever compares figures: some look at test data, others change t
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.mixture import GaussianMixture
+from tqdm.auto import tqdm
 
 from skl_transformaly import BlockStudents
+from skl_transformaly.students._activations import BlockActivations
+from skl_transformaly.students._training import Imitation, StudentTraining, Train, TrainingSettings
 
 QUIRKS = {
     "best-epoch-on-test": "Each student keeps the epoch of the lowest loss on the test set's normal images: a look at "
@@ -31,16 +36,54 @@ class BestEpochOnTest(BlockStudents):
     """Students that keep the epoch at which they imitate the last `n_held_out` images best."""
 
     def __init__(self, *, n_held_out: int = 0, **parameters: Any):
-        super().__init__(**{**parameters, "early_stopping": True})
+        super().__init__(**parameters)
         self.n_held_out = n_held_out
-        self.n_iter_no_change = self.max_epochs
 
     @classmethod
     def _get_param_names(cls) -> list[str]:
         return sorted([*BlockStudents._get_param_names(), "n_held_out"])
 
-    def _split(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        return np.arange(n - self.n_held_out), np.arange(n - self.n_held_out, n)
+    def _train_function(self) -> Train:
+        settings = TrainingSettings(self.max_epochs, self.lr, self.batch_size, self.token_share)
+        return partial(train_to_best_epoch, settings=settings, n_held_out=self.n_held_out)
+
+
+def train_to_best_epoch(
+    student: torch.nn.Module,
+    layer: BlockActivations,
+    extractor: Any,
+    seed: int,
+    progress: tqdm,
+    *,
+    settings: TrainingSettings,
+    n_held_out: int,
+) -> dict[str, list[float]]:
+    """As ``train_student``, on all but the last images; keeps the epoch with the lowest loss on those."""
+    n = len(layer.inputs) - n_held_out
+    training = StudentTraining(student, layer, extractor, seed, settings, n_images=n)
+    history: dict[str, list[float]] = {"loss": [], "validation_loss": []}
+    best: dict[str, torch.Tensor] = {}
+    with training.randomness():
+        for _ in range(settings.max_epochs):
+            history["loss"].append(training.epoch())
+            training.settle()
+            held_out = mean_loss(training.imitation, np.arange(n, n + n_held_out), settings.batch_size)
+            if held_out < min(history["validation_loss"], default=np.inf):
+                best = copy.deepcopy(student.state_dict())
+            history["validation_loss"].append(held_out)
+            progress.update()
+    student.load_state_dict(best)
+    return history
+
+
+@torch.no_grad()
+def mean_loss(imitation: Imitation, rows: np.ndarray, batch_size: int) -> float:
+    """Loss in eval mode over the images `rows`."""
+    imitation.eval()
+    batches = np.array_split(rows, -(-len(rows) // batch_size))
+    total = sum(float(imitation.loss(batch)) * len(batch) for batch in batches)
+    imitation.train()
+    return total / len(rows)
 
 
 @contextlib.contextmanager

@@ -33,7 +33,15 @@ from skl_transformaly.utils._cache import Cache
 FIELDS = ["dataset", "setting", "class", "seed", "method", "auroc", "seconds", "key"]
 
 # Parameters of students and detectors that change no figure.
-ELSEWHERE = ("extractor", "verbose", "n_jobs", "checkpoint", "memory")
+ELSEWHERE = ("extractor", "verbose", "n_jobs", "checkpoint", "memory", "storage")
+# Parameters that students had when the first rows were computed, so that their keys stay what they are.
+EARLIER = {
+    "cache": "auto",
+    "cache_size": 512,
+    "early_stopping": False,
+    "n_iter_no_change": 3,
+    "validation_fraction": 0.1,
+}
 
 # The row that a group ends with, where it is not named as the group is.
 MARKS = {"densities": next(iter(spaces.DENSITIES)), "students": "Transformaly"}
@@ -196,7 +204,10 @@ class Study:
 
     def student_key(self, seed: int) -> str:
         """Key of whatever depends on the students."""
-        settings = {k: v for k, v in self.students(seed).get_params().items() if k not in ELSEWHERE}
+        students = self.students(seed)
+        settings = {k: v for k, v in students.get_params().items() if k not in ELSEWHERE}
+        schedule = "one-cycle" if students.lr == "auto" else "constant"
+        settings = {**settings, **EARLIER, "schedule": schedule}
         chosen = sorted(q for q in self.options.quirks if q in quirks.QUIRKS)
         return _key({**self.base, "students": settings, "quirks": chosen})
 

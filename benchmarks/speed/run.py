@@ -116,6 +116,7 @@ def epoch(options: argparse.Namespace) -> str:
 def score(options: argparse.Namespace) -> str:
     """The whole method's scoring against timm's embedding alone, and against the floor."""
     from skl_transformaly import BlockStudents
+    from skl_transformaly.students._imitation import Comparer
 
     rows = []
     for model in options.models:
@@ -133,7 +134,7 @@ def score(options: argparse.Namespace) -> str:
 
         actions = {
             "product": products,
-            "score": partial(_each, BATCHES, partial(students.measure, batch)),
+            "score": partial(_each, BATCHES, partial(Comparer(extractor, students), batch)),
             "timm": partial(_each, BATCHES, plain_timm(plain, plain_batch)),
         }
         times = interleaved(actions, options.repeats)
@@ -294,6 +295,7 @@ def profile(options: argparse.Namespace) -> str:
     from torch.profiler import profile as record
 
     from skl_transformaly import BlockStudents
+    from skl_transformaly.students._imitation import Comparer
 
     columns, totals = [], []
     for model in options.models:
@@ -301,9 +303,10 @@ def profile(options: argparse.Namespace) -> str:
         images = noise(BATCH)
         students = BlockStudents(n_blocks=BLOCKS, max_epochs=1, random_state=0).fit(images[:8], extractor=extractor)
         batch = extractor.preprocess(images)
-        students.measure(batch)
+        compare = Comparer(extractor, students)
+        compare(batch)
         with record(activities=[ProfilerActivity.CPU]) as found:
-            _each(options.repeats, partial(students.measure, batch))
+            _each(options.repeats, partial(compare, batch))
         times: dict[str, float] = {}
         for event in found.key_averages():
             name = _OPERATIONS.get(event.key, _OTHER)

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from sklearn.datasets import load_sample_images
 
 from skl_transformaly import BlockStudents, TransformalyDetector
 from skl_transformaly.images._images import as_images
+from skl_transformaly.students._imitation import Comparer
 
 IMAGES = 10_000_000
 DAY = 86_400
@@ -161,7 +163,7 @@ def measure_model(name: str, blocks: int, images: int, repeats: int) -> tuple[Mo
     model = Model(
         name,
         cost(lambda: detector.extractor_.embed(batch), len(batch), repeats),
-        cost(lambda: detector.students_.measure(batch), len(batch), repeats),
+        cost(partial(Comparer(detector.extractor_, detector.students_), batch), len(batch), repeats),
         epoch,
         max(0.0, short.median - epoch),
         layer.numel() * layer.element_size(),
@@ -180,9 +182,8 @@ def measure_gpu(name: str, blocks: int, repeats: int) -> Cost:
     extractor = teacher(name, device="cuda", batch_size=256)
     students = BlockStudents(n_blocks=blocks, max_epochs=1, random_state=0).fit(noise(32), extractor=extractor)
     batch = extractor.preprocess(noise(256))
-    return cost(
-        lambda: students.measure(batch), len(batch), repeats, time.perf_counter
-    )  # results come back: synchronous
+    # results come back: synchronous
+    return cost(partial(Comparer(extractor, students), batch), len(batch), repeats, time.perf_counter)
 
 
 def rates(sizes: Sequence[Size], models: Sequence[Model]) -> str:

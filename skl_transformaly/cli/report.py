@@ -36,8 +36,8 @@ from skl_transformaly.cli._scores import score_table
 from skl_transformaly.images._folders import display_path
 from skl_transformaly.images._images import as_images
 from skl_transformaly.images._values import ImageError
-from skl_transformaly.students._imitation import find_places
-from skl_transformaly.utils._container import replacing
+from skl_transformaly.teacher._protocol import find_places
+from skl_transformaly.utils._files import replacing
 
 __all__ = ["write_report"]
 

@@ -30,7 +30,7 @@ from skl_transformaly.students._imitation import block_measures, by_measure
 from skl_transformaly.teacher._extractor import TimmExtractor
 from skl_transformaly.teacher._features import TeacherFeatures
 from skl_transformaly.teacher._network import Teacher
-from skl_transformaly.utils._container import replacing
+from skl_transformaly.utils._files import replacing
 from skl_transformaly.utils._torch import autocast, own_settings
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ class _Network(nn.Module):
         self.students = nn.ModuleList(copy.deepcopy(student).to("cpu", torch.float32) for student in modules)
         self._indices = [] if students is None else students.block_indices_.tolist()
         self._measures = () if students is None else students.measures_
-        self._usual = dict(zip(self._indices, students._residuals)) if with_map else {}
+        self._usual = dict(zip(self._indices, students.residuals_)) if with_map else {}
         self._spaces = spaces
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
@@ -321,7 +321,7 @@ def _build(core: TransformalyDetector, conformal: ConformalDetector | None, with
 
     spaces = list(core.feature_spaces_)
     students = core.students_ if "discrepancy" in spaces else None
-    if students is not None and with_map and any(statistics is None for statistics in students._residuals):
+    if students is not None and with_map and any(statistics is None for statistics in students.residuals_):
         raise ValueError("These students were fitted without what maps take: fit again, or set anomaly_map=False.")
     heads = Operators("heads")  # before the network is: what cannot be written is told at once
     names = [f"features_{space}" for space in spaces]

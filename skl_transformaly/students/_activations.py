@@ -6,18 +6,21 @@ import contextlib
 import math
 import os
 import tempfile
-from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from skl_transformaly.images._images import Images
-from skl_transformaly.utils._chunks import Halving
+from skl_transformaly.images._sequence import Images
+from skl_transformaly.teacher._protocol import Extractor, chunk_size
+from skl_transformaly.utils._chunks import Chunks
 
-__all__ = ["BlockActivations", "iter_activations", "map_file"]
+__all__ = ["BlockActivations", "LayerWalk", "inspect_blocks", "map_file", "on_disk"]
+
+# With storage="auto", activations that take more than this are kept on disk.
+_RAM_BYTES = 2**29
 
 
 @dataclass
@@ -45,52 +48,112 @@ class _Stop(Exception):
     """Ends a teacher's run at the last block of interest."""
 
 
-def iter_activations(
-    images: Images, extractor: Any, indices: Sequence[int], *, cache: str, cache_bytes: int
-) -> Generator[BlockActivations, None, None]:
-    """Yield each block's activations over all `images`, from the first of `indices` to the last.
+class LayerWalk(BlockActivations):
+    """The activations of the block that it stands at; moving on to another block overwrites them.
 
-    The teacher runs once over the images, up to the first block; each further layer is the next block
-    run on the stored output of the one before. What was yielded is overwritten when the next is asked for.
-    Where a model does something between its blocks, stored outputs are not the next block's inputs,
-    and the teacher runs from the images again for each block: slower, never wrong.
+    The teacher runs once over the images, up to the first block that is asked for; each further layer is the next block
+    run on the stored output of the one before. If a model does something between its blocks, stored outputs are not
+    the next block's inputs, and the teacher runs from the images again for each block: slower, never wrong.
 
     Parameters
     ----------
     images : Images
-    extractor : object with the protocol of TimmExtractor
-    indices : sequence of int
-        Ascending places in ``extractor.blocks_``.
-    cache : {"auto", "memory", "disk"}
-        Where activations are kept; "auto" is memory up to `cache_bytes` for the two layers, else disk.
-    cache_bytes : int
+    extractor : fitted extractor
+    storage : {"auto", "ram", "disk"}
+        Where activations are kept; "auto" is memory as long as the two layers take at most 512 MiB, else disk.
 
     Raises
     ------
     TypeError
         The blocks cannot be imitated one by one; see `inspect_blocks`.
-    OSError
-        The disk has no room for the activations.
     """
-    arguments, chained = inspect_blocks(images, extractor)
-    blocks = extractor.blocks_
-    # One object throughout, changed in place: the caller's reference to it keeps no old layer alive.
-    layer = BlockActivations(-1, torch.empty(0), torch.empty(0), (), {})
-    for index in indices:
-        if layer.index < 0 or not chained:
-            layer.inputs = layer.outputs = torch.empty(0)  # frees two layers before two others are made
-            layer.inputs, layer.outputs = _capture(images, extractor, index, cache, cache_bytes)
-            layer.index = index
-        while layer.index < index:
-            layer.index += 1
-            layer.args, layer.kwargs = arguments[layer.index]
-            _advance(layer, blocks[layer.index], extractor, cache, cache_bytes)
-        layer.args, layer.kwargs = arguments[index]
-        yield layer
+
+    def __init__(self, images: Images, extractor: Extractor, storage: str):
+        super().__init__(-1, torch.empty(0), torch.empty(0), (), {})
+        self._images = images
+        self._extractor = extractor
+        self._storage = storage
+        self._arguments, self._chained = inspect_blocks(images, extractor)
+
+    def move_to(self, index: int) -> None:
+        """Move to a block, quickest to a later one.
+
+        Raises
+        ------
+        OSError
+            The disk has no room for the activations.
+        """
+        if self.index < 0 or index < self.index or not self._chained:
+            self._capture(index)
+        while self.index < index:
+            self._advance()
+        self.args, self.kwargs = self._arguments[index]
+
+    def _capture(self, index: int) -> None:
+        """Run the teacher from the images to a block, and keep what enters and leaves it."""
+        self.inputs = self.outputs = torch.empty(0)  # frees two layers before two others are made
+        caught: list[Tensor] = []
+
+        def visit(i, block, args, kwargs, output):
+            if i == index:
+                caught[:] = args[0], output
+                raise _Stop
+
+        def run(batch: Tensor) -> tuple[Tensor, ...]:
+            with contextlib.suppress(_Stop), torch.no_grad(), self._extractor.compute():
+                self._extractor.embed(batch, visit)
+            return tuple(tensor.cpu() for tensor in caught)
+
+        layers: list[Tensor] = []
+        filled, total = 0, len(self._images)
+        chunks = Chunks("running the teacher on", chunk_size(self._extractor))
+        for _, pixels in self._images.batches(self._extractor.batch_size):
+            parts = chunks(run, self._extractor.preprocess(pixels))
+            caught[:] = [torch.cat(tensors) if len(parts) > 1 else tensors[0] for tensors in zip(*parts)]
+            if not layers:
+                to_disk = on_disk(self._storage, total * sum(map(_row_bytes, caught)))
+                layers = [_allocate(total, tensor, to_disk) for tensor in caught]
+            for layer, tensor in zip(layers, caught):
+                layer[filled : filled + len(tensor)] = tensor
+            filled += len(caught[0])
+        self.index = index
+        self.inputs, self.outputs = layers[0][:filled], layers[1][:filled]
+
+    def _advance(self) -> None:
+        """Move to the next block: outputs become inputs, and new outputs take the old inputs' place."""
+        self.index += 1
+        args, kwargs = self._arguments[self.index]
+        block = self._extractor.blocks_[self.index]
+        spare: Tensor | None = self.inputs
+        self.inputs = self.outputs
+        outputs: Any = None
+        parameter = next(block.parameters(), None)
+        device = self.inputs.device if parameter is None else parameter.device
+
+        @torch.no_grad()
+        def run(inputs: Tensor) -> Tensor:
+            with self._extractor.compute():
+                return block(inputs.to(device), *args, **kwargs).cpu()
+
+        total = len(self.inputs)
+        chunks = Chunks("running the teacher on", chunk_size(self._extractor))
+        for start in range(0, total, self._extractor.batch_size):
+            rows = slice(start, start + self._extractor.batch_size)
+            parts = chunks(run, self.inputs[rows])
+            batch = torch.cat(parts) if len(parts) > 1 else parts[0]
+            if outputs is None:
+                if spare is not None and spare.shape[1:] == batch.shape[1:]:
+                    outputs = spare
+                else:
+                    spare = None  # frees it before another is made
+                    to_disk = on_disk(self._storage, total * (_row_bytes(batch) + _row_bytes(self.inputs)))
+                    outputs = _allocate(total, batch, to_disk)
+            outputs[rows] = batch
+        self.outputs = outputs
 
 
-def inspect_blocks(images: Images, extractor: Any) -> tuple[dict[int, tuple[tuple, dict]], bool]:
-    """Run one and then two images through and learn how the blocks are called.
+def inspect_blocks(images: Images, extractor: Extractor) -> tuple[dict[int, tuple[tuple, dict]], bool]:
+    """Run one and then two images through the teacher, and learn how its blocks are called.
 
     Returns
     -------
@@ -163,74 +226,19 @@ def _equal(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _capture(images: Images, extractor: Any, index: int, cache: str, cache_bytes: int) -> tuple[Tensor, Tensor]:
-    """Run the teacher from the images to block `index`; keep what enters and leaves it."""
-    caught: list[Tensor] = []
-
-    def visit(i, block, args, kwargs, output):
-        if i == index:
-            caught[:] = args[0], output
-            raise _Stop
-
-    def run(batch: Tensor) -> tuple[Tensor, ...]:
-        with contextlib.suppress(_Stop), torch.no_grad(), extractor.compute():
-            extractor.embed(batch, visit)
-        return tuple(tensor.cpu() for tensor in caught)
-
-    layers: list[Tensor] = []
-    filled = 0
-    halving = Halving("running the teacher on", getattr(extractor, "chunk_size_", None))
-    for _, pixels in images.batches(extractor.batch_size):
-        parts = halving(run, extractor.preprocess(pixels))
-        caught[:] = [torch.cat(tensors) if len(parts) > 1 else tensors[0] for tensors in zip(*parts)]
-        if not layers:
-            total = sum(len(images) * _row_bytes(tensor) for tensor in caught)
-            on_disk = cache == "disk" or (cache == "auto" and total > cache_bytes)
-            layers = [_allocate(len(images), tensor, on_disk) for tensor in caught]
-        for layer, tensor in zip(layers, caught):
-            layer[filled : filled + len(tensor)] = tensor
-        filled += len(caught[0])
-    return layers[0][:filled], layers[1][:filled]
-
-
-def _advance(layer: BlockActivations, block: nn.Module, extractor: Any, cache: str, cache_bytes: int) -> None:
-    """Make `layer` that of the next block: its outputs become inputs, new outputs take the old inputs' place."""
-    spare: Tensor | None = layer.inputs
-    layer.inputs = layer.outputs
-    outputs: Any = None
-    parameter = next(block.parameters(), None)
-    device = layer.inputs.device if parameter is None else parameter.device
-
-    @torch.no_grad()
-    def run(inputs: Tensor) -> Tensor:
-        with extractor.compute():
-            return block(inputs.to(device), *layer.args, **layer.kwargs).cpu()
-
-    halving = Halving("running the teacher on", getattr(extractor, "chunk_size_", None))
-    for start in range(0, len(layer.inputs), extractor.batch_size):
-        rows = slice(start, start + extractor.batch_size)
-        parts = halving(run, layer.inputs[rows])
-        batch = torch.cat(parts) if len(parts) > 1 else parts[0]
-        if outputs is None:
-            if spare is not None and spare.shape[1:] == batch.shape[1:]:
-                outputs = spare
-            else:
-                spare = None  # frees it before another is made
-                total = len(layer.inputs) * (_row_bytes(batch) + _row_bytes(layer.inputs))
-                on_disk = cache == "disk" or (cache == "auto" and total > cache_bytes)
-                outputs = _allocate(len(layer.inputs), batch, on_disk)
-        outputs[rows] = batch
-    layer.outputs = outputs
+def on_disk(storage: str, size: int) -> bool:
+    """Whether `size` bytes of activations are kept on disk."""
+    return storage == "disk" or (storage == "auto" and size > _RAM_BYTES)
 
 
 def _row_bytes(tensor: Tensor) -> int:
     return tensor[0].numel() * tensor.element_size()
 
 
-def _allocate(n: int, like: Tensor, on_disk: bool) -> Tensor:
+def _allocate(n: int, like: Tensor, to_disk: bool) -> Tensor:
     """An uninitialised CPU tensor of `n` rows as in `like`, in memory or mapped from a nameless file."""
     shape = (n, *like.shape[1:])
-    if not on_disk:
+    if not to_disk:
         return torch.empty(shape, dtype=like.dtype)
     size = math.prod(shape) * like.element_size()
     # The file has no name (POSIX) or goes with its handle (Windows): no way of dying leaves it behind.
@@ -257,6 +265,6 @@ def map_file(file: Any, size: int) -> np.memmap:
         raise OSError(
             error.errno,
             f"No room for {size / 2**20:.0f} MiB of activations in {tempfile.gettempdir()} ({error.strerror}). Set "
-            "TMPDIR to a larger disk, use cache='memory', or fit on fewer images.",
+            "TMPDIR to a larger disk, use storage='ram', or fit on fewer images.",
         ) from error
     return np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,))

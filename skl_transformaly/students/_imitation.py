@@ -1,10 +1,9 @@
-"""What all students share: run beside the teacher, and say how far each deviates, and where."""
+"""What all students share: run beside the teacher, and measure how far each deviates, and where."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -14,23 +13,24 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, clon
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from skl_transformaly.images._images import Images
 from skl_transformaly.images._input import ImageInputMixin
+from skl_transformaly.images._sequence import Images
 from skl_transformaly.students._residuals import ResidualStatistics
 from skl_transformaly.teacher._extractor import resolve_extractor
 from skl_transformaly.teacher._network import BlockVisitor
-from skl_transformaly.utils._chunks import Halving
-from skl_transformaly.utils._torch import own_settings
+from skl_transformaly.teacher._protocol import Extractor, chunk_size, find_places
+from skl_transformaly.utils._chunks import Chunks
+from skl_transformaly.utils._torch import at_least_float32, own_settings
 
 __all__ = [
     "Collect",
+    "Comparer",
+    "Comparison",
     "ImitationMixin",
     "Part",
-    "at_least_float32",
     "block_measures",
     "by_measure",
-    "count_prefix_tokens",
-    "find_places",
+    "residual_of",
     "select_blocks",
 ]
 
@@ -39,45 +39,27 @@ __all__ = [
 Collect = Callable[[np.ndarray], tuple[BlockVisitor | None, Callable[[Tensor], None]]]
 
 
-@dataclass
-class Part:
-    """Preprocessed images, and their positions among all that are looked at; can be taken in parts."""
-
-    positions: np.ndarray
-    batch: Tensor
-
-    @classmethod
-    def of(cls, batch: Tensor, positions: np.ndarray | None = None) -> Part:
-        """Images of these positions; None numbers them from 0."""
-        return cls(np.arange(len(batch)) if positions is None else positions, batch)
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, rows: slice) -> Part:
-        return Part(self.positions[rows], self.batch[rows])
-
-
 class ImitationMixin(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin):
-    """For estimators with fitted `extractor_`, `block_indices_`, `students_` and `_residuals`.
+    """For estimators with fitted `extractor_`, `block_indices_`, `students_` and `residuals_`.
 
     `students_` are modules that turn what a teacher's block gets into what they think it gives.
     """
 
-    extractor: Any
+    extractor: str | Extractor | None
     n_blocks: int | Sequence[int] | None
-    extractor_: Any
+    extractor_: Any  # an Extractor; persistence and export ask more of it
     block_indices_: np.ndarray
-    _residuals: list[ResidualStatistics | None]
+    students_: Any  # of RidgeStudents a property
+    residuals_: list[ResidualStatistics | None]
 
-    def _begin(self, X: Any, extractor: Any) -> tuple[Images, Any]:
-        """Check the images, fit the teacher if none is handed over, and choose its blocks."""
+    def _begin(self, X: Any, extractor: Extractor | None) -> tuple[Images, Extractor]:
+        """Check the images, fit the teacher unless one is handed over, and choose its blocks."""
         images = self._check_images(X, reset=True)
         if extractor is None:
             extractor = clone(resolve_extractor(self.extractor), safe=False).fit(images)
         self.extractor_ = extractor
-        self.block_indices_ = select_blocks(self.n_blocks, len(extractor.blocks_))
-        return images, extractor
+        self.block_indices_ = select_blocks(self.n_blocks, len(self.extractor_.blocks_))
+        return images, self.extractor_
 
     def transform(self, X: Any) -> np.ndarray:
         """Measure how far each student deviates from its teacher block.
@@ -104,177 +86,10 @@ class ImitationMixin(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transform
         check_is_fitted(self)
         images = self._check_images(X, reset=False)
         Z = np.full((len(images), self._n_features_out), np.nan)
+        compare = Comparer(self.extractor_, self)
         for positions, pixels in images.batches(self.extractor_.batch_size):
-            Z[positions] = self.measure(self.extractor_.preprocess(pixels))[1]
+            Z[positions] = compare(self.extractor_.preprocess(pixels)).discrepancies
         return Z
-
-    @own_settings()
-    def measure(
-        self, batch: Tensor, *, collect: Collect | None = None, positions: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Embedding and discrepancies of preprocessed images, from one run of the teacher.
-
-        Each student runs right after its teacher block, while that block's input is at hand, so a batch
-        needs no more memory than the teacher alone.
-
-        Parameters
-        ----------
-        batch : Tensor of shape (B, C, H, W)
-            From ``extractor_.preprocess``.
-        collect : callable, default=None
-            ``collect(positions)`` is called for each part of the batch that runs at a time, and returns ``(visit,
-            finish)``: a visitor of the teacher's blocks besides the students, and what is called with the embeddings.
-        positions : ndarray of shape (B,), default=None
-            What `collect` gets, in parts; None is 0, ..., B - 1.
-
-        Returns
-        -------
-        z_p : ndarray of shape (B, D), float64
-        z_f : ndarray of shape (B, k * m), float64
-            For each of the k `measures_`, one column a block.
-        """
-        z_ps, z_fs = zip(*self._in_parts(partial(self._measure, collect=collect), Part.of(batch, positions)))
-        return np.concatenate(z_ps), np.concatenate(z_fs)
-
-    @own_settings()
-    def examine(
-        self, batch: Tensor, *, collect: Collect | None = None, positions: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All of `measure`, and ``measure_maps(standardize=True)``, from one run of the teacher.
-
-        Parameters
-        ----------
-        batch, collect, positions
-            As in `measure`.
-
-        Returns
-        -------
-        z_p : ndarray of shape (B, D), float64
-        z_f : ndarray of shape (B, k * m), float64
-        maps : ndarray of shape (B, m, h, w), float64
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `measure_maps`.
-        """
-        run = partial(self._examine, standardize=True, collect=collect)
-        z_ps, z_fs, maps = zip(*self._in_parts(run, Part.of(batch, positions)))
-        return np.concatenate(z_ps), np.concatenate(z_fs), np.concatenate(maps)
-
-    def _in_parts(self, function: Callable[[Any], Any], part: Part | Tensor) -> list[Any]:
-        if getattr(self, "_halving", None) is None:  # read from a file
-            self._halving = self._new_halving()
-        return self._halving(function, part)
-
-    def _new_halving(self) -> Halving:
-        return Halving("scoring", getattr(self.extractor_, "chunk_size_", None))
-
-    def _measure(self, part: Part, collect: Collect | None) -> tuple[np.ndarray, np.ndarray]:
-        found: dict[int, Tensor] = {}
-
-        def visit(index: int, x: Tensor, output: Tensor, residual: Tensor) -> None:
-            found[index] = block_measures(self.measures_, x, output, residual)
-
-        z_p = self._compare(part, visit, collect)
-        return z_p.double().cpu().numpy(), by_measure(found).double().cpu().numpy()
-
-    @own_settings()
-    def measure_maps(self, batch: Tensor, *, standardize: bool = False) -> np.ndarray:
-        """Where in the image each student deviates.
-
-        Parameters
-        ----------
-        batch : Tensor of shape (B, C, H, W)
-            From ``extractor_.preprocess``.
-        standardize : bool, default=False
-            Say how unusual that is: the log of the squared difference, with channels decorrelated and the mean
-            difference at the place taken off, in standard deviations over training images there; 0 is their mean.
-
-        Returns
-        -------
-        maps : ndarray of shape (B, m, h, w), float64
-            Mean over channels of the squared difference at each token or place, or, with `standardize`, how unusual it
-            is. Where blocks differ in resolution, all maps have that of the finest, larger places being repeated.
-
-        Raises
-        ------
-        TypeError
-            The extractor cannot say where tokens are: it has no ``to_maps``, or its ``places_known_`` is False.
-        ValueError
-            A block's tokens fill no grid; or ``standardize=True`` and the students were trained by a version that did
-            not keep what that takes.
-        """
-        parts = self._in_parts(partial(self._examine, standardize=standardize, collect=None), Part.of(batch))
-        return np.concatenate([maps for _, _, maps in parts])
-
-    def _examine(
-        self, part: Part, standardize: bool, collect: Collect | None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        to_maps = find_places(self.extractor_)
-        if to_maps is None:
-            if hasattr(self.extractor_, "to_maps"):
-                raise TypeError(
-                    "It is not known where in the image the outputs of this teacher's blocks belong: if a quarter of "
-                    "an image changes, another part of the map does. There are no anomaly maps with this teacher; "
-                    "scores do not depend on them."
-                )
-            raise TypeError(
-                f"{type(self.extractor_).__name__} has no method to_maps, which gives a block's output its places in "
-                "the image; see TimmExtractor.to_maps."
-            )
-        usual: dict[int, ResidualStatistics | None] = {}
-        if standardize:
-            usual = dict(zip(self.block_indices_.tolist(), getattr(self, "_residuals", [])))
-        maps: dict[int, Tensor] = {}
-        found: dict[int, Tensor] = {}
-
-        def visit(index: int, x: Tensor, output: Tensor, residual: Tensor) -> None:
-            found[index] = block_measures(self.measures_, x, output, residual)
-            residual = to_maps(residual)
-            statistics = usual.get(index)
-            if not standardize:
-                maps[index] = residual.square().double().mean(1, keepdim=True)
-            elif statistics is not None:
-                maps[index] = statistics.standardize(residual).double().unsqueeze(1)
-            else:
-                raise ValueError(
-                    f"The student of block {index} has no residuals of normal images to compare with: fit again."
-                )
-
-        z_p = self._compare(part, visit, collect)
-        size = max(tuple(single.shape[2:]) for single in maps.values())
-        same = [nn.functional.interpolate(maps[index], size=size, mode="nearest") for index in sorted(maps)]
-        return (
-            z_p.double().cpu().numpy(),
-            by_measure(found).double().cpu().numpy(),
-            torch.cat(same, dim=1).cpu().numpy(),
-        )
-
-    @torch.no_grad()
-    def _compare(
-        self, part: Part, visit: Callable[[int, Tensor, Tensor, Tensor], None], collect: Collect | None
-    ) -> Tensor:
-        """Run teacher and students, and return the embedding.
-
-        For each block with a student, ``visit(index, input, output, student less teacher)`` is called.
-        """
-        students = dict(zip(self.block_indices_.tolist(), self.students_))
-        watch, finish = (None, None) if collect is None else collect(part.positions)
-
-        def compare(index, block, args, kwargs, output):
-            if watch is not None:
-                watch(index, block, args, kwargs, output)
-            student = students.get(index)
-            if student is not None:
-                residual = at_least_float32(student.to(output.device)(*args, **kwargs)) - at_least_float32(output)
-                visit(index, args[0], output, residual)
-
-        with self.extractor_.compute():
-            z_p = self.extractor_.embed(part.batch, compare)
-        if finish is not None:
-            finish(z_p)
-        return z_p
 
     @property
     def _n_features_out(self) -> int:
@@ -282,8 +97,168 @@ class ImitationMixin(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transform
 
     @property
     def measures_(self) -> tuple[str, ...]:
-        """What is measured at each block: "discrepancy", and of some students "update"."""
+        """What is measured at each block: "discrepancy" and, by some students, "update"."""
         return ("discrepancy",)
+
+
+@dataclass
+class Part:
+    """Preprocessed images, and their positions among all that are looked at; can be taken in parts."""
+
+    positions: np.ndarray
+    batch: Tensor
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, rows: slice) -> Part:
+        return Part(self.positions[rows], self.batch[rows])
+
+
+@dataclass
+class Comparison:
+    """What one run of the teacher with its students has shown.
+
+    Attributes
+    ----------
+    embeddings : ndarray of shape (B, D), float64
+    discrepancies : ndarray of shape (B, k * m), float64
+        One column a block for each of the k `measures_` of the students.
+    maps : ndarray of shape (B, m, h, w), float64
+        See :class:`Comparer`; m is 0 without maps.
+    """
+
+    embeddings: np.ndarray
+    discrepancies: np.ndarray
+    maps: np.ndarray
+
+
+class Comparer:
+    """Runs the teacher with its students beside it, batch by batch, and measures how far they deviate.
+
+    Each student runs right after its teacher block, while that block's input is at hand, so a batch needs no more
+    memory than the teacher alone.
+
+    Parameters
+    ----------
+    extractor : fitted extractor
+    students : fitted students or None
+        None runs the teacher alone.
+    maps : {"squared", "standardized"} or None, default=None
+        Whether to map where in the image each student deviates: by the mean over channels of the squared difference at
+        each token or place, or by how unusual that is: the log of the squared difference, with channels decorrelated
+        and the mean difference at the place taken off, in standard deviations over training images there; 0 is their
+        mean. If blocks differ in resolution, all maps have that of the finest, and larger places are repeated.
+    collect : callable, default=None
+        ``collect(positions)`` is called for each part of a batch that runs at a time, and returns ``(visit, finish)``:
+        a visitor of the teacher's blocks besides the students, and what is called with the embeddings.
+
+    Raises
+    ------
+    TypeError
+        `maps` are asked for, and the extractor has no ``to_maps``, or its ``places_known_`` is False.
+    """
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        students: ImitationMixin | None,
+        *,
+        maps: str | None = None,
+        collect: Collect | None = None,
+    ):
+        self._extractor = extractor
+        indices = [] if students is None else students.block_indices_.tolist()
+        self._students = {} if students is None else dict(zip(indices, students.students_))
+        self._usual = {} if students is None or maps is None else dict(zip(indices, students.residuals_))
+        self._measures = () if students is None else students.measures_
+        self._maps = maps
+        self._to_maps = None if maps is None else _require_places(extractor)
+        self._collect = collect
+        self._chunks = Chunks("scoring", chunk_size(extractor))
+
+    @own_settings()
+    def __call__(self, batch: Tensor, positions: np.ndarray | None = None) -> Comparison:
+        """Compare students and teacher on preprocessed images.
+
+        Parameters
+        ----------
+        batch : Tensor of shape (B, C, H, W)
+            From ``extractor_.preprocess``.
+        positions : ndarray of shape (B,), default=None
+            What `collect` gets, in parts; None is 0, ..., B - 1.
+
+        Raises
+        ------
+        ValueError
+            Maps are asked for, and a block's tokens do not fill a grid, or the students have no residuals to compare
+            with.
+        """
+        positions = np.arange(len(batch)) if positions is None else positions
+        embeddings, discrepancies, maps = zip(*self._chunks(self._run, Part(positions, batch)))
+        return Comparison(np.concatenate(embeddings), np.concatenate(discrepancies), np.concatenate(maps))
+
+    @torch.no_grad()
+    def _run(self, part: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        watch, finish = (None, None) if self._collect is None else self._collect(part.positions)
+        measures: dict[int, Tensor] = {}
+        maps: dict[int, Tensor] = {}
+
+        def visit(index, block, args, kwargs, output):
+            if watch is not None:
+                watch(index, block, args, kwargs, output)
+            if index in self._students:
+                residual = residual_of(self._students[index], args, kwargs, output)
+                measures[index] = block_measures(self._measures, args[0], output, residual)
+                if self._to_maps is not None:
+                    maps[index] = self._map(index, self._to_maps(residual))
+
+        with self._extractor.compute():
+            z_p = self._extractor.embed(part.batch, visit)
+        if finish is not None:
+            finish(z_p)
+        z_f = by_measure(measures) if measures else z_p.new_zeros(len(z_p), 0)
+        drawn = _side_by_side(maps) if maps else np.zeros((len(z_p), 0, 1, 1))
+        return z_p.double().cpu().numpy(), z_f.double().cpu().numpy(), drawn
+
+    def _map(self, index: int, residual: Tensor) -> Tensor:
+        """One block's map (B, 1, h, w) of residuals (B, C, h, w)."""
+        if self._maps == "squared":
+            return residual.square().double().mean(1, keepdim=True)
+        statistics = self._usual[index]
+        if statistics is None:
+            raise ValueError(
+                f"The student of block {index} has no residuals of normal images to compare with: fit again."
+            )
+        return statistics.standardize(residual).double().unsqueeze(1)
+
+
+def residual_of(student: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
+    """A student's output less its teacher block's, for what the block got: the residual that all measures come from."""
+    return at_least_float32(student.to(output.device)(*args, **kwargs)) - at_least_float32(output)
+
+
+def _require_places(extractor: Extractor) -> Callable[[Tensor], Tensor]:
+    to_maps = find_places(extractor)
+    if to_maps is None and hasattr(extractor, "to_maps"):
+        raise TypeError(
+            "It is not known where in the image the outputs of this teacher's blocks belong: if a quarter of an image "
+            "changes, another part of the map does. There are no anomaly maps with this teacher; scores do not depend "
+            "on them."
+        )
+    if to_maps is None:
+        raise TypeError(
+            f"{type(extractor).__name__} has no method to_maps, which gives a block's output its places in the image; "
+            "see TimmExtractor.to_maps."
+        )
+    return to_maps
+
+
+def _side_by_side(maps: dict[int, Tensor]) -> np.ndarray:
+    """Maps (B, 1, h, w) of m blocks as (B, m, H, W), each at the finest resolution."""
+    size = max(tuple(single.shape[2:]) for single in maps.values())
+    same = [nn.functional.interpolate(maps[index], size=size, mode="nearest") for index in sorted(maps)]
+    return torch.cat(same, dim=1).cpu().numpy()
 
 
 def block_measures(measures: Sequence[str], x: Tensor, output: Tensor, residual: Tensor) -> Tensor:
@@ -334,25 +309,3 @@ def select_blocks(n_blocks: int | Sequence[int] | None, total: int) -> np.ndarra
     if len(unique) < len(places):
         raise ValueError(f"n_blocks={n_blocks!r} names a block twice; the teacher has {total} blocks.")
     return unique
-
-
-def find_places(extractor: Any) -> Callable[[Tensor], Tensor] | None:
-    """The extractor's `to_maps`; None if it has none, or is known not to find the right places."""
-    to_maps = getattr(extractor, "to_maps", None)
-    return to_maps if to_maps is not None and getattr(extractor, "places_known_", True) else None
-
-
-def count_prefix_tokens(tokens: Tensor, extractor: Any) -> int:
-    """How many of the tokens (B, T, C) stand for no place; 0 where the extractor cannot tell, or they fill no grid."""
-    to_maps = getattr(extractor, "to_maps", None)
-    if to_maps is None:
-        return 0
-    try:
-        maps = to_maps(tokens)
-    except ValueError:
-        return 0
-    return tokens.shape[1] - maps.shape[2] * maps.shape[3]
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -24,19 +24,18 @@ from skl_transformaly.students._imitation import (
     Collect,
     ImitationMixin,
     Part,
-    at_least_float32,
     block_measures,
     by_measure,
-    count_prefix_tokens,
-    find_places,
 )
 from skl_transformaly.students._residuals import ResidualStatistics
 from skl_transformaly.teacher._network import BlockVisitor
+from skl_transformaly.teacher._protocol import Extractor, chunk_size, count_prefix_tokens, find_places
 from skl_transformaly.teacher._recording import Recording
 from skl_transformaly.utils._cache import Cache, fingerprint, identity
+from skl_transformaly.utils._chunks import Chunks
 from skl_transformaly.utils._fitting import all_or_nothing
 from skl_transformaly.utils._progress import Progress
-from skl_transformaly.utils._torch import own_settings, single_threaded_blas
+from skl_transformaly.utils._torch import at_least_float32, own_settings, single_threaded_blas
 
 __all__ = ["RidgeStudents"]
 
@@ -332,10 +331,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         self.extractor = extractor
         self.verbose = verbose
 
-    @all_or_nothing
-    @_fit_context(prefer_skip_nested_validation=False)
-    @own_settings()
-    def fit(self, X: Any, y: Any = None, *, extractor: Any = None, cache: Cache | None = None) -> RidgeStudents:
+    def fit(self, X: Any, y: Any = None, *, extractor: Extractor | None = None) -> RidgeStudents:
         """Solve a student for each chosen block, and measure the training images.
 
         Parameters
@@ -346,8 +342,6 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         extractor : fitted extractor, default=None
             The teacher to use instead of a fresh one; how a detector hands over its own. It then measures the training
             images itself, by `measure_training`.
-        cache : Cache, default=None
-            Where solved students are kept and found again; how a detector hands over its `memory`.
 
         Returns
         -------
@@ -362,13 +356,18 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         FloatingPointError
             The teacher gave a value that is not finite.
         """
+        return self._fit(X, extractor, Cache(None))
+
+    @all_or_nothing
+    @_fit_context(prefer_skip_nested_validation=False)
+    @own_settings()
+    def _fit(self, X: Any, extractor: Extractor | None, cache: Cache) -> RidgeStudents:
+        """Fit, with students kept in `cache`: how a detector hands over its teacher and its `memory`."""
         self.__dict__.pop("local_weights_", None)
         alone = extractor is None
         images, extractor = self._begin(X, extractor)
         self.updates_ = self.updates
-        self._halving = self._new_halving()
         self._take_recording()
-        cache = Cache(None) if cache is None else cache
         key: dict[str, Any] = {}
         if cache.active:
             key = {
@@ -381,7 +380,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         solved = cache("ridge students", key, lambda: self._solve(images))
         self._layouts, self._sizes, local, context, self._inverses = solved
         self.cache_keys_ = key
-        self._residuals = [None] * len(self.block_indices_)
+        self.residuals_ = [None] * len(self.block_indices_)
         self.context_weights_ = context
         self.local_weights_ = local
         self._build()
@@ -413,10 +412,11 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
                 recording.embed(extractor, part.batch, part.positions, visit)
             return found
 
+        chunks = Chunks("scoring", chunk_size(extractor))
         with Progress("Solving students", len(images), show=self.verbose) as progress:
             for positions, pixels in images.batches(extractor.batch_size):
                 # added once all parts are through: where memory runs out, they are taken again
-                for found in self._in_parts(run, Part(positions, extractor.preprocess(pixels))):
+                for found in chunks(run, Part(positions, extractor.preprocess(pixels))):
                     for index, products in found.items():
                         sums[index].add(products)
                 progress.update(len(positions))
@@ -463,7 +463,9 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         self._modules = [RidgeStudent(*column).eval() for column in columns]
 
     @own_settings()
-    def measure_training(self, images: Images, collect: Collect | None = None) -> None:
+    def measure_training(
+        self, images: Images, collect: Collect | None = None, groups: np.ndarray | None = None
+    ) -> None:
         """Measure each training image with and without its part in the students.
 
         From what `fit` recorded of the teacher, and by running the teacher again where it recorded nothing. Sets
@@ -475,10 +477,12 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
             What `fit` saw.
         collect : callable, default=None
             As in `measure`: how a detector sees the same pass.
+        groups : ndarray of shape (n,), default=None
+            The same number for images that are left out together; None takes those of the same pixels.
         """
         n, m = len(images), len(self.block_indices_)
         fitted, held_out = (np.full((n, self._n_features_out), np.nan) for _ in range(2))
-        duplicates = group_sizes(images.groups(), n)
+        duplicates = group_sizes(images.groups() if groups is None else groups, n)
         chosen = set(np.unique(np.linspace(0, n - 1, min(n, _MAP_IMAGES)).round().astype(int)).tolist())
         maps: list[dict[int, Tensor]] = [{} for _ in range(m)]  # by position: a part may be taken again
         to_maps = find_places(self.extractor_)
@@ -522,6 +526,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
             run(part.positions, partial(self.extractor_.embed, part.batch))
 
         recording = self._take_recording()
+        chunks = Chunks("scoring", chunk_size(self.extractor_))
         with Progress("Measuring", n, show=self.verbose) as progress:
             seen_until = 0
             if recording is not None:
@@ -530,19 +535,19 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
                     progress.update(len(recorded.positions))
                     seen_until = int(recorded.positions[-1]) + 1
             for positions, pixels in images.batches(self.extractor_.batch_size, start=seen_until):
-                self._in_parts(run_live, Part(positions, self.extractor_.preprocess(pixels)))
+                chunks(run_live, Part(positions, self.extractor_.preprocess(pixels)))
                 progress.update(len(positions))
         self.training_discrepancies_, self.held_out_discrepancies_ = fitted, held_out
-        self._residuals = [_map_statistics([found[i] for i in sorted(found)], to_maps) for found in maps]
+        self.residuals_ = [_map_statistics([found[i] for i in sorted(found)], to_maps) for found in maps]
         self._inverses = []  # they have done what they were for
 
     def training_state(self) -> tuple:
         """What `measure_training` has set, for a cache."""
-        return self.training_discrepancies_, self.held_out_discrepancies_, self._residuals
+        return self.training_discrepancies_, self.held_out_discrepancies_, self.residuals_
 
     def set_training_state(self, state: tuple) -> None:
         """Set what `measure_training` would, from a cache."""
-        self.training_discrepancies_, self.held_out_discrepancies_, self._residuals = state
+        self.training_discrepancies_, self.held_out_discrepancies_, self.residuals_ = state
         self._inverses = []
         self._take_recording()
 
@@ -552,7 +557,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
 
     def __getstate__(self) -> dict:
         state = dict(super().__getstate__())  # which from Python 3.11 on is the object's own
-        for name in ("_halving", "_modules", "_recording"):
+        for name in ("_modules", "_recording"):
             state.pop(name, None)
         return state
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from skl_transformaly.utils._compat import clear_forward_hooks
 from skl_transformaly.utils._torch import seeded
 
 __all__ = [
@@ -146,8 +147,7 @@ def blank_copy(block: nn.Module) -> nn.Module:
     """A copy of `block` without its hooks, whose parameters are still to be loaded."""
     blank: dict[int, Any] = {id(p): nn.Parameter(torch.empty_like(p), requires_grad=False) for p in block.parameters()}
     twin = copy.deepcopy(block, blank)
-    for hooks in (twin._forward_hooks, twin._forward_hooks_with_kwargs, twin._forward_hooks_always_called):
-        hooks.clear()
+    clear_forward_hooks(twin)
     return twin
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 from numbers import Integral
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,15 +19,13 @@ from skl_transformaly.images._pixels import eight_bits
 from skl_transformaly.teacher import _architecture, _weights
 from skl_transformaly.teacher._kernels import REUSED_BYTES, suit_sixteen_bits
 from skl_transformaly.teacher._network import BlockVisitor, Teacher
-from skl_transformaly.utils._chunks import Halving
+from skl_transformaly.teacher._protocol import Extractor, missing_members
+from skl_transformaly.utils._chunks import Chunks
+from skl_transformaly.utils._compat import Interval, StrOptions, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
 from skl_transformaly.utils._torch import PRECISIONS, autocast, own_settings, resolve_device, resolve_precision
 
 __all__ = ["TimmExtractor", "resolve_extractor"]
-
-# What the students and the detector use of an extractor; a user's own class needs these.
-# It may have `chunk_size_` besides; see TimmExtractor.
-EXTRACTOR_PROTOCOL = ("fit", "blocks_", "preprocess", "embed", "new_blocks", "compute", "batch_size")
 
 
 class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -99,8 +96,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     interpolation (antialiased), then normalised with the weights' own mean and standard deviation, per
     ``pretrained_cfg``. Grey images fill all channels; transparent ones are laid on white.
 
-    A class of your own can stand in: it needs `fit`, and after it `blocks_`, `preprocess`, `embed`,
-    `new_blocks`, `compute` and `batch_size` with the meanings that they have here.
+    A class of your own can stand in for this one, if it has the members of :class:`Extractor`.
 
     References
     ----------
@@ -147,7 +143,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         self.precision = precision
 
     @all_or_nothing
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     @own_settings()
     def fit(self, X: Any, y: Any = None) -> TimmExtractor:
         """Load the teacher; of the images only their form is looked at.
@@ -182,7 +178,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         self.weights_sha256_ = teacher.weights_sha256
         self.image_size_ = tuple(teacher.data_config["input_size"][1:])
         self._teacher = teacher
-        self.embedding_size_ = self._probe()[0]
+        self.embedding_size_ = self.probe()[0]
         return self
 
     def transform(self, X: Any) -> np.ndarray:
@@ -207,9 +203,9 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         check_is_fitted(self)
         images = self._check_images(X, reset=False)
         Z = np.full((len(images), self.embedding_size_), np.nan, dtype=np.float64)
-        halving = Halving("running the teacher on", self.chunk_size_)
+        chunks = Chunks("running the teacher on", self.chunk_size_)
         for positions, pixels in images.batches(self.batch_size):
-            Z[positions] = torch.cat(halving(self.embed, self.preprocess(pixels))).double().cpu().numpy()
+            Z[positions] = torch.cat(chunks(self.embed, self.preprocess(pixels))).double().cpu().numpy()
         return Z if self.precision_ == "float64" else Z.astype(np.float32)
 
     def keep_settings(self) -> None:
@@ -222,7 +218,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         """How images are resized: "bilinear" or "bicubic"."""
         return self.settings_["interpolation"] or self.teacher_.data_config["interpolation"]
 
-    # What BlockStudents and TransformalyDetector use: the protocol of an extractor
+    # The protocol of an extractor
 
     @property
     def blocks_(self) -> list[nn.Module]:
@@ -282,7 +278,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
     @property
     def n_classes_(self) -> int:
-        """Number of classes that the teacher's weights were trained to tell apart; 0 where they came without."""
+        """Number of classes that the teacher's weights were trained on; 0 if they came without a classifier."""
         return self.teacher_.n_classes
 
     @own_settings()
@@ -311,8 +307,8 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         return [self.adapt(block).to(self._parameter()).train() for block in blocks]
 
     def adapt(self, block: nn.Module) -> nn.Module:
-        """Have a block of the architecture compute by the same kernels as the teacher's; changes and gives `block`."""
-        if self._sixteen_bits(self._parameter().device):
+        """Change `block`, of the architecture, to compute by the same kernels as the teacher's; returns it."""
+        if self.sixteen_bits(self._parameter().device):
             suit_sixteen_bits(block)
         return block
 
@@ -341,7 +337,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
     def compute(self) -> contextlib.AbstractContextManager:
         """Context manager in which teacher and students compute, in the precision in use."""
-        # a copy without the network needs none: workers that train students have such
+        # workers that train students have a copy without the network
         loaded = getattr(self, "_teacher", None) is not None
         return autocast(self._parameter().device if loaded else resolve_device(self.device), self.precision_)
 
@@ -355,10 +351,10 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         """
         if self._parameter().device.type != "cpu":
             return None
-        return max(1, REUSED_BYTES // max(1, self._probe()[1]))
+        return max(1, REUSED_BYTES // max(1, self.probe()[1]))
 
     def identity(self) -> dict[str, Any]:
-        """What tells this fitted teacher from all that give other values; for caches."""
+        """What distinguishes this fitted teacher from all that compute other values; for caches."""
         config = self.teacher_.data_config
         return {
             "model": _architecture.architecture_name(self.settings_["model_name"]),
@@ -425,7 +421,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
     @own_settings()
     def _load(self, device: torch.device, dtype: torch.dtype) -> Teacher:
-        sixteen_bits = self._sixteen_bits(device)
+        sixteen_bits = self.sixteen_bits(device)
         model_name, image_size = self.settings_["model_name"], self.settings_["image_size"]
         return _weights.load_teacher(model_name, self.weights, image_size, device, dtype, sixteen_bits)
 
@@ -433,8 +429,8 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         super()._validate_params()
         _architecture.image_sides(self.image_size)
 
-    def _sixteen_bits(self, device: torch.device) -> bool:
-        """Whether networks compute on a CPU in 16 bits, for which they are suited."""
+    def sixteen_bits(self, device: torch.device) -> bool:
+        """Whether networks compute on this device, a CPU, in 16 bits, for which :meth:`adapt` suits them."""
         return device.type == "cpu" and PRECISIONS[resolve_precision(self.settings_["precision"], device)].itemsize == 2
 
     def _parameter(self) -> Tensor:
@@ -442,7 +438,8 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         return next(self.teacher_.model.parameters())
 
     @own_settings()
-    def _probe(self) -> tuple[int, int]:
+    def probe(self) -> tuple[int, int]:
+        """Length of an embedding, and bytes of the largest tensor that any layer returns for one image."""
         with self.compute():
             return self.teacher_.probe(self._blank())
 
@@ -463,27 +460,34 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         return hasattr(self, "weights_sha256_")
 
 
-def resolve_extractor(extractor: Any) -> Any:
-    """Turn None, a timm name or "bundled" into an extractor; refuse objects that lack what is needed.
+@overload
+def resolve_extractor(extractor: str | None) -> TimmExtractor: ...
+
+
+@overload
+def resolve_extractor(extractor: str | Extractor | None) -> Extractor: ...
+
+
+def resolve_extractor(extractor: str | Extractor | None) -> Extractor:
+    """Turn None or a name into an extractor; refuse objects that lack what is needed.
 
     Raises
     ------
     TypeError
-        `extractor` is neither a string nor an object with the methods of :class:`TimmExtractor`.
+        `extractor` is neither a string nor an object with the members of :class:`Extractor`.
     """
     if extractor is None:
         return TimmExtractor()
     if isinstance(extractor, str):
         return TimmExtractor(extractor)
-    # attributes that end in _ may be there only after fit
     if isinstance(extractor, type):
         raise TypeError(
             f"extractor must be an object, got the class {extractor.__name__}: write {extractor.__name__}(...)."
         )
-    missing = [name for name in EXTRACTOR_PROTOCOL if not name.endswith("_") and not hasattr(extractor, name)]
+    missing = missing_members(extractor)
     if missing:
         raise TypeError(
-            f"extractor must be a timm name, 'bundled', or an object with the methods of TimmExtractor; "
+            "extractor must be a timm name, 'bundled', or an object with the members of skl_transformaly.Extractor; "
             f"{type(extractor).__name__} lacks {', '.join(missing)}."
         )
     return extractor

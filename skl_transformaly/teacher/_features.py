@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skl_transformaly.students._imitation import at_least_float32, count_prefix_tokens
 from skl_transformaly.teacher._network import BlockVisitor
+from skl_transformaly.teacher._protocol import count_prefix_tokens
+from skl_transformaly.utils._torch import at_least_float32
 
 __all__ = ["SPACES", "TEACHER_SPACES", "TeacherFeatures", "layer_indices"]
 

@@ -10,6 +10,8 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from skl_transformaly.utils._compat import linear_pointwise
+
 __all__ = ["REUSED_BYTES", "is_suited", "keep_memory", "suit_sixteen_bits"]
 
 # The largest block of memory that glibc ever keeps: its DEFAULT_MMAP_THRESHOLD_MAX on 64-bit systems.
@@ -45,7 +47,7 @@ def is_suited(module: nn.Module) -> bool:
 def _fused_linear(x: Tensor, layer: Any, activation: str = "none", algorithm: str = "") -> Tensor:
     """``activation(layer(x))`` in bfloat16 by one call of oneDNN."""
     weight, bias = (None if p is None else p.to(torch.bfloat16) for p in (layer.weight, layer.bias))
-    return torch.ops.mkldnn._linear_pointwise(x.to(torch.bfloat16), weight, bias, activation, [], algorithm)
+    return linear_pointwise(x.to(torch.bfloat16), weight, bias, activation, algorithm)
 
 
 @functools.cache

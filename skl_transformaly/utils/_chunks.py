@@ -1,4 +1,4 @@
-"""Batches are taken in parts: as many images at a time as an accelerator's memory holds, or as a CPU likes best."""
+"""Batches taken in parts: as many images at a time as an accelerator's memory holds, or as suits a CPU."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["Halving"]
+__all__ = ["Chunks"]
 
 T = TypeVar("T")
 
 
-class Halving:
-    """Remembers how many images fit at a time, and works in parts of that size.
+class Chunks:
+    """Works on batches in parts, and remembers how many images fit at a time.
 
-    Each time the accelerator runs out of memory the bound becomes half of what was tried, and a warning names the
+    Each time the accelerator runs out of memory, the bound becomes half of what was tried, and a warning names the
     number. One object serves one use of memory: what fits for scoring may not for training.
 
     Parameters
@@ -25,7 +25,7 @@ class Halving:
     what : str
         For the warning: what is done with the images.
     size : int or None, default=None
-        The bound to start with; None is none.
+        The bound to start with; None is no bound.
     """
 
     def __init__(self, what: str, size: int | None = None):
@@ -33,14 +33,14 @@ class Halving:
         self.size = size
 
     def parts(self, batch: Sequence[T] | Any) -> Iterator[Any]:
-        """Yield `batch` in parts within the bound, as equal as can be."""
+        """Yield `batch` in parts within the bound, of sizes as equal as possible."""
         count = math.ceil(len(batch) / self.size) if self.size else 1
         size = math.ceil(len(batch) / max(1, count)) or 1
         for start in range(0, len(batch), size):
             yield batch[start : start + size]
 
     def __call__(self, function: Callable[[Any], T], batch: Any) -> list[T]:
-        """Results of `function` for the parts of `batch`, all of one size, which is halved until it fits.
+        """Results of `function` for the parts of `batch`, whose size is halved until they fit.
 
         Raises
         ------

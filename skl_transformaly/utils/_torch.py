@@ -11,9 +11,13 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController, threadpool_limits
+from torch import Tensor
+
+from skl_transformaly.utils._compat import cpu_has_bfloat16
 
 __all__ = [
     "PRECISIONS",
+    "at_least_float32",
     "autocast",
     "limited_threads",
     "own_settings",
@@ -60,15 +64,14 @@ def resolve_precision(precision: str, device: torch.device, *, attention: bool =
         return precision
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    if device.type == "cpu" and attention and _cpu_has_bfloat16():
+    if device.type == "cpu" and attention and cpu_has_bfloat16():
         return "bfloat16"
     return "float32"
 
 
-def _cpu_has_bfloat16() -> bool:
-    # private to torch, but the only way it tells; absent means too old to know
-    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in probes)
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """`tensor` in float32 if it is in 16 bits, else as it is."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
@@ -113,7 +116,7 @@ def own_settings() -> Iterator[None]:
                 raise
             raise MemoryError(
                 f"torch was given too little memory ({str(error).splitlines()[0]}). Give the extractor a smaller "
-                "batch_size or image_size, or students cache='disk'."
+                "batch_size or image_size, or students storage='disk'."
             ) from error
 
 

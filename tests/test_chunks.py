@@ -4,7 +4,7 @@ import torch
 from conftest import tiny_extractor, tiny_students
 
 from skl_transformaly import BlockStudents
-from skl_transformaly.utils._chunks import Halving
+from skl_transformaly.utils._chunks import Chunks
 
 
 def fits(most):
@@ -22,34 +22,34 @@ def fits(most):
 
 def test_without_failure_nothing_is_divided():
     function, sizes = fits(100)
-    (result,) = Halving("testing")(function, np.arange(10))
+    (result,) = Chunks("testing")(function, np.arange(10))
     assert sizes == [10] and result.tolist() == list(range(0, 20, 2))
 
 
 @pytest.mark.parametrize("n, most, size", [(10, 5, 5), (10, 4, 2), (7, 3, 3), (9, 1, 1)])
 def test_parts_are_halved_until_they_fit_and_are_all_there(n, most, size):
-    halving = Halving("testing")
+    chunks = Chunks("testing")
     function, _ = fits(most)
     with pytest.warns(UserWarning, match="Out of memory while testing"):
-        parts = halving(function, np.arange(n))
-    assert halving.size == size
+        parts = chunks(function, np.arange(n))
+    assert chunks.size == size
     np.testing.assert_array_equal(np.concatenate(parts), 2 * np.arange(n))
 
 
 def test_the_next_batch_is_not_tried_whole():
-    halving = Halving("testing")
+    chunks = Chunks("testing")
     function, sizes = fits(5)
     with pytest.warns(UserWarning, match="going on with 5"):
-        halving(function, np.arange(10))
+        chunks(function, np.arange(10))
     del sizes[:]
-    halving(function, np.arange(10))
+    chunks(function, np.arange(10))
     assert sizes == [5, 5]
 
 
 def test_one_image_that_does_not_fit_is_an_error():
     function, _ = fits(0)
     with pytest.warns(UserWarning, match="going on with 1"), pytest.raises(torch.cuda.OutOfMemoryError):
-        Halving("testing")(function, np.arange(2))
+        Chunks("testing")(function, np.arange(2))
 
 
 def out_of_memory_above(extractor, most):
@@ -89,7 +89,7 @@ def test_students_trained_in_parts_are_those_trained_whole(images):
 @pytest.mark.parametrize("n, bound, sizes", [(10, 4, [4, 4, 2]), (32, 27, [16, 16]), (3, 27, [3])])
 def test_parts_within_a_bound_are_as_equal_as_can_be(n, bound, sizes):
     function, seen = fits(100)
-    parts = Halving("testing", bound)(function, np.arange(n))
+    parts = Chunks("testing", bound)(function, np.arange(n))
     assert seen == sizes
     np.testing.assert_array_equal(np.concatenate(parts), 2 * np.arange(n))
 
