@@ -1,6 +1,6 @@
-"""Save a fitted detector in one file, and load it, without pickle: no code in the file, none run from it.
+"""Save a fitted detector in one file and load it, without pickle: the file holds no code, and none is run.
 
-The command line, `distributed` and users import it; it imports the estimators, and nothing imports it from below.
+The command line, `distributed` and users import this room. It imports the estimators, and they do not import it.
 """
 
 from skl_transformaly.persistence._model import SKOPS_TYPES, DriftWarning, load, read_header, save

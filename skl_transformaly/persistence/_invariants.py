@@ -6,7 +6,7 @@ Each function takes a part whose attributes have the right kinds and shapes, and
 from __future__ import annotations
 
 import math
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from sklearn.decomposition import PCA
@@ -18,11 +18,10 @@ from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity
 from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly._fusion import held_out_threshold
 from skl_transformaly._space import FeatureSpace
+from skl_transformaly.persistence._fields import brief, refuse
 from skl_transformaly.students._residuals import ResidualStatistics
 
 __all__ = [
-    "Unfit",
-    "brief",
     "check_auto",
     "check_conformal",
     "check_detector",
@@ -35,27 +34,10 @@ __all__ = [
     "check_ridge",
     "check_space",
     "check_threshold",
-    "count_discrepancies",
-    "unfit",
 ]
 
 # What rounding may take from the orthonormality of directions, and from the product of a matrix and its inverse.
 _ORTHONORMAL, _INVERSE = 1e-6, 1e-3
-
-
-class Unfit(ValueError):
-    """What is wrong with a file's content, or cannot be in one; whoever catches it adds which file, or which part."""
-
-
-def unfit(what: str) -> NoReturn:
-    """Raise :class:`Unfit`, where an expression is wanted."""
-    raise Unfit(what)
-
-
-def brief(value: Any) -> str:
-    """Text of a value, shortened."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 # ----- densities
@@ -63,19 +45,19 @@ def brief(value: Any) -> str:
 
 def _check_orthonormal(components: np.ndarray) -> None:
     if not np.allclose(components @ components.T, np.eye(len(components)), atol=_ORTHONORMAL):
-        unfit("has components_ that are not orthonormal")
+        refuse("has components_ that are not orthonormal")
 
 
 def check_gaussian(density: GaussianDensity, sizes: dict[str, int]) -> None:
     """A covariance that is positive definite, in orthonormal directions."""
     if not (density.floor_ > 0 and (density.scale_ > 0).all() and (density.variances_ >= 0).all()):
-        unfit("has floor_, scale_ or variances_ of a covariance that is not positive definite")
+        refuse("has floor_, scale_ or variances_ of a covariance that is not positive definite")
     if not 0 <= density.shrinkage_ <= 1:
-        unfit(f"has shrinkage_ {brief(density.shrinkage_)}; expected a share")
+        refuse(f"has shrinkage_ {brief(density.shrinkage_)}; expected a share")
     if sizes["k"] > min(density.n_samples_, sizes["d"]):
-        unfit(f"has {sizes['k']} components_ of {density.n_samples_} samples (n_samples_) in {sizes['d']} dimensions")
+        refuse(f"has {sizes['k']} components_ of {density.n_samples_} samples (n_samples_) in {sizes['d']} dimensions")
     if density.target == "identity" and (density.scale_ != 1).any():
-        unfit("has scale_ that is not 1, and target='identity'")
+        refuse("has scale_ that is not 1, and target='identity'")
     _check_orthonormal(density.components_)
 
 
@@ -83,20 +65,20 @@ def check_neighbors(density: KNNDensity) -> None:
     """Samples at ascending positions among those of the fit, and a positive least distance."""
     positions = density.positions_
     if not density.n_neighbors <= len(density.samples_):
-        unfit(f"has n_neighbors={density.n_neighbors} of {len(density.samples_)} samples")
+        refuse(f"has n_neighbors={density.n_neighbors} of {len(density.samples_)} samples")
     if not ((np.diff(positions) > 0).all() and positions[0] >= 0 and positions[-1] < density.n_samples_fit_):
-        unfit("has samples at positions_ that were not fitted")
+        refuse("has samples at positions_ that were not fitted")
     if not density.floor_ > 0:
-        unfit(f"has floor_ {brief(density.floor_)}; expected a positive distance")
+        refuse(f"has floor_ {brief(density.floor_)}; expected a positive distance")
 
 
-def check_auto(density: AutoDensity) -> None:
+def check_auto(density: AutoDensity, sizes: dict[str, int]) -> None:
     """Both parts of one fit, and positive spreads."""
     if not (density.spread_ > 0).all():
-        unfit("has spread_ that is not positive")
+        refuse("has spread_ that is not positive")
     fitted = {len(density.held_out_scores_), density.gaussian_.n_samples_, density.neighbors_.n_samples_fit_}
     if len(fitted) > 1:
-        unfit(f"has held_out_scores_, gaussian_ and neighbors_ of {sorted(fitted)} samples; expected the same ones")
+        refuse(f"has held_out_scores_, gaussian_ and neighbors_ of {sorted(fitted)} samples; expected the same ones")
 
 
 def check_mixture(mixture: GaussianMixture, sizes: dict[str, int]) -> None:
@@ -106,11 +88,11 @@ def check_mixture(mixture: GaussianMixture, sizes: dict[str, int]) -> None:
     shape = {"full": (k, d, d), "tied": (d, d), "diag": (k, d), "spherical": (k,)}[kind]
     for name in ("covariances_", "precisions_", "precisions_cholesky_"):
         if getattr(mixture, name).shape != shape:
-            unfit(f"has {name} of shape {getattr(mixture, name).shape}; expected {shape}")
+            refuse(f"has {name} of shape {getattr(mixture, name).shape}; expected {shape}")
     if mixture.n_components != k:
-        unfit(f"has {k} components, and n_components={mixture.n_components}")
+        refuse(f"has {k} components, and n_components={mixture.n_components}")
     if not ((mixture.weights_ >= 0).all() and math.isclose(mixture.weights_.sum(), 1, rel_tol=1e-6)):
-        unfit("has weights_ that are not shares of a whole")
+        refuse("has weights_ that are not shares of a whole")
     roots = mixture.precisions_cholesky_
     if kind in ("diag", "spherical"):
         inverse, product, diagonal = roots**2, mixture.covariances_ * roots**2, roots
@@ -120,45 +102,45 @@ def check_mixture(mixture: GaussianMixture, sizes: dict[str, int]) -> None:
         product, diagonal = mixture.covariances_ @ inverse, np.diagonal(roots, axis1=-2, axis2=-1)
         unit = np.eye(d)
         if np.tril(roots, -1).any():
-            unfit("has precisions_cholesky_ that is not upper triangular")
+            refuse("has precisions_cholesky_ that is not upper triangular")
     if not (diagonal > 0).all():
-        unfit("has precisions_cholesky_ that is not positive definite")
+        refuse("has precisions_cholesky_ that is not positive definite")
     if not np.allclose(inverse, mixture.precisions_, rtol=_INVERSE, atol=_INVERSE * np.abs(inverse).max()):
-        unfit("has precisions_ that are not those of precisions_cholesky_")
+        refuse("has precisions_ that are not those of precisions_cholesky_")
     if not np.allclose(product, unit, atol=_INVERSE * max(1.0, d**0.5)):
-        unfit("has covariances_ that are not the inverse of precisions_")
+        refuse("has covariances_ that are not the inverse of precisions_")
 
 
 def check_pca(pca: PCA, sizes: dict[str, int]) -> None:
     """Orthonormal directions of descending variance."""
     variances = pca.explained_variance_
     if not ((variances >= 0).all() and (np.diff(variances) <= 0).all()):
-        unfit("has explained_variance_ that is negative, or not in descending order")
+        refuse("has explained_variance_ that is negative, or not in descending order")
     ratios = pca.explained_variance_ratio_
     if not ((ratios >= 0).all() and ratios.sum() <= 1 + _INVERSE and (pca.singular_values_ >= 0).all()):
-        unfit("has explained_variance_ratio_ or singular_values_ that are not shares and lengths")
+        refuse("has explained_variance_ratio_ or singular_values_ that are not shares and lengths")
     if not np.allclose(pca.singular_values_**2, variances * (pca.n_samples_ - 1), rtol=_INVERSE):
-        unfit("has singular_values_ that do not go with explained_variance_ and n_samples_")
+        refuse("has singular_values_ that do not go with explained_variance_ and n_samples_")
     if pca.noise_variance_ < 0:
-        unfit(f"has noise_variance_ {brief(pca.noise_variance_)}; expected a variance")
+        refuse(f"has noise_variance_ {brief(pca.noise_variance_)}; expected a variance")
     _check_orthonormal(pca.components_)
 
 
 def check_space(space: FeatureSpace, sizes: dict[str, int]) -> None:
     """Groups that are its features, a density of these, and a scale."""
     if int(space.sizes_.sum()) != sizes["z"] or (space.sizes_ < 1).any():
-        unfit("has groups (sizes_) that are not its features")
+        refuse("has groups (sizes_) that are not its features")
     if not space.spread_ > 0:
-        unfit(f"has spread_ {brief(space.spread_)}; expected a positive number")
+        refuse(f"has spread_ {brief(space.spread_)}; expected a positive number")
     if hasattr(space, "whitening_") != (space.explained_variance is not None and not space.discrepancy):
-        unfit(f"has whitening_ or not, against explained_variance={space.explained_variance}")
+        refuse(f"has whitening_ or not, against explained_variance={space.explained_variance}")
     expected = sizes["k"] if hasattr(space, "whitening_") else sizes["z"]
     if sizes.get("features", expected) != expected:
-        unfit(f"has a density_ of {sizes['features']} features; expected {expected}")
+        refuse(f"has a density_ of {sizes['features']} features; expected {expected}")
     if not space.standardize and (space.location_, space.spread_) != (0, 1):
-        unfit("has location_ and spread_ other than 0 and 1, and standardize=False")
+        refuse("has location_ and spread_ other than 0 and 1, and standardize=False")
     if space.usual_ < space.lowest_:
-        unfit(f"has usual_ {space.usual_} below lowest_ {space.lowest_}")
+        refuse(f"has usual_ {space.usual_} below lowest_ {space.lowest_}")
 
 
 # ----- students
@@ -167,19 +149,16 @@ def check_space(space: FeatureSpace, sizes: dict[str, int]) -> None:
 def check_residuals(statistics: ResidualStatistics) -> None:
     """Positive spreads, and a triangular whitening with a positive diagonal."""
     if not (statistics.spread > 0).all():
-        unfit("has residuals whose spread is not positive")
+        refuse("has residuals whose spread is not positive")
     whitening = statistics.whitening
     if np.triu(whitening, 1).any() or not (np.diagonal(whitening) > 0).all():
-        unfit("has residuals whose whitening is not lower triangular with a positive diagonal")
+        refuse("has residuals whose whitening is not lower triangular with a positive diagonal")
 
 
 def check_ridge(students: Any, sizes: dict[str, int]) -> None:
-    """Training discrepancies of its own blocks, which are squares, and maps no larger than the image."""
+    """Training discrepancies of its own blocks."""
     if sizes["columns"] != len(students.measures_) * sizes["m"]:
-        unfit("has training_discrepancies_ of other blocks than its own")
-    largest = max(students.extractor_.image_size_)
-    if any(side > largest for size in students._sizes for side in size):
-        unfit(f"has maps that are larger than the teacher's image of {largest} pixels")
+        refuse("has training_discrepancies_ of other blocks than its own")
     check_image_shape(students, sizes)
 
 
@@ -190,10 +169,10 @@ def check_image_shape(part: Any, sizes: dict[str, int]) -> None:
     """As many features as the image has values."""
     shape = getattr(part, "image_shape_", None)
     if shape is not None and hasattr(part, "n_features_in_") and math.prod(shape) != part.n_features_in_:
-        unfit(f"has image_shape_ {shape}, and n_features_in_ {part.n_features_in_}")
+        refuse(f"has image_shape_ {shape}, and n_features_in_ {part.n_features_in_}")
 
 
-def count_discrepancies(detector: TransformalyDetector, sizes: dict[str, int]) -> int:
+def _count_discrepancies(detector: TransformalyDetector, sizes: dict[str, int]) -> int:
     """Number of discrepancies that the students measure of an image."""
     return len(detector.students_.measures_) * sizes["m"] if hasattr(detector, "students_") else 0
 
@@ -201,14 +180,18 @@ def count_discrepancies(detector: TransformalyDetector, sizes: dict[str, int]) -
 def check_detector(detector: TransformalyDetector, sizes: dict[str, int]) -> None:
     """Spaces that go with teacher and students, and training scores that are their parts and give the threshold."""
     spaces = detector.feature_spaces_
-    if not spaces:
-        unfit("has no feature spaces")
+    if not spaces or list(detector.spaces_) != spaces:
+        refuse(f"has no feature spaces, or others (spaces_) than it lists: {spaces}")
+    expected = {"pretrained": sizes.get("D"), "discrepancy": _count_discrepancies(detector, sizes)}
+    for name, space in detector.spaces_.items():
+        if expected.get(name, space.n_features_in_) not in (None, space.n_features_in_):
+            refuse(f"has a feature space {name!r} of {space.n_features_in_} features; expected {expected[name]}")
     if hasattr(detector, "students_") != ("discrepancy" in spaces):
-        unfit(f"has feature spaces {spaces}, which do not go with its students")
+        refuse(f"has feature spaces {spaces}, which do not go with its students")
     if "discrepancy" in spaces and detector.students_.extractor_ is not detector.extractor_:
-        unfit("has students of another teacher")
+        refuse("has students of another teacher")
     if "classes" in spaces and not detector.extractor_.n_classes_:
-        unfit("has a space of classes, and its teacher has no classifier")
+        refuse("has a space of classes, and its teacher has no classifier")
     _check_training(detector, sizes)
     check_threshold(detector)
     check_image_shape(detector, sizes)
@@ -217,22 +200,22 @@ def check_detector(detector: TransformalyDetector, sizes: dict[str, int]) -> Non
 def _check_training(detector: TransformalyDetector, sizes: dict[str, int]) -> None:
     spaces = detector.feature_spaces_
     if detector.training_parts_.shape[1] != len(spaces):
-        unfit("has training_parts_ of other feature spaces than its own")
-    if detector.training_discrepancies_.shape[1] != count_discrepancies(detector, sizes):
-        unfit("has training_discrepancies_ of other blocks than its students'")
+        refuse("has training_parts_ of other feature spaces than its own")
+    if detector.training_discrepancies_.shape[1] != _count_discrepancies(detector, sizes):
+        refuse("has training_discrepancies_ of other blocks than its students'")
     terms = detector.spaces_["discrepancy"] if "discrepancy" in spaces else None
     if detector.training_terms_.shape[1] != (sizes["m"] if hasattr(terms, "term_locations_") else 0):
-        unfit("has training_terms_ of other blocks than its students'")
+        refuse("has training_terms_ of other blocks than its students'")
     total = detector.training_parts_.sum(axis=1)
     if not np.array_equal(total, detector.training_scores_, equal_nan=True):
-        unfit("has training_scores_ that are not the sums of training_parts_")
+        refuse("has training_scores_ that are not the sums of training_parts_")
     for name in ("training_scores_", "training_parts_", "training_terms_", "training_discrepancies_"):
         if np.isinf(getattr(detector, name)).any():
-            unfit(f"has {name} with infinity")
+            refuse(f"has {name} with infinity")
     if detector.training_terms_.shape[1] and "discrepancy" in spaces:
         parts = detector.training_parts_[:, spaces.index("discrepancy")]
         if not np.allclose(detector.training_terms_.sum(axis=1), parts, rtol=1e-6, atol=1e-6, equal_nan=True):
-            unfit("has training_terms_ that do not sum to training_parts_")
+            refuse("has training_terms_ that do not sum to training_parts_")
 
 
 def check_threshold(detector: Any) -> None:
@@ -240,23 +223,23 @@ def check_threshold(detector: Any) -> None:
 
     Raises
     ------
-    Unfit
+    Refused
     """
     if isinstance(detector, ConformalDetector):
         _check_conformal_threshold(detector)
         return
     if detector.held_out_ != (detector.threshold == "held-out"):
-        unfit(f"has held_out_ {detector.held_out_}, and threshold={detector.threshold!r}")
+        refuse(f"has held_out_ {detector.held_out_}, and threshold={detector.threshold!r}")
     scores = np.sort(detector.training_scores_[~np.isnan(detector.training_scores_)])
     if not len(scores):
-        unfit("has no training_scores_ that are numbers")
+        refuse("has no training_scores_ that are numbers")
     if detector.held_out_:
         expected = held_out_threshold(scores, detector.contamination)
     else:
         expected = float(np.quantile(scores, detector.contamination))
     # rounding may differ with the version of numpy
     if not math.isclose(detector.offset_, expected, rel_tol=1e-9, abs_tol=1e-9 * float(np.ptp(scores))):
-        unfit(
+        refuse(
             f"has offset_ {detector.offset_:.9g}, and contamination={detector.contamination} of its training_scores_ "
             f"is {expected:.9g}"
         )
@@ -267,9 +250,9 @@ def _check_conformal_threshold(detector: ConformalDetector) -> None:
     # the division that p_values makes
     flagged = int(np.count_nonzero(np.arange(1, len(scores) + 2) / (len(scores) + 1) <= detector.alpha))
     if not 1 <= flagged <= len(scores):
-        unfit(f"has {len(scores)} calibration_scores_, which are not enough for alpha={detector.alpha}")
+        refuse(f"has {len(scores)} calibration_scores_, which are not enough for alpha={detector.alpha}")
     if detector.offset_ != scores[flagged - 1]:
-        unfit(
+        refuse(
             f"has offset_ {detector.offset_:.9g}, and alpha={detector.alpha} of its calibration_scores_ is "
             f"{scores[flagged - 1]:.9g}"
         )
@@ -278,15 +261,15 @@ def _check_conformal_threshold(detector: ConformalDetector) -> None:
 def check_conformal(detector: ConformalDetector, sizes: dict[str, int]) -> None:
     """Calibration scores in ascending order, the threshold that follows, and places of the images of the fit."""
     if not (np.diff(detector.calibration_scores_) >= 0).all():
-        unfit("has calibration_scores_ that are not in ascending order")
+        refuse("has calibration_scores_ that are not in ascending order")
     check_threshold(detector)
     positions = detector.fitted_positions_
     if positions is None:
         return
     if (positions < 0).any() or len(np.unique(positions)) < len(positions):
-        unfit("has fitted_positions_ that are negative or stand twice")
+        refuse("has fitted_positions_ that are negative or stand twice")
     inner: Any = detector
     while not isinstance(inner, TransformalyDetector):
         inner = inner.estimator if isinstance(inner, FrozenEstimator) else inner.estimator_
     if len(positions) != len(inner.training_scores_):
-        unfit(f"has {len(positions)} fitted_positions_ of a detector that was fitted on {len(inner.training_scores_)}")
+        refuse(f"has {len(positions)} fitted_positions_ of a detector that was fitted on {len(inner.training_scores_)}")

@@ -1,11 +1,10 @@
-"""The container of a saved detector: one safetensors file of arrays and a JSON document, checked before it is believed.
+"""The container of a saved detector: a safetensors file of arrays and a JSON document, checked before it is used.
 
-The layout is that of safetensors, so that any tool for it can list and read the arrays: 8 bytes with the length of the
-header, the header in JSON, the arrays. The header begins with `_MAGIC`; its metadata hold the format's version, a
-SHA-256 and the document. The SHA-256 is that of the whole file with zeros in its own place. It finds damage; it is no
-signature.
+Any tool for safetensors can list and read the arrays. The header begins with `_MAGIC`; its metadata hold the format's
+version, a SHA-256 and the document. The SHA-256 is that of the whole file, with zeros in its own place. It finds damage
+and is not a signature.
 
-Nothing in this module knows about detectors, and none of it needs torch.
+This module does not import torch, and knows nothing about detectors.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import json
 import math
 import os
 import re
-import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,22 +24,24 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-__all__ = ["ModelFile", "ModelFileError", "is_model_file", "parse_json", "read_header", "replacing", "write_model_file"]
+from skl_transformaly.utils._files import replacing
 
-VERSION = 2
+__all__ = ["ModelFile", "ModelFileError", "is_model_file", "read_header", "write_model_file"]
+
+VERSION = 3
 
 _MAGIC = b'{"__metadata__":{"format":"skl-transformaly model","version":"'
 _START = re.compile(re.escape(_MAGIC) + rb'([1-9]\d{0,8})","sha256":"([0-9a-f]{64})","document":"')
 _START_BYTES = 256  # more than _START can match
 _DIGEST_BYTES = 64
 
-# A header this large describes some 100,000 training images, or arrays far beyond any network's.
+# A header of this size describes some 100,000 training images, or far more arrays than any network has.
 _MAX_HEADER = 32 * 2**20
 _MAX_NODES = 1_000_000
 _MAX_DEPTH = 32
 _MAX_DIGITS = 20
 
-# safetensors' names of the dtypes that a detector is made of
+# safetensors' names of the dtypes that a detector consists of
 _DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -54,72 +54,78 @@ _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 _CHUNK = 2**20
 
+_OTHER_KINDS = {
+    b"PK\x03\x04": "a zip archive (perhaps a .pth file of torch, a .npz file, or a file of skops)",
+    b"\x80": "a pickle (joblib.load reads pickles, and runs any code in them)",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"\x08": "an ONNX model",
+    b"\x1f\x8b": "a gzip archive",
+}
+
 
 class ModelFileError(ValueError):
-    """A file that is not a model file, is damaged, is of a newer format, or does not hold what it should.
+    """A file is not a model file, is damaged, is of another format, or has content that :func:`load` refuses.
 
-    Its message names the file and says what was found. Files that are not there or may not be read raise
-    :class:`OSError`, as everywhere.
+    The message names the file and what was found in it. A file that does not exist or cannot be read raises
+    :class:`OSError` instead.
     """
 
 
 @dataclass(frozen=True)
 class ArrayInfo:
-    """What the header says of one array: its dtype and shape, and its bytes' place after the header."""
+    """What the header of a file says about one array."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
-    begin: int
-    end: int
 
 
 class ModelFile:
-    """A model file whose checksum, header and document have been checked; gives its arrays one at a time.
+    """An open model file whose checksum, header and document have been checked. It reads one array at a time.
 
     Parameters
     ----------
     path : str or path
+    check_sum : bool, default=True
+        Whether to read the whole file and compare its SHA-256.
 
     Attributes
     ----------
     document : dict
-        What was written, as JSON gives it back.
+        What was written, as JSON returns it.
     arrays : dict of str to ArrayInfo
-        What the file holds; none of it is read yet.
+        The arrays in the file, none of which has been read yet.
     size : int
         Bytes of the file.
+    version : int
+    sha256 : str
+        As the file states it.
 
     Raises
     ------
     OSError
         The file cannot be read.
     ModelFileError
-        It is not a model file, of a newer format, damaged, or its header goes beyond the limits.
+        The file is not a model file, is damaged, is of another format, or has a header beyond the limits.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, *, check_sum: bool = True):
         self.path = Path(path)
-        with _opened(self.path) as (file, size):
-            self.size = size
-            start = _Start.read(file, size, self.path)
-            found = _digest(file, start)
-            if found != start.sha256:
-                _refuse(self.path, f"is damaged: its SHA-256 is {found}, and {start.sha256} is what was written")
-            header = _parse_header(file, start, self.path)
-        self.document = _document(header, self.path)
-        self.arrays = _array_table(header, size - start.data, self.path)
-        self._sha256 = start.sha256
-        self._stack = contextlib.ExitStack()
+        with _opened(self.path) as (file, self.size):
+            self.version, self.sha256, digest_at = _read_start(file, self.size, self.path)
+            found = _digest(file, digest_at) if check_sum else self.sha256
+        if found != self.sha256:
+            _refuse(self.path, f"is damaged: its SHA-256 is {found}, and {self.sha256} was written")
+        with self._layout_errors(), contextlib.ExitStack() as stack:
+            self._tensors = stack.enter_context(safe_open(self.path, "numpy"))
+            metadata = self._tensors.metadata() or {}
+            if metadata.get("sha256") != self.sha256:
+                _refuse(self.path, "was changed while it was read")
+            self.document = _parse_document(metadata["document"], self.path)
+            self.arrays = {name: self._info(name) for name in set(self._tensors.keys())}
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> ModelFile:
-        try:
-            # The tensors are not read here: the file is mapped, and what is asked for is copied out.
-            self._tensors = self._stack.enter_context(safe_open(str(self.path), framework="np"))
-        except SafetensorError as error:
-            _refuse(self.path, f"is not laid out as safetensors: {error}")
-        if self._tensors.metadata().get("sha256") != self._sha256 or set(self._tensors.keys()) != set(self.arrays):
-            self._stack.close()
-            _refuse(self.path, "was changed while it was read")
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -127,15 +133,30 @@ class ModelFile:
         del self._tensors
 
     def array(self, name: str) -> np.ndarray:
-        """Give an array, in memory of its own."""
-        try:
+        """Read an array into memory of its own."""
+        with self._layout_errors():
             return np.array(self._tensors.get_tensor(name))
+
+    def _info(self, name: str) -> ArrayInfo:
+        entry = self._tensors.get_slice(name)
+        dtype, shape = entry.get_dtype(), tuple(entry.get_shape())
+        if dtype not in _DTYPES:
+            _refuse(self.path, f"holds an array {name!r} of dtype {dtype}; expected one of {', '.join(_DTYPES)}")
+        if len(shape) > _MAX_DEPTH:
+            _refuse(self.path, f"holds an array {name!r} of {len(shape)} axes; at most {_MAX_DEPTH} are allowed")
+        return ArrayInfo(_DTYPES[dtype], shape)
+
+    @contextlib.contextmanager
+    def _layout_errors(self) -> Iterator[None]:
+        """Report what safetensors refuses: arrays that overlap, leave gaps or do not fill the file, and bad headers."""
+        try:
+            yield
         except SafetensorError as error:
-            _refuse(self.path, f"has an array {name!r} that cannot be read: {error}")
+            _refuse(self.path, f"is not laid out as safetensors: {error}")
 
 
 def is_model_file(path: str | os.PathLike) -> bool:
-    """Whether the file begins as a model file does, of whatever version; False also where it cannot be read."""
+    """Whether a file begins as a model file of any version does; False if it cannot be read."""
     try:
         with _opened(Path(path)) as (file, _):
             return file.read(8 + len(_MAGIC))[8:] == _MAGIC
@@ -144,24 +165,24 @@ def is_model_file(path: str | os.PathLike) -> bool:
 
 
 def read_header(path: str | os.PathLike) -> dict[str, Any]:
-    """Say what a model file holds without building the detector, without torch and without reading the arrays.
+    """Read what a model file says about its detector, without building the detector and without importing torch.
 
     Parameters
     ----------
     path : str or path
-        As :func:`skl_transformaly.save` wrote it.
+        A file that :func:`skl_transformaly.save` wrote.
 
     Returns
     -------
     header : dict
         - ``format_version``, ``sha256``, ``size`` (bytes of the file);
         - ``class``: name of the detector's class;
-        - ``made``: when it was saved (``saved_at``, UTC), with which versions of libraries and on what processor
-          (``environment``), from how many images (``n_images``, of which ``n_unreadable`` were left out);
+        - ``made``: when the file was saved (``saved_at``, UTC), with which versions of libraries and on which processor
+          (``environment``), and from how many images (``n_images``, of which ``n_unreadable`` were left out);
         - ``teachers``: each teacher's model name, image size, the SHA-256 of its weights, and whether they are in the
           file;
         - ``metadata``: what was passed to ``save(..., metadata=)``;
-        - ``probes``: the scores that `load` replays;
+        - ``probes``: the scores that `load` compares with;
         - ``objects``: parameters and state of all parts.
 
     Raises
@@ -169,275 +190,156 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
     OSError
         The file cannot be read.
     ModelFileError
-        It is not a model file, of a newer format, shorter than it should be, or its header goes beyond the limits. The
-        checksum is not looked at, since that would take reading the whole file: `load` does.
+        The file is not a model file, is of another format, is shorter than it should be, or has a header beyond the
+        limits. The checksum is not compared, since that takes reading the whole file; `load` compares it.
     """
-    path = Path(path)
-    with _opened(path) as (file, size):
-        start = _Start.read(file, size, path)
-        header = _parse_header(file, start, path)
-    _array_table(header, size - start.data, path)
-    return {"format_version": start.version, "sha256": start.sha256, "size": size, **_document(header, path)}
+    with ModelFile(path, check_sum=False) as file:
+        return {"format_version": file.version, "sha256": file.sha256, "size": file.size, **file.document}
 
 
 def write_model_file(path: str | os.PathLike, document: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Write document and arrays to `path`, whole or not at all.
 
-    safetensors' own writer knows no fsync, and reports a full disk as an error of its own kind; the layout is simple.
+    The same input gives the same bytes.
+
+    Parameters
+    ----------
+    path : str or path
+    document : dict
+        Plain JSON.
+    arrays : dict of str to ndarray
 
     Raises
     ------
     OSError
-        The file cannot be written; nothing is left behind, and a file that was there before is as it was.
+        The file cannot be written. Nothing is left behind, and an earlier file is unchanged.
     ValueError
         The document is too large.
     TypeError
-        The document is not plain JSON, or an array's dtype is not among those that a file can hold.
+        The document is not plain JSON, or an array has a dtype that a file cannot hold.
     """
-    # large items first, so that each array's place is a multiple of its item size
-    ordered = sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    # Not by safetensors.save_file: it orders metadata at random, its files are readable by their owner alone, it does
+    # not sync, a full disk is not an OSError, and before 0.8 it holds a copy of all arrays.
+    ordered = sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))  # keeps items aligned
     text = json.dumps(document, allow_nan=False, separators=(",", ":"))
-    table: dict[str, Any] = {
-        "__metadata__": {
-            "format": "skl-transformaly model",
-            "version": str(VERSION),
-            "sha256": "0" * _DIGEST_BYTES,
-            "document": text,
-        }
-    }
+    fields = {"format": "skl-transformaly model", "version": str(VERSION), "sha256": "0" * 64, "document": text}
+    table: dict[str, Any] = {"__metadata__": fields}
     end = 0
     for name, array in ordered:
         if array.dtype not in _DTYPE_NAMES:
             raise TypeError(f"{name} has dtype {array.dtype}; a model file holds {', '.join(map(str, _DTYPE_NAMES))}.")
         begin, end = end, end + array.nbytes
-        table[name] = {
-            "dtype": _DTYPE_NAMES[array.dtype],
-            "shape": list(array.shape),
-            "data_offsets": [begin, end],
-        }
+        table[name] = {"dtype": _DTYPE_NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [begin, end]}
     header = json.dumps(table, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    problem = _too_large(text.encode()) or _too_large(header)
+    problem = _too_large(text.encode()) or (len(header) > _MAX_HEADER and f"takes {len(header)} bytes")
     if problem:
-        raise ValueError(f"{os.fspath(path)} was not saved: what describes the detector {problem}. Pass less metadata.")
+        raise ValueError(
+            f"{os.fspath(path)} was not saved: the description of the detector {problem}. Pass less metadata."
+        )
+    digest = hashlib.sha256()
     with replacing(path) as file:
-        digest = hashlib.sha256()
-
-        def write(data: Any) -> None:
-            file.write(data)
-            digest.update(data)
-
-        write(len(header).to_bytes(8, "little"))
-        write(header)
-        for _, array in ordered:
-            # in pieces, so that the disk and the digest work side by side on what is in the processor's cache
-            flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-            for place in range(0, len(flat), _CHUNK):
-                write(flat[place : place + _CHUNK].data)
-        file.seek(8 + header.index(b'"sha256":"') + len(b'"sha256":"'))
+        for piece in _pieces(header, [array for _, array in ordered]):
+            file.write(piece)
+            digest.update(piece)
+        file.seek(8 + len(_MAGIC) + len(f'{VERSION}","sha256":"'))
         file.write(digest.hexdigest().encode())
 
 
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of `path` when the block ends well, and leaves no trace when it does not.
-
-    It is written under a temporary name in the same folder, synced, and moved: at any moment, and after a crash, `path`
-    is the old file or the new one.
-
-    Raises
-    ------
-    OSError
-        The file cannot be written, or moved.
-    """
-    target = Path(os.path.realpath(path))  # through a link, as open() would write
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-        try:
-            with open(descriptor, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-        _sync_folder(target.parent)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{os.fspath(path)} was not saved ({error.strerror}); nothing was left behind. Make room, or choose a "
-            "folder that exists and can be written",
-        ) from error
+def _pieces(header: bytes, arrays: list[np.ndarray]) -> Iterator[Any]:
+    """The bytes of a file, in pieces that stay in the processor's cache from writing to hashing."""
+    yield len(header).to_bytes(8, "little")
+    yield header
+    for array in arrays:
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        for place in range(0, len(flat), _CHUNK):
+            yield flat[place : place + _CHUNK].data
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the new name itself last; where folders cannot be opened (Windows), the system does."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-@dataclass(frozen=True)
-class _Start:
-    """What the first bytes say: where the header ends, and the version and checksum in it."""
-
-    version: int
-    sha256: str
-    digest_at: int
-    data: int
-
-    @classmethod
-    def read(cls, file: BinaryIO, size: int, path: Path) -> _Start:
-        head = file.read(8 + _START_BYTES)
-        match = _START.match(head, 8)
-        if match is None:
-            _refuse(path, f"is not a model file of skl-transformaly{_looks_like(head)}")
-        version = int(match[1])
-        if version > VERSION:
-            _refuse(
-                path,
-                f"is of format {version}, and this skl-transformaly reads formats up to {VERSION}: upgrade it",
-            )
-        if version != VERSION:
-            _refuse(
-                path, f"is of format {version}, and this skl-transformaly reads format {VERSION}: fit and save again"
-            )
-        length = int.from_bytes(head[:8], "little")
-        if length > _MAX_HEADER:
-            _refuse(path, f"has a header of {length} bytes; at most {_MAX_HEADER} are allowed")
-        if 8 + length > size:
-            _refuse(path, f"is cut off: its header alone takes {8 + length} bytes, the file has {size}")
-        return cls(version, match[2].decode(), match.start(2), 8 + length)
+def _read_start(file: BinaryIO, size: int, path: Path) -> tuple[int, str, int]:
+    """Version and SHA-256 that the first bytes state, and the position of the latter."""
+    head = file.read(8 + _START_BYTES)
+    match = _START.match(head, 8)
+    if match is None:
+        _refuse(path, f"is not a model file of skl-transformaly{_looks_like(head)}")
+    version = int(match[1])
+    if version != VERSION:
+        advice = "upgrade skl-transformaly" if version > VERSION else "fit and save the detector again"
+        _refuse(path, f"is of format {version}, and this version of skl-transformaly reads format {VERSION}: {advice}")
+    length = int.from_bytes(head[:8], "little")
+    if length > _MAX_HEADER:
+        _refuse(path, f"has a header of {length} bytes; at most {_MAX_HEADER} are allowed")
+    if 8 + length > size:
+        _refuse(path, f"is cut off: its header alone takes {8 + length} bytes, and the file has {size}")
+    return version, match[2].decode(), match.start(2)
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a regular file, and give its size; never wait for a pipe or read a device."""
+    """Open a regular file, and yield it with its size; never wait for a pipe or read a device."""
     if path.is_dir():
         _refuse(path, "is a folder; expected a file that skl_transformaly.save wrote")
     if path.exists() and not path.is_file():
-        _refuse(path, "is no regular file")
+        _refuse(path, "is not a regular file")
     with open(path, "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            _refuse(path, "is no regular file")
+            _refuse(path, "is not a regular file")
         yield file, status.st_size
 
 
-def _digest(file: BinaryIO, start: _Start) -> str:
-    """SHA-256 of the file, zeros standing in the place of its own."""
+def _digest(file: BinaryIO, digest_at: int) -> str:
+    """SHA-256 of the file, with zeros in the place of its own."""
     file.seek(0)
-    digest = hashlib.sha256(file.read(start.digest_at))
+    digest = hashlib.sha256(file.read(digest_at))
     digest.update(b"0" * _DIGEST_BYTES)
-    file.seek(start.digest_at + _DIGEST_BYTES)
+    file.seek(digest_at + _DIGEST_BYTES)
     while piece := file.read(_CHUNK):
         digest.update(piece)
     return digest.hexdigest()
 
 
-def _parse_header(file: BinaryIO, start: _Start, path: Path) -> dict[str, Any]:
-    file.seek(8)
-    raw = file.read(start.data - 8)
-    if len(raw) != start.data - 8:
-        _refuse(path, "is cut off within its header")
-    header = parse_json(raw, path)
-    if not isinstance(header, dict):
-        _refuse(path, "has a header that is not a JSON object")
-    return header
-
-
-def _document(header: dict[str, Any], path: Path) -> dict[str, Any]:
-    metadata = header["__metadata__"]  # there, since the header begins so
-    if not all(isinstance(value, str) for value in metadata.values()):
-        _refuse(path, "has metadata that are not text")
-    document = parse_json(metadata["document"].encode("utf-8", "surrogatepass"), path)
+def _parse_document(text: str, path: Path) -> dict[str, Any]:
+    """Parse strict JSON within limits of size, depth and length of numbers; each key of an object once."""
+    if problem := _too_large(text.encode()):
+        _refuse(path, f"has a document that {problem}")
+    try:
+        document = json.loads(
+            text, parse_int=_whole, parse_float=_real, parse_constant=_constant, object_pairs_hook=_unique
+        )
+    except (ValueError, RecursionError) as error:
+        _refuse(path, f"has a document that cannot be read as JSON: {str(error)[:200]}")
     if not isinstance(document, dict):
         _refuse(path, "has a document that is not a JSON object")
     return document
 
 
-def _array_table(header: dict[str, Any], data_bytes: int, path: Path) -> dict[str, ArrayInfo]:
-    """What the header says of the arrays, which must fill the rest of the file without gap or overlap."""
-    table: dict[str, ArrayInfo] = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-            _refuse(path, f"describes the array {name!r} in an unknown way")
-        shape, offsets = entry["shape"], entry["data_offsets"]
-        if not (isinstance(entry["dtype"], str) and entry["dtype"] in _DTYPES):
-            _refuse(
-                path, f"holds an array {name!r} of dtype {str(entry['dtype'])[:40]}; expected one of {list(_DTYPES)}"
-            )
-        if not (_are_counts(shape) and len(shape) <= _MAX_DEPTH and _are_counts(offsets) and len(offsets) == 2):
-            _refuse(path, f"describes the array {name!r} by numbers that are not sizes")
-        info = ArrayInfo(_DTYPES[entry["dtype"]], tuple(shape), *offsets)
-        if math.prod(info.shape) * info.dtype.itemsize != info.end - info.begin:
-            _refuse(
-                path, f"holds an array {name!r} whose shape {info.shape} does not fit its {info.end - info.begin} bytes"
-            )
-        table[name] = info
-    place = 0
-    for info in sorted(table.values(), key=lambda info: (info.begin, info.end)):
-        if info.begin != place:
-            _refuse(path, f"has arrays that overlap or leave a gap at byte {place}")
-        place = info.end
-    if place != data_bytes:
-        _refuse(path, f"is cut off or has something appended: its arrays take {place} bytes, {data_bytes} are there")
-    return table
+def _whole(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
-def parse_json(text: bytes, path: Path) -> Any:
-    """Parse strict JSON within limits of size, depth and length of numbers; each key of an object once.
+def _real(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError("a number too large for float64")
+    return value
 
-    Raises
-    ------
-    ModelFileError
-    """
-    problem = _too_large(text)
-    if problem:
-        _refuse(path, f"has a header that {problem}")
 
-    def whole(digits: str) -> int:
-        if len(digits) > _MAX_DIGITS:
-            raise ValueError(f"a number of {len(digits)} digits")
-        return int(digits)
+def _constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
 
-    def real(digits: str) -> float:
-        value = float(digits)
-        if not math.isfinite(value):
-            raise ValueError("a number too large for float64")
-        return value
 
-    def constant(name: str) -> NoReturn:
-        raise ValueError(f"{name}, which is not JSON")
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise ValueError("an object with a key that stands twice")
-        return found
-
-    try:
-        return json.loads(
-            text.decode("utf-8", "surrogatepass"),
-            parse_int=whole,
-            parse_float=real,
-            parse_constant=constant,
-            object_pairs_hook=unique,
-        )
-    except (ValueError, RecursionError) as error:
-        _refuse(path, f"has a header that cannot be read as JSON: {str(error)[:200]}")
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object has the same key twice")
+    return found
 
 
 def _too_large(text: bytes) -> str | None:
-    """Say which limit `text` goes beyond, before anything parses it."""
+    """Which limit `text` exceeds, before anything parses it."""
     if len(text) > _MAX_HEADER:
         return f"takes {len(text)} bytes; at most {_MAX_HEADER} are allowed"
     nodes = sum(text.count(mark) for mark in (b",", b"[", b"{"))
@@ -449,29 +351,17 @@ def _too_large(text: bytes) -> str | None:
     steps = np.isin(marks, list(b"[{")).astype(np.int32) - np.isin(marks, list(b"]}"))
     depth = int(np.cumsum(steps).max(initial=0))
     if depth > _MAX_DEPTH:
-        return f"is nested {depth} deep; at most {_MAX_DEPTH} levels are allowed"
+        return f"is nested {depth} levels deep; at most {_MAX_DEPTH} are allowed"
     return None
 
 
-def _are_counts(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
-
-
 def _looks_like(head: bytes) -> str:
-    """What kind of file it seems to be instead, for the message."""
-    kinds = {
-        b"PK\x03\x04": "a zip archive (a .pth file of torch, a .npz file, or one of skops, perhaps)",
-        b"\x80": "a pickle (joblib.load reads those, and runs whatever code is in them)",
-        b"\x89PNG": "a PNG image",
-        b"\xff\xd8\xff": "a JPEG image",
-        b"\x08": "an ONNX model, perhaps",
-        b"\x1f\x8b": "a gzip archive",
-    }
+    """Which other kind of file it seems to be, for the message."""
     if not head:
         return ": it is empty"
     if head[8:9] == b"{":
         return ": it looks like a safetensors file, such as a network's weights"
-    for mark, kind in kinds.items():
+    for mark, kind in _OTHER_KINDS.items():
         if head.startswith(mark):
             return f": it looks like {kind}"
     return ""
