@@ -2,9 +2,7 @@
 
 import builtins
 import os
-import pickle
 import signal
-import threading
 import time
 
 import numpy as np
@@ -16,8 +14,9 @@ from PIL import Image
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 
+import skl_transformaly
 from skl_transformaly import ConformalDetector, ImageError, ModelFileError, distributed, load, save
-from skl_transformaly.distributed import BatchScorer, map_detector
+from skl_transformaly.distributed import map_detector
 from skl_transformaly.utils._torch import limited_threads
 
 da = pytest.importorskip("dask.array", reason="dask is not installed")
@@ -59,7 +58,7 @@ def test_array_of_pixels(fitted, method, scheduler):
 
 
 def test_nothing_is_computed_before_it_is_asked_for(fitted, monkeypatch):
-    monkeypatch.setattr(distributed, "_apply", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(type(fitted[0]), "score_samples", lambda *_: pytest.fail("computed"))
     lazy = map_detector(fitted[0], da.from_array(fitted[1], chunks=(5, -1, -1, -1)))
     assert lazy.chunks == ((5, 5, 2),)
 
@@ -146,13 +145,6 @@ def test_an_unreadable_file_is_skipped_where_the_detector_skips(images, folder, 
     assert np.flatnonzero(np.isnan(scores)).tolist() == [10]
 
 
-def test_images_of_another_shape_are_refused_at_once(fitted):
-    with pytest.raises(ValueError, match="shape"):
-        map_detector(fitted[0], da.zeros((8, 20, 25, 3), chunks=(4, -1, -1, -1), dtype=np.uint8))
-    with pytest.raises(ValueError, match="channels"):
-        map_detector(fitted[0], da.zeros((8, 20, 24, 5), chunks=(4, -1, -1, -1), dtype=np.uint8))
-
-
 @pytest.mark.parametrize(
     "X, error, message",
     [
@@ -171,20 +163,15 @@ def test_what_is_no_partitioned_input_is_refused(fitted, X, error, message):
 def test_wrong_parameters_are_refused(fitted, folder):
     with pytest.raises(ValueError, match="method must be one of"):
         map_detector(fitted[0], folder, method="fit")
-    with pytest.raises(ValueError, match="partition_size"):
-        map_detector(fitted[0], folder, partition_size=0)
     with pytest.raises(NotFittedError):
         map_detector(tiny_detector(), folder)
 
 
-@pytest.mark.parametrize("threads", [0, -1, 2.5, True])
-def test_threads_are_checked_before_any_worker_is_asked(fitted, folder, threads):
-    for build in (
-        lambda: map_detector(fitted[0], folder, threads=threads),
-        lambda: BatchScorer(fitted[0], threads=threads),
-    ):
-        with pytest.raises(ValueError, match="threads must be None or an integer of at least 1, got"):
-            build()
+@pytest.mark.parametrize("value", [0, -1, 2.5, True])
+@pytest.mark.parametrize("name", ["threads", "partition_size"])
+def test_counts_are_checked_before_any_worker_is_asked(fitted, folder, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got"):
+        map_detector(fitted[0], folder, **{name: value})
 
 
 def test_relative_paths_lead_to_the_same_files_from_another_folder(fitted, folder, tmp_path, monkeypatch):
@@ -200,18 +187,6 @@ def test_a_generator_of_paths_is_refused_as_by_fit(fitted, folder):
         map_detector(fitted[0], (path for path in paths_of(folder)))
 
 
-def test_a_batch_that_is_no_mapping_is_refused(fitted, folder):
-    with pytest.raises(TypeError, match="dict of columns, got a list"):
-        BatchScorer(fitted[0])(paths_of(folder))
-
-
-def test_a_detector_that_cannot_be_pickled_is_refused(images, folder):
-    detector = tiny_detector().fit(images)
-    detector.lock = threading.Lock()
-    with pytest.raises(TypeError, match="cannot be pickled"):
-        map_detector(detector, folder)
-
-
 def test_without_dask_the_error_names_the_extra(fitted, folder, monkeypatch):
     real = builtins.__import__
 
@@ -225,45 +200,25 @@ def test_without_dask_the_error_names_the_extra(fitted, folder, monkeypatch):
         map_detector(fitted[0], folder)
 
 
-@pytest.fixture
-def loads(monkeypatch):
-    """Counts detectors that this process unpickles."""
-    counted = []
-
-    class Counting:
-        PicklingError = pickle.PicklingError
-
-        @staticmethod
-        def loads(data):
-            counted.append(len(data))
-            return pickle.loads(data)
-
-    monkeypatch.setattr(distributed, "_loaded", type(distributed._loaded)())
-    monkeypatch.setattr(distributed, "pickle", Counting)
-    return counted
-
-
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
-def test_a_process_loads_a_detector_once(fitted, scheduler, loads):
-    array = da.from_array(fitted[1], chunks=(1, -1, -1, -1))
-    for method in ("score_samples", "predict"):
-        map_detector(fitted[0], array, method=method).compute(scheduler=scheduler)
-    assert len(loads) == 1
-
-
-def test_a_saved_detector_is_read_by_the_workers(fitted, tmp_path, monkeypatch):
+def test_a_process_loads_a_saved_detector_once(fitted, tmp_path, scheduler):
     path = tmp_path / "detector.tfm"
     save(fitted[0], path)
-    read = []
-    monkeypatch.setattr(distributed, "_loaded", type(distributed._loaded)())
-    real = distributed._read
-    lazy = map_detector(path, da.from_array(fitted[1], chunks=(3, -1, -1, -1)))
-    monkeypatch.setattr(distributed, "_read", lambda found: read.append(found) or real(found))
+    distributed._load.cache_clear()
+    array = da.from_array(fitted[1], chunks=(3, -1, -1, -1))
+    for method in ("score_samples", "predict"):
+        values = map_detector(path, array, method=method).compute(scheduler=scheduler)
+        np.testing.assert_allclose(values, getattr(fitted[0], method)(fitted[1]), rtol=1e-9)
+    assert distributed._load.cache_info().misses == 1
+
+
+def test_a_relative_model_file_is_found_from_another_folder(fitted, tmp_path, monkeypatch):
+    save(fitted[0], tmp_path / "detector.tfm")
+    monkeypatch.chdir(tmp_path)
+    lazy = map_detector("detector.tfm", da.from_array(fitted[1], chunks=(6, -1, -1, -1)))
+    distributed._load.cache_clear()
+    monkeypatch.chdir("/")
     np.testing.assert_allclose(lazy.compute(), fitted[0].score_samples(fitted[1]), rtol=1e-9)
-    assert read == [str(path)]
-    np.testing.assert_array_equal(
-        BatchScorer(path, column="image")({"image": fitted[1]})["score_samples"], fitted[0].score_samples(fitted[1])
-    )
 
 
 @pytest.mark.parametrize("moment", ["before", "while it is read"])
@@ -272,6 +227,7 @@ def test_a_file_that_was_replaced_since_is_an_error(fitted, images, tmp_path, mo
     path = tmp_path / "detector.tfm"
     save(detector, path)
     lazy = map_detector(path, da.from_array(X, chunks=(6, -1, -1, -1)))
+    distributed._load.cache_clear()  # as in another process
 
     def retrain():
         save(tiny_detector(feature_spaces=["pretrained"]).fit(images), path)
@@ -279,21 +235,12 @@ def test_a_file_that_was_replaced_since_is_an_error(fitted, images, tmp_path, mo
     if moment == "before":
         retrain()
     else:
-        read = distributed._read
-        monkeypatch.setattr(distributed, "_read", lambda path: (retrain(), read(path))[1])
+        monkeypatch.setattr(skl_transformaly, "load", lambda path: (retrain(), load(path))[1])
     with pytest.raises(ModelFileError, match=r"was replaced after this graph was built.*Call map_detector again"):
         lazy.compute()
     monkeypatch.undo()
     again = map_detector(path, da.from_array(X, chunks=(6, -1, -1, -1)))
     np.testing.assert_allclose(again.compute(), load(path).score_samples(X), rtol=1e-9)
-
-
-def test_a_process_keeps_two_detectors(fitted, loads):
-    array = da.from_array(fitted[1], chunks=(6, -1, -1, -1))
-    detectors = [tiny_detector(contamination=share).fit(fitted[1]) for share in (0.1, 0.2, 0.3)]
-    for detector in detectors:
-        map_detector(detector, array).compute()
-    assert len(loads) == 3 and len(distributed._loaded) == 2
 
 
 def test_tasks_beside_each_other_use_one_thread_each(fitted, monkeypatch):
@@ -322,25 +269,6 @@ def test_limits_of_threads_end_with_the_last():
     assert torch.get_num_threads() == before
 
 
-def test_batches_in_columns(fitted, folder):
-    paths = np.array(paths_of(folder))
-    batch = BatchScorer(fitted[0])({"path": paths, "id": np.arange(10)})
-    assert list(batch) == ["path", "id", "score_samples"]
-    np.testing.assert_array_equal(batch["score_samples"], fitted[0].score_samples(list(paths)))
-
-
-def test_batches_of_images_of_different_sizes(fitted, folder):
-    column = np.empty(10, dtype=object)
-    column[:] = [np.asarray(Image.open(path)) for path in paths_of(folder)]
-    batch = pickle.loads(pickle.dumps(BatchScorer(fitted[0], column="image", method="predict")))({"image": column})
-    np.testing.assert_array_equal(batch["predict"], fitted[0].predict(list(column)))
-
-
-def test_a_batch_without_the_column_is_refused(fitted):
-    with pytest.raises(KeyError, match="no column 'path'.*'image'"):
-        BatchScorer(fitted[0])({"image": fitted[1]})
-
-
 # A real cluster of two processes
 
 
@@ -363,33 +291,34 @@ def _slowly(pixels, seconds):
 
 
 @pytest.mark.slow
-def test_a_cluster_of_two_processes_gives_the_detectors_own_scores(cluster, fitted, folder):
+def test_a_cluster_of_two_processes_gives_the_detectors_own_scores(cluster, fitted, folder, tmp_path):
     detector, X = fitted
+    save(detector, tmp_path / "detector.tfm")
     slow = da.from_array(X, chunks=(1, -1, -1, -1)).map_blocks(_slowly, seconds=0.1, dtype=X.dtype)
     with dask.config.set(scheduler=cluster.get):
-        for _ in range(2):
-            np.testing.assert_allclose(map_detector(detector, slow).compute(), detector.score_samples(X), rtol=1e-9)
+        for form in (detector, tmp_path / "detector.tfm", tmp_path / "detector.tfm"):
+            np.testing.assert_allclose(map_detector(form, slow).compute(), detector.score_samples(X), rtol=1e-9)
         paths = paths_of(folder)
         lazy = map_detector(detector, folder, partition_size=2)
         np.testing.assert_allclose(lazy.compute(), detector.score_samples(paths), rtol=1e-9)
     state = cluster.run(_state_of_worker)
     assert len({pid for pid, _, _ in state.values()} - {os.getpid()}) == 2
-    assert [(loaded, threads) for _, loaded, threads in state.values()] == [(1, 1), (1, 1)]
+    assert [(loads, threads) for _, loads, threads in state.values()] == [(1, 1), (1, 1)]
 
 
 def _state_of_worker():
     from skl_transformaly import distributed
 
-    return os.getpid(), len(distributed._loaded), torch.get_num_threads()
+    return os.getpid(), distributed._load.cache_info().misses, torch.get_num_threads()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cache", ["memory", "disk"])
-def test_students_trained_on_a_cluster_are_those_of_one_after_another(cluster, images, cache):
+@pytest.mark.parametrize("storage", ["ram", "disk"])
+def test_students_trained_on_a_cluster_are_those_of_one_after_another(cluster, images, storage):
     from distributed import get_task_stream
 
     settings = {"extractor": tiny_extractor(precision="float32"), "n_blocks": 3, "max_epochs": 2, "batch_size": 5}
-    students = tiny_students(cache=cache, **settings)
+    students = tiny_students(storage=storage, **settings)
     with limited_threads(1):  # as each worker has
         alone = students.fit(images)
         expected, history = alone.transform(images), alone.history_
@@ -443,20 +372,3 @@ def test_students_trained_by_ray_are_those_of_one_after_another(ray, images):
             spread = tiny_students(n_jobs=2, **settings).fit(images)
         assert spread.history_ == alone.history_
         np.testing.assert_array_equal(spread.transform(images), alone.transform(images))
-
-
-@pytest.mark.slow
-def test_ray_data_scores_paths_as_the_recipe_says(ray, fitted, folder, tmp_path):
-    pytest.importorskip("ray.data", reason="Ray Data is not installed")
-    paths = paths_of(folder)
-    scored = ray.data.from_items([{"path": path} for path in paths]).map_batches(
-        BatchScorer,
-        fn_constructor_kwargs={"detector": fitted[0], "column": "path"},
-        batch_size=4,
-        compute=ray.data.ActorPoolStrategy(size=2),
-        num_cpus=1,
-    )
-    scored.write_parquet(str(tmp_path / "scores"))
-    found = ray.data.read_parquet(str(tmp_path / "scores")).to_pandas().sort_values("path")
-    assert list(found["path"]) == paths
-    np.testing.assert_allclose(found["score_samples"], fitted[0].score_samples(paths), rtol=1e-9)
