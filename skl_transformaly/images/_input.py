@@ -131,7 +131,7 @@ def _from_rows(rows: np.ndarray, image_shape: tuple[int, ...] | None, *, warn: b
                 f"image of 1 x {rows.shape[1]} pixels. Pass image_shape=(H, W) or (H, W, C), or X of shape "
                 "(n, H, W[, C]).",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
     else:
         shape = tuple(image_shape)

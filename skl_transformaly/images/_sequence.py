@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 from joblib import cpu_count
+from PIL import Image
 
 from skl_transformaly.images._ahead import ahead
 from skl_transformaly.images._pixels import eight_bits
 from skl_transformaly.images._values import SKIP_ADVICE, ImageError, faint_text, faintness
 
-__all__ = ["DIGEST_SIZE", "Images"]
+__all__ = ["DIGEST_SIZE", "THUMBNAIL_SIZE", "Images"]
 
 # Bytes of the digest by which a picture is recognised.
 DIGEST_SIZE = 16
@@ -25,9 +26,15 @@ DIGEST_SIZE = 16
 # More threads than these would only take memory: arithmetic is slower than decoding on so many.
 _MOST_THREADS = 8
 
-# A JPEG may be decoded at a part of its size that is at least this many times what it is resized to; the result is that
-# of resizing the whole image to a level of 255 or less on average (benchmarks/speed/decoding.py).
-_REDUCED = 3
+# Width and height at which images are compared with each other.
+_THUMBNAIL = (16, 16)
+THUMBNAIL_SIZE = 3 * 16 * 16
+
+# A JPEG may be decoded at a part of its size that is at least this many times what it is resized to, and at least so
+# many pixels high and wide: smaller images take little time in any case. What it changes is measured by
+# benchmarks/speed/decoding.py.
+_TIMES = 3
+_LEAST = 672
 
 
 class Images(Sequence):
@@ -55,6 +62,8 @@ class Images(Sequence):
     ----------
     unreadable : dict of int to str
         Position and message of each image that was left out so far.
+    thumbnails : dict of int to ndarray of shape (k,), uint8; or None
+        Position and small version of each image that was in a batch since this was set to a dict.
     digests : dict of int to bytes
         Position and digest of the pixels of each image that was in a batch so far: the same pixels have the same one,
         whatever they came from.
@@ -79,6 +88,7 @@ class Images(Sequence):
         self.on_error = on_error
         self.unreadable: dict[int, str] = {}
         self.digests: dict[int, bytes] = {}
+        self.thumbnails: dict[int, np.ndarray] | None = None
         self._warned = 0
         # kinds of faint images by position, and which kinds were warned of, here or where these images came from
         self._faint: dict[int, tuple[str, float]] = {}
@@ -120,14 +130,14 @@ class Images(Sequence):
         ----------
         size : (int, int) or None
             Height and width to which they are resized later; None if that is not known. No side becomes shorter than 3
-            times the longer of the two.
+            times the longer of the two, or than 672 pixels.
 
         Returns
         -------
         images : Images
             Itself, if nothing changes.
         """
-        at_least = None if size is None or self._shape is None else _REDUCED * int(np.max(size))
+        at_least = None if size is None or self._shape is None else max(_LEAST, _TIMES * int(np.max(size)))
         if at_least == self._at_least:
             return self
         images = self.take(range(len(self)))
@@ -151,6 +161,24 @@ class Images(Sequence):
         taken._at_least = self._at_least
         taken._told = self._told
         return taken
+
+    @classmethod
+    def joined(cls, parts: Sequence[Images]) -> Images:
+        """Return the images of several sequences as one, still decoded only when they are asked for."""
+        starts = np.cumsum([0, *map(len, parts)])
+        files = all(part._shape is not None for part in parts)
+        joined = cls(
+            int(starts[-1]),
+            partial(_in_part, [part._one for part in parts], starts),
+            name="image {}".format,
+            on_error=parts[-1].on_error,
+            shape=partial(_in_part, [part._shape for part in parts], starts) if files else None,
+        )
+        joined._at_least = parts[-1]._at_least if files else None
+        return joined
+
+    def _one(self, i: int, **options: Any) -> np.ndarray:
+        return self.stack[i] if self.stack is not None else self._decode(i, **options)
 
     def batches(self, batch_size: int, *, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray | list[np.ndarray]]]:
         """Yield ``(positions, pixels)`` from position `start` on, at most `batch_size` images at a time.
@@ -212,6 +240,8 @@ class Images(Sequence):
         return image
 
     def _recognise(self, i: int, image: np.ndarray) -> None:
+        if self.thumbnails is not None and i not in self.thumbnails:
+            self.thumbnails[i] = _thumbnail(image)
         if i not in self.digests:
             faint = faintness(image)
             if faint is not None:
@@ -240,6 +270,18 @@ class Images(Sequence):
 
 def _elsewhere(of: Callable[..., Any], positions: np.ndarray, i: int, **options: Any) -> Any:
     return of(int(positions[i]), **options)
+
+
+def _in_part(functions: Sequence[Callable[..., Any]], starts: np.ndarray, i: int, **options: Any) -> Any:
+    part = int(np.searchsorted(starts, i, side="right")) - 1
+    return functions[part](i - int(starts[part]), **options)
+
+
+def _thumbnail(image: np.ndarray) -> np.ndarray:
+    colours = eight_bits(image)
+    colours = colours[..., :3] if colours.shape[2] > 2 else colours[..., 0]  # without opacity; grey
+    small = Image.fromarray(np.ascontiguousarray(colours)).resize(_THUMBNAIL, Image.Resampling.BOX)
+    return np.asarray(small.convert("RGB")).reshape(-1)
 
 
 def _digest(image: np.ndarray) -> bytes:

@@ -59,7 +59,7 @@ class ImitationMixin(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transform
             extractor = clone(resolve_extractor(self.extractor), safe=False).fit(images)
         self.extractor_ = extractor
         self.block_indices_ = select_blocks(self.n_blocks, len(self.extractor_.blocks_))
-        return images, self.extractor_
+        return images.reduced(getattr(extractor, "image_size_", None)), self.extractor_
 
     def transform(self, X: Any) -> np.ndarray:
         """Measure how far each student deviates from its teacher block.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import column_or_1d
 
-__all__ = ["check_labels", "check_normal_only"]
+__all__ = ["check_labels", "check_normal_only", "normal_samples"]
 
 _CONVERT = "Convert: y = np.where(y_is_anomaly, -1, 1)."
 
@@ -114,6 +114,46 @@ def check_normal_only(y: Any, *, stacklevel: int = 4) -> None:
             UserWarning,
             stacklevel=stacklevel,
         )
+
+
+def normal_samples(y: Any, n: int, *, stacklevel: int = 4) -> np.ndarray | None:
+    """Tell which samples are normal, if labels say so.
+
+    Parameters
+    ----------
+    y : array-like of shape (n,) or None
+        +1 for normal samples and -1 for known anomalies. Other numbers mean nothing here, with a warning if they look
+        as if they meant anomalies.
+    n : int
+        Number of samples.
+    stacklevel : int, default=4
+        Of the warning.
+
+    Returns
+    -------
+    normal : ndarray of shape (n,), bool; or None
+        None if `y` does not mark anomalies.
+
+    Raises
+    ------
+    ValueError
+        `y` holds strings or booleans, has another length, or marks fewer than 2 samples as normal.
+    """
+    try:
+        labels = np.asarray(y)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels.ravel()
+    if y is None or labels.ndim != 1 or labels.dtype.kind not in "iuf" or set(np.unique(labels).tolist()) - {-1, 1}:
+        check_normal_only(y, stacklevel=stacklevel + 1)
+        return None
+    if len(labels) != n:
+        raise ValueError(f"y has {len(labels)} labels for {n} samples: pass one for each, +1 or -1.")
+    normal = labels == 1
+    if normal.sum() < 2:
+        raise ValueError(f"fit needs 2 normal samples (+1 in y), got {normal.sum()} of {n}.")
+    return None if normal.all() else normal
 
 
 def _refuse_words(labels: np.ndarray) -> None:
