@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import false_discovery_control
-from sklearn.base import BaseEstimator, OutlierMixin, _fit_context, clone
+from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.model_selection import train_test_split
 from sklearn.utils import get_tags
-from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from skl_transformaly._drift import DriftMonitor, DriftReport
 from skl_transformaly._fusion import p_values
 from skl_transformaly._wrappers import DelegatingMixin
 from skl_transformaly.images._samples import as_sequence, on_error_of, take_samples
+from skl_transformaly.utils._compat import HasMethods, Interval, RealNotInt, StrOptions, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
 from skl_transformaly.utils._labels import check_normal_only
 
@@ -136,7 +136,7 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         self.random_state = random_state
 
     @all_or_nothing
-    @_fit_context(prefer_skip_nested_validation=False)
+    @fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: Any = None) -> ConformalDetector:
         """Fit the detector, and calibrate it on images that it has not seen.
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 from scipy.special import gammaln
-from sklearn.base import BaseEstimator, DensityMixin, _fit_context, clone
+from sklearn.base import BaseEstimator, DensityMixin, clone
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GroupKFold
 from sklearn.neighbors import NearestNeighbors
-from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_array, check_is_fitted, has_fit_parameter, validate_data
 
+from skl_transformaly.utils._compat import Interval, StrOptions, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
 
 __all__ = [
@@ -126,7 +126,7 @@ class GaussianDensity(_LogDensity):
         self.ridge = ridge
 
     @all_or_nothing
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any = None) -> GaussianDensity:
         """Estimate mean and covariance.
 
@@ -396,7 +396,7 @@ class KNNDensity(_LogDensity):
         self.n_jobs = n_jobs
 
     @all_or_nothing
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any = None) -> KNNDensity:
         """Keep the training samples.
 
@@ -538,7 +538,7 @@ class AutoDensity(_LogDensity):
         self.n_neighbors = n_neighbors
 
     @all_or_nothing
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any = None, *, groups: Any = None) -> AutoDensity:
         """Fit both densities, and measure them on held-out samples.
 

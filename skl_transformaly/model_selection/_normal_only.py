@@ -6,13 +6,13 @@ from copy import deepcopy
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, _fit_context, clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.utils import get_tags
-from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from skl_transformaly._wrappers import DelegatingMixin, delegate
 from skl_transformaly.images._samples import as_sequence, on_error_of, take_samples
+from skl_transformaly.utils._compat import HasMethods, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
 from skl_transformaly.utils._labels import check_labels
 
@@ -81,7 +81,7 @@ class NormalOnly(DelegatingMixin, BaseEstimator):
         return np.array([-1, 1])
 
     @all_or_nothing
-    @_fit_context(prefer_skip_nested_validation=False)
+    @fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: Any = None) -> NormalOnly:
         """Fit `estimator` on the normal samples.
 

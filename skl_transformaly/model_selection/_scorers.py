@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.metrics import roc_auc_score
-from sklearn.utils._param_validation import StrOptions
 
 from skl_transformaly.images._images import Images, as_images, is_table
 from skl_transformaly.images._samples import as_sequence, on_error_of, take_samples
 from skl_transformaly.model_selection._outliers import KINDS, corrupter, synthetic_outliers
+from skl_transformaly.utils._compat import StrOptions
 from skl_transformaly.utils._labels import check_labels
 
 __all__ = ["SyntheticOutlierScorer", "held_out_log_likelihood"]

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.linalg import cho_factor, cho_solve, lapack
-from sklearn.base import BaseEstimator, _fit_context
-from sklearn.utils._param_validation import Interval
+from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,6 +32,7 @@ from skl_transformaly.teacher._protocol import Extractor, chunk_size, count_pref
 from skl_transformaly.teacher._recording import Recording
 from skl_transformaly.utils._cache import Cache, fingerprint, identity
 from skl_transformaly.utils._chunks import Chunks
+from skl_transformaly.utils._compat import Interval, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
 from skl_transformaly.utils._progress import Progress
 from skl_transformaly.utils._torch import at_least_float32, own_settings, single_threaded_blas
@@ -359,7 +359,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         return self._fit(X, extractor, Cache(None))
 
     @all_or_nothing
-    @_fit_context(prefer_skip_nested_validation=False)
+    @fit_context(prefer_skip_nested_validation=False)
     @own_settings()
     def _fit(self, X: Any, extractor: Extractor | None, cache: Cache) -> RidgeStudents:
         """Fit, with students kept in `cache`: how a detector hands over its teacher and its `memory`."""

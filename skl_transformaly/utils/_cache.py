@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import joblib
-from joblib._store_backends import FileSystemStoreBackend  # what joblib.register_store_backend is to be given
 from sklearn.utils.validation import check_memory
 
+from skl_transformaly.utils._compat import FileSystemStoreBackend
 from skl_transformaly.utils._versions import versions
 
 __all__ = ["Cache", "fingerprint", "identity"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from joblib._store_backends import FileSystemStoreBackend  # what joblib.register_store_backend is to be given
 from sklearn.base import _fit_context as fit_context
-from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions, validate_params
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,6 +25,7 @@ __all__ = [
     "fit_context",
     "is_batch_norm",
     "linear_pointwise",
+    "validate_params",
 ]
 
 
