@@ -16,7 +16,24 @@ from skl_transformaly.images._depth import decode_deep, deep_tiles, exif_orienta
 from skl_transformaly.images._formats import expand_user, url_advice, what_else
 from skl_transformaly.images._values import SKIP_ADVICE, ImageError, check_layout, checked
 
-__all__ = ["as_rgb", "decode_bytes", "decode_file", "decode_pil", "eight_bits", "file_shape"]
+__all__ = ["as_rgb", "decode_bytes", "decode_file", "decode_pil", "eight_bits", "file_shape", "least_side"]
+
+# A JPEG may be decoded at a part of its size that is at least this many times what it is resized to, and at least so
+# many pixels high and wide: smaller images take little time in any case. What it changes is measured by
+# benchmarks/speed/decoding.py.
+_TIMES = 3
+_LEAST = 672
+
+
+def least_side(size: Sequence[int]) -> int:
+    """Return how short a side of an image may become that is resized to `size` (height, width) later.
+
+    Examples
+    --------
+    >>> least_side((224, 448))
+    1344
+    """
+    return max(_LEAST, _TIMES * max(size))
 
 
 def decode_file(path: str | os.PathLike, *, at_least: int | None = None) -> np.ndarray:
@@ -42,13 +59,13 @@ def decode_file(path: str | os.PathLike, *, at_least: int | None = None) -> np.n
     with _pillow_errors(path):
         _check_regular(path)
 
-        def opened() -> Image.Image:
-            image = Image.open(path)
-            if at_least is not None and image.format in ("JPEG", "MPO"):
-                image.draft(None, (at_least, at_least))
-            return image
+        return _decode(lambda: _drafted(Image.open(path), at_least), lambda: what_else(path))
 
-        return _decode(opened, lambda: what_else(path))
+
+def _drafted(image: Image.Image, at_least: int | None) -> Image.Image:
+    if at_least is not None and image.format in ("JPEG", "MPO"):
+        image.draft(None, (at_least, at_least))
+    return image
 
 
 def file_shape(path: str | os.PathLike) -> tuple[int, int]:
@@ -72,12 +89,20 @@ def _check_regular(path: str | os.PathLike) -> None:
         raise ImageError("is not a regular file.")
 
 
-def decode_bytes(content: bytes, *, formats: Sequence[str] | None = None, max_pixels: int | None = None) -> np.ndarray:
+def decode_bytes(
+    content: bytes,
+    *,
+    at_least: int | None = None,
+    formats: Sequence[str] | None = None,
+    max_pixels: int | None = None,
+) -> np.ndarray:
     """Decode the content of an image file to what `decode_file` decodes the file to.
 
     Parameters
     ----------
     content : bytes
+    at_least : int, default=None
+        See `decode_file`.
     formats : sequence of str, default=None
         Pillow's names of the formats to try; None is all that it knows.
     max_pixels : int, default=None
@@ -97,7 +122,7 @@ def decode_bytes(content: bytes, *, formats: Sequence[str] | None = None, max_pi
         image = Image.open(io.BytesIO(content), formats=None if formats is None else list(formats))
         if max_pixels is not None and image.width * image.height > max_pixels:
             raise ImageError(f"has {image.width} x {image.height} pixels, more than the limit of {max_pixels}.")
-        return image
+        return _drafted(image, at_least)
 
     with _pillow_errors():
         try:

@@ -15,7 +15,7 @@ from joblib import cpu_count
 from PIL import Image
 
 from skl_transformaly.images._ahead import ahead
-from skl_transformaly.images._pixels import eight_bits
+from skl_transformaly.images._pixels import eight_bits, least_side
 from skl_transformaly.images._values import SKIP_ADVICE, ImageError, faint_text, faintness
 
 __all__ = ["DIGEST_SIZE", "THUMBNAIL_SIZE", "Images"]
@@ -29,12 +29,6 @@ _MOST_THREADS = 8
 # Width and height at which images are compared with each other.
 _THUMBNAIL = (16, 16)
 THUMBNAIL_SIZE = 3 * 16 * 16
-
-# A JPEG may be decoded at a part of its size that is at least this many times what it is resized to, and at least so
-# many pixels high and wide: smaller images take little time in any case. What it changes is measured by
-# benchmarks/speed/decoding.py.
-_TIMES = 3
-_LEAST = 672
 
 
 class Images(Sequence):
@@ -137,7 +131,7 @@ class Images(Sequence):
         images : Images
             Itself, if nothing changes.
         """
-        at_least = None if size is None or self._shape is None else max(_LEAST, _TIMES * int(np.max(size)))
+        at_least = None if size is None or self._shape is None else least_side(size)
         if at_least == self._at_least:
             return self
         images = self.take(range(len(self)))
@@ -166,13 +160,14 @@ class Images(Sequence):
     def joined(cls, parts: Sequence[Images]) -> Images:
         """Return the images of several sequences as one, still decoded only when they are asked for."""
         starts = np.cumsum([0, *map(len, parts)])
-        files = all(part._shape is not None for part in parts)
+        shapes = [part._shape for part in parts if part._shape is not None]
+        files = len(shapes) == len(parts)
         joined = cls(
             int(starts[-1]),
             partial(_in_part, [part._one for part in parts], starts),
             name="image {}".format,
             on_error=parts[-1].on_error,
-            shape=partial(_in_part, [part._shape for part in parts], starts) if files else None,
+            shape=partial(_in_part, shapes, starts) if files else None,
         )
         joined._at_least = parts[-1]._at_least if files else None
         return joined
