@@ -1,0 +1,293 @@
+"""The body of a request as named files, within limits; nothing in it is ever taken for a path."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from typing import Any, NamedTuple, NoReturn
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.types import Receive
+
+from skl_transformaly.serving._limits import Limits, Refusal
+
+__all__ = ["Held", "Upload", "parse", "read_body"]
+
+# A multipart body is parsed in pieces of this many bytes, and so many bytes of a part's headers are enough
+_PIECE, _MOST_HEADERS = 2**16, 2**14
+# Characters of a name that is sent with an image
+_MOST_NAME = 1024
+# A JSON body has at most so many commas, brackets and braces for each image: base64 has none of these characters, and
+# a document of nothing else would take 30 times its size in memory
+_MOST_MARKS = 64
+
+_EXPECTED = (
+    "Expected multipart/form-data with one file an image (curl -F image=@photo.jpg), or application/json "
+    '{"images": [{"name": "photo.jpg", "data": "<base64>"}]}'
+)
+
+
+class Upload(NamedTuple):
+    """An image file as it was sent."""
+
+    name: str
+    content: bytes
+
+
+class Held:
+    """Bytes of all bodies that are in memory.
+
+    Parameters
+    ----------
+    most : int
+        How many there may be.
+
+    Examples
+    --------
+    >>> held = Held(10)
+    >>> held.add(8), held.add(8)
+    (True, False)
+    >>> held.remove(8)
+    >>> held.count
+    0
+    """
+
+    def __init__(self, most: int):
+        self.most = most
+        self.count = 0
+
+    def add(self, n: int) -> bool:
+        """Count `n` bytes more, and say whether there is room for them; else they are not counted."""
+        if self.count + n > self.most:
+            return False
+        self.count += n
+        return True
+
+    def remove(self, n: int) -> None:
+        """Count `n` bytes less."""
+        self.count -= n
+
+
+async def read_body(
+    receive: Receive, declared: str | None, limits: Limits, held: Held, taken: list[int]
+) -> bytes | None:
+    """Read a body of at most ``limits.body`` bytes.
+
+    Parameters
+    ----------
+    receive : callable
+        As ASGI has it.
+    declared : str or None
+        The header Content-Length.
+    limits : Limits
+    held : Held
+        Counts what is read.
+    taken : list of int
+        Gets the numbers of bytes that were counted, also if the body is refused.
+
+    Returns
+    -------
+    body : bytes or None
+        None if the client has gone.
+
+    Raises
+    ------
+    Refusal
+        The body is too large, or all bodies together are.
+    """
+    body = bytearray()
+    more = True
+    try:
+        if declared is not None and declared.isdecimal() and int(declared) > limits.body:
+            raise _too_large(limits)
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            chunk = message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) + len(chunk) > limits.body:
+                raise _too_large(limits)
+            if not held.add(len(chunk)):
+                raise Refusal(503, "memory", "Too many bytes of other requests are waiting: try again.", retry=True)
+            taken.append(len(chunk))
+            body += chunk
+    except Refusal as refusal:
+        refusal.unread = more
+        raise
+    return bytes(body)
+
+
+def _too_large(limits: Limits) -> Refusal:
+    return Refusal(413, "body", f"The body is larger than {limits.body} bytes: send fewer or smaller images.")
+
+
+def parse(content_type: str, body: bytes, limits: Limits) -> list[Upload]:
+    """Images of a body.
+
+    Parameters
+    ----------
+    content_type : str
+        The header Content-Type.
+    body : bytes
+    limits : Limits
+
+    Returns
+    -------
+    uploads : list of Upload
+        At least one. Images without a name are called "image 0", ...
+
+    Raises
+    ------
+    Refusal
+        The body is of another type (415), is malformed (400), or holds something else than 1 to ``limits.images``
+        images (422).
+
+    Examples
+    --------
+    >>> parse("application/json", b'{"images": [{"name": "a.png", "data": "UE5H"}]}', Limits())
+    [Upload(name='a.png', content=b'PNG')]
+    """
+    kind, options = parse_options_header(content_type)
+    if kind == b"multipart/form-data":
+        uploads = _Parts(options.get(b"boundary", b""), limits).parse(body)
+    elif kind == b"application/json":
+        uploads = _parse_json(body, limits)
+    else:
+        raise Refusal(415, "type", f"The header Content-Type is not one that is read here. {_EXPECTED}.")
+    if not uploads:
+        raise Refusal(422, "empty", f"There is no image in the request. {_EXPECTED}.")
+    named = [Upload(name or f"image {i}", content) for i, (name, content) in enumerate(uploads)]
+    if any(len(upload.name) > _MOST_NAME for upload in named):
+        raise Refusal(422, "name", f"A name is longer than {_MOST_NAME} characters.")
+    return named
+
+
+def _too_many(limits: Limits) -> NoReturn:
+    raise Refusal(422, "count", f"There are more than {limits.images} images in the request: send them in several.")
+
+
+# ----- multipart
+
+
+class _Parts:
+    """The files of a multipart body."""
+
+    def __init__(self, boundary: bytes, limits: Limits):
+        self.limits = limits
+        self.boundary = boundary
+        self.uploads: list[Upload] = []
+        self.complete = False
+        self._header, self._value = bytearray(), bytearray()
+        self._disposition = b""
+        self._headers_size = 0
+        self._name: str | None = None
+        self._data: list[bytes] = []
+
+    def parse(self, body: bytes) -> list[Upload]:
+        """Files of a whole body, which must end as it should."""
+        if not self.boundary:
+            raise Refusal(400, "multipart", "The header Content-Type of a multipart body lacks its boundary.")
+        callbacks: Any = {
+            "on_part_begin": self._part_begin,
+            "on_header_field": self._header_field,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header_end,
+            "on_headers_finished": self._headers_finished,
+            "on_part_data": self._part_data,
+            "on_part_end": self._part_end,
+            "on_end": self._end,
+        }
+        try:
+            parser = MultipartParser(self.boundary, callbacks)
+            for start in range(0, len(body), _PIECE):
+                parser.write(body[start : start + _PIECE])
+            parser.finalize()
+        except FormParserError as error:
+            raise Refusal(400, "multipart", f"The multipart body is malformed: {error}.") from None
+        if not self.complete:
+            raise Refusal(400, "multipart", "The multipart body is cut off: its last boundary is missing.")
+        return self.uploads
+
+    def _part_begin(self) -> None:
+        self._disposition, self._headers_size, self._data, self._name = b"", 0, [], None
+        if len(self.uploads) >= self.limits.images:
+            _too_many(self.limits)
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._count_header(end - start)
+        self._header += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._count_header(end - start)
+        self._value += data[start:end]
+
+    def _count_header(self, n: int) -> None:
+        self._headers_size += n
+        if self._headers_size > _MOST_HEADERS:
+            raise Refusal(400, "multipart", f"The headers of a part are longer than {_MOST_HEADERS} bytes.")
+
+    def _header_end(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            self._disposition = bytes(self._value)
+        self._header.clear()
+        self._value.clear()
+
+    def _headers_finished(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        if b"filename" not in options:
+            raise Refusal(422, "field", f"A field of the form is not a file. {_EXPECTED}.")
+        self._name = options[b"filename"].decode("utf-8", "replace")
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        self._data.append(data[start:end])
+
+    def _part_end(self) -> None:
+        self.uploads.append(Upload(self._name or "", b"".join(self._data)))
+        self._data = []
+
+    def _end(self) -> None:
+        self.complete = True
+
+
+# ----- JSON
+
+
+def _parse_json(body: bytes, limits: Limits) -> list[Upload]:
+    if max(body.count(mark) for mark in (b",", b"[", b"{")) > _MOST_MARKS * (limits.images + 1):
+        _too_many(limits)
+    try:
+        document = json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        text = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
+        raise Refusal(400, "json", f"The body is not JSON: {text}.") from None
+    images = document.get("images") if isinstance(document, dict) and len(document) == 1 else None
+    if not isinstance(images, list):
+        raise Refusal(422, "json", f"The JSON is not an object with the one key 'images', a list. {_EXPECTED}.")
+    if len(images) > limits.images:
+        _too_many(limits)
+    return [_json_upload(i, image) for i, image in enumerate(images)]
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a value of JSON")
+
+
+def _json_upload(i: int, image: Any) -> Upload:
+    if isinstance(image, str):
+        image = {"data": image}
+    if not isinstance(image, dict) or not {"data"} <= set(image) <= {"name", "data"}:
+        raise Refusal(
+            422, "json", f"Image {i} of the JSON is not an object with the keys 'name' and 'data'. {_EXPECTED}."
+        )
+    name, data = image.get("name") or "", image["data"]
+    if not isinstance(name, str) or not isinstance(data, str):
+        raise Refusal(422, "json", f"'name' and 'data' of image {i} of the JSON must be strings.")
+    if data.startswith("data:"):  # as browsers write files
+        data = data.partition(";base64,")[2]
+    try:
+        return Upload(name, base64.b64decode(data, validate=True))
+    except (binascii.Error, ValueError):
+        raise Refusal(422, "base64", f"'data' of image {i} of the JSON is not base64.") from None
