@@ -15,6 +15,7 @@ from PIL import Image
 
 from skl_transformaly.cli._provenance import Provenance, image_facts
 from skl_transformaly.cli.report import _picture, write_report
+from skl_transformaly.images._pixels import as_rgb
 
 HOSTILE = [
     "<script>window.hacked=1</script>.png",
@@ -339,15 +340,11 @@ def test_pictures_keep_to_their_bytes(rng, mode, most):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_images_of_every_kind_have_a_picture(rng, dtype, channels):
-    from skl_transformaly.cli.report import _as_rgb
-
     scale = {np.uint8: 255, np.uint16: 65535, np.float32: 1}[dtype]
     pixels = (rng.random((20, 30, channels)) * scale).astype(dtype)
     pixels[..., 3:] = scale
     expected = np.broadcast_to(np.rint(pixels[..., :3].astype(float) / scale * 255), (20, 30, 3))
-    image = _as_rgb(pixels)
-    assert image.size == (30, 20)
-    assert np.abs(np.asarray(image) - expected).max() <= 1
+    assert np.abs(as_rgb(pixels) - expected).max() <= 1
 
 
 def test_a_thousand_images_stay_below_20_megabytes():

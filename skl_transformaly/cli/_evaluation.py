@@ -13,6 +13,8 @@ import numpy as np
 from scipy.stats import bootstrap
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
+from skl_transformaly.utils._labels import check_labels
+
 __all__ = ["METRICS", "Interval", "class_folders", "evaluate_scores", "fpr_at_tpr", "normal_classes"]
 
 # names that a folder of normal images goes by, of which the first that is there counts
@@ -106,13 +108,11 @@ def evaluate_scores(
     >>> round(figures["auroc"].value, 3)
     0.833
     """
-    scores, y = np.asarray(scores, dtype=np.float64), np.asarray(y)
+    scores, y = np.asarray(scores, dtype=np.float64), check_labels(y, "evaluate_scores", both=True)
     if scores.shape != y.shape or scores.ndim != 1:
         raise ValueError(f"scores and y must be of one length, got shapes {scores.shape} and {y.shape}.")
     if np.isnan(scores).any():
         raise ValueError(f"{np.isnan(scores).sum()} of {len(scores)} scores are NaN; leave those images out.")
-    if set(np.unique(y).tolist()) != {-1, 1}:
-        raise ValueError(f"y must hold both +1 (normal) and -1 (anomaly), got {np.unique(y)[:5].tolist()}.")
     anomaly_scores = np.clip(-scores, -np.finfo(np.float64).max, np.finfo(np.float64).max)
     normal, anomalous = anomaly_scores[y == 1], anomaly_scores[y == -1]
     figures = {}

@@ -24,17 +24,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from skl_transformaly._wrappers import innermost
 from skl_transformaly.cli._provenance import (
     ImageFacts,
     Provenance,
     describe,
     image_facts,
-    inner_detector,
     reason,
 )
 from skl_transformaly.cli._scores import score_table
 from skl_transformaly.images._folders import display_path
 from skl_transformaly.images._images import as_images
+from skl_transformaly.images._pixels import as_rgb
 from skl_transformaly.images._values import ImageError
 from skl_transformaly.teacher._protocol import find_places
 from skl_transformaly.utils._files import replacing
@@ -146,7 +147,7 @@ def write_report(
         raise ModuleNotFoundError("A report needs jinja2: pip install 'skl-transformaly[cli]'.") from error
     provenance = provenance or Provenance()
     advance = advance or (lambda n: None)
-    inner = inner_detector(detector)
+    inner = innermost(detector)
     shown = min(limit, len(paths))
     # Where all are shown, one run of the teacher does; else who comes to the top is known only after one.
     at_once = shown == len(paths)
@@ -154,7 +155,7 @@ def write_report(
 
     cards: list[_Card] = []
     unreadable: list[ImageFacts] = []
-    for facts, pixels in _decoded(paths, unreadable):
+    for facts, pixels in _decoded(paths, inner, unreadable):
         explained = _explain(inner, pixels) if at_once else None
         table = score_table(detector, pixels, None if explained is None else explained["score"])
         for i, fact in enumerate(facts):
@@ -168,12 +169,12 @@ def write_report(
     top = cards[:limit]
     if not at_once:
         by_path = {card.path: card for card in top}
-        for facts, pixels in _decoded([card.path for card in top], []):
+        for facts, pixels in _decoded([card.path for card in top], inner, []):
             _look([by_path[fact.path] for fact in facts], pixels, _explain(inner, pixels))
             advance((1 - step) * len(paths) * len(facts) / shown)
     _paint(top)
 
-    training = _Training(provenance, normal_dir)
+    training = _Training(provenance, normal_dir, getattr(inner.extractor_, "image_size_", None))
     suspicious = training.suspicious()
     known = [card for card in cards if card.facts.digest in training.known]
     groups = _duplicates([card.facts for card in cards])
@@ -240,9 +241,11 @@ def write_report(
     }
 
 
-def _decoded(paths: list[str], unreadable: list[ImageFacts]) -> Iterator[tuple[list[ImageFacts], list[np.ndarray]]]:
-    """Decode a few images at a time; those that cannot be read go to `unreadable`."""
-    images = as_images(paths)
+def _decoded(
+    paths: list[str], inner: Any, unreadable: list[ImageFacts]
+) -> Iterator[tuple[list[ImageFacts], list[np.ndarray]]]:
+    """Decode a few images at a time, as the detector `inner` would; those that cannot be read go to `unreadable`."""
+    images = as_images(paths).reduced(getattr(inner.extractor_, "image_size_", None))
     facts: list[ImageFacts] = []
     pixels: list[np.ndarray] = []
     for i, path in enumerate(paths):
@@ -251,9 +254,11 @@ def _decoded(paths: list[str], unreadable: list[ImageFacts]) -> Iterator[tuple[l
         except ImageError as error:
             unreadable.append(ImageFacts(path, reason(path, error)))
             continue
-        facts.append(image_facts(path, decoded))
+        fact = image_facts(path, decoded)
+        fact.height, fact.width = images.size(i, decoded)
+        facts.append(fact)
         pixels.append(decoded)
-        if len(facts) == _CHUNK or sum(fact.height * fact.width for fact in facts) > _CHUNK_PIXELS:
+        if len(facts) == _CHUNK or sum(image.shape[0] * image.shape[1] for image in pixels) > _CHUNK_PIXELS:
             yield facts, pixels
             facts, pixels = [], []
     if facts:
@@ -272,7 +277,7 @@ def _look(cards: list[_Card], pixels: list[np.ndarray], explained: dict[str, np.
     nearest = sum(name.startswith("neighbor") for name in explained)
     maps = explained.get("map", [None] * len(cards))
     for i, (card, image, values) in enumerate(zip(cards, pixels, maps)):
-        card.picture = _picture(_as_rgb(image), _THUMB, _THUMB_BYTES)
+        card.picture = _picture(Image.fromarray(as_rgb(image)), _THUMB, _THUMB_BYTES)
         card.parts = {name: float(explained[name][i]) for name in spaces}
         card.reason = str(explained["reason"][i])
         card.neighbors = [
@@ -312,20 +317,6 @@ def _paint(cards: list[_Card]) -> None:
         card.overlay = _picture(Image.fromarray(colour), _MAP, _MAP_BYTES)
 
 
-def _as_rgb(pixels: np.ndarray) -> Image.Image:
-    """A decoded image (H, W, C) as people should see it: 8 bits, RGB, transparency laid on white."""
-    if pixels.dtype == np.uint16:
-        pixels = pixels / 65535
-    if pixels.dtype != np.uint8:
-        low, high = min(0.0, float(pixels.min())), max(1.0, float(pixels.max()))
-        pixels = np.rint((pixels - low) / (high - low) * 255).astype(np.uint8)
-    if pixels.shape[2] == 4:
-        image = Image.fromarray(pixels)
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return Image.fromarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)).copy())
-
-
 def _picture(image: Image.Image, side: int, most: int) -> str:
     """A small WebP of at most `most` bytes, as an address that holds the picture itself."""
     while True:
@@ -351,13 +342,14 @@ class _TrainingImage:
 class _Training:
     """The images that a model was fitted on, as far as the model file knows them and they are still there."""
 
-    def __init__(self, provenance: Provenance, normal_dir: str | os.PathLike | None):
+    def __init__(self, provenance: Provenance, normal_dir: str | os.PathLike | None, size: Sequence[int] | None):
         self.made = provenance
         self.root = None if normal_dir is None else Path(normal_dir)
         if normal_dir is None and provenance.own:
             self.root = Path(provenance.root)
         self.known = {digest for digest in provenance.digests if digest}
         self.fitted = provenance.fitted
+        self.size = size  # to which the teacher resizes images
         self.missing = 0
         self.changed = 0
 
@@ -385,13 +377,13 @@ class _Training:
                 continue
             path = str(self.root / self.made.files[index])
             try:
-                pixels = as_images([path])[0]
+                pixels = as_images([path]).reduced(self.size)[0]
             except ImageError:
                 self.missing += 1
                 continue
             if self.made.digests and image_facts(path, pixels).digest != self.made.digests[index]:
                 self.changed += 1
-            pictures[position] = _picture(_as_rgb(pixels), _NEAR, _NEAR_BYTES)
+            pictures[position] = _picture(Image.fromarray(as_rgb(pixels)), _NEAR, _NEAR_BYTES)
         return pictures
 
 

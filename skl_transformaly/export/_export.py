@@ -8,30 +8,31 @@ import platform
 import tempfile
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import roc_auc_score
-from sklearn.utils import column_or_1d
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor, nn
 
 from skl_transformaly._calibration import ConformalDetector
 from skl_transformaly._detector import TransformalyDetector
+from skl_transformaly._wrappers import nested
 from skl_transformaly.images._pixels import eight_bits
+from skl_transformaly.images._probes import smooth_images
 from skl_transformaly.model_selection import NormalOnly
 from skl_transformaly.students._imitation import block_measures, by_measure
 from skl_transformaly.teacher._extractor import TimmExtractor
 from skl_transformaly.teacher._features import TeacherFeatures
 from skl_transformaly.teacher._network import Teacher
 from skl_transformaly.utils._files import replacing
+from skl_transformaly.utils._labels import check_labels
 from skl_transformaly.utils._torch import autocast, own_settings
+from skl_transformaly.utils._versions import versions
 
 if TYPE_CHECKING:
     import onnx
@@ -222,23 +223,17 @@ def _import_onnx() -> None:
 def _unwrap(detector: Any) -> tuple[TransformalyDetector, ConformalDetector | None]:
     """The detector within `detector`, and the one that calibrates it, if any."""
     conformal = None
-    inner = detector
-    while not isinstance(inner, TransformalyDetector):
-        if isinstance(inner, ConformalDetector) and conformal is None:
-            check_is_fitted(inner)
-            conformal, inner = inner, inner.estimator_
-        elif isinstance(inner, NormalOnly):
-            check_is_fitted(inner)
-            inner = inner.estimator_
-        elif isinstance(inner, FrozenEstimator):
-            inner = inner.estimator
-        else:
+    for inner in nested(detector):
+        if not isinstance(inner, (TransformalyDetector, ConformalDetector, NormalOnly, FrozenEstimator)):
             raise TypeError(
-                "What can be exported to ONNX is a TransformalyDetector, by itself or in a ConformalDetector, "
-                f"NormalOnly or FrozenEstimator; got {type(inner).__name__}. Of a search pass best_estimator_, of a "
-                "pipeline its detector."
+                "Only a TransformalyDetector can be exported to ONNX, by itself or in a ConformalDetector, NormalOnly "
+                f"or FrozenEstimator; got {type(inner).__name__}. Of a search pass best_estimator_, of a pipeline its "
+                "detector."
             )
-    check_is_fitted(inner)
+        if not isinstance(inner, FrozenEstimator):
+            check_is_fitted(inner)
+        if isinstance(inner, ConformalDetector) and conformal is None:
+            conformal = inner
     if not isinstance(inner.extractor_, TimmExtractor):
         raise TypeError(
             f"The teacher is a {type(inner.extractor_).__name__}; what can be exported to ONNX is a TimmExtractor."
@@ -392,7 +387,7 @@ def _trace(network: _Network, size: tuple[int, ...], names: list[str]) -> onnx.M
         )
     assert program is not None  # which it is only where the exporter writes a file itself
     model = program.model_proto
-    model.producer_name, model.producer_version = "skl-transformaly", version("skl-transformaly")
+    model.producer_name, model.producer_version = "skl-transformaly", versions(["skl-transformaly"])["skl-transformaly"]
     return model
 
 
@@ -450,13 +445,9 @@ class _Reference:
         score = self.expected["score"]
         if y is None:
             return score >= np.median(score)
-        y = column_or_1d(y)
-        if len(y) != len(score) or set(np.unique(y).tolist()) != {-1, 1}:
-            raise ValueError(
-                f"y must hold +1 (normal) or -1 (anomaly) for each of the {len(score)} images, and both; got {len(y)} "
-                f"values of {np.unique(y)[:5].tolist()}."
-            )
-        return y == 1
+        labels = check_labels(y, "The comparison of AUROC", both=True)
+        check_consistent_length(self.images, labels)
+        return labels == 1
 
     def compare(self, model: onnx.ModelProto) -> dict[str, Any]:
         """Run `model` on the images; see ``report`` of `to_onnx`."""
@@ -555,8 +546,7 @@ def _twin(part: Any) -> Any:
 
 
 def _probe_images(core: TransformalyDetector) -> list[np.ndarray]:
-    """Made-up images, smooth to noisy, of the sizes of fit's images, of the teacher's input, and two others."""
-    rng = np.random.default_rng(0)
+    """Made-up images of the sizes of fit's images, of the teacher's input, and two others."""
     height, width = core.extractor_.image_size_
     shapes: list[tuple[int, ...]] = [
         (height, width, 3),
@@ -564,18 +554,7 @@ def _probe_images(core: TransformalyDetector) -> list[np.ndarray]:
         (height + 31, 3 * width // 2, 4),
         (50, 40, 1),
     ]
-    if core.image_shape_ is not None:
-        shapes.append(core.image_shape_)
-    images = []
-    for *size, channels in shapes:
-        for grain in (2, 5, 20, min(size)):
-            coarse = rng.integers(0, 256, (grain, grain, channels), dtype=np.uint8)
-            planes = [
-                Image.fromarray(plane).resize(size[::-1], Image.Resampling.BICUBIC)
-                for plane in coarse.transpose(2, 0, 1)
-            ]
-            images.append(np.stack([np.asarray(plane) for plane in planes], axis=-1))
-    return images
+    return smooth_images(shapes if core.image_shape_ is None else [*shapes, core.image_shape_])
 
 
 # ----- what the file says of itself
@@ -590,7 +569,7 @@ def _provenance(core: TransformalyDetector) -> dict[str, Any]:
         "image_size": "x".join(map(str, extractor.image_size_)),
         "feature_spaces": ",".join(core.feature_spaces_),
         "versions": ", ".join(
-            [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)]
+            [f"Python {platform.python_version()}", *(f"{name} {found}" for name, found in versions(packages).items())]
         ),
     }
 
