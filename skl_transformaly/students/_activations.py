@@ -6,12 +6,13 @@ import contextlib
 import math
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from skl_transformaly.images._sequence import Images
 from skl_transformaly.teacher._protocol import Extractor, chunk_size
@@ -168,50 +169,62 @@ def inspect_blocks(images: Images, extractor: Extractor) -> tuple[dict[int, tupl
         A block does not turn one tensor into one tensor of floats, gets arguments that change with the
         image, changes its input in place, or the blocks do not run once each in their order.
     """
-    blocks = extractor.blocks_
-    arguments: dict[int, tuple[tuple, dict]] = {}
-    chained = True
-    order: list[int] = []
-    previous: tuple[Tensor, Tensor] | None = None
-
-    def refuse(index, block, what):
-        raise TypeError(
-            f"Block {index} ({type(block).__name__}) of the teacher {what}, so no student can imitate it. Choose "
-            "another teacher, or other n_blocks."
-        )
-
-    def visit(index, block, args, kwargs, output):
-        nonlocal chained, previous
-        if index == len(blocks):
-            return
-        if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
-            refuse(index, block, "does not turn one tensor into one tensor")
-        extra = (args[1:], dict(kwargs))
-        if index in arguments and not _equal(arguments[index], extra):
-            refuse(index, block, "takes arguments that change with the image")
-        arguments[index] = extra
-        if previous is not None:
-            output_before, copy_before = previous
-            chained &= output_before is args[0]
-            if not torch.allclose(output_before, copy_before, rtol=0, atol=0, equal_nan=True):
-                refuse(index, block, "changes its input in place")
-        previous = (output, output.clone())
-        order.append(index)
-
+    found = _Inspection(extractor.blocks_)
     for number in (1, 2):
         _, pixels = next(images.batches(number), (None, None))
         if pixels is None:
             raise ValueError(f"None of the {len(images)} images could be read; first: {images.unreadable[0]}")
-        order.clear()
-        previous = None
+        found.begin()
         with torch.no_grad(), extractor.compute():
-            extractor.embed(extractor.preprocess(pixels), visit)
-        if order != list(range(len(blocks))):
+            extractor.embed(extractor.preprocess(pixels), found.visit)
+        found.check_order()
+    return found.arguments, found.chained
+
+
+class _Inspection:
+    """Watches runs of a teacher, and refuses blocks that cannot be imitated one by one."""
+
+    def __init__(self, blocks: Sequence[nn.Module]):
+        self.arguments: dict[int, tuple[tuple, dict]] = {}
+        self.chained = True
+        self._blocks = blocks
+        self.begin()
+
+    def begin(self) -> None:
+        """Expect a run from the first block on."""
+        self._order: list[int] = []
+        self._previous: tuple[Tensor, Tensor] | None = None  # the last output, and what it was then
+
+    def visit(self, index: int, block: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+        if index == len(self._blocks):
+            return
+        if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
+            self._refuse(index, "does not turn one tensor into one tensor")
+        extra = (args[1:], dict(kwargs))
+        if index in self.arguments and not _equal(self.arguments[index], extra):
+            self._refuse(index, "takes arguments that change with the image")
+        self.arguments[index] = extra
+        if self._previous is not None:
+            before, then = self._previous
+            self.chained &= before is args[0]
+            if not torch.allclose(before, then, rtol=0, atol=0, equal_nan=True):
+                self._refuse(index, "changes its input in place")
+        self._previous = (output, output.clone())
+        self._order.append(index)
+
+    def check_order(self) -> None:
+        """Refuse a run in which the blocks did not run once each, from first to last."""
+        if self._order != list(range(len(self._blocks))):
             raise TypeError(
-                f"The teacher's {len(blocks)} blocks run in the order {order}, not once each from first to last, so "
-                "they cannot be imitated one by one. Choose another teacher."
+                f"The teacher's {len(self._blocks)} blocks run in the order {self._order}, not once each from first to "
+                "last, so they cannot be imitated one by one. Choose another teacher."
             )
-    return arguments, chained
+
+    def _refuse(self, index: int, what: str) -> NoReturn:
+        raise TypeError(
+            f"Block {index} ({type(self._blocks[index]).__name__}) of the teacher {what}, so no student can imitate "
+            "it. Choose another teacher, or other n_blocks."
+        )
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -115,7 +115,7 @@ class BlockStudents(ImitationMixin, BaseEstimator):
     in files of a temporary folder, which goes when `fit` ends (if the process is killed, it stays). Workers on this
     machine map the files; to others joblib sends the two layers of a student by value, so each needs memory for them.
     Workers need no weights of the teacher. The cores are shared out among workers of one machine, and on clusters each
-    has the threads that the engine gives it. Students are bit for bit those of one after another, on the same kind of
+    has the threads that the engine assigns. Students are bit for bit those of one after another, on the same kind of
     processor with the same number of torch's threads; another number may add in another order, and so round otherwise.
     If a worker dies, the engine's own error ends `fit`; with `checkpoint` the next one goes on after the last wave.
 

@@ -42,7 +42,7 @@ Collect = Callable[[np.ndarray], tuple[BlockVisitor | None, Callable[[Tensor], N
 class ImitationMixin(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     """For estimators with fitted `extractor_`, `block_indices_`, `students_` and `residuals_`.
 
-    `students_` are modules that turn what a teacher's block gets into what they think it gives.
+    `students_` are modules that predict a teacher block's output from its input.
     """
 
     extractor: str | Extractor | None
@@ -248,7 +248,7 @@ def _require_places(extractor: Extractor) -> Callable[[Tensor], Tensor]:
         )
     if to_maps is None:
         raise TypeError(
-            f"{type(extractor).__name__} has no method to_maps, which gives a block's output its places in the image; "
+            f"{type(extractor).__name__} has no method to_maps, which arranges a block's output as a map of the image; "
             "see TimmExtractor.to_maps."
         )
     return to_maps

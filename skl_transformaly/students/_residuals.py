@@ -58,7 +58,7 @@ class ResidualStatistics:
         residuals : Tensor of shape (n, C, h, w)
         """
         n, channels = residuals.shape[:2]
-        # Products of each fold are taken once, and added up. Taking a fold's off all images' would cancel where images
+        # Products of each fold are taken once, and added up. Taking a fold's off all images' would cancel if images
         # are alike.
         folds = residuals.tensor_split(min(n, _FOLDS))
         moments = [_Moments.of(fold) for fold in folds]
@@ -73,7 +73,7 @@ class ResidualStatistics:
         if n < _FOLDS:
             logs = found._log_distance(residuals)
         else:
-            # Each image is looked at with statistics that it had no part in: where channels are many and images few,
+            # Each image is looked at with statistics that it had no part in: with many channels and few images,
             # it would seem more usual to its own than any new image can be.
             others = [_Moments.combined(moments[:i] + moments[i + 1 :]) for i in range(len(folds))]
             logs = torch.cat([cls._estimate(rest, shrinkage)._log_distance(fold) for rest, fold in zip(others, folds)])

@@ -1,4 +1,4 @@
-"""What a transformer block gives for some of its tokens, without computing the others."""
+"""What a transformer block returns for some of its tokens, without computing the others."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def partial_forward(block: nn.Module, example: Tensor) -> PartialForward | None:
     Returns
     -------
     function : callable or None
-        None for blocks that are not built as timm's plain ViT block, or where the comparison fails, as it would if
+        None for blocks that are not built as timm's plain ViT block, or if the comparison fails, as it would if
         another timm computed the block in another way.
     """
     if type(block) is not Block or type(block.attn) is not Attention or example.ndim != 3:
@@ -86,6 +86,6 @@ def _attend(attention: Any, x: Tensor, tokens: Tensor) -> Tensor:
 
 
 def draw_tokens(total: int, share: float, rng: np.random.Generator) -> np.ndarray | None:
-    """Places of about `share` of `total` tokens, ascending; None where that would be all of them."""
+    """Places of about `share` of `total` tokens, ascending; None if that would be all of them."""
     number = max(round(share * total), min(_FEWEST, total))
     return None if number >= total else np.sort(rng.choice(total, number, replace=False))

@@ -75,7 +75,7 @@ def image_sides(image_size: Any) -> Sides:
 
 
 def shown_sides(sides: Sides) -> int | tuple[int, int] | None:
-    """`sides` as a user gives them: one number for a square."""
+    """`sides` as a user writes them: one number for a square."""
     return sides[0] if sides is not None and sides[0] == sides[1] else sides
 
 

@@ -29,7 +29,7 @@ __all__ = ["TimmExtractor", "resolve_extractor"]
 
 
 class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Frozen, pre-trained teacher: any timm model, giving embeddings and its blocks to watch.
+    """Frozen, pre-trained teacher: any timm model, with its embeddings and its blocks to watch.
 
     The embedding is the pooled pre-logits one, ``forward_head(forward_features(x), pre_logits=True)``:
     for a Vision Transformer with a class token that is the normalised class token [1]_ (Section 3.1).
@@ -72,7 +72,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     interpolation_ : {"bilinear", "bicubic"}
         How images are resized.
     places_known_ : bool
-        Whether `to_maps` finds places where they are; if not, there are no anomaly maps.
+        Whether `to_maps` puts places where they belong; without that there are no anomaly maps.
     precision_ : str
         The precision in use.
     settings_ : dict
@@ -82,9 +82,9 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         SHA-256 over the teacher's parameters and buffers. A pickle carries this and not the weights: on
         first use after unpickling they are loaded again from where they came, and must have this hash.
     image_shape_ : tuple or None
-        (H, W, C) of the images that `fit` saw, where they were one array.
+        (H, W, C) of the images that `fit` saw, if they were one array.
     n_features_in_ : int
-        H * W * C, where `image_shape_` is not None.
+        H * W * C, if `image_shape_` is not None.
 
     See Also
     --------
@@ -358,7 +358,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         config = self.teacher_.data_config
         return {
             "model": _architecture.architecture_name(self.settings_["model_name"]),
-            # of the network that runs, whatever the file that it was loaded from says of it
+            # of the network that runs, whatever the file that it was loaded from states
             "weights": self.teacher_.content_sha256,
             "size": tuple(int(side) for side in self.image_size_),
             "mean": tuple(float(value) for value in config["mean"]),
@@ -375,8 +375,8 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         Parameters
         ----------
         activations : Tensor of shape (B, T, ...) or (B, C, H, W) or (B, H, W, C)
-            What a block got or gave: tokens, with class token and registers first where the model has them, or
-            maps, with channels where the model has them.
+            What a block got or returned: tokens, with class token and registers first if the model has any, or
+            maps, with channels first or last as in the model.
 
         Returns
         -------
@@ -393,7 +393,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     @property
     @own_settings()
     def places_known_(self) -> bool:
-        """Whether `to_maps` finds places where they are, as a changed quarter of an image shows; else, no maps."""
+        """Whether `to_maps` puts places where they belong, which is tried by changing a quarter of an image."""
         return self.teacher_.places_known
 
     @property

@@ -1,4 +1,4 @@
-"""What the frozen teacher says of an image, besides its blocks' outputs that students imitate: features, by space."""
+"""Features of images that the frozen teacher computes anyway, by feature space."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class TeacherFeatures:
         visit : callable or None
             Visitor for ``extractor.embed``.
         features : callable
-            ``features(z_p)`` gives the groups of features, (B, size), of each space.
+            ``features(z_p)`` returns the groups of features, (B, size), of each space.
         """
         groups: list[Tensor] = []
 

@@ -1,4 +1,4 @@
-"""How networks compute on a CPU in 16 bits, where torch's usual way is slow; results differ by rounding alone."""
+"""Faster ways to compute in 16 bits on a CPU than torch's usual ones; results differ by rounding alone."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _can_fuse(x: Tensor) -> bool:
 
 class _Linear(nn.Linear):
     def forward(self, input: Tensor, activation: str = "none", algorithm: str = "") -> Tensor:
-        # an activation is given only where the call can be fused
+        # an activation is passed only if the call can be fused
         if activation != "none" or _can_fuse(input):
             return _fused_linear(input, self, activation, algorithm)
         return super().forward(input)

@@ -83,7 +83,7 @@ class Teacher:
         """Pooled pre-logits embedding (B, D) of normalised `pixels` (B, C, H, W).
 
         `visit` is called as each block finishes, in order, and at last, under the number of blocks, with what
-        ``forward_features`` gives; an exception that it raises ends the run.
+        ``forward_features`` returns; an exception that it raises ends the run.
         """
         self._watching.visit = visit
         try:
@@ -96,7 +96,7 @@ class Teacher:
 
     @property
     def n_classes(self) -> int:
-        """Number of classes that the teacher was trained to tell apart; 0 where its classifier is not known."""
+        """Number of classes that the teacher was trained on; 0 if its classifier is not known."""
         head = getattr(self.model, CLASS_HEAD, None)
         return 0 if head is None else head.out_features
 
@@ -112,7 +112,7 @@ class Teacher:
             return (logits / _TEMPERATURE).softmax(dim=1).sqrt()
 
     def probe(self, pixels: Tensor) -> tuple[int, int]:
-        """Length of the embedding, and bytes of the largest tensor that any layer gives for one image.
+        """Length of the embedding, and bytes of the largest tensor that any layer returns for one image.
 
         By a run on `pixels` (1, C, H, W), once for each precision.
         """
@@ -138,7 +138,7 @@ class Teacher:
 
     @functools.cached_property
     def places_known(self) -> bool:
-        """Whether `to_maps` finds places where they are.
+        """Whether `to_maps` puts places where they belong.
 
         By the first block's output: a quarter of a noisy image is drawn anew, and the same quarter of the map must
         change the most; each quarter in turn. Networks may reorder tokens, and no shape tells.
@@ -193,7 +193,7 @@ class Teacher:
         return tokens.transpose(1, 2).unflatten(2, grid)  # no length read: an exported graph takes any batch
 
     def _channels_last(self, shape: torch.Size) -> bool:
-        """Whether maps of this shape are (B, H, W, C), as in SAM and VOLO, which do not say so by `output_fmt`."""
+        """Whether maps of this shape are (B, H, W, C), as in SAM and VOLO, whose `output_fmt` does not tell."""
         if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
             return True
         known = {info["num_chs"] for info in getattr(self.model, "feature_info", None) or []}

@@ -51,10 +51,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
 def resolve_precision(precision: str, device: torch.device, *, attention: bool = True) -> str:
     """Turn ``"auto"`` into a precision name by what the processor computes natively.
 
-    bfloat16 where the processor has instructions for it (AVX-512 BF16 or AMX on CPUs) and the model is
+    bfloat16 if the processor has instructions for it (AVX-512 BF16 or AMX on CPUs) and the model is
     made of matrix products (`attention`); float32 elsewhere: a CPU's small depthwise convolutions gain
     nothing from bfloat16. The rule looks at features, not at a stopwatch, so that the same machine
-    always gives the same scores.
+    always computes the same scores.
     """
     if precision != "auto":
         if precision not in PRECISIONS:
@@ -84,7 +84,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=PRECISIONS[precision], cache_enabled=False)
 
 
-# What torch says where memory is short, in errors of a type that says something else.
+# What torch's messages contain if memory is short, since the type of the error does not tell.
 _OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "could not create a primitive")
 
 
@@ -149,7 +149,7 @@ _generator_lock = threading.RLock()
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global generator within, and give the caller's state back after; one thread at a time.
+    """Seed torch's global generator within, and restore the caller's state after; one thread at a time.
 
     timm's initialisers draw from the global generator and take no other. It is the whole process's: were two threads
     within at once, each would draw from the other's numbers.
@@ -169,7 +169,7 @@ def limited_threads(n: int) -> Iterator[None]:
     """Let this thread's torch operations use `n` threads within.
 
     torch keeps one number for the process and OpenMP one for each thread. Several threads may be within at a time; the
-    last to leave gives the process its number back.
+    last to leave restores the process's number.
     """
     global _unlimited
     with _limits_lock:
@@ -192,5 +192,5 @@ def _thread_pools() -> ThreadpoolController:
 
 
 def single_threaded_blas() -> contextlib.AbstractContextManager:
-    """Context in which numpy and scipy use one thread: for small matrices, or where several threads call them."""
+    """Context in which numpy and scipy use one thread: for small matrices, or if several threads call them."""
     return _thread_pools().limit(limits=1, user_api="blas")
