@@ -1,4 +1,4 @@
-"""The command line's frame: the application, its options, what goes to the terminal, errors and exit codes.
+"""The command line's frame: the application, options that commands share, errors and exit codes.
 
 Exit codes: 0 done; 1 anomalies were found and ``--fail-on-anomaly`` was given; 2 a wrong command line, or something
 to be mended first (a missing folder, a broken model, a full disk); 3 a bug; 130 stopped by Ctrl-C.
@@ -9,21 +9,20 @@ take long to import are imported by the commands that use them: ``--help`` is fo
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
-import json
 import os
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
+
+from skl_transformaly.cli._console import Output, plain, say
 
 __all__ = [
     "BUG",
@@ -80,67 +79,6 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came f
 
 class Mistake(Exception):
     """What the user should know and mend; printed without traceback."""
-
-
-@dataclass
-class Output:
-    """What goes to the terminal: results to stdout, all else to stderr, and the less of it the fewer people look."""
-
-    json: bool
-    quiet: bool
-
-    @property
-    def lively(self) -> bool:
-        """Whether somebody watches: progress and summaries are for them."""
-        return not self.quiet and sys.stderr.isatty()
-
-    def note(self, text: str) -> None:
-        """Say `text` to somebody who watches."""
-        if self.lively:
-            say(text)
-
-    def warn(self, text: str) -> None:
-        """Say `text` to whoever reads stderr, now or later."""
-        say(f"warning: {text}")
-
-    def result(self, text: str, data: dict[str, Any]) -> None:
-        """Print a result: `data` as JSON where asked for, else `text`."""
-        print(json.dumps(data) if self.json else plain(text))
-
-    def made(self, text: str, data: dict[str, Any]) -> None:
-        """Tell of a file that was made: JSON where asked for, else a note."""
-        if self.json:
-            print(json.dumps(data))
-        else:
-            self.note(text)
-
-    @contextlib.contextmanager
-    def progress(self, label: str, total: int) -> Iterator[Callable[[float], None]]:
-        """Bar with time left, on a terminal; gives a function that moves it on."""
-        from rich import progress
-        from rich.console import Console
-
-        columns = (
-            progress.TextColumn("{task.description}", markup=False),
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            progress.TimeRemainingColumn(compact=True),
-        )
-        console = Console(stderr=True)
-        with progress.Progress(*columns, console=console, disable=not self.lively, transient=True) as bar:
-            task = bar.add_task(label, total=total)
-            yield lambda n: bar.advance(task, n)
-
-
-def say(text: str) -> None:
-    sys.stderr.write(plain(text) + "\n")
-    sys.stderr.flush()
-
-
-def plain(text: str) -> str:
-    from skl_transformaly.images._folders import display_path
-
-    return "\n".join(display_path(line) for line in text.split("\n"))
 
 
 def fail(text: str, code: int = MISTAKE) -> NoReturn:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skl_transformaly.cli._app import (
-    Debug,
-    Json,
-    Mistake,
-    Output,
-    Quiet,
-    app,
-    command,
-)
+from skl_transformaly.cli._app import INTERRUPTED, Debug, Json, Mistake, Output, Quiet, app, command, fail
+from skl_transformaly.cli._console import counted, duration
 from skl_transformaly.cli._inputs import (
     check_writable,
     find_images,
@@ -29,10 +24,166 @@ from skl_transformaly.cli._inputs import (
     unreadable_text,
 )
 
-# Images beyond which a model file would outgrow what its reader takes, if it named them all
-_MOST_NAMES = 100_000
+if TYPE_CHECKING:
+    from skl_transformaly.cli._provenance import Provenance
+    from skl_transformaly.images._folders import FoundFiles
 
 __all__ = ["fit"]
+
+# Images beyond which a model file would outgrow what its reader takes, if it named them all
+_MOST_NAMES = 100_000
+# Shares of the time that the phases of a fit take, in order: the second pass over the images takes as long as the
+# first; trained students are trained three times more, on two thirds of the images each, to judge the others
+_PHASES = {"ridge": (1.0, 1.0), "trained": (1.0, 2 / 3, 2 / 3, 2 / 3)}
+# Share of a fit after which its length can be told: one batch, or enough epochs to outweigh the teacher's pass
+_TOLD_AFTER = {"ridge": 0.0, "trained": 0.03}
+
+Normal = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="NORMAL_DIR", help="Folder of normal images; also files, patterns, or - .", show_default=False
+    ),
+]
+ModelFile = Annotated[
+    Path, typer.Option("--output", "-o", metavar="FILE", help="The model file to make.", show_default=False)
+]
+Teacher = Annotated[str, typer.Option(metavar="NAME", help="'bundled', or the name of a timm model; see `teachers`.")]
+TeacherWeights = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Weights of a timm model, .safetensors or .pth; without it, timm's hub."),
+]
+ImageSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PIXELS|HxW",
+        help="Side that images are resized to, or height and width such as 224x448; else the weights'.",
+    ),
+]
+Alpha = Annotated[
+    float,
+    typer.Option(help="Share of new normal images that may be flagged, in (0, 0.5]; `contamination` in Python."),
+]
+Students = Annotated[
+    str,
+    typer.Option(
+        metavar="ridge|trained",
+        help="How blocks are imitated: solved in one pass, or trained by gradient as in the paper, which takes much "
+        "longer.",
+    ),
+]
+Blocks = Annotated[int, typer.Option(min=1, help="Students: one for each of the teacher's last blocks.")]
+Epochs = Annotated[
+    int | None, typer.Option(min=1, help="Epochs that students are trained, 8 by default; with --students trained.")
+]
+ExplainedVariance = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of the features' variance to keep, in (0, 1); without it, all dimensions.", show_default=False
+    ),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images that go through the teacher at a time.")]
+Device = Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', ...")]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Where students are kept until all are trained, with --students trained; without it, a folder beside the "
+        "model file. The same command goes on with what is there.",
+        show_default=False,
+    ),
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first image that cannot be read.")]
+
+
+@app.command()
+@command
+def fit(
+    normal: Normal,
+    output: ModelFile,
+    teacher: Teacher = "bundled",
+    weights: TeacherWeights = None,
+    image_size: ImageSize = None,
+    alpha: Alpha = 0.05,
+    students: Students = "ridge",
+    blocks: Blocks = 10,
+    epochs: Epochs = None,
+    explained_variance: ExplainedVariance = None,
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
+    seed: Seed = 0,
+    checkpoint: Checkpoint = None,
+    strict: Strict = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Learn what is normal from a folder of normal images."""
+    out = Output(as_json, quiet)
+    _check(output, teacher, weights, alpha, students, epochs, checkpoint, explained_variance)
+    size = _parse_size(image_size)
+    found = _normal_images(normal, out)
+    out.note(f"Fitting on {counted(len(found.paths), 'image')} with teacher {teacher!r}.")
+    kept = _Kept(output, checkpoint) if students == "trained" else None
+
+    from skl_transformaly import BlockStudents, RidgeStudents, TransformalyDetector
+    from skl_transformaly.teacher._extractor import resolve_extractor
+
+    extractor = resolve_extractor(teacher).set_params(image_size=size, batch_size=batch_size, device=device)
+    if weights is not None:
+        extractor.set_params(weights=str(weights.resolve()))
+    imitators: Any = RidgeStudents(n_blocks=blocks)
+    if kept is not None:
+        imitators = BlockStudents(n_blocks=blocks, max_epochs=epochs or 8, checkpoint=kept.folder)
+    detector = TransformalyDetector(
+        extractor,
+        students=imitators,
+        explained_variance=explained_variance,
+        contamination=alpha,
+        random_state=seed,
+    )
+    seconds = _fit(detector, found.paths, "raise" if strict else "skip", students, kept, out)
+    unreadable = _unreadable(detector, found.paths)
+    made = _provenance(detector, found, unreadable, seed, seconds)
+    if len(found.paths) > _MOST_NAMES:
+        out.warn(f"more than {_MOST_NAMES} images: the model file does not name them, so reports show no neighbours.")
+        made.files, made.fitted, made.scores, made.digests = [], [], [], []
+
+    from skl_transformaly.persistence import save
+
+    if kept is not None:
+        imitators.checkpoint = detector.students_.checkpoint = checkpoint  # the folder beside the model goes
+    save(detector, output, metadata=made.to_json())
+    if kept is not None:
+        kept.clear()
+    _tell(detector, output, found, unreadable, made, normal, out)
+
+
+def _check(
+    output: Path,
+    teacher: str,
+    weights: Path | None,
+    alpha: float,
+    students: str,
+    epochs: int | None,
+    checkpoint: Path | None,
+    explained_variance: float | None,
+) -> None:
+    """Refuse what cannot work before anything slow is done."""
+    check_writable(output)
+    if weights is not None:
+        if teacher == "bundled":
+            raise Mistake("--weights needs the name of the timm model that they belong to: --teacher NAME.")
+        if not weights.is_file():
+            raise Mistake(f"The file of weights {str(weights)!r} does not exist.")
+    if not 0 < alpha <= 0.5:
+        raise Mistake(f"--alpha must be in (0, 0.5], got {alpha}.")
+    if students not in _PHASES:
+        raise Mistake(f"--students must be 'ridge' or 'trained', got {students!r}.")
+    if students == "ridge" and not (epochs is None and checkpoint is None):
+        raise Mistake("--epochs and --checkpoint are for students that are trained: add --students trained.")
+    if explained_variance is not None and not 0 < explained_variance < 1:
+        raise Mistake(f"--explained-variance must be in (0, 1), got {explained_variance}.")
 
 
 def _parse_size(text: str | None) -> int | tuple[int, int] | None:
@@ -45,174 +196,171 @@ def _parse_size(text: str | None) -> int | tuple[int, int] | None:
     return int(found[1]) if found[2] is None else (int(found[1]), int(found[2]))
 
 
-@app.command()
-@command
-def fit(
-    normal: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="NORMAL_DIR", help="Folder of normal images; also files, patterns, or - .", show_default=False
-        ),
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The model file to make.", show_default=False)
-    ],
-    teacher: Annotated[
-        str, typer.Option(metavar="NAME", help="'bundled', or the name of a timm model; see `teachers`.")
-    ] = "bundled",
-    weights: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Weights of a timm model, .safetensors or .pth; without it, timm's hub."),
-    ] = None,
-    image_size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PIXELS|HxW",
-            help="Side that images are resized to, or height and width such as 224x448; else the weights'.",
-        ),
-    ] = None,
-    alpha: Annotated[float, typer.Option(help="Share of new normal images that may be flagged, in (0, 0.5].")] = 0.05,
-    students: Annotated[
-        str,
-        typer.Option(
-            metavar="ridge|trained",
-            help="How blocks are imitated: solved in one pass, or trained by gradient as in the paper, which takes "
-            "much longer.",
-        ),
-    ] = "ridge",
-    blocks: Annotated[int, typer.Option(min=1, help="Students: one for each of the teacher's last blocks.")] = 10,
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Epochs that students are trained, 8 by default; with --students trained.")
-    ] = None,
-    explained_variance: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of the features' variance to keep, in (0, 1); without it, all dimensions.", show_default=False
-        ),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the teacher at a time.")] = 32,
-    device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', ...")] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")] = 0,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of trained students that are done, from which a fit that was killed goes on; with --students "
-            "trained.",
-        ),
-    ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop where an image cannot be read.")] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """Learn what is normal from a folder of normal images."""
-    out = Output(as_json, quiet)
-    check_writable(output)
-    if weights is not None:
-        if teacher == "bundled":
-            raise Mistake("--weights needs the name of the timm model that they belong to: --teacher NAME.")
-        if not weights.is_file():
-            raise Mistake(f"There is no file of weights {str(weights)!r}.")
-    _parse_size(image_size)
-    if not 0 < alpha <= 0.5:
-        raise Mistake(f"--alpha must be in (0, 0.5], got {alpha}.")
-    if students not in ("ridge", "trained"):
-        raise Mistake(f"--students must be 'ridge' or 'trained', got {students!r}.")
-    if students == "ridge" and not (epochs is None and checkpoint is None):
-        raise Mistake("--epochs and --checkpoint are for students that are trained: add --students trained.")
-    if explained_variance is not None and not 0 < explained_variance < 1:
-        raise Mistake(f"--explained-variance must be in (0, 1), got {explained_variance}.")
-    found = find_images(normal, out)
+def _normal_images(names: list[str], out: Output) -> FoundFiles:
+    found = find_images(names, out)
     if missing := missing_paths(found):
         raise Mistake(missing_text(missing))
+    if len(found.paths) < 2:
+        raise Mistake(f"fit needs at least 2 normal images, found {len(found.paths)}.")
+    return found
 
-    from skl_transformaly.cli._provenance import Provenance, describe, inspect_images, relative_to_root
 
-    facts = []
-    with out.progress("Reading", len(found.paths)) as advance:
-        for fact in inspect_images(found.paths):
-            facts.append(fact)
-            advance(1)
-    unreadable = {fact.path: fact.error for fact in facts if fact.error}
-    if unreadable and strict:
-        raise Mistake(unreadable_text(unreadable, "nothing was fitted"))
-    if unreadable:
-        out.warn(unreadable_text(unreadable, "left out"))
-    facts = [fact for fact in facts if not fact.error]
-    paths = [fact.path for fact in facts]
-    if len(paths) < 2:
-        raise Mistake(f"fit needs at least 2 normal images, found {len(paths)}.")
+class _Kept:
+    """A folder in which trained students outlive a fit that is stopped.
 
-    from skl_transformaly import BlockStudents, RidgeStudents, TimmExtractor, TransformalyDetector
-    from skl_transformaly.teacher._architecture import BUNDLED_MODEL
+    Parameters
+    ----------
+    output : Path
+        The model file; the folder is beside it, and goes when the model is made.
+    chosen : Path or None
+        A folder that the user named instead, which stays.
+    """
 
-    out.note(f"{len(paths)} images, teacher {teacher!r}.")
-    bundled = teacher == "bundled"
-    extractor = TimmExtractor(
-        BUNDLED_MODEL if bundled else teacher,
-        weights="bundled" if bundled else "hub" if weights is None else str(weights.resolve()),
-        image_size=_parse_size(image_size),
-        batch_size=batch_size,
-        device=device,
-    )
-    imitators: Any = RidgeStudents(n_blocks=blocks, verbose=int(out.lively))
-    if students == "trained":
-        imitators = BlockStudents(
-            n_blocks=blocks, max_epochs=epochs or 8, checkpoint=checkpoint, verbose=int(out.lively)
-        )
-    detector = TransformalyDetector(
-        extractor,
-        students=imitators,
-        explained_variance=explained_variance,
-        contamination=alpha,
-        on_error="skip",
-        random_state=seed,
-    )
+    def __init__(self, output: Path, chosen: Path | None):
+        self.folder = output.with_name(output.name + ".students") if chosen is None else chosen
+        self._own = chosen is None
+
+    def count(self) -> int:
+        """Students that are there."""
+        return sum(1 for _ in self.folder.rglob("output.pkl"))
+
+    def clear(self) -> None:
+        """Remove the folder, unless the user named it."""
+        import shutil
+
+        if self._own:
+            shutil.rmtree(self.folder / "joblib", ignore_errors=True)
+            with contextlib.suppress(OSError):  # something else is in it
+                self.folder.rmdir()
+
+
+class _Watch:
+    """Follows a fit through its phases, and tells once how long it will take."""
+
+    def __init__(self, students: str, out: Output, advance: Any):
+        self._shares = _PHASES[students]
+        self._told = False
+        self._told_after = _TOLD_AFTER[students]
+        self._out, self._advance = out, advance
+        self._phase = -1
+        self._share = 0.0
+
+    def __call__(self, phase: str, done: float, total: float) -> None:
+        if not done:
+            self._phase = min(self._phase + 1, len(self._shares) - 1)
+            if not self._phase:
+                self._start = time.monotonic()
+            return
+        before = sum(self._shares[: self._phase])
+        share = (before + self._shares[self._phase] * min(done / total, 1)) / sum(self._shares)
+        self._advance(100 * max(0.0, share - self._share))
+        self._share = max(self._share, share)
+        if not self._told and share > self._told_after:
+            self._told = True
+            left = (time.monotonic() - self._start) * (1 - share) / share
+            self._out.note(f"This takes about {duration(left)} more.")
+
+
+def _fit(detector: Any, paths: list[str], on_error: str, students: str, kept: _Kept | None, out: Output) -> float:
+    """Fit, and return the seconds that it took."""
+    from skl_transformaly.images._images import as_images
+    from skl_transformaly.utils._progress import watched
+
+    if kept is not None and kept.count():
+        out.note(f"{counted(kept.count(), 'student')} of an earlier fit found in {kept.folder}.")
     start = time.perf_counter()
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            detector.fit(paths)
+        with (
+            _warnings(out),
+            out.progress("Fitting", 100, "%") as advance,
+            watched(_Watch(students, out, advance)),
+        ):
+            detector.fit(as_images(paths, on_error=on_error))
     except TypeError as error:  # how students say that a teacher cannot be imitated
         raise Mistake(str(error)) from error
-    for warning in caught:
-        out.warn(str(warning.message))
-    seconds = time.perf_counter() - start
-    root, names = relative_to_root([fact.path for fact in facts] + list(unreadable))
-    made = Provenance(
+    except KeyboardInterrupt:
+        if kept is not None and kept.count():
+            text = f"{counted(kept.count(), 'trained student')} kept in {kept.folder}: the same command goes on there."
+        else:
+            text = "nothing was kept, and no model was made."
+        fail(f"stopped after {duration(time.perf_counter() - start)}; {text}", INTERRUPTED)
+    return time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def _warnings(out: Output) -> Iterator[None]:
+    """Show warnings at the end, but those that this command words itself."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    texts = dict.fromkeys(str(warning.message) for warning in caught)
+    for text in texts:
+        if "could not be read" not in text and "cannot be promised" not in text:
+            out.warn(text)
+
+
+def _unreadable(detector: Any, paths: list[str]) -> dict[str, str]:
+    from skl_transformaly.cli._provenance import reasons
+
+    return reasons(paths, [i for i, score in enumerate(detector.training_scores_) if math.isnan(score)])
+
+
+def _provenance(detector: Any, found: FoundFiles, unreadable: dict[str, str], seed: int, seconds: float) -> Provenance:
+    """What the model file keeps of how it was made."""
+    from skl_transformaly.cli._provenance import Provenance, describe, relative_to_root
+
+    paths, scores = found.paths, detector.training_scores_
+    readable = [i for i, path in enumerate(paths) if path not in unreadable]
+    place = {i: k for k, i in enumerate(readable)}
+    root, names = relative_to_root(paths)
+    return Provenance(
         root=root,
-        files=names[: len(paths)],
-        fitted=list(range(len(paths))),
-        scores=[None if math.isnan(score) else float(score) for score in detector.training_scores_],
-        digests=[fact.digest for fact in facts],
-        shortest=min(min(fact.height, fact.width) for fact in facts),
-        unreadable=dict(zip(names[len(paths) :], unreadable.values())),
+        files=[names[i] for i in readable],
+        fitted=[place.get(i, -1) for i in range(len(paths))],
+        scores=[float(scores[i]) for i in readable],
+        digests=[bytes(detector.training_digests_[i]).hex() for i in readable],
+        unreadable={names[i]: unreadable[path] for i, path in enumerate(paths) if path in unreadable},
         hidden=found.hidden,
         other=found.other,
         seed=seed,
         seconds=round(seconds, 1),
         settings=describe(detector),
     )
-    if len(paths) > _MOST_NAMES:
-        out.warn(f"more than {_MOST_NAMES} images: the model file does not name them, so reports show no neighbours.")
-        made.files, made.fitted, made.scores, made.digests = [], [], [], []
-    for part in (imitators, detector.students_):
-        part.verbose = 0  # the progress bar was for this terminal
 
-    from skl_transformaly.persistence import save
 
-    save(detector, output, metadata=made.to_json())
-    out.made(
-        f"{output}: fitted on {len(paths)} images in {seconds:.0f} s{passed_over(found)}. About "
-        f"{max(alpha, 1 / (len(paths) + 1)):.0%} of new normal images will be flagged.",
-        {
-            "model": str(output),
-            "images": len(paths),
-            "unreadable": unreadable,
-            "hidden": found.hidden,
-            "other": found.other,
-            "seconds": round(seconds, 1),
-            "settings": made.settings,
-        },
-    )
+def _tell(
+    detector: Any,
+    output: Path,
+    found: FoundFiles,
+    unreadable: dict[str, str],
+    made: Provenance,
+    normal: list[str],
+    out: Output,
+) -> None:
+    """What was learned, and what to do next."""
+    from skl_transformaly.cli._trust import FalseAlarms, least_normal, least_normal_text
+
+    if unreadable:
+        out.warn(unreadable_text(unreadable, "left out"))
+    used = len(found.paths) - len(unreadable)
+    alarms = FalseAlarms.of(detector)
+    least = least_normal(detector, found.paths)
+    folder = f" --normal {normal[0]}" if len(normal) == 1 and Path(normal[0]).is_dir() else ""
+    lines = [
+        f"{output}: fitted on {counted(used, 'image')} in {duration(made.seconds)}{passed_over(found)}.",
+        str(alarms),
+        least_normal_text(detector, least),
+        f"Next: transformaly report {output} NEW_IMAGES{folder}",
+    ]
+    data = {
+        "model": str(output),
+        "images": used,
+        "unreadable": unreadable,
+        "hidden": found.hidden,
+        "other": found.other,
+        "seconds": made.seconds,
+        "expected_false_positive_rate": None if alarms is None else alarms.expected,
+        "least_normal": [{"path": path, "score": score} for path, score in least],
+        "settings": made.settings,
+    }
+    out.made("\n".join(lines), data)

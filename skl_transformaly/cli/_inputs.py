@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 __all__ = [
     "check_model",
     "check_writable",
-    "counted",
     "find_images",
     "load_model",
     "missing_paths",
@@ -55,10 +54,6 @@ def missing_paths(found: FoundFiles) -> list[str]:
 def missing_text(missing: list[str]) -> str:
     more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
     return f"not found: {', '.join(map(repr, missing[:5]))}{more}. Correct the list of paths."
-
-
-def counted(paths: list[str], noun: str) -> str:
-    return f"{len(paths)} {noun}{'s' * (len(paths) != 1)}"
 
 
 def check_writable(path: Path) -> None:

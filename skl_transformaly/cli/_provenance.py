@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
-from skl_transformaly.images._images import as_images
+from skl_transformaly._wrappers import innermost
+from skl_transformaly.images._images import Images, as_images
 from skl_transformaly.images._values import SKIP_ADVICE, ImageError
+from skl_transformaly.teacher._architecture import BUNDLED_MODEL
 
 __all__ = [
     "ImageFacts",
     "Provenance",
     "describe",
     "image_facts",
-    "inner_detector",
-    "inspect_images",
     "reason",
+    "reasons",
     "relative_to_root",
     "saved_with",
 ]
@@ -35,11 +35,12 @@ class ImageFacts:
     ----------
     path : str
     error : str
-        Why it cannot be read; empty where it can.
+        Why it cannot be read; empty if it can.
     height, width : int
         In pixels.
     digest : str
-        Of the decoded pixels and their shape: images with the same are the same, whatever their files' format.
+        Of the decoded pixels, as a detector's `training_digests_`: images with the same are the same, whatever their
+        files' format.
     blank : bool
         All pixels are the same.
     """
@@ -55,26 +56,23 @@ class ImageFacts:
 def image_facts(path: str, pixels: np.ndarray) -> ImageFacts:
     """Look at decoded pixels (H, W, C)."""
     height, width = pixels.shape[:2]
-    # 8-bit grey and the same as colour are one image
-    channels = [pixels[..., c] for c in range(pixels.shape[2])]
-    if len(channels) == 3 and all(np.array_equal(channels[0], other) for other in channels[1:]):
-        pixels = pixels[..., :1]
-    digest = hashlib.blake2b(f"{pixels.dtype} {pixels.shape}".encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(pixels).data)
+    images = Images(1, lambda i: pixels)
+    next(images.batches(1))
     blank = bool((pixels == pixels[:1, :1]).all())
-    return ImageFacts(path, "", height, width, digest.hexdigest(), blank)
+    return ImageFacts(path, "", height, width, images.digests[0].hex(), blank)
 
 
-def inspect_images(paths: Sequence[str]) -> Iterator[ImageFacts]:
-    """Decode each image once, and say what it is or why it cannot be read."""
+def reasons(paths: Sequence[str], positions: Iterable[int]) -> dict[str, str]:
+    """Why the images at `positions` cannot be read, by path."""
     images = as_images(list(paths))
-    for i, path in enumerate(paths):
+    found = {}
+    for i in positions:
         try:
-            pixels = images[i]
+            images[i]
+            found[paths[i]] = "it could not be read then, and can now"
         except ImageError as error:
-            yield ImageFacts(path, reason(path, error))
-        else:
-            yield image_facts(path, pixels)
+            found[paths[i]] = reason(paths[i], error)
+    return found
 
 
 def reason(path: str, error: object) -> str:
@@ -90,24 +88,22 @@ class Provenance:
     Attributes
     ----------
     root : str
-        Folder of the images that it was fitted on.
+        Folder of the images that the model was fitted on.
     files : list of str
         Those images, relative to `root`.
     fitted : list of int
-        Positions in `files` of the images that the detector was fitted on, in the order in which it got them.
+        Positions in `files` of the images that the detector was given, in its order; -1 for unreadable ones.
     scores : list of float or None
-        Score of each image; of those fitted on, too good.
+        Score of each image, without its own part in the fit.
     digests : list of str
         See :class:`ImageFacts`.
-    shortest : int
-        Pixels of the shortest side of any image.
     unreadable : dict of str to str
         Images that could not be read, relative to `root`, and why.
     hidden, other : int
-        Files that were passed over: hidden, and no images.
+        Files that were passed over: hidden ones, and those that are not images.
     seed : int or None
     seconds : float
-        That fitting took.
+        That the fit took.
     settings : dict of str to str
         See :func:`describe`.
     own : bool
@@ -119,7 +115,6 @@ class Provenance:
     fitted: list[int] = field(default_factory=list)
     scores: list[float | None] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
-    shortest: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
     hidden: int = 0
     other: int = 0
@@ -149,11 +144,10 @@ class Provenance:
         checks = {
             "root": isinstance(made.root, str),
             "files": n >= 0 and all(isinstance(name, str) and _stays_below(name) for name in made.files),
-            "fitted": _all(made.fitted, list, lambda i: _is_int(i) and 0 <= i < n),
+            "fitted": _all(made.fitted, list, lambda i: _is_int(i) and -1 <= i < n),
             "scores": _all(made.scores, list, lambda x: x is None or isinstance(x, (int, float)))
             and len(made.scores) in (0, n),
             "digests": _all(made.digests, list, lambda x: isinstance(x, str)) and len(made.digests) in (0, n),
-            "shortest": _is_int(made.shortest),
             "unreadable": _is_text(made.unreadable),
             "hidden": _is_int(made.hidden),
             "other": _is_int(made.other),
@@ -193,22 +187,16 @@ def relative_to_root(paths: Sequence[str]) -> tuple[str, list[str]]:
     return root, [str(Path(path).relative_to(root)) for path in whole]
 
 
-def inner_detector(detector: Any) -> Any:
-    """The detector of images itself, whatever calibrates it."""
-    while not hasattr(detector, "extractor_") and hasattr(detector, "estimator_"):
-        detector = detector.estimator_
-    return detector
-
-
 def saved_with(header: Mapping[str, Any]) -> dict[str, str]:
     """When and with what a model file was saved, in words, from its header; whatever the file says, this is text."""
     made = header.get("made")
     made = made if isinstance(made, dict) else {}
     environment = made.get("environment")
     environment = environment if isinstance(environment, dict) else {}
+    left_out = made.get("n_unreadable")
     words = {
         "saved": str(made.get("saved_at", "")),
-        "images of the fit": str(made.get("n_images", "")),
+        "images of the fit": f"{made.get('n_images', '')}" + (f", {left_out} of them unreadable" if left_out else ""),
         "saved with": ", ".join(f"{name} {value}" for name, value in environment.items()),
     }
     return {name: value for name, value in words.items() if value}
@@ -226,11 +214,13 @@ def describe(detector: Any) -> dict[str, str]:
     settings : dict of str to str
         Name and value, for people to read.
     """
-    inner = inner_detector(detector)
+    inner = innermost(detector)
     extractor = inner.extractor_
+    name = str(getattr(extractor, "model_name", type(extractor).__name__))
+    bundled = name == "bundled"
     settings = {
-        "teacher": str(getattr(extractor, "model_name", type(extractor).__name__)),
-        "weights": str(getattr(extractor, "weights", "")),
+        "teacher": f"bundled, {BUNDLED_MODEL}" if bundled else name,
+        "weights": "" if bundled else str(getattr(extractor, "weights", "")),
         "weights SHA-256": str(getattr(extractor, "weights_sha256_", "")),
         "image size": " x ".join(str(side) for side in getattr(extractor, "image_size_", ())),
         "precision": str(getattr(extractor, "precision_", "")),

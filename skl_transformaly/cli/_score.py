@@ -27,9 +27,9 @@ from skl_transformaly.cli._app import (
     command,
     fail,
 )
+from skl_transformaly.cli._console import counted
 from skl_transformaly.cli._inputs import (
     check_writable,
-    counted,
     find_images,
     load_model,
     missing_paths,
@@ -40,13 +40,14 @@ from skl_transformaly.cli._inputs import (
 
 if TYPE_CHECKING:
     from skl_transformaly.cli._scores import ScoreFile
+    from skl_transformaly.images._folders import FoundFiles
+
+__all__ = ["score", "scored"]
 
 # Images that are scored before their rows are written
 _CHUNK = 64
 # Resuming scores an image once more; other batches round differently, another model gives another score altogether
 _SAME_SHARE, _SAME_NATS = 1e-3, 1e-2
-
-__all__ = ["score", "scored"]
 
 
 @app.command()
@@ -59,7 +60,8 @@ def score(
         typer.Option("--out", "-o", metavar="FILE", help=".csv, .jsonl or .parquet; without it, CSV on stdout."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Keep the rows that --out holds, and score only what has none.")
+        bool,
+        typer.Option("--resume", help="Keep the rows of --out, .csv or .jsonl, and score only what has none."),
     ] = False,
     fail_on_anomaly: Annotated[
         bool, typer.Option("--fail-on-anomaly", help="Exit with 1 if an image is an anomaly or cannot be read.")
@@ -75,56 +77,39 @@ def score(
     scores of a model that has not seen them. Images that cannot be read have no score, and -1 as prediction.
     """
     tell = Output(as_json, quiet)
-    from skl_transformaly._drift import unlike_calibration
-    from skl_transformaly.cli._scores import format_rows, open_scores
-
-    if out is None and resume:
-        raise Mistake("--resume needs the file to go on with: --out FILE.")
-    if out is not None:
-        if out.suffix.lower() not in (".csv", ".jsonl", ".parquet"):
-            raise Mistake(f"--out {str(out)!r} must end in .csv, .jsonl or .parquet.")
-        check_writable(out)
+    _check(out, resume)
     found = find_images(paths, tell)
     missing = missing_paths(found)
     detector, header = load_model(model, weights)
     tally = _Tally()
     with tell.progress("Scoring", len(found.paths)) as advance:
         if out is None:
-            kind = "jsonl" if as_json else "csv"
-            sys.stdout.buffer.write(format_rows([], kind, header=True))
-            for rows in scored(detector, found.paths, tally.unreadable):
-                sys.stdout.buffer.write(format_rows(rows, kind))
-                sys.stdout.buffer.flush()
-                tally.count(rows)
-                advance(len(rows))
+            _score_to_stdout("jsonl" if as_json else "csv", detector, found.paths, tally, advance)
+        elif out.suffix.lower() == ".parquet":
+            _score_to_parquet(out, detector, found.paths, tally, advance)
         else:
+            from skl_transformaly.cli._scores import open_scores
+
             with open_scores(out, resume=resume, model=header["sha256"]) as file:
                 _score_into(file, detector, found.paths, tally, tell, advance)
                 file.finish()
-    if tally.unreadable:
-        tell.warn(unreadable_text(tally.unreadable, "no score, prediction -1"))
-    if strange := unlike_calibration(tally.p_values):
-        tell.warn(strange)
-    blank = tally.blank + len(tally.unreadable)
-    summary = {
-        "images": len(found.paths),
-        "anomalies": tally.anomalies,
-        "resumed": tally.kept,
-        "unreadable": tally.unreadable,
-        "hidden": found.hidden,
-        "other": found.other,
-        "out": None if out is None else str(out),
-    }
-    not_read = f", {blank} could not be read" if blank else ""
-    text = f"{tally.anomalies - blank} of {len(found.paths)} images are anomalies{not_read}{passed_over(found)}."
-    if out is None:
-        tell.note(text)
-    else:
-        tell.made(f"{out}: {text}", summary)
+    _summarise(detector, found, tally, out, tell)
     if missing:
         fail(missing_text(missing))
     if fail_on_anomaly and tally.anomalies:
         raise typer.Exit(FOUND)
+
+
+def _check(out: Path | None, resume: bool) -> None:
+    if out is None:
+        if resume:
+            raise Mistake("--resume needs the file to go on with: --out FILE.")
+        return
+    if out.suffix.lower() not in (".csv", ".jsonl", ".parquet"):
+        raise Mistake(f"--out {str(out)!r} must end in .csv, .jsonl or .parquet.")
+    if resume and out.suffix.lower() == ".parquet":
+        raise Mistake("--resume goes on with .csv and .jsonl only: a Parquet file is written when all rows are there.")
+    check_writable(out)
 
 
 @dataclass
@@ -143,15 +128,75 @@ class _Tally:
         self.p_values += [row["p_value"] for row in rows if row["p_value"] is not None]
 
 
+def _summarise(detector: Any, found: FoundFiles, tally: _Tally, out: Path | None, tell: Output) -> None:
+    from skl_transformaly._drift import unlike_calibration
+    from skl_transformaly.cli._trust import FalseAlarms
+
+    if tally.unreadable:
+        tell.warn(unreadable_text(tally.unreadable, "no score, prediction -1"))
+    if strange := unlike_calibration(tally.p_values):
+        tell.warn(strange)
+    blank = tally.blank + len(tally.unreadable)
+    readable = len(found.paths) - blank
+    not_read = f", {blank} could not be read" if blank else ""
+    text = f"{tally.anomalies - blank} of {len(found.paths)} images are anomalies{not_read}{passed_over(found)}."
+    alarms = FalseAlarms.of(detector) if readable else None
+    if alarms is not None:
+        text += f" If all were normal, about {alarms.expected * readable:.0f} would be flagged."
+    if out is None:
+        tell.note(text)
+        return
+    data = {
+        "images": len(found.paths),
+        "anomalies": tally.anomalies,
+        "resumed": tally.kept,
+        "unreadable": tally.unreadable,
+        "hidden": found.hidden,
+        "other": found.other,
+        "out": str(out),
+    }
+    tell.made(f"{out}: {text}", data)
+
+
+def _score_to_stdout(
+    kind: str, detector: Any, paths: list[str], tally: _Tally, advance: Callable[[float], None]
+) -> None:
+    from skl_transformaly.cli._scores import format_rows
+
+    sys.stdout.buffer.write(format_rows([], kind, header=True))
+    for rows in scored(detector, paths, tally.unreadable):
+        sys.stdout.buffer.write(format_rows(rows, kind))
+        sys.stdout.buffer.flush()
+        tally.count(rows)
+        advance(len(rows))
+
+
+def _score_to_parquet(
+    out: Path, detector: Any, paths: list[str], tally: _Tally, advance: Callable[[float], None]
+) -> None:
+    from skl_transformaly.cli._parquet import ParquetScores
+
+    table = ParquetScores(out)
+    try:
+        for rows in scored(detector, paths, tally.unreadable):
+            table.add(rows)
+            tally.count(rows)
+            advance(len(rows))
+    except KeyboardInterrupt:
+        fail("stopped; no scores were written. A .csv or .jsonl file keeps its rows for --resume.", INTERRUPTED)
+    table.write()
+
+
 def _score_into(
-    file: ScoreFile, detector: Any, paths: list[str], tally: _Tally, tell: Output, advance: Callable[[float], None]
+    file: ScoreFile,
+    detector: Any,
+    paths: list[str],
+    tally: _Tally,
+    tell: Output,
+    advance: Callable[[float], None],
 ) -> None:
     """Score what has no row in a file of scores, or one of an image that has changed since."""
-    again = _drop_stale(file, paths, tell)
-    old = [path for path in paths if path in file.done]
-    tally.kept, tally.anomalies = len(old), sum(file.done[path][1] < 0 for path in old)
-    tally.blank = sum(file.done[path][0] is None for path in old)
-    _check_same_model(detector, {path: file.done[path][0] for path in old}, file.target)
+    again = _reuse(file, detector, paths, tally, tell)
     advance(tally.kept)
     states: dict[str, Any] = {}
     try:
@@ -160,9 +205,19 @@ def _score_into(
             tally.count(rows)
             advance(len(rows))
     except KeyboardInterrupt:
-        fail(f"stopped after {len(file.done)} rows; with --resume it goes on there.", INTERRUPTED)
+        fail(f"stopped after {counted(len(file.done), 'row')}; with --resume it goes on there.", INTERRUPTED)
     if again:
         file.arrange(paths)
+
+
+def _reuse(file: ScoreFile, detector: Any, paths: list[str], tally: _Tally, tell: Output) -> list[str]:
+    """Count the rows of an earlier run that hold; returns the paths whose rows did not, and were taken out."""
+    again = _drop_stale(file, paths, tell)
+    old = [path for path in paths if path in file.done]
+    tally.kept, tally.anomalies = len(old), sum(file.done[path][1] < 0 for path in old)
+    tally.blank = sum(file.done[path][0] is None for path in old)
+    _check_same_model(detector, {path: file.done[path][0] for path in old}, file.target)
+    return again
 
 
 def _drop_stale(file: ScoreFile, paths: list[str], tell: Output) -> list[str]:
@@ -173,17 +228,17 @@ def _drop_stale(file: ScoreFile, paths: list[str], tell: Output) -> list[str]:
     strange = [path for path in others if not file.knows(path)]
     if strange:
         raise Mistake(
-            f"{str(file.target)!r} has {counted(strange, 'row')} of images that were not named now, and nothing says "
-            f"which model scored them, such as {strange[0]!r}: name these too, or score into another file."
+            f"{str(file.target)!r} has {counted(len(strange), 'row')} of images that were not named now, and nothing "
+            f"says which model scored them, such as {strange[0]!r}: name these too, or score into another file."
         )
     if others:
         tell.warn(
-            f"{str(file.target)!r}: {counted(others, 'row')} kept of images that were not named now and have changed "
-            f"or are gone, such as {others[0]!r}."
+            f"{str(file.target)!r}: {counted(len(others), 'row')} kept of images that were not named now and have "
+            f"changed or are gone, such as {others[0]!r}."
         )
     if stale:
         tell.warn(
-            f"{str(file.target)!r}: {counted(stale, 'row')} scored again, since the image has changed or another "
+            f"{str(file.target)!r}: {counted(len(stale), 'row')} scored again, since the image has changed or another "
             f"model may have scored it, such as {stale[0]!r}."
         )
         file.drop(stale)
@@ -194,7 +249,9 @@ def scored(
     detector: Any, paths: list[str], unreadable: dict[str, str], states: dict[str, Any] | None = None
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield rows of scores; note in `unreadable` what has none, and in `states` what each file was before."""
-    from skl_transformaly.cli._provenance import reason
+    import numpy as np
+
+    from skl_transformaly.cli._provenance import reasons
     from skl_transformaly.cli._scores import file_state, score_rows, score_table
     from skl_transformaly.images._images import as_images
 
@@ -203,9 +260,8 @@ def scored(
         if states is not None:
             states.clear()
             states.update({path: file_state(path) for path in chunk})
-        images = as_images(chunk, on_error="skip")
-        table = score_table(detector, images)
-        unreadable.update({chunk[i]: reason(chunk[i], message) for i, message in images.unreadable.items()})
+        table = score_table(detector, as_images(chunk, on_error="skip"))
+        unreadable.update(reasons(chunk, np.flatnonzero(np.isnan(table["score"])).tolist()))
         yield score_rows(chunk, table)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from skl_transformaly.utils._container import replacing
+from skl_transformaly.utils._files import replacing
 
 __all__ = [
     "COLUMNS",
@@ -250,7 +250,7 @@ class ScoreFile:
         self._counts: Counter[str] = Counter()  # rows of each path
         self._whole = 0  # bytes of the file that are whole rows
         self._ledger = None if model is None else _Ledger(self._beside(), model)
-        self._file: Any = _open_locked(self.path, self.target)
+        self._file: Any = _open_locked(self.path)
         try:
             if resume:
                 self._read_back()
@@ -269,7 +269,7 @@ class ScoreFile:
         return self.path
 
     def _beside(self) -> Path:
-        return self.target.with_name(self.target.name + ".meta.jsonl")
+        return self.path.with_name(self.path.name + ".meta.jsonl")
 
     def _begin(self, resume: bool) -> None:
         """Find out what the rows are of; those of another model count as unknown."""
@@ -387,47 +387,7 @@ class ScoreFile:
         self.close()
 
 
-class _ParquetScores(ScoreFile):
-    """Scores as Parquet, which is readable only once it is whole: until then the rows are in a file beside it."""
-
-    def __init__(self, path: str | os.PathLike, *, resume: bool = False, model: str | None = None):
-        self._target = Path(path)
-        # that the target can be written shows here, not after hours
-        if not os.access(self.target.parent, os.W_OK) or self.target.is_dir():
-            raise OSError(f"{str(self.target)!r} cannot be written.")
-        super().__init__(self.target.with_name(self.target.name + ".part.jsonl"), resume=resume, model=model)
-
-    @property
-    def target(self) -> Path:
-        return self._target
-
-    def _read_back(self) -> None:
-        super()._read_back()
-        if self._whole == 0 and self.target.exists():
-            # paths that are not UTF-8 are written as \xNN there, and as they are beside it
-            ledger = _Ledger(self._beside(), "")
-            ledger.read()
-            names = {_as_text(path): path for path in ledger.states}
-            rows = [{**row, "path": names.get(row["path"], row["path"])} for row in _read_parquet(self.target)]
-            self._append(format_rows(rows, self.kind))
-            for row in rows:
-                self._note(row)
-
-    def finish(self) -> None:
-        written = self.target.with_name(self.target.name + ".part")
-        try:
-            _write_parquet(self.path, written)
-            os.replace(written, self.target)
-        except BaseException:
-            written.unlink(missing_ok=True)
-            raise
-        if os.name == "nt":  # where an open file cannot be removed
-            self.close()
-        self.path.unlink()  # before it is closed: whoever waits for the lock must not go on with it
-        self.close()
-
-
-def _open_locked(path: Path, target: Path) -> Any:
+def _open_locked(path: Path) -> Any:
     """Open a file for writing, unbuffered, for this process alone; the lock ends with the process, however that ends.
 
     Raises
@@ -446,7 +406,7 @@ def _open_locked(path: Path, target: Path) -> Any:
         except BlockingIOError:
             file.close()
             raise ScoreFileError(
-                f"{str(target)!r} is being written by another process: wait for it to end, or score into another file."
+                f"{str(path)!r} is being written by another process: wait for it to end, or score into another file."
             ) from None
         except BaseException:
             file.close()
@@ -493,7 +453,7 @@ def open_scores(path: str | os.PathLike, *, resume: bool = False, model: str | N
     Parameters
     ----------
     path : path
-        ``.csv``, ``.jsonl`` or ``.parquet``.
+        ``.csv`` or ``.jsonl``.
     resume : bool, default=False
         Keep the rows that are there, if any.
     model : str, default=None
@@ -507,8 +467,6 @@ def open_scores(path: str | os.PathLike, *, resume: bool = False, model: str | N
     ------
     ScoreFileError
         Another suffix; another process is writing the file; or, with `resume`, the file is not one of scores.
-    ModuleNotFoundError
-        pyarrow is missing for ``.parquet``.
     OSError
         The file cannot be written.
 
@@ -529,9 +487,9 @@ def open_scores(path: str | os.PathLike, *, resume: bool = False, model: str | N
     {'a.png': (-1.5, 1)}
     """
     suffix = Path(path).suffix.lower()
-    if suffix not in (".csv", ".jsonl", ".parquet"):
-        raise ScoreFileError(f"{str(path)!r} must end in .csv, .jsonl or .parquet.")
-    return (_ParquetScores if suffix == ".parquet" else ScoreFile)(path, resume=resume, model=model)
+    if suffix not in (".csv", ".jsonl"):
+        raise ScoreFileError(f"{str(path)!r} must end in .csv or .jsonl.")
+    return ScoreFile(path, resume=resume, model=model)
 
 
 def _read_rows(path: Path, kind: str) -> Iterator[tuple[Row | None, int]]:
@@ -574,52 +532,3 @@ def _records(path: Path, *, quoted: bool) -> Iterator[bytes]:
                 record = b""
             elif len(record) > _LONGEST_ROW:
                 return
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow.parquet  # type: ignore[import-untyped]
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "Writing .parquet needs pyarrow: pip install 'skl-transformaly[cli]'. .csv and .jsonl need nothing."
-        ) from error
-    return pyarrow
-
-
-def _schema(pa: Any) -> Any:
-    kinds = [pa.string(), pa.float64(), pa.float64(), pa.float64(), pa.int8()]
-    return pa.schema([pa.field(name, kind) for name, kind in zip(COLUMNS, kinds)])
-
-
-def _write_parquet(spool: Path, path: Path, group: int = 65536) -> None:
-    pa = _pyarrow()
-    schema = _schema(pa)
-    with pa.parquet.ParquetWriter(path, schema) as writer:
-        rows: list[Row] = []
-
-        def flush() -> None:
-            writer.write_table(pa.Table.from_pylist(rows, schema))
-            rows.clear()
-
-        for row, _ in _read_rows(spool, "jsonl"):
-            assert row is not None
-            rows.append({**row, "path": _as_text(row["path"])})
-            if len(rows) == group:
-                flush()
-        flush()
-
-
-def _as_text(path: str) -> str:
-    """A path as Parquet takes it, in UTF-8: other bytes are escaped."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def _read_parquet(path: Path) -> Iterator[Row]:
-    pa = _pyarrow()
-    try:
-        table = pa.parquet.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ScoreFileError(f"{str(path)!r} is not a file of scores: {error}. Score into another file.") from error
-    if tuple(table.column_names) != COLUMNS:
-        raise ScoreFileError(f"{str(path)!r} is not a file of scores: it has columns {table.column_names}.")
-    yield from table.to_pylist()

@@ -1,0 +1,176 @@
+"""What goes to the terminal or into a log: results to stdout, and what is told about the work to stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Output", "counted", "duration", "plain", "say"]
+
+# Seconds between lines about progress in a log
+_PAUSE = 10.0
+
+
+@dataclass
+class Output:
+    """Where a command tells what it does.
+
+    Attributes
+    ----------
+    json : bool
+        Results as JSON.
+    quiet : bool
+        Warnings and errors alone on stderr.
+    """
+
+    json: bool
+    quiet: bool
+
+    @property
+    def lively(self) -> bool:
+        """Whether stderr is a terminal that may show a moving bar."""
+        return not self.quiet and sys.stderr.isatty()
+
+    def note(self, text: str) -> None:
+        """Tell of the work, on stderr."""
+        if not self.quiet:
+            say(text)
+
+    def warn(self, text: str) -> None:
+        """Warn on stderr, even if `quiet`."""
+        say(f"warning: {text}")
+
+    def result(self, text: str, data: dict[str, Any]) -> None:
+        """Print a result on stdout: `data` as JSON if asked for, else `text`."""
+        print(json.dumps(data) if self.json else plain(text))
+
+    def made(self, text: str, data: dict[str, Any]) -> None:
+        """Tell of a file that was made: JSON on stdout if asked for, else a note."""
+        if self.json:
+            print(json.dumps(data))
+        else:
+            self.note(text)
+
+    @contextlib.contextmanager
+    def progress(self, label: str, total: float, unit: str = "images") -> Iterator[Callable[[float], None]]:
+        """Show how far the block has got: a bar on a terminal, a line every ten seconds in a log.
+
+        Yields a function that takes how much was done since it was called last. A `unit` of "%" shows shares alone.
+        """
+        if self.quiet:
+            yield lambda n: None
+        elif not self.lively:
+            yield _LogLines(label, total, unit)
+        else:
+            from rich import progress
+            from rich.console import Console
+
+            columns = (
+                progress.TextColumn("{task.description}", markup=False),
+                progress.BarColumn(),
+                progress.TaskProgressColumn() if unit == "%" else progress.MofNCompleteColumn(),
+                progress.TimeRemainingColumn(compact=True),
+            )
+            with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+                task = bar.add_task(label, total=total)
+                yield lambda n: bar.advance(task, n)
+
+    @contextlib.contextmanager
+    def waiting(self, label: str) -> Iterator[None]:
+        """Show that the block is at work, for work of which nobody knows how far it has got."""
+        if self.quiet:
+            yield
+        elif self.lively:
+            from rich import progress
+            from rich.console import Console
+
+            columns = (
+                progress.SpinnerColumn(),
+                progress.TextColumn("{task.description}", markup=False),
+                progress.TimeElapsedColumn(),
+            )
+            with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+                bar.add_task(label, total=None)
+                yield
+        else:
+            done = threading.Event()
+            ticker = threading.Thread(target=_tick, args=(label, done), daemon=True)
+            ticker.start()
+            try:
+                yield
+            finally:
+                done.set()
+                ticker.join()
+
+
+class _LogLines:
+    """Takes how much was done since the last call, and now and then writes a line."""
+
+    def __init__(self, label: str, total: float, unit: str):
+        self._label, self._total, self._unit = label, total, unit
+        self._start = self._told = time.monotonic()
+        self._done = 0.0
+
+    def __call__(self, n: float) -> None:
+        self._done += n
+        now = time.monotonic()
+        if now - self._told < _PAUSE or not 0 < self._done < self._total:
+            return
+        self._told = now
+        left = duration((self._total - self._done) * (now - self._start) / self._done)
+        done = f"{self._done:.0f} of {self._total:.0f} {self._unit}"
+        if self._unit == "%":
+            done = f"{self._done / self._total:.0%}"
+        say(f"{self._label}: {done}, about {left} left")
+
+
+def _tick(label: str, done: threading.Event) -> None:
+    start = time.monotonic()
+    while not done.wait(_PAUSE):
+        say(f"{label}: {duration(time.monotonic() - start)} so far")
+
+
+def duration(seconds: float) -> str:
+    """A time in words, as roughly as an estimate deserves.
+
+    Examples
+    --------
+    >>> [duration(seconds) for seconds in (0.2, 7.4, 43, 290, 9000)]
+    ['1 s', '7 s', '45 s', '5 min', '2 h 30 min']
+    """
+    if seconds < 20:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 100:
+        return f"{5 * round(seconds / 5)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun.
+
+    Examples
+    --------
+    >>> counted(1, "image"), counted(2, "image")
+    ('1 image', '2 images')
+    """
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def say(text: str) -> None:
+    """Write lines to stderr, at once."""
+    sys.stderr.write(plain(text) + "\n")
+    sys.stderr.flush()
+
+
+def plain(text: str) -> str:
+    """`text` without characters that would do something to a terminal."""
+    from skl_transformaly.images._folders import display_path
+
+    return "\n".join(display_path(line) for line in text.split("\n"))

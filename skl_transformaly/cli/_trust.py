@@ -1,0 +1,130 @@
+"""How far a model may be trusted, in words: false alarms to expect, and the least normal of its own images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+from scipy.stats import beta
+
+from skl_transformaly._wrappers import innermost
+from skl_transformaly.cli._console import counted
+
+__all__ = ["FalseAlarms", "least_normal", "least_normal_text", "percent"]
+
+# Normal images below which nobody should rely on a threshold
+_FEW = 20
+# Distances from the median, in those of the threshold, beyond which an image of the fit is hardly normal
+_FAR = 3.0
+
+
+@dataclass(frozen=True)
+class FalseAlarms:
+    """Share of new normal images that a detector flags.
+
+    Attributes
+    ----------
+    images : int
+        Normal images that set the threshold.
+    asked : float
+        Share that the user asked for, in (0, 0.5].
+    expected : float
+        Share to expect on average over fits: at least 1 / (images + 1).
+    low, high : float
+        Between which the share of a single fit lies in 9 of 10 cases. With n held-out scores that are exchangeable with
+        new ones, the share below the k-th lowest has the distribution Beta(k, n + 1 - k) [1]_.
+
+    References
+    ----------
+    .. [1] V. Vovk, "Conditional validity of inductive conformal predictors", ACML 2012.
+    """
+
+    images: int
+    asked: float
+    expected: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, detector: Any) -> FalseAlarms | None:
+        """Those of a fitted detector; None if its threshold is not set by held-out scores."""
+        inner = innermost(detector)
+        if hasattr(detector, "calibration_scores_"):
+            return cls.promised(len(detector.calibration_scores_), detector.alpha)
+        if not inner.held_out_:
+            return None
+        return cls.promised(int(np.isfinite(inner.training_scores_).sum()), inner.contamination)
+
+    @classmethod
+    def promised(cls, images: int, asked: float) -> FalseAlarms:
+        """Those of a threshold set by the scores of `images`.
+
+        Examples
+        --------
+        >>> print(FalseAlarms.promised(300, 0.05))
+        About 5 % of new normal images will be flagged by mistake (3 to 7 % in 9 of 10 such fits).
+        """
+        expected = max(asked, 1 / (images + 1))
+        k = expected * (images + 1)
+        low, high = beta.ppf([0.05, 0.95], k, images + 1 - k)
+        return cls(images, asked, expected, float(low), float(high))
+
+    def __str__(self) -> str:
+        span = f"{percent(self.low)} to {percent(self.high)} %"
+        text = (
+            f"About {percent(self.expected)} % of new normal images will be flagged by mistake "
+            f"({span} in 9 of 10 such fits)."
+        )
+        if self.expected > self.asked:
+            text += (
+                f" {counted(self.images, 'image')} cannot promise {percent(self.asked)} %; "
+                f"{ceil(1 / self.asked) - 1} can."
+            )
+        if self.images < _FEW:
+            text += f" Fewer than {_FEW} images say little about what is normal: add more before you rely on this."
+        return text
+
+
+def percent(share: float) -> str:
+    """A share in percent, with as many digits as it deserves.
+
+    Examples
+    --------
+    >>> percent(0.05), percent(0.173), percent(0.0026)
+    ('5', '17', '0.3')
+    """
+    return f"{100 * share:.0f}" if share >= 0.0095 or share == 0 else f"{100 * share:.1g}"
+
+
+def least_normal(detector: Any, paths: Sequence[str], count: int = 3) -> list[tuple[str, float]]:
+    """The images of the fit with the lowest scores, each without its own part in the fit, lowest first.
+
+    Parameters
+    ----------
+    detector : fitted detector of images
+    paths : sequence of str
+        Of the images that it was fitted on, unreadable ones included.
+    count : int, default=3
+
+    Returns
+    -------
+    found : list of (path, score)
+    """
+    scores = detector.training_scores_
+    order = [i for i in np.argsort(scores) if np.isfinite(scores[i])]
+    return [(paths[i], float(scores[i])) for i in order[:count]]
+
+
+def least_normal_text(detector: Any, found: list[tuple[str, float]]) -> str:
+    """Name them, and say so if one lies far beyond the threshold."""
+    lines = [f"Least normal of these images, each judged by the others (threshold {detector.offset_:.1f}):"]
+    lines += [f"  {score:8.1f}  {path}" for path, score in found]
+    median = float(np.nanmedian(detector.training_scores_))
+    far = sum(median - score > _FAR * (median - detector.offset_) for _, score in found)
+    if far:
+        those = "The first one is" if far == 1 else f"The first {far} are"
+        lines.append(f"{those} far from all others. If it is not normal, take it out and fit again.")
+    return "\n".join(lines)
