@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import binom, ks_2samp
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import HasMethods, Interval, validate_params
 from sklearn.utils.validation import check_is_fitted
+
+from skl_transformaly.utils._compat import HasMethods, Interval, validate_params
 
 __all__ = ["DriftMonitor", "DriftReport", "unlike_calibration"]
 
@@ -302,16 +303,18 @@ def reference_scores(reference: Any) -> np.ndarray:
 
     Raises
     ------
+    NotFittedError
+        The detector is not fitted.
     ValueError
         There are no such scores, or the array does not have one dimension.
     """
     scores = reference
     if hasattr(reference, "score_samples"):
-        check_is_fitted(reference)
         scores = getattr(reference, "calibration_scores_", None)
         if scores is None and getattr(reference, "held_out_", False):
             scores = reference.training_scores_
         if scores is None:
+            check_is_fitted(reference)
             raise ValueError(
                 f"{type(reference).__name__} keeps no scores of normal images that it was not fitted on: pass such "
                 "scores, or put it into a ConformalDetector."

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta, binomtest, chisquare, ks_2samp
 from sklearn.ensemble import IsolationForest
+from sklearn.exceptions import NotFittedError
 
 from skl_transformaly import ConformalDetector, DriftMonitor
 from skl_transformaly._drift import unlike_calibration
@@ -162,6 +163,8 @@ def test_what_cannot_be_a_reference_is_refused(rng):
     forest = IsolationForest(n_estimators=5).fit(rng.normal(size=(30, 2)))
     with pytest.raises(ValueError, match="IsolationForest keeps no scores"):
         DriftMonitor(forest)
+    with pytest.raises(NotFittedError):
+        DriftMonitor(ConformalDetector(forest))
     with pytest.raises(ValueError, match=r"one dimension, got shape \(2, 3\)"):
         DriftMonitor(np.zeros((2, 3)))
     with pytest.raises(ValueError, match="holds no scores"):
