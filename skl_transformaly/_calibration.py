@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from copy import deepcopy
 from numbers import Real
 from typing import Any
@@ -388,6 +389,11 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
                 raise ValueError(
                     "calibration as a tuple must hold normal images that are not in X, as its one item: (X_cal,). "
                     f"Got {'X itself' if len(self.calibration) == 1 else f'{len(self.calibration)} items'}."
+                )
+            if isinstance(self.calibration[0], Iterator):
+                raise ValueError(
+                    "calibration holds an iterator, which can be read only once, but a parameter must serve every fit: "
+                    "pass a list, calibration=(list(X_cal),)."
                 )
             self._check_enough(_num_samples(as_sequence(self.calibration[0])))
             return X, self.calibration[0], None

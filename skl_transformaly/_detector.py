@@ -9,9 +9,8 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, OutlierMixin, TransformerMixin, _fit_context, clone
+from sklearn.base import BaseEstimator, OutlierMixin, TransformerMixin, clone
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skl_transformaly._cleaning import least_normal, near_duplicates
@@ -30,6 +29,7 @@ from skl_transformaly.teacher._extractor import resolve_extractor
 from skl_transformaly.teacher._features import SPACES, layer_indices
 from skl_transformaly.teacher._protocol import count_classes
 from skl_transformaly.utils._cache import Cache
+from skl_transformaly.utils._compat import HasMethods, Interval, StrOptions, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
 from skl_transformaly.utils._labels import normal_samples
 from skl_transformaly.utils._torch import own_settings
@@ -214,6 +214,13 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
     True
     """
 
+    training_features_: dict[str, np.ndarray]
+    training_held_out_: np.ndarray
+    training_digests_: np.ndarray
+    training_thumbnails_: np.ndarray
+    training_groups_: np.ndarray
+    training_labels_: np.ndarray
+
     _parameter_constraints: dict = {
         "extractor": [str, HasMethods("fit")],
         "feature_spaces": ["array-like", str],
@@ -342,7 +349,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         return super().set_params(**params)
 
     @all_or_nothing
-    @_fit_context(prefer_skip_nested_validation=False)
+    @fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: Any = None) -> TransformalyDetector:
         """Learn what is normal.
 
@@ -784,6 +791,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         images = self._images(X, reset=True)
         labels = self._labels_of(y, len(images))
         self.extractor_ = clone(resolve_extractor(self.extractor), safe=False).fit(images)
+        images = images.reduced(getattr(self.extractor_, "image_size_", None))
         self.feature_spaces_ = self._resolve_spaces()
         self._learn(images, labels)
 

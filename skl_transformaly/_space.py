@@ -7,13 +7,13 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, _fit_context
+from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skl_transformaly._density import GaussianDensity, fit_density, folds, held_out_scores, resolve_density
+from skl_transformaly.utils._compat import HasMethods, Interval, StrOptions, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
 
 __all__ = ["FeatureSpace"]
@@ -90,7 +90,7 @@ class FeatureSpace(BaseEstimator):
         self.held_out = held_out
 
     @all_or_nothing
-    @_fit_context(prefer_skip_nested_validation=False)
+    @fit_context(prefer_skip_nested_validation=False)
     def fit(
         self,
         Z: np.ndarray,
@@ -220,6 +220,12 @@ class FeatureSpace(BaseEstimator):
             Negative above the usual.
         """
         return (self.usual_ - parts) / ((self.usual_ - self.lowest_) or 1.0)
+
+    def scale(self, weight: float) -> None:
+        """Multiply the space's part by `weight`, which is above 0."""
+        self.spread_ /= weight
+        self.usual_ *= weight
+        self.lowest_ *= weight
 
     @property
     def n_features_out_(self) -> int:

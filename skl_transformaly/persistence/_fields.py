@@ -73,8 +73,10 @@ class Scope:
     fitted: Mapping[int, dict[str, int]]
     sizes: dict[str, int] = field(default_factory=dict)
 
-    def bind(self, axis: str | int, size: int) -> None:
-        """Note the size of an axis; refuse it if the axis, or the number `axis`, has another."""
+    def bind(self, axis: str | int | None, size: int) -> None:
+        """Note the size of an axis; refuse it if the axis, or the number `axis`, has another. None is any size."""
+        if axis is None:
+            return
         expected = axis if isinstance(axis, int) else self.sizes.setdefault(axis, size)
         if expected != size:
             refuse(f"has size {size} where {expected} was expected")
@@ -83,7 +85,7 @@ class Scope:
 Check = Callable[[Any, Scope], None]
 
 
-def array(*axes: str | int, dtypes: tuple[str, ...] = ("float64",), nan: bool = False) -> Check:
+def array(*axes: str | int | None, dtypes: tuple[str, ...] = ("float64",), nan: bool = False) -> Check:
     """An array with these axes (without any, of any shape); without NaN and infinity unless `nan`."""
 
     def check(value: Any, scope: Scope) -> None:
@@ -222,13 +224,13 @@ def fields(**checks: Check) -> Check:
 
 
 def table(key: Check, inner: Check) -> Check:
-    """A dict; each key and value is checked in a scope of its own."""
+    """A dict of texts, whose items share the axes of their owner."""
 
     def check(value: Any, scope: Scope) -> None:
         if not isinstance(value, dict):
             refuse(f"is {brief(value)}; expected a table")
         for name, item in value.items():
             key(name, scope)
-            inner(item, Scope(scope.fitted))
+            inner(item, scope)
 
     return check

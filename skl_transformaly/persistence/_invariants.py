@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from sklearn.decomposition import PCA
-from sklearn.frozen import FrozenEstimator
 from sklearn.mixture import GaussianMixture
 
 from skl_transformaly._calibration import ConformalDetector
@@ -18,6 +17,7 @@ from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity
 from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly._fusion import held_out_threshold
 from skl_transformaly._space import FeatureSpace
+from skl_transformaly._wrappers import innermost
 from skl_transformaly.persistence._fields import brief, refuse
 from skl_transformaly.students._residuals import ResidualStatistics
 
@@ -137,8 +137,8 @@ def check_space(space: FeatureSpace, sizes: dict[str, int]) -> None:
     expected = sizes["k"] if hasattr(space, "whitening_") else sizes["z"]
     if sizes.get("features", expected) != expected:
         refuse(f"has a density_ of {sizes['features']} features; expected {expected}")
-    if not space.standardize and (space.location_, space.spread_) != (0, 1):
-        refuse("has location_ and spread_ other than 0 and 1, and standardize=False")
+    if not space.standardize and space.location_ != 0:  # spread_ is the inverse of its weight
+        refuse("has location_ other than 0, and standardize=False")
     if space.usual_ < space.lowest_:
         refuse(f"has usual_ {space.usual_} below lowest_ {space.lowest_}")
 
@@ -201,17 +201,24 @@ def _check_training(detector: TransformalyDetector, sizes: dict[str, int]) -> No
     spaces = detector.feature_spaces_
     if detector.training_parts_.shape[1] != len(spaces):
         refuse("has training_parts_ of other feature spaces than its own")
-    if detector.training_discrepancies_.shape[1] != _count_discrepancies(detector, sizes):
-        refuse("has training_discrepancies_ of other blocks than its students'")
+    if list(detector.training_features_) != spaces:
+        refuse("has training_features_ of other feature spaces than its own")
+    for name, space in detector.spaces_.items():
+        if detector.training_features_[name].shape[1] != space.n_features_in_:
+            refuse(f"has training_features_ whose size is not that of the feature space {name!r}")
+    if sizes["unseen"] not in (0, _count_discrepancies(detector, sizes)):
+        refuse("has training_held_out_ of other blocks than its students'")
+    if not np.isin(detector.training_labels_, (1, 0, -1, -2)).all() or not (detector.weights_ > 0).all():
+        refuse("has training_labels_ other than 1, 0, -1 and -2, or weights_ that are not positive")
     terms = detector.spaces_["discrepancy"] if "discrepancy" in spaces else None
     if detector.training_terms_.shape[1] != (sizes["m"] if hasattr(terms, "term_locations_") else 0):
         refuse("has training_terms_ of other blocks than its students'")
     total = detector.training_parts_.sum(axis=1)
     if not np.array_equal(total, detector.training_scores_, equal_nan=True):
         refuse("has training_scores_ that are not the sums of training_parts_")
-    for name in ("training_scores_", "training_parts_", "training_terms_", "training_discrepancies_"):
-        if np.isinf(getattr(detector, name)).any():
-            refuse(f"has {name} with infinity")
+    arrays = (detector.training_parts_, detector.training_terms_, *detector.training_features_.values())
+    if any(np.isinf(array).any() for array in arrays):
+        refuse("has training_parts_, training_terms_ or training_features_ with infinity")
     if detector.training_terms_.shape[1] and "discrepancy" in spaces:
         parts = detector.training_parts_[:, spaces.index("discrepancy")]
         if not np.allclose(detector.training_terms_.sum(axis=1), parts, rtol=1e-6, atol=1e-6, equal_nan=True):
@@ -268,8 +275,6 @@ def check_conformal(detector: ConformalDetector, sizes: dict[str, int]) -> None:
         return
     if (positions < 0).any() or len(np.unique(positions)) < len(positions):
         refuse("has fitted_positions_ that are negative or stand twice")
-    inner: Any = detector
-    while not isinstance(inner, TransformalyDetector):
-        inner = inner.estimator if isinstance(inner, FrozenEstimator) else inner.estimator_
+    inner = innermost(detector)
     if len(positions) != len(inner.training_scores_):
         refuse(f"has {len(positions)} fitted_positions_ of a detector that was fitted on {len(inner.training_scores_)}")

@@ -17,7 +17,7 @@ from skl_transformaly._calibration import ConformalDetector
 from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity
 from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly._space import FeatureSpace
-from skl_transformaly.images._sequence import DIGEST_SIZE
+from skl_transformaly.images._sequence import DIGEST_SIZE, THUMBNAIL_SIZE
 from skl_transformaly.model_selection import NormalOnly
 from skl_transformaly.persistence._fields import (
     Check,
@@ -313,11 +313,16 @@ _PARTS = (
             "training_scores_": array("n", nan=True),
             "training_parts_": array("n", "S", nan=True),
             "training_terms_": array("n", "terms", nan=True),
-            "training_embeddings_": array("n", "columns", dtypes=_REAL, nan=True),
-            "training_discrepancies_": array("n", "blocks", nan=True),
+            "training_labels_": array("n", dtypes=("int8",)),
+            "training_groups_": array("n", dtypes=_PLACES),
+            "training_features_": table(text(*SPACES), array("n", None, dtypes=_REAL, nan=True)),
+            "training_held_out_": array("n", "unseen", nan=True),
             "training_digests_": array("n", DIGEST_SIZE, dtypes=("uint8",)),
+            "training_thumbnails_": array("n", THUMBNAIL_SIZE, dtypes=("uint8",)),
+            "weights_": array("S"),
         },
         frozenset(_IMAGES) | {"students_"},
+        frozenset(("_images_seen",)),
         check=check_detector,
     ),
     Spec(

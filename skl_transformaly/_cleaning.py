@@ -1,0 +1,117 @@
+"""Training images as they come: near-duplicates among them, and a few that are not normal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial.distance import pdist
+from sklearn.neighbors import radius_neighbors_graph
+
+from skl_transformaly._density import AutoDensity
+from skl_transformaly._space import FeatureSpace
+
+__all__ = ["least_normal", "near_duplicates"]
+
+# Copies of an image that was resized or compressed again differ by at most about so many of 255 levels between 16 x 16
+# thumbnails, different photographs by 5 or more (benchmarks/accuracy/NOTES.md).
+_LEVELS = 3.0
+# Where all images are nearly alike, as of parts under a fixed camera, copies must be far closer than any two images.
+_SHARE = 0.1
+# Pairs by which it is seen how much images differ.
+_SAMPLE = 500
+# Rounds after which a set of images that still changes is taken as it is.
+_ROUNDS = 10
+
+
+def near_duplicates(thumbnails: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Join groups of duplicates whose thumbnails are nearly the same.
+
+    Parameters
+    ----------
+    thumbnails : ndarray of shape (n, k)
+        Small versions of the images, in levels of 0 to 255.
+    groups : ndarray of shape (n,), int
+        The same number for images of the same pixels.
+
+    Returns
+    -------
+    groups : ndarray of shape (n,), int
+        The same number for images that are copies of each other, exact or resized or compressed again.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skl_transformaly._cleaning import near_duplicates
+    >>> thumbnails = np.array([[0.0, 0.0], [100.0, 0.0], [0.0, 100.0], [0.5, 0.5]])
+    >>> near_duplicates(thumbnails, np.arange(4)).tolist()
+    [0, 1, 2, 0]
+    """
+    groups = np.unique(groups, return_inverse=True)[1]
+    if len(thumbnails) < 3:
+        return groups
+    rows = np.asarray(thumbnails, dtype=np.float64) / np.sqrt(thumbnails.shape[1])
+    sample = rows[np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE)).round().astype(int)]
+    radius = min(_LEVELS, _SHARE * float(np.median(pdist(sample))))
+    if not radius > 0:
+        return groups
+    close = radius_neighbors_graph(rows, radius, mode="connectivity", include_self=True)
+    # images of the same pixels are joined by the first of them
+    _, first, same = np.unique(groups, return_index=True, return_inverse=True)
+    links = close.tolil()
+    links[np.arange(len(rows)), first[same]] = 1
+    return connected_components(links.tocsr(), directed=False)[1]
+
+
+def least_normal(
+    features: dict[str, np.ndarray],
+    sizes: Mapping[str, Sequence[int]],
+    groups: np.ndarray,
+    share: float,
+    normalize: bool,
+) -> np.ndarray:
+    """Find the images that are least like the others, by a fit that they have no part in.
+
+    As in the concentration steps of FAST-MCD [1]_: the densities are fitted to the images that seemed most normal, all
+    images are scored by that, each without itself, and so on until the same images are left out again.
+
+    Parameters
+    ----------
+    features : dict of str to ndarray of shape (n, D_space)
+        Teacher's features by space.
+    sizes : dict of str to sequence of int
+        Number of features in each group of a space.
+    groups : ndarray of shape (n,), int
+        Duplicates have the same number.
+    share : float
+        Which share of the images to find, in [0, 0.5).
+    normalize : bool
+        Whether features are scaled to unit length.
+
+    Returns
+    -------
+    positions : ndarray of shape (m,), int
+        In ascending order; m is the share of n, rounded.
+
+    References
+    ----------
+    .. [1] P. J. Rousseeuw and K. Van Driessen, "A Fast Algorithm for the Minimum Covariance Determinant Estimator",
+       Technometrics 41(3), 1999.
+    """
+    n = len(groups)
+    count = min(round(share * n), n - 2)
+    left_out: set[int] = set()
+    for _ in range(_ROUNDS if count > 0 else 0):
+        kept = np.array([i for i in range(n) if i not in left_out])
+        scores = np.zeros(n)
+        for name, Z in features.items():
+            space = FeatureSpace(AutoDensity(), normalize=normalize)
+            space.fit(Z[kept], sizes=sizes.get(name), groups=groups[kept])
+            scores += space.score_samples(Z)
+            scores[kept] += space.held_out_parts_ - space.score_samples(Z[kept])
+        found = set(np.argsort(scores, kind="stable")[:count].tolist())
+        if found == left_out:
+            break
+        left_out = found
+    return np.array(sorted(left_out), dtype=np.intp)

@@ -1,0 +1,160 @@
+"""From images to the features of each space: by the teacher, by its students, and by students that have seen less."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from sklearn.base import clone
+
+from skl_transformaly._cleaning import near_duplicates
+from skl_transformaly._density import folds
+from skl_transformaly.images._sequence import Images
+from skl_transformaly.students._imitation import Comparer
+from skl_transformaly.teacher._features import TeacherFeatures
+from skl_transformaly.utils._cache import Cache, fingerprint, identity
+
+__all__ = ["NOT_FINITE", "Measurer", "copies", "enlarge"]
+
+# Images cannot be left out of trained students for free: so many sets are trained besides, each on the other folds.
+_TRAINED_FOLDS = 3
+
+NOT_FINITE = "The teacher or a student gave a value that is not finite. Give the extractor precision='float32'."
+
+
+class Measurer:
+    """Measures images by a fitted teacher and, if "discrepancy" is among the spaces, its fitted students.
+
+    Parameters
+    ----------
+    extractor : fitted extractor
+    students : fitted students or None
+    spaces : sequence of str
+        Names of the feature spaces, in the order in which they are always given.
+    cache : Cache
+        Where features are kept and found again.
+    drawn : bool, default=False
+        Whether the students' seeds are drawn anew in each fit, so that keeping more of them would only fill the disk.
+    """
+
+    def __init__(self, extractor: Any, students: Any, spaces: Sequence[str], cache: Cache, *, drawn: bool = False):
+        self.extractor = extractor
+        self.students = students
+        self.spaces = list(spaces)
+        self.cache = cache
+        self.drawn = drawn
+
+    def measure(self, images: Images) -> dict[str, np.ndarray]:
+        """Features of each space, (n, D_space), NaN where an image is unreadable.
+
+        What the cache has is taken from there; else the teacher and all students run.
+        """
+        key = self._key(images)
+        return self.run(images)[0] if key is None else self.cache("features", key, lambda: self.run(images)[0])
+
+    def run(
+        self, images: Images, maps: list[np.ndarray | None] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
+        """Features by the teacher and all students, and sizes of their groups; `maps`, if given, is filled in."""
+        collected = TeacherFeatures(self.extractor, self.spaces, len(images))
+        z_fs = np.full((len(images), self._n_discrepancies), np.nan)
+        standardized = None if maps is None else "standardized"
+        compare = Comparer(self.extractor, self.students, maps=standardized, collect=collected.collect)
+        for positions, pixels in images.batches(self.extractor.batch_size):
+            found = compare(self.extractor.preprocess(pixels), positions)
+            z_fs[positions] = found.discrepancies
+            if maps is not None:
+                for position, image, single in zip(positions, pixels, found.maps):
+                    maps[position] = enlarge(single.mean(axis=0), images.size(position, image))
+        return self._collected(collected, z_fs, images), collected.sizes
+
+    def measure_training(
+        self, images: Images, held_out: bool
+    ) -> tuple[dict[str, np.ndarray], dict[str, list[int]], np.ndarray | None]:
+        """Features of the training images, sizes of their groups, and discrepancies by students that did not see them.
+
+        The last is None without students, and without `held_out`.
+        """
+        key = self._key(images)
+        if key is not None:
+            key["groups"] = copies(images)
+        run = partial(self._run_training, images, held_out)
+        found = run() if key is None else self.cache("features of training images", {**key, "held out": held_out}, run)
+        features, sizes, unseen, state = found
+        if state is not None:
+            self.students.set_training_state(state)
+        return features, sizes, unseen
+
+    @property
+    def _n_discrepancies(self) -> int:
+        return 0 if self.students is None else len(self.students.get_feature_names_out())
+
+    def _key(self, images: Images) -> dict[str, Any] | None:
+        """What the features of these images depend on; None without a cache, or of students that have no name in it."""
+        if not self.cache.active:
+            return None
+        students = None if self.students is None else self.students.cache_keys_
+        if students is not None and not students:  # fitted without a cache
+            return None
+        return {
+            "images": fingerprint(images),
+            "teacher": identity(self.extractor),
+            "spaces": self.spaces,
+            "students": students,
+        }
+
+    def _run_training(self, images: Images, held_out: bool) -> tuple[dict, dict, np.ndarray | None, Any]:
+        if not hasattr(self.students, "measure_training"):
+            features, sizes = self.run(images)
+            unseen = self._cross_fit(images) if self.students is not None and held_out else None
+            return features, sizes, unseen, None
+        collected = TeacherFeatures(self.extractor, self.spaces, len(images))
+        self.students.measure_training(images, collected.collect, copies(images))
+        features = self._collected(collected, self.students.training_discrepancies_, images)
+        return features, collected.sizes, self.students.held_out_discrepancies_, self.students.training_state()
+
+    def _cross_fit(self, images: Images) -> np.ndarray:
+        """Discrepancies of the training images by students that were trained on the other folds."""
+        groups = copies(images)
+        readable = np.array([i for i in range(len(images)) if i not in images.unreadable])
+        unseen = np.full((len(images), self._n_discrepancies), np.nan)
+        for train, test in folds(groups[readable], len(readable), count=_TRAINED_FOLDS):
+            students = clone(self.students)
+            if "checkpoint" in students.get_params():
+                students.set_params(checkpoint=None)
+            cache = Cache(None) if self.drawn else self.cache
+            students._fit(images.take(readable[train]), self.extractor, cache)
+            unseen[readable[test]] = students.transform(images.take(readable[test]))
+        return unseen
+
+    def _collected(self, collected: TeacherFeatures, z_fs: np.ndarray, images: Images) -> dict[str, np.ndarray]:
+        features = {}
+        for space in self.spaces:
+            if space == "discrepancy":
+                features[space] = z_fs
+            else:  # absent if not one image could be read
+                features[space] = collected.features.get(space, np.full((len(images), 1), np.nan))
+        readable = np.array([i not in images.unreadable for i in range(len(images))])
+        if not all(np.isfinite(z[readable]).all() for z in features.values()):
+            raise FloatingPointError(NOT_FINITE)
+        return features
+
+
+def copies(images: Images) -> np.ndarray:
+    """Number images, all of which were in a batch: copies have the same number, unreadable images one each."""
+    groups = images.groups()
+    if images.thumbnails:
+        readable = np.array(sorted(images.thumbnails))
+        thumbnails = np.stack([images.thumbnails[i] for i in readable.tolist()])
+        groups = groups + len(images)  # unlike the numbers that follow
+        groups[readable] = near_duplicates(thumbnails, groups[readable])
+    return groups
+
+
+def enlarge(coarse: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Resize a map to (H, W), bilinear."""
+    image = Image.fromarray(coarse.astype(np.float32))
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))

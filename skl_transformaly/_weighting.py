@@ -1,0 +1,114 @@
+"""How much each feature space counts, learned from a few known anomalies."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import RepeatedKFold
+
+__all__ = ["space_weights"]
+
+# Fewer known anomalies say too little: weights stay as they are.
+_LEAST_ANOMALIES = 5
+# Pulls towards equal weights, strongest first; the first of them is so strong that nothing changes.
+_PULLS = (np.inf, 3.0, 1.0, 0.3, 0.1)
+# No space is silenced: the next anomaly may be of a kind that only that one sees.
+_LEAST_WEIGHT = 0.25
+_FOLDS, _REPEATS = 5, 4
+
+
+def space_weights(normal: np.ndarray, anomalies: np.ndarray, *, stacklevel: int = 2) -> np.ndarray:
+    """Weigh the parts of the score so that known anomalies stand out from normal images.
+
+    Weights are those of a logistic regression on the parts, drawn towards equal ones. How strongly is decided by AUROC
+    on anomalies and normal images that the weights were not fitted to (cross-fitting): they leave equality only if that
+    AUROC is better by more than its standard error over folds.
+
+    Parameters
+    ----------
+    normal : ndarray of shape (n, S)
+        Parts of normal images, each held out.
+    anomalies : ndarray of shape (a, S)
+        Parts of known anomalies.
+    stacklevel : int, default=2
+        Of the warning.
+
+    Returns
+    -------
+    weights : ndarray of shape (S,)
+        With mean 1.
+
+    Warns
+    -----
+    UserWarning
+        There are fewer than 5 anomalies: the weights are equal.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skl_transformaly._weighting import space_weights
+    >>> rng = np.random.default_rng(0)
+    >>> normal, anomalies = rng.normal(size=(100, 2)), rng.normal(size=(20, 2)) - [2, 0]
+    >>> weights = space_weights(normal, anomalies)
+    >>> bool(weights[0] > weights[1])
+    True
+    """
+    n_spaces = normal.shape[1]
+    if n_spaces == 1 or not len(anomalies):
+        return np.ones(n_spaces)
+    if len(anomalies) < _LEAST_ANOMALIES:
+        counted = "1 known anomaly changes" if len(anomalies) == 1 else f"{len(anomalies)} known anomalies change"
+        warnings.warn(
+            f"{counted} nothing: weights of the feature spaces are learned from {_LEAST_ANOMALIES} or more.",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+        return np.ones(n_spaces)
+    found = np.array([_cross_fitted(normal, anomalies, pull) for pull in _PULLS])  # (pulls, folds)
+    gains = found - found[0]
+    error = gains.std(axis=1, ddof=1) / np.sqrt(_FOLDS)  # folds of one repeat are independent, repeats are not
+    better = gains.mean(axis=1) - error
+    best = int(better.argmax())
+    return _fit(normal, anomalies, _PULLS[best]) if better[best] > 0 else np.ones(n_spaces)
+
+
+def _cross_fitted(normal: np.ndarray, anomalies: np.ndarray, pull: float) -> np.ndarray:
+    """AUROC on each fold of weights that were fitted to the others."""
+    splitter = RepeatedKFold(n_splits=_FOLDS, n_repeats=_REPEATS, random_state=0)
+    folds = zip(splitter.split(normal), splitter.split(anomalies)) if len(normal) >= _FOLDS else ()
+    found = []
+    for (train, test), (known, new) in folds:
+        weights = _fit(normal[train], anomalies[known], pull)
+        scores = np.concatenate([normal[test], anomalies[new]]) @ weights
+        found.append(roc_auc_score([1] * len(test) + [0] * len(new), scores))
+    return np.array(found or [0.0, 0.0])
+
+
+def _fit(normal: np.ndarray, anomalies: np.ndarray, pull: float) -> np.ndarray:
+    """Weights of mean 1, none below `_LEAST_WEIGHT` before that."""
+    count = normal.shape[1]
+    if np.isinf(pull):
+        return np.ones(count)
+    parts = np.concatenate([normal, anomalies])
+    # parts of anomalies reach far; beyond a few deviations it is certain that they are anomalies
+    parts = np.maximum(parts, -20)
+    signs = np.repeat([1.0, -1.0], [len(normal), len(anomalies)])
+    shares = np.repeat([0.5 / len(normal), 0.5 / len(anomalies)], [len(normal), len(anomalies)])
+
+    def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
+        weights, shift = values[:-1], values[-1]
+        margins = signs * (parts @ weights + shift)
+        slope = -shares * signs * expit(-margins)
+        apart = weights - weights.mean()
+        gradient = np.append(slope @ parts + 2 * pull * apart, slope.sum())
+        return float(shares @ np.logaddexp(0, -margins) + pull * apart @ apart), gradient
+
+    start = np.append(np.full(count, 0.5), 1.0)
+    bounds = [(1e-3, None)] * count + [(None, None)]
+    weights = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B").x[:-1]
+    weights = np.maximum(weights / weights.mean(), _LEAST_WEIGHT)
+    return weights / weights.mean()
