@@ -21,7 +21,7 @@ from sklearn.ensemble import IsolationForest
 from skl_transformaly import ConformalDetector, ImageError
 from skl_transformaly.images._columns import settled
 from skl_transformaly.images._images import as_images
-from skl_transformaly.model_selection import NormalOnly
+from skl_transformaly.model_selection import NormalOnly, SyntheticOutlierScorer
 
 
 @pytest.fixture(scope="module")
@@ -414,3 +414,14 @@ def test_an_image_that_was_loaded_before_its_file_was_closed_is_scored(paths, de
     with Image.open(paths[0]) as image:
         image.load()
     np.testing.assert_allclose(detector.score_samples([image]), expected[:1], rtol=1e-9)
+
+
+def test_a_scorer_reads_an_iterator_once(detector, pictures):
+    scorer = SyntheticOutlierScorer("channels")
+    assert scorer(detector, iter(pictures)) == scorer(detector, list(pictures))
+
+
+def test_a_parameter_that_is_an_iterator_is_refused(pictures):
+    detector = ConformalDetector(tiny_detector(), calibration=(iter(pictures),))
+    with pytest.raises(ValueError, match="holds an iterator, which can be read only once"):
+        detector.fit(pictures)

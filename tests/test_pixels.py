@@ -11,7 +11,7 @@ import torch
 from conftest import tiny_detector
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, PngImagePlugin, TiffImagePlugin
+from PIL import Image, PngImagePlugin, TiffImagePlugin, features
 
 from skl_transformaly import ImageError
 from skl_transformaly.images._images import as_images
@@ -164,6 +164,64 @@ def test_16_bit_planes_are_refused(folder, rng):
 def test_a_plain_ppm_of_16_bits_says_that_it_is_cut(folder):
     with pytest.warns(UserWarning, match="cuts PPM images of 16 bits"):
         decoded(folder, b"P3\n1 1\n65535\n1 2 65535\n")
+
+
+def saved_as(format, **options):
+    out = io.BytesIO()
+    gradient = np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8)
+    Image.fromarray(np.stack([gradient] * 3, axis=-1)).save(out, format, **options)
+    return bytearray(out.getvalue())
+
+
+def jpeg_2000(bits):
+    """A JPEG 2000 whose header states `bits` for each component."""
+    content = saved_as("JPEG2000", no_jp2=True)
+    start = content.index(b"\xff\x4f\xff\x51") + 42
+    content[start : start + 9 : 3] = bytes([bits - 1] * 3)
+    return bytes(content)
+
+
+def avif(bits):
+    """An AVIF whose header states `bits` for each channel, 8 or 10."""
+    content = saved_as("AVIF")
+    start = content.index(b"pixi\0\0\0\0\3") + 9
+    content[start : start + 3] = bytes([bits] * 3)
+    if bits > 8:
+        content[content.index(b"av1C") + 6] |= 0x40
+    return bytes(content)
+
+
+def heic(bits):
+    """A HEIC of `bits` per channel, 8 or 10."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    out = io.BytesIO()
+    dtype = np.uint8 if bits == 8 else np.uint16
+    pixels = np.zeros((32, 32, 3), dtype=dtype)
+    pillow_heif.encode("RGB" if bits == 8 else "RGB;16", (32, 32), pixels.tobytes(), out, quality=-1)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(("make", "feature"), [(jpeg_2000, "jpg_2000"), (avif, "avif"), (heic, None)])
+def test_a_container_whose_depth_pillow_cuts_warns_and_one_of_8_bits_does_not(folder, make, feature):
+    if feature is not None and not features.check(feature):
+        pytest.skip(f"Pillow without {feature}")
+    with pytest.warns(UserWarning, match="of 10 bits per channel to 8 bits: save them as PNG or TIFF"):
+        decoded(folder, make(10))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decoded(folder, make(8)).dtype == np.uint8
+
+
+def test_a_grey_jpeg_2000_keeps_its_16_bits(folder, rng):
+    if not features.check("jpg_2000"):
+        pytest.skip("Pillow without JPEG 2000")
+    pixels = rng.integers(0, 65536, (32, 32), dtype=np.uint16)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG2000")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(decoded(folder, out.getvalue())[..., 0], pixels)
 
 
 def test_an_opened_pil_image_keeps_its_16_bits_and_can_still_be_used(folder, rng):

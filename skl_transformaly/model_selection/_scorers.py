@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.metrics import roc_auc_score
 
+from skl_transformaly.images._columns import settled
 from skl_transformaly.images._images import Images, as_images, is_table
 from skl_transformaly.images._samples import as_sequence, on_error_of, take_samples
 from skl_transformaly.model_selection._outliers import KINDS, corrupter, synthetic_outliers
@@ -141,7 +142,7 @@ class SyntheticOutlierScorer(BaseEstimator):
             `X` is rows without `image_shape`; `y` holds other labels, or no normal sample.
         """
         self._validate_params()
-        X = _normal_samples(estimator, X, y)
+        X = settled(_normal_samples(estimator, X, y))  # an iterator would be at its end after the first use
         outliers: Any
         if is_table(X) or (isinstance(X, np.ndarray) and X.dtype.kind not in "OUST"):
             outliers = synthetic_outliers(X, self.kind, image_shape=self.image_shape, random_state=self.random_state)

@@ -77,12 +77,11 @@ class DetectorScorer:
     """
 
     def __init__(self, detector: Any, about: dict[str, str] | None = None):
+        from skl_transformaly._wrappers import innermost
         from skl_transformaly.students._imitation import find_places
 
         self.detector = detector
-        while hasattr(detector, "estimator_") or not hasattr(detector, "extractor_"):
-            detector = getattr(detector, "estimator_", None) or detector.estimator
-        self._core = detector
+        self._core = detector = innermost(detector)
         self.about = about or {}
         size = getattr(detector.extractor_, "image_size_", None)
         self.at_least = None if size is None else least_side(size)
