@@ -17,14 +17,13 @@ from sklearn.svm import OneClassSVM
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from conftest import tiny_detector, tiny_extractor, tiny_paper, tiny_students
+from conftest import tiny_detector, tiny_paper
 
 from skl_transformaly import ConformalDetector
 from skl_transformaly.model_selection import NormalOnly, OneClassSplit
 from skl_transformaly.plotting import (
     AnomalyPrecisionRecallDisplay,
     AnomalyRocCurveDisplay,
-    BlockDiscrepancyDisplay,
     EmbeddingDisplay,
     ExtremeImagesDisplay,
     ScoreHistogramDisplay,
@@ -99,6 +98,15 @@ def test_p_values_are_drawn_against_scores(rows):
     assert (np.diff(p) >= 0).all()
     # the threshold is where p-values pass alpha
     np.testing.assert_array_equal(x >= display.threshold, p > detector.alpha)
+
+
+def test_a_detectors_own_p_values_are_drawn(fitted):
+    detector, X = fitted
+    display = ScoreHistogramDisplay.from_estimator(detector, X)
+    assert display.threshold == detector.offset_
+    np.testing.assert_allclose(display.p_line_.get_ydata(), np.sort(detector.p_values(X)))
+    trusting = tiny_paper(threshold="training").fit(X)
+    assert ScoreHistogramDisplay.from_estimator(trusting, X).p_line_ is None
 
 
 def test_unreadable_images_are_not_counted():
@@ -186,7 +194,7 @@ def test_a_detector_without_maps_shows_none(rows):
     forest = IsolationForest(n_estimators=5, random_state=0).fit(X)
     display = ExtremeImagesDisplay.from_estimator(forest, X, image_shape=(1, 2), n_images=2)
     assert display.axes_.shape == (2, 2) and display.maps is None
-    with pytest.raises(TypeError, match="needs an estimator with anomaly_map; IsolationForest has none"):
+    with pytest.raises(TypeError, match="needs an estimator with anomaly_map, but got IsolationForest"):
         ExtremeImagesDisplay.from_estimator(forest, X, image_shape=(1, 2), maps=True)
 
 
@@ -227,30 +235,7 @@ def test_sixteen_bits_and_floats_are_drawn_in_their_range():
     np.testing.assert_allclose(display.axes_[1, 0].images[0].get_array(), [[0.5, 0]])
 
 
-# Discrepancies and training
-
-
-def test_discrepancies_are_in_units_of_the_training_mean(fitted):
-    detector, X = fitted
-    y = np.repeat([1, -1], 6)
-    display = BlockDiscrepancyDisplay.from_estimator(detector, X, y)
-    z = detector.students_.transform(X)[:, :2]
-    usual = z.mean(axis=0)  # these are the training images
-    for name, part in {"normal": z[:6], "anomaly": z[6:], "training": z}.items():
-        expected = np.quantile(part / usual, (0.05, 0.5, 0.95), axis=0)
-        np.testing.assert_allclose(display.quantiles[name], expected, rtol=1e-4)
-        np.testing.assert_allclose(display.lines_[name].get_ydata(), expected[1], rtol=1e-4)
-    assert display.lines_["normal"].get_xdata().tolist() == detector.students_.block_indices_.tolist()
-
-
-def test_discrepancies_of_students_alone_and_given_are_as_they_are(fitted):
-    students, X = tiny_students(extractor=tiny_extractor()).fit(fitted[1]), fitted[1]
-    z = students.transform(X)
-    expected = np.quantile(z, (0.05, 0.5, 0.95), axis=0)
-    alone = BlockDiscrepancyDisplay.from_estimator(students, X)
-    np.testing.assert_allclose(alone.quantiles["all"], expected)
-    assert set(alone.quantiles) == {"all"} and not alone.relative
-    np.testing.assert_allclose(BlockDiscrepancyDisplay.from_predictions(z).quantiles["all"], expected)
+# Training
 
 
 def test_history_is_drawn_epoch_by_epoch():
@@ -263,9 +248,11 @@ def test_history_is_drawn_epoch_by_epoch():
     assert len(same) == 1
 
 
-def test_students_that_were_not_trained_have_no_history(fitted):
+def test_students_that_were_not_trained_have_no_history(fitted, rows):
     with pytest.raises(TypeError, match="RidgeStudents has no training history"):
         TrainingHistoryDisplay.from_estimator(fitted[0])
+    with pytest.raises(TypeError, match="There are no students in IsolationForest"):
+        TrainingHistoryDisplay.from_estimator(rows[2])
 
 
 def test_students_are_found_within_wrappers(fitted):
@@ -278,13 +265,6 @@ def test_students_are_found_within_wrappers(fitted):
         make_pipeline(tiny_paper()).fit(X),
     ):
         assert set(TrainingHistoryDisplay.from_estimator(wrapper).history) == {4, 5}
-
-
-def test_no_students_is_an_error(rows):
-    X, _, forest = rows
-    for draw in (TrainingHistoryDisplay.from_estimator, lambda f: BlockDiscrepancyDisplay.from_estimator(f, X)):
-        with pytest.raises(TypeError, match="There are no students in IsolationForest"):
-            draw(forest)
 
 
 # Embedding
@@ -419,7 +399,6 @@ def test_curves_of_folds_that_train_on_normal_samples_only(rows, display):
 DRAWN = {
     "histogram": lambda ax: ScoreHistogramDisplay.from_predictions([1.0, 2.0, 3.0], ax=ax),
     "images": lambda ax: ExtremeImagesDisplay.from_predictions(np.zeros((4, 3, 3)), [1.0, 2.0, 3.0, 4.0], ax=ax),
-    "blocks": lambda ax: BlockDiscrepancyDisplay.from_predictions([[1.0, 2.0], [2.0, 1.0]], ax=ax),
     "embedding": lambda ax: EmbeddingDisplay.from_predictions(np.eye(3), ax=ax),
     "history": lambda ax: TrainingHistoryDisplay.from_history({0: {"loss": [2.0, 1.0]}}, ax=ax),
     "roc": lambda ax: AnomalyRocCurveDisplay.from_predictions([1, -1], [1.0, 0.0], ax=ax),
@@ -445,7 +424,6 @@ def test_a_search_is_looked_into(images):
         cv=OneClassSplit(2, random_state=0),
         scoring="roc_auc",
     ).fit(X, y)
-    assert BlockDiscrepancyDisplay.from_estimator(search, X, y).relative
     assert ScoreHistogramDisplay.from_estimator(search, X, y).threshold == 0
     assert EmbeddingDisplay.from_estimator(search, X, y).training.shape == (12, 2)
 
@@ -455,7 +433,6 @@ def test_a_search_is_looked_into(images):
     [
         ScoreHistogramDisplay.from_estimator,
         ExtremeImagesDisplay.from_estimator,
-        BlockDiscrepancyDisplay.from_estimator,
         EmbeddingDisplay.from_estimator,
         AnomalyRocCurveDisplay.from_estimator,
         AnomalyPrecisionRecallDisplay.from_estimator,

@@ -1,0 +1,208 @@
+"""Curves over all thresholds: scikit-learn's displays for outlier detectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from sklearn import metrics
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
+from sklearn.utils.validation import column_or_1d
+
+from skl_transformaly.images._samples import as_sequence, on_error_of, take_samples
+from skl_transformaly.plotting._base import scores_of
+from skl_transformaly.utils._labels import check_labels
+
+__all__ = ["AnomalyPrecisionRecallDisplay", "AnomalyRocCurveDisplay"]
+
+
+class _AnomalyCurve:
+    """What the displays of ROC and precision-recall curves have in common: labels of outlier detectors.
+
+    scikit-learn's own displays take classifiers only, and count +1 as the positive class of labels +1 and -1. Scores
+    are negated if `pos_label` is -1. This comes before one of scikit-learn's displays among the bases.
+    """
+
+    # From labels and scores of each fold, and the positive label: arguments of the display
+    _curves: Callable[[list[tuple[np.ndarray, np.ndarray]], int], dict[str, list]]
+
+    @classmethod
+    def from_estimator(cls, estimator: Any, X: Any, y: Any, *, pos_label: int = -1, name: str | None = None, **kwargs):
+        """Score samples and draw the curve.
+
+        Parameters
+        ----------
+        estimator : fitted outlier detector
+            Any with `score_samples` or `decision_function`.
+        X : samples
+            As `estimator` takes them.
+        y : array-like of shape (n_samples,)
+            +1 normal, -1 anomaly.
+        pos_label : {-1, 1}, default=-1
+            Which class is positive.
+        name : str, default=None
+            For the legend; None is the name of the estimator's class.
+        **kwargs
+            Passed to ``from_predictions`` of scikit-learn's display: `ax`, `plot_chance_level`, ...
+
+        Returns
+        -------
+        display : object of this class
+
+        Raises
+        ------
+        NotFittedError
+            The estimator is not fitted.
+        ValueError
+            `y` does not hold both +1 and -1, or other labels.
+        """
+        name = type(estimator).__name__ if name is None else name
+        return cls.from_predictions(y, scores_of(estimator, X), pos_label=pos_label, name=name, **kwargs)
+
+    @classmethod
+    def from_predictions(cls, y_true: Any, y_score: Any, *, pos_label: int = -1, name: str | None = None, **kwargs):
+        """Draw the curve of given scores.
+
+        Parameters
+        ----------
+        y_true : array-like of shape (n_samples,)
+            +1 normal, -1 anomaly.
+        y_score : array-like of shape (n_samples,)
+            Higher is more normal, whatever `pos_label`. NaN counts as the least normal, as it does for `predict`.
+        pos_label : {-1, 1}, default=-1
+            Which class is positive.
+        name : str, default=None
+            For the legend.
+        **kwargs
+            Passed to ``from_predictions`` of scikit-learn's display.
+
+        Returns
+        -------
+        display : object of this class
+
+        Raises
+        ------
+        ValueError
+            `y_true` does not hold both +1 and -1, or other labels.
+        """
+        y, turned = _oriented(y_true, y_score, pos_label)
+        base: Any = super()
+        return base.from_predictions(y, turned, pos_label=pos_label, name=name or "detector", **kwargs)
+
+    @classmethod
+    def from_cv_results(cls, cv_results: Mapping, X: Any, y: Any, *, pos_label: int = -1, name: Any = None, **kwargs):
+        """Draw a curve for each test fold; needs a scikit-learn whose display has `from_cv_results`.
+
+        Parameters
+        ----------
+        cv_results : dict
+            From ``sklearn.model_selection.cross_validate(detector, X, y, cv=OneClassSplit(), return_estimator=True,
+            return_indices=True)``.
+        X : samples
+            Those passed to ``cross_validate``.
+        y : array-like of shape (n_samples,)
+            +1 normal, -1 anomaly.
+        pos_label : {-1, 1}, default=-1
+            Which class is positive.
+        name : str or list of str, default=None
+            For the legend.
+        **kwargs
+            Passed to `plot`: `ax`, `curve_kwargs`, `plot_chance_level`, ...
+
+        Returns
+        -------
+        display : object of this class
+
+        Raises
+        ------
+        ValueError
+            `y` does not hold both +1 and -1 in each test fold, or other labels; or estimators or indices are missing.
+        """
+        folds = _folds(cv_results, X, y, pos_label)
+        display: Any = cls
+        return display(**cls._curves(folds, pos_label), name=name, pos_label=pos_label).plot(**kwargs)
+
+
+class AnomalyRocCurveDisplay(_AnomalyCurve, metrics.RocCurveDisplay):
+    """scikit-learn's :class:`~sklearn.metrics.RocCurveDisplay` for outlier detectors.
+
+    Anomalies are positive unless `pos_label` says otherwise: the false-positive rate is the share of normal images that
+    are flagged. The AUROC is the same for both classes.
+
+    Parameters
+    ----------
+    **kwargs
+        Those of :class:`~sklearn.metrics.RocCurveDisplay`; it is recommended to use :meth:`from_estimator`,
+        :meth:`from_predictions` or :meth:`from_cv_results`.
+
+    Examples
+    --------
+    >>> from skl_transformaly.plotting import AnomalyRocCurveDisplay
+    >>> display = AnomalyRocCurveDisplay.from_predictions([1, 1, -1, -1], [0.9, 0.8, 0.3, 0.1])
+    >>> float(display.roc_auc)
+    1.0
+    """
+
+    @staticmethod
+    def _curves(folds: list[tuple[np.ndarray, np.ndarray]], pos_label: int) -> dict[str, list]:
+        curves = [roc_curve(*fold, pos_label=pos_label)[:2] for fold in folds]
+        fprs, tprs = (list(parts) for parts in zip(*curves))
+        return {"fpr": fprs, "tpr": tprs, "roc_auc": [auc(fpr, tpr) for fpr, tpr in curves]}
+
+
+class AnomalyPrecisionRecallDisplay(_AnomalyCurve, metrics.PrecisionRecallDisplay):
+    """scikit-learn's :class:`~sklearn.metrics.PrecisionRecallDisplay` for outlier detectors.
+
+    Anomalies are positive unless `pos_label` says otherwise: the recall is the share of anomalies that are flagged,
+    the precision the share of anomalies among what is flagged, which depends on how many there are in `X`.
+
+    Parameters
+    ----------
+    **kwargs
+        Those of :class:`~sklearn.metrics.PrecisionRecallDisplay`; it is recommended to use :meth:`from_estimator`,
+        :meth:`from_predictions` or :meth:`from_cv_results`.
+
+    Examples
+    --------
+    >>> from skl_transformaly.plotting import AnomalyPrecisionRecallDisplay
+    >>> display = AnomalyPrecisionRecallDisplay.from_predictions([1, 1, 1, -1], [0.9, 0.8, 0.1, 0.3])
+    >>> float(display.average_precision)
+    0.5
+    """
+
+    @staticmethod
+    def _curves(folds: list[tuple[np.ndarray, np.ndarray]], pos_label: int) -> dict[str, list]:
+        curves = [precision_recall_curve(*fold, pos_label=pos_label)[:2] for fold in folds]
+        precisions, recalls = (list(parts) for parts in zip(*curves))
+        return {
+            "precision": precisions,
+            "recall": recalls,
+            "average_precision": [average_precision_score(*fold, pos_label=pos_label) for fold in folds],
+            "prevalence_pos_label": [float(np.mean(labels == pos_label)) for labels, _ in folds],
+        }
+
+
+def _oriented(y: Any, scores: Any, pos_label: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, and scores that are higher for the positive class."""
+    if pos_label not in (-1, 1):
+        raise ValueError(f"pos_label must be -1 (anomalies are positive) or 1, got {pos_label!r}.")
+    labels = check_labels(y, "A curve", both=True)
+    scores = column_or_1d(np.asarray(scores, dtype=np.float64))
+    lowest = np.finfo(np.float64).min
+    return labels, pos_label * np.nan_to_num(scores, nan=lowest, neginf=lowest)
+
+
+def _folds(cv_results: Mapping, X: Any, y: Any, pos_label: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Labels and scores of each test fold, as `_oriented` returns them."""
+    if not {"estimator", "indices"} <= set(cv_results):
+        raise ValueError(
+            "cv_results lacks estimators or indices: call cross_validate with return_estimator=True and "
+            "return_indices=True."
+        )
+    samples, y = as_sequence(X), check_labels(y, "A curve")
+    folds = []
+    for estimator, test in zip(cv_results["estimator"], cv_results["indices"]["test"]):
+        scores = scores_of(estimator, take_samples(samples, test, on_error=on_error_of(estimator)))
+        folds.append(_oriented(y[test], scores, pos_label))
+    return folds

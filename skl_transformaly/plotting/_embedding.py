@@ -1,0 +1,236 @@
+"""Map of a feature space in two dimensions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from sklearn.pipeline import Pipeline
+from sklearn.utils import check_array, check_consistent_length
+from sklearn.utils.validation import check_is_fitted, column_or_1d
+
+from skl_transformaly._wrappers import innermost
+from skl_transformaly.plotting._base import COLORS, Display, scores_of
+
+__all__ = ["EmbeddingDisplay"]
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class EmbeddingDisplay(Display):
+    """Map of a feature space in two dimensions.
+
+    It is recommended to use :meth:`from_estimator` or :meth:`from_predictions`. All parameters are stored as
+    attributes. Drawn by matplotlib's ``Axes.scatter``.
+
+    Parameters
+    ----------
+    coordinates : ndarray of shape (n_samples, 2)
+        Where each image is.
+    y : ndarray of shape (n_samples,), default=None
+        Labels of any kind; +1 and -1 are called normal and anomaly.
+    values : ndarray of shape (n_samples,), default=None
+        Numbers to colour by if there are no labels: scores.
+    training : ndarray of shape (n_training, 2), default=None
+        Where the training images are.
+    axis_names : tuple of (str, str), default=("", "")
+        Names of the two dimensions.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+    figure_ : matplotlib Figure
+    scatters_ : dict of matplotlib PathCollection
+        By label, or "all" without labels; and "training".
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skl_transformaly.plotting import EmbeddingDisplay
+    >>> X, y = load_digits(n_class=3, return_X_y=True)
+    >>> EmbeddingDisplay.from_predictions(X, y).coordinates.shape
+    (537, 2)
+    """
+
+    coordinates: np.ndarray
+    y: np.ndarray | None = None
+    values: np.ndarray | None = None
+    training: np.ndarray | None = None
+    axis_names: tuple[str, str] = ("", "")
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: Any,
+        y: Any = None,
+        *,
+        space: str = "pretrained",
+        method: Any = "pca",
+        random_state: Any = None,
+        **kwargs: Any,
+    ) -> EmbeddingDisplay:
+        """Compute the features of images, and map them.
+
+        Parameters
+        ----------
+        estimator : fitted outlier detector
+            A :class:`TransformalyDetector`, or a Pipeline, search or wrapper that ends in one: the features that it
+            computes of the images are mapped, together with those of its training images. Of any other detector, the
+            rows that it takes.
+        X : samples
+            As `estimator` takes them.
+        y : array-like of shape (n_samples,), default=None
+            Labels to colour by, of any kind. Without them, images are scored and coloured by their scores.
+        space : {"pretrained", "discrepancy"}, default="pretrained"
+            Which of a TransformalyDetector's feature spaces: the embedding or its principal components that are kept,
+            before whitening; or the logarithms of the discrepancies.
+        method : {"pca", "tsne"} or transformer, default="pca"
+            PCA; t-SNE, with a perplexity of 30 or a third of the images if that is less; or an object with
+            `fit_transform` that returns 2 columns. It is fitted on training images and `X` together.
+        random_state : int, RandomState or None, default=None
+            Seeds t-SNE.
+        **kwargs
+            `ax` and others, passed to :meth:`plot`.
+
+        Returns
+        -------
+        display : EmbeddingDisplay
+
+        Raises
+        ------
+        NotFittedError
+            The estimator is not fitted.
+        ValueError
+            The estimator does not use `space`, or a parameter is unknown.
+        """
+        check_is_fitted(estimator)
+        if space not in ("pretrained", "discrepancy"):
+            raise ValueError(f"space must be 'pretrained' or 'discrepancy', got {space!r}.")
+        features, training = _features(estimator, X, space)
+        values = None if y is not None else scores_of(estimator, X)
+        return cls._make(features, y, values, training, method, random_state).plot(**kwargs)
+
+    @classmethod
+    def from_predictions(
+        cls,
+        features: Any,
+        y: Any = None,
+        *,
+        values: Any = None,
+        training: Any = None,
+        method: Any = "pca",
+        random_state: Any = None,
+        **kwargs: Any,
+    ) -> EmbeddingDisplay:
+        """Map given features.
+
+        Parameters
+        ----------
+        features : array-like of shape (n_samples, n_features)
+            Rows with NaN, of unreadable images, are left out.
+        y : array-like of shape (n_samples,), default=None
+            Labels to colour by, of any kind.
+        values : array-like of shape (n_samples,), default=None
+            Numbers to colour by if `y` is None: scores.
+        training : array-like of shape (n_training, n_features), default=None
+            Features of the training images, to be drawn as well.
+        method, random_state, **kwargs
+            As for :meth:`from_estimator`.
+
+        Returns
+        -------
+        display : EmbeddingDisplay
+
+        Raises
+        ------
+        ValueError
+            Lengths differ, or a parameter is unknown.
+        """
+        return cls._make(features, y, values, training, method, random_state).plot(**kwargs)
+
+    @classmethod
+    def _make(
+        cls, features: Any, y: Any, values: Any, training: Any, method: Any, random_state: Any
+    ) -> EmbeddingDisplay:
+        rows = check_array(features, dtype=np.float64, ensure_all_finite="allow-nan")
+        check_consistent_length(rows, y, values)
+        background = rows[:0] if training is None else np.asarray(training, dtype=np.float64)
+        background = background[~np.isnan(background).any(axis=1)]
+        kept, n = ~np.isnan(rows).any(axis=1), len(background)
+        places, names = _flatten(np.vstack([background, rows[kept]]), method, random_state)
+        coordinates = np.full((len(rows), 2), np.nan)
+        coordinates[kept] = places[n:]
+        return cls(
+            coordinates=coordinates,
+            y=None if y is None else column_or_1d(y),
+            values=None if values is None or y is not None else column_or_1d(values),
+            training=None if training is None else places[:n],
+            axis_names=names,
+        )
+
+    def _draw(self, ax: Any, style: dict[str, Any]) -> None:
+        self.scatters_: dict[Any, Any] = {}
+        style = {"s": 18, "alpha": 0.8, "linewidths": 0, **style}
+        if self.training is not None:
+            background = {**style, "color": COLORS["training"], "marker": "x", "linewidths": 1, "label": "training"}
+            self.scatters_["training"] = ax.scatter(*self.training.T, **background)
+        if self.y is None:
+            self.scatters_["all"] = ax.scatter(*self.coordinates.T, **{"c": self.values, **style})
+            if self.values is not None:
+                ax.figure.colorbar(self.scatters_["all"], ax=ax, label="score (higher is more normal)")
+        else:
+            labels = np.unique(self.y)
+            detection = set(labels.tolist()) <= {-1, 1}
+            for k, label in enumerate(labels[::-1] if detection else labels):
+                name = {1: "normal", -1: "anomaly"}[int(label)] if detection else str(label)
+                look = {"color": COLORS.get(name, f"C{k}"), "label": name}
+                at = self.coordinates[self.y == label]
+                self.scatters_[name] = ax.scatter(*at.T, **look, **style)
+        ax.set(xlabel=self.axis_names[0], ylabel=self.axis_names[1])
+        if not self.axis_names[0]:  # of t-SNE, neither axis means anything
+            ax.set(xticks=[], yticks=[])
+        if ax.get_legend_handles_labels()[0]:
+            beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if self.y is not None else {}
+            ax.legend(**beside)
+
+
+def _flatten(features: np.ndarray, method: Any, random_state: Any) -> tuple[np.ndarray, tuple[str, str]]:
+    """Features in two dimensions, and what these are."""
+    if isinstance(method, str):
+        if method not in ("pca", "tsne"):
+            raise ValueError(f"method must be 'pca', 'tsne' or an object with fit_transform, got {method!r}.")
+        perplexity = min(30.0, (len(features) - 1) / 3)
+        method = PCA(2) if method == "pca" else TSNE(perplexity=perplexity, random_state=random_state)
+    method = clone(method, safe=False)
+    places = np.asarray(method.fit_transform(features))[:, :2]
+    if not hasattr(method, "explained_variance_ratio_"):
+        return places, ("", "")
+    first, second = method.explained_variance_ratio_[:2]
+    return places, (f"component 1 ({first:.0%} of the variance)", f"component 2 ({second:.0%})")
+
+
+def _features(estimator: Any, X: Any, space: str) -> tuple[Any, Any]:
+    """Features of images and of the training images in one of a detector's spaces; of other estimators, its rows."""
+    detector = innermost(estimator)
+    if not hasattr(detector, "feature_spaces_"):
+        return np.asarray(estimator[:-1].transform(X)) if isinstance(estimator, Pipeline) else X, None
+    if space not in detector.feature_spaces_:
+        raise ValueError(
+            f"space={space!r} is not in use: the detector was fitted with feature_spaces="
+            f"{tuple(detector.feature_spaces_)}."
+        )
+    z = np.asarray(estimator.transform(X))
+    if space == "discrepancy":  # whose columns come last: discrepancies, then other measures
+        m, k = len(detector.students_.block_indices_), len(detector.students_.measures_)
+        images, training = (part[:, -k * m :][:, :m] for part in (z, detector.training_discrepancies_))
+        return np.log(images), np.log(training)
+    fitted = detector.spaces_["pretrained"]
+    embeddings = detector.training_embeddings_
+    training = fitted.transform(embeddings[~np.isnan(embeddings).any(axis=1)])
+    # whitened, all components are equally long: a map of them would show noise as large as what matters
+    lengths = np.sqrt(fitted.whitening_.explained_variance_) if hasattr(fitted, "whitening_") else 1.0
+    return z[:, : fitted.n_features_out_] * lengths, training * lengths
