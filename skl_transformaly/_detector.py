@@ -176,7 +176,13 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
     Images are given as: an array (n, H, W) or (n, H, W, C), uint8 0-255 or float 0-1, C = 1, 3 or 4; rows
     (n, H*W*C) with `image_shape`; a torch tensor (n, C, H, W); a sequence of paths, of PIL images or of arrays
     of different sizes; the path of a folder; a map-style torch Dataset. From paths, folders and Datasets only
-    the current batch is decoded at a time.
+    the current batch is decoded at a time, and of image files some more, ahead, on threads.
+
+    *Large JPEGs.* JPEG files whose sides are at least twice 672 pixels and six times what the teacher takes are decoded
+    at a half, a quarter or an eighth of their size, which is several times as fast and changes scores by a few
+    hundredths of a standard deviation (``benchmarks/speed/decoding.py``). Fit and score such files in the same way: as
+    arrays or PIL images, which are resized from all their pixels, they score slightly differently, and are not
+    recognised as training images.
 
     *Training images.* Nothing that an image helped to fit judges that image. Scored again, an image that `fit` has seen
     is recognised by its pixels, and gets its score from `training_scores_`, which is that of a detector which has not

@@ -46,7 +46,7 @@ def innermost(estimator: Any) -> Any:
 
 
 def delegate(name: str, result: str) -> Any:
-    """Build the method `name` of a wrapper, there exactly where the wrapped estimator has it."""
+    """Build the method `name` of a wrapper, available if the wrapped estimator has it."""
 
     def has_it(wrapper):
         return hasattr(getattr(wrapper, "estimator_", wrapper.estimator), name)
@@ -68,7 +68,7 @@ def delegate(name: str, result: str) -> Any:
         Returns
         -------
         result
-            As `estimator` gives it.
+            As `estimator` returns it.
 
         Raises
         ------
@@ -79,7 +79,7 @@ def delegate(name: str, result: str) -> Any:
 
 
 class DelegatingMixin(MetaEstimatorMixin):
-    """For wrappers of a detector: what they leave to the ``estimator_`` that they fitted."""
+    """For wrappers of a detector: what they delegate to the ``estimator_`` that they fitted."""
 
     estimator: Any
     estimator_: Any
@@ -90,7 +90,7 @@ class DelegatingMixin(MetaEstimatorMixin):
     anomaly_map = delegate("anomaly_map", "Map of each image, of where it is unlike the normal ones")
 
     def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
-        """Fit, and say which of the samples are anomalies; `fit` has seen them, so that nothing is promised of them.
+        """Fit, and tell which of the samples are anomalies; nothing is promised for them, since `fit` has seen them.
 
         Parameters
         ----------
@@ -121,7 +121,7 @@ class DelegatingMixin(MetaEstimatorMixin):
         Returns
         -------
         table : dict of str to ndarray of shape (n_samples,)
-            Columns as `estimator` gives them; ``neighbor0``, ... are positions in the `X` of `fit`, of which
+            Columns as `estimator` returns them; ``neighbor0``, ... are positions in the `X` of `fit`, of which
             `estimator_` saw a part.
 
         Raises
@@ -140,7 +140,7 @@ class DelegatingMixin(MetaEstimatorMixin):
 
     @available_if(lambda self: hasattr(getattr(self, "estimator_", self.estimator), "get_feature_names_out"))
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Names of what `transform` gives.
+        """Names of the columns that `transform` returns.
 
         Parameters
         ----------

@@ -4,11 +4,10 @@
         [--teacher NAME --weights FILE]
 
 PHOTOS is a folder of images. FOLDER receives `--images` of them, enlarged to 4000 x 3000 pixels with noise like that of
-a camera and saved as JPEG, and the same ones at 224 x 224. Images are decoded, fitted and scored in turn: small ones;
-large ones as they are by default; large ones with either means switched off, and both: "ahead", decoding on threads
-while the teacher works, and "reduced", decoding at a part of the size. Before that, what the reduction changes: levels of 255
-in the resized images, and scores, which are in standard deviations of normal images, of photographs that were not in
-the fit.
+a camera and saved as JPEG, and the same ones at 224 x 224. First, what decoding at a part of the size ("reduced")
+changes: levels of 255 in the resized images, and scores of photographs that were not in the fit, in standard deviations
+of normal images. Then images are decoded, fitted and scored in turn: small ones; large ones as by default; and each
+without decoding on threads while the teacher works ("ahead"), without the reduction, or without both.
 """
 
 from __future__ import annotations

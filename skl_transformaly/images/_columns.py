@@ -1,4 +1,4 @@
-"""What people keep images in, as one sequence: data frames, data sets of rows, generators."""
+"""Data frames, data sets of rows, generators and other containers of images, as one sequence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["is_missing", "settled"]
 
 
 def is_missing(item: Any) -> bool:
-    """Whether an item stands for no value: None, NaN, or those of pandas.
+    """Return whether an item is a missing value: None, NaN, or one of pandas.
 
     Examples
     --------
@@ -28,7 +28,7 @@ def is_missing(item: Any) -> bool:
 
 
 def settled(X: Any) -> Any:
-    """`X` as a sequence, if it holds images in another way; else `X` itself.
+    """Return `X` as a sequence, if it holds images in another way; else `X` itself.
 
     Iterators become lists, a data frame of one column that does not hold numbers becomes that column, and a data set
     whose rows are dicts, as those of Hugging Face, becomes its column of images.
@@ -38,7 +38,7 @@ def settled(X: Any) -> Any:
     ValueError
         There are several columns that may be meant.
     TypeError
-        A data set has no length, or is several.
+        A data set has no length, or is a dict of several.
     """
     if isinstance(X, (str, os.PathLike, list, tuple, np.ndarray, Image.Image)):
         return X
@@ -99,7 +99,7 @@ def _table_column(X: Any) -> Any:
 
 
 def _frame_column(X: Any) -> Any:
-    """The column of a data frame of images; a frame of numbers stays what it is, rows."""
+    """The column of images in a data frame; a frame of numbers is returned as it is."""
     columns = [X.iloc[:, j] for j in range(X.shape[1])] if hasattr(X, "iloc") else [X[name] for name in X.columns]
     values = [next((value for value in column if not is_missing(value)), None) for column in columns]
     held = [name for name, value in zip(X.columns, values) if _is_picture(value) or _is_path(value)]

@@ -51,7 +51,7 @@ class FoundFiles:
         self.others[os.path.splitext(name)[1].lower()] += 1
 
     def reasons(self) -> list[str]:
-        """What was passed over besides hidden files, the most frequent first."""
+        """Return what was passed over besides hidden files, the most frequent first."""
         counted = self.others.most_common()
         shown = []
         for suffix, count in counted[:_MOST_REASONS]:
@@ -68,10 +68,10 @@ class FoundFiles:
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
-    """List the image files below `folder`, sorted by path, hidden files left out.
+    """List the image files below `folder`, sorted by path, without hidden ones.
 
-    Files count as images by the suffixes of formats that Pillow can decode, in any case, or, without a suffix, by
-    their content; what they really hold is seen when they are decoded. A warning counts the files passed over.
+    A file counts as an image if its suffix, in any case, is that of a format that Pillow can decode, or, if it has no
+    suffix, by its content. A warning counts the files that are passed over.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
     others = ", ".join(found.reasons())
     if not found.paths:
         raise ValueError(
-            f"Found no image below {str(folder)!r}: no file there is one that Pillow can decode (.png, .jpg, .tif, ...)"
+            f"Found no image below {str(folder)!r}: no file there has a format that Pillow can decode (.png, .jpg, ...)"
             + (f"; passed over {others}." if others else ".")
             + "".join(f" A {suffix} file {text}" for suffix, text in _known_others(found))
         )
@@ -146,7 +146,7 @@ def walk(folder: str | os.PathLike, found: FoundFiles, add: Callable[[str], None
 
 
 def is_image(path: str) -> bool:
-    """Whether the content of a file is that of an image which can be decoded; reads the header only."""
+    """Return whether a file holds an image that can be decoded, by its header."""
     _image_suffixes()
     if not os.path.isfile(path):  # a pipe would keep whoever reads it waiting
         return False
@@ -158,13 +158,13 @@ def is_image(path: str) -> bool:
 
 
 def has_image_suffix(path: str) -> bool:
-    """Whether a file is named like an image that can be decoded."""
+    """Return whether the suffix of a file is that of an image that can be decoded."""
     return os.path.splitext(path)[1].lower() in _image_suffixes()
 
 
 @functools.cache
 def _image_suffixes() -> frozenset[str]:
-    """Suffixes, in small letters and with their dot, of the files that Pillow can decode."""
+    """Suffixes, in lower case and with their dot, of the files that Pillow can decode."""
     with contextlib.suppress(ImportError):  # iPhone's HEIC
         from pillow_heif import register_heif_opener
 
@@ -176,9 +176,10 @@ def _image_suffixes() -> frozenset[str]:
 
 
 def display_path(path: str | os.PathLike) -> str:
-    r"""A path as text that is safe to show: what a terminal or a page would act on, or cannot show, as escapes.
+    r"""Return a path as text that is safe to show.
 
-    Control characters, line separators, marks that change the direction of text, and bytes that are not UTF-8.
+    Control characters, line separators, marks that change the direction of text, and bytes that are not UTF-8 are shown
+    as escapes.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Files that are taken for images: what they are, and what to do with them instead."""
+"""Files that are mistaken for images: what they are, and what to do with them instead."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HEAD = 512  # bytes that hold every signature below
 
 @dataclass(frozen=True)
 class _Kind:
-    """A kind of file: how it is recognised, and what to say of it."""
+    """A kind of file: how it is recognised, and what the message about it says."""
 
     suffixes: tuple[str, ...]
     signatures: tuple[tuple[int, bytes], ...]
@@ -91,9 +91,9 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+")
 
 
 def what_else(path: str | os.PathLike, content: bytes | None = None) -> str | None:
-    """What a file is that cannot be decoded as an image, and what to do; None if that is not known.
+    """Return what a file is that cannot be decoded as an image, and what to do with it; None if that is not known.
 
-    Its suffix counts before its content: many formats are a zip inside. With `content`, no file is opened.
+    The suffix counts before the content, since many formats are a zip inside. With `content`, no file is opened.
 
     Examples
     --------
@@ -114,7 +114,7 @@ def what_else(path: str | os.PathLike, content: bytes | None = None) -> str | No
 
 
 def url_advice(path: str | os.PathLike) -> str:
-    """What to do about a path that is the address of something elsewhere; "" if it is not.
+    """Return what to do about a path that is a URL; "" if it is not.
 
     Examples
     --------
@@ -129,7 +129,7 @@ def url_advice(path: str | os.PathLike) -> str:
 
 
 def expand_user(path: str | os.PathLike) -> str | os.PathLike:
-    """`path` with ~ as the home folder, unless there is a file of that very name."""
+    """Return `path` with ~ replaced by the home folder, unless a file of that very name exists."""
     if not str(path).startswith("~"):
         return path
     with contextlib.suppress(OSError, ValueError):

@@ -31,7 +31,7 @@ __all__ = ["Images", "as_images", "from_array", "is_table"]
 
 
 def as_images(X: Any, *, on_error: str = "raise") -> Images:
-    """Give whatever a user may pass as images as :class:`Images`; 2-D rows excepted.
+    """Return whatever a user may pass as images, except 2-D rows, as :class:`Images`.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def as_images(X: Any, *, on_error: str = "raise") -> Images:
         - array (n, H, W) or (n, H, W, C): uint8 0-255, uint16 0-65535, bool, other integers 0-255, or
           float 0-1; C = 1 grey, 3 RGB, 4 RGBA;
         - torch tensor (n, C, H, W), with the same value ranges;
-        - sequence or iterator of paths, PIL images, arrays (H, W[, C]) or tensors (C, H, W), of any sizes; in paths ~
+        - sequence or iterator of paths, PIL images, arrays (H, W[, C]) or tensors (C, H, W), of any sizes; ~ in a path
           is the home folder;
         - data frame of one column of such, or data set of Hugging Face with one column of images;
         - str or path of a folder: the images below it, sorted by path;
@@ -49,7 +49,9 @@ def as_images(X: Any, *, on_error: str = "raise") -> Images:
 
     Returns
     -------
-    Images
+    images : Images
+        Image files are decoded ahead on threads; estimators have large JPEGs decoded at a part of their size, see
+        :meth:`Images.reduced`.
 
     Raises
     ------
@@ -97,7 +99,7 @@ def as_images(X: Any, *, on_error: str = "raise") -> Images:
 
 
 def is_table(X) -> bool:
-    """Whether `X` is rows of numbers (or should be refused in scikit-learn's own words)."""
+    """Return whether `X` is rows of numbers, or should be refused in scikit-learn's own words."""
     if isinstance(X, (str, os.PathLike, Images, Image.Image)) or is_torch(X, "utils.data.Dataset"):
         return False
     if isinstance(X, np.ndarray) or is_torch(X, "Tensor"):

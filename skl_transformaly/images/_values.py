@@ -8,11 +8,10 @@ import numpy as np
 
 __all__ = ["SKIP_ADVICE", "ImageError", "check_layout", "checked", "faint_text", "faintness"]
 
-# How the error about a broken image ends; whoever skips these leaves it away.
+# The end of an error about a broken image; left out if broken images are skipped.
 SKIP_ADVICE = " Remove or repair it, or pass on_error='skip'."
 
-# A pixel array is looked through in pieces of this many bytes, so that a memory-mapped array larger
-# than memory can be checked.
+# A pixel array is checked in pieces of this many bytes, so that a memory-mapped one may be larger than memory.
 _CHECK_BYTES = 2**26
 
 # Beyond this many times the full range of their dtype, pixels follow no convention at all: float32 loses the rest of
@@ -36,15 +35,14 @@ _FAINT = {"uint16": 2 ** _DEPTHS[-1] - 1, "uint8": 1, "float": 1.001 / 255}
 
 
 class ImageError(ValueError):
-    """An image that cannot be read or does not hold what an image should.
+    """An image that cannot be read, or does not hold what an image should.
 
-    Its message names the image (its path, or its position in the sequence), says what was found, and
-    what to do.
+    Its message names the image (its path, or its position in the sequence), what was found, and what to do.
     """
 
 
 def check_layout(shape: tuple[int, ...], *, advice: str = "") -> None:
-    """Refuse what is not (H, W, C) with 1, 3 or 4 channels; `advice` is for whoever has channels elsewhere."""
+    """Refuse a shape that is not (H, W, C) with 1, 3 or 4 channels; `advice` is added to the message."""
     height, width, channels = shape
     if channels not in (1, 3, 4):
         hint = ""
@@ -59,19 +57,19 @@ def check_layout(shape: tuple[int, ...], *, advice: str = "") -> None:
 
 
 def checked(X: np.ndarray, *, lenient: bool = False) -> np.ndarray:
-    """`X` as uint8, uint16 or floats in 0-1, once its values are found to be within the range of their dtype.
+    """Return `X` as uint8, uint16 or floats in 0-1, after a check that its values are in the range of their dtype.
 
     Parameters
     ----------
     X : ndarray
         Pixels of one image or of several.
     lenient : bool, default=False
-        Only warn of another range, and leave values as they are: for rows of numbers that may be no pixels.
+        Only warn about another range, and leave values as they are: for rows of numbers that may not be pixels.
 
     Returns
     -------
     X : ndarray
-        Itself, wherever that is possible.
+        Itself if possible.
 
     Raises
     ------
@@ -133,7 +131,7 @@ def _integer_advice(low: float, high: float) -> str:
 
 
 def _known_dtype(X: np.ndarray) -> np.ndarray:
-    """Bring dtypes whose convention is not their full range, or that torch lacks, to others; uint8 stays as it is."""
+    """Convert dtypes that torch lacks, or whose convention is not their full range."""
     if X.dtype.kind == "b":
         return X.astype(np.float32)
     if X.dtype == np.longdouble or not X.dtype.isnative:
@@ -146,7 +144,7 @@ def _known_dtype(X: np.ndarray) -> np.ndarray:
 
 
 def faintness(image: np.ndarray) -> tuple[str, float] | None:
-    """Whether an image uses the lowest part of its range alone, and so scores as nearly black.
+    """Return whether an image only uses the lowest part of its range, and so scores as nearly black.
 
     Parameters
     ----------
@@ -157,7 +155,7 @@ def faintness(image: np.ndarray) -> tuple[str, float] | None:
     -------
     kind : {"uint8", "uint16", "float"}
     largest : float
-        The largest value. None instead of both for an image that uses more of its range, or is black.
+        The largest value. None is returned instead of both if the image uses more of its range, or is black.
     """
     largest = float(image[..., :3].max(initial=0))  # opacity is at its full range in any case
     kind = "float" if image.dtype.kind == "f" else image.dtype.name
@@ -165,8 +163,8 @@ def faintness(image: np.ndarray) -> tuple[str, float] | None:
 
 
 def faint_text(kind: str, count: int, length: int, largest: float) -> str:
-    """What to say of images of one kind of `faintness`."""
-    start = f"Pixels of {count} of {length} images are"
+    """Return the warning about images of one kind of `faintness`."""
+    start = f"Pixels of {count} of {length} {'image' if length == 1 else 'images'} are"
     if kind == "float":
         return (
             f"{start} float of at most {largest:.3g}, but 0-1 is expected, so that they score as nearly black: if "

@@ -22,28 +22,28 @@ __all__ = ["NormalOnly"]
 class NormalOnly(DelegatingMixin, BaseEstimator):
     """Fits a detector on the normal samples of labelled data.
 
-    The way to let a search refit: ``GridSearchCV`` fits its best setting on all of `X` in the end, and a bare
-    one-class detector, which ignores `y`, takes the anomalies there as normal.
+    It lets a search refit: ``GridSearchCV`` finally fits the best setting on all of `X`, and a one-class detector,
+    which ignores `y`, would learn the anomalies in it as normal.
 
     Parameters
     ----------
     estimator : outlier detector
-        Fitted on the rows of `X` where y is +1. Parameters within are reached as ``estimator__...``.
+        Fitted on the samples whose label is +1. Its parameters are set as ``estimator__...``.
 
     Attributes
     ----------
     estimator_ : outlier detector
-        The fitted one; all but fitting is left to it.
+        The fitted detector, to which everything but fitting is delegated.
     fitted_positions_ : ndarray of shape (n_fitted,), int, or None
         Positions in the `X` of `fit` of the normal samples; None if all were normal.
     n_features_in_ : int
-        That of `estimator_`, where it has one.
+        That of `estimator_`, if it has one.
     feature_names_in_ : ndarray of str
-        That of `estimator_`, where it has one.
+        That of `estimator_`, if it has one.
 
     See Also
     --------
-    OneClassSplit : Folds that hold both kinds where they are tested.
+    OneClassSplit : Folds to train on normal samples and to test on both kinds.
 
     Examples
     --------
@@ -76,7 +76,7 @@ class NormalOnly(DelegatingMixin, BaseEstimator):
 
     @property
     def classes_(self) -> np.ndarray:
-        """-1 and +1, the labels in ascending order; ``cross_val_predict`` of `decision_function` asks for them."""
+        """The labels in ascending order, which ``cross_val_predict(method="decision_function")`` needs."""
         check_is_fitted(self, "estimator_")
         return np.array([-1, 1])
 

@@ -37,13 +37,13 @@ def synthetic_outliers(
         - "cutpaste": a rectangle of 2-15 % of the area, of aspect ratio 0.3-3.3, pasted elsewhere in the image
           [1]_: a local defect;
         - "channels": red, green and blue in another order; an image without colour is inverted instead, within
-          its own range of values: a wrong appearance of the right content;
-        - "patches": a grid of 3 x 3 patches in another order [2]_: the right appearance of a wrong whole;
+          its own range of values: wrong colours of the right content;
+        - "patches": a grid of 3 x 3 patches in another order [2]_: the right parts in wrong places;
         - "all": the three in turn.
     image_shape : tuple of int, default=None
         (H, W) or (H, W, C) of images that come as rows.
     return_masks : bool, default=False
-        Also say where; of "cutpaste" only.
+        Whether to return the masks as well; only for "cutpaste".
     random_state : int, RandomState or None, default=None
         Seeds all draws.
 
@@ -58,12 +58,12 @@ def synthetic_outliers(
     Raises
     ------
     ValueError
-        `kind` is unknown; `X` is rows without `image_shape`; masks are asked for of another kind than "cutpaste"; or
-        an image is of a single pixel.
+        `kind` is unknown; `X` is rows and `image_shape` is None; masks are requested for a `kind` other than
+        "cutpaste"; or an image has a single pixel.
 
     Notes
     -----
-    A draw that leaves an image as it was is repeated, up to 20 times; an image of one colour stays as it is.
+    A draw that does not change an image is repeated, up to 20 times; an image of one colour stays as it is.
 
     References
     ----------
@@ -101,7 +101,7 @@ def synthetic_outliers(
 
 
 def corrupter(images: Images, kind: str, random_state: Any) -> Callable[[int], tuple[np.ndarray, np.ndarray | None]]:
-    """Give the function that makes an outlier of image `i`; it depends on `i` only, not on what was made before."""
+    """Return the function that makes an outlier of image `i`, whatever it was called with before."""
     seeds = check_random_state(random_state).randint(np.iinfo(np.int32).max, size=len(images))
     kinds = KINDS if kind == "all" else (kind,)
     make = {"cutpaste": _cutpaste, "channels": _channels, "patches": _patches}

@@ -22,11 +22,11 @@ __all__ = ["SyntheticOutlierScorer", "held_out_log_likelihood"]
 def held_out_log_likelihood(estimator: Any, X: Any, y: Any = None) -> float:
     """Mean log-density of normal samples that the estimator has not seen; for ``scoring=``.
 
-    It needs no anomaly. It compares settings only if their densities live in the same space: `shrinkage` or `ridge`
-    of a density, say, or how students are trained. It is no criterion for what changes the space:
-    `explained_variance`, `normalize`, `feature_spaces`, or the extractor. Log-densities of 10 and of 20 whitened
-    components have different units, and each further component costs about 1.4 nats, whatever it is worth. For
-    those, use "roc_auc" with known anomalies, or :class:`SyntheticOutlierScorer`.
+    It needs no anomaly. It compares settings only if their densities are in the same space, such as the `shrinkage` of
+    a density. Do not use it for what changes the space: `explained_variance`, `normalize`, `feature_spaces` or the
+    extractor. Log-densities of 10 and of 20 whitened components have different units, and each further component costs
+    about 1.4 nats, whatever it is worth. For those, use "roc_auc" with known anomalies, or
+    :class:`SyntheticOutlierScorer`.
 
     Parameters
     ----------
@@ -64,11 +64,10 @@ def held_out_log_likelihood(estimator: Any, X: Any, y: Any = None) -> float:
 
 
 class SyntheticOutlierScorer(BaseEstimator):
-    """How well a detector tells normal images from corrupted twins of theirs; for ``scoring=``.
+    """How well a detector separates normal images from corrupted copies of them; for ``scoring=``.
 
-    It needs no anomaly: from each normal image that it is given, one :func:`synthetic outlier <synthetic_outliers>`
-    is made. Its value ranks settings as far as real anomalies resemble the synthetic ones: choose the `kind` that
-    does.
+    It needs no anomaly: one :func:`synthetic outlier <synthetic_outliers>` is made from each normal image. It ranks
+    settings well to the extent that real anomalies resemble the synthetic ones: choose the `kind` that does.
 
     Parameters
     ----------
@@ -84,7 +83,7 @@ class SyntheticOutlierScorer(BaseEstimator):
 
     See Also
     --------
-    OneClassSplit : With anomalies at hand, ``scoring="roc_auc"`` on these folds is the better measure.
+    OneClassSplit : If there are known anomalies, ``scoring="roc_auc"`` on these folds is the better measure.
 
     Examples
     --------
@@ -134,7 +133,7 @@ class SyntheticOutlierScorer(BaseEstimator):
         Returns
         -------
         score : float
-            AUROC, in 0-1 where 0.5 is chance, or what `metric` gives. Unreadable images are left out.
+            AUROC, in 0-1 where 0.5 is chance, or what `metric` returns. Unreadable images are left out.
 
         Raises
         ------

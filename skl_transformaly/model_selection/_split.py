@@ -15,34 +15,34 @@ __all__ = ["OneClassSplit"]
 
 
 class OneClassSplit(BaseCrossValidator):
-    """Cross-validation whose training folds hold normal samples only, and whose test folds hold both kinds.
+    """Cross-validation with training folds of normal samples only, and test folds of both kinds.
 
     Parameters
     ----------
     cv : int, splitter or iterable, default=5
-        The splits to start from. A number of folds, at least 2, is
-        ``StratifiedKFold(cv, shuffle=True, random_state=random_state)``; else any splitter of scikit-learn, or an
-        iterable of (train, test) positions.
+        The splits to start from: a number of folds, at least 2, for
+        ``StratifiedKFold(cv, shuffle=True, random_state=random_state)``; any splitter of scikit-learn; or an iterable
+        of (train, test) positions.
     random_state : int, RandomState or None, default=None
-        Seeds the shuffle where `cv` is a number. A splitter has its own.
+        Seeds the shuffle if `cv` is a number. A splitter has its own.
 
     Raises
     ------
     ValueError
-        `cv` is none of these, or `random_state` is given together with a splitter, where it would do nothing.
+        `cv` is something else, or `random_state` is given together with a splitter, on which it has no effect.
 
     See Also
     --------
-    NormalOnly : Keeps anomalies out of the refit after a search, which no splitter can.
+    NormalOnly : Keeps anomalies out of the refit after a search, which a splitter cannot do.
 
     Notes
     -----
     ``GridSearchCV(refit=True)``, the default, fits the best setting once more on all of `X`, anomalies included:
     wrap the detector in :class:`NormalOnly`, or pass ``refit=False``.
 
-    Training folds of one kind have no AUROC: leave ``return_train_score=False``, which successive halving has to be
-    told. A halving over samples draws from the test folds as well; with few anomalies, start it with enough samples
-    (``min_resources``) that each test fold still holds both kinds.
+    The AUROC of a training fold is not defined: leave ``return_train_score=False``, and set it for successive halving,
+    whose default is True. Halving over samples also draws from the test folds: with few anomalies, start with enough
+    samples (``min_resources``) that each test fold still holds both kinds.
 
     Examples
     --------
@@ -82,7 +82,7 @@ class OneClassSplit(BaseCrossValidator):
         Parameters
         ----------
         X : sequence of n_samples
-            Samples; only their number counts to most splitters.
+            Samples; most splitters use only their number.
         y : array-like of shape (n_samples,)
             +1 normal, -1 anomaly.
         groups : array-like of shape (n_samples,), default=None
@@ -125,7 +125,7 @@ class OneClassSplit(BaseCrossValidator):
         yield from folds
 
     def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
-        """Give the number of folds.
+        """Return the number of folds.
 
         Parameters
         ----------
@@ -139,7 +139,7 @@ class OneClassSplit(BaseCrossValidator):
         return self._splitter().get_n_splits(X, y, groups)
 
     def get_metadata_routing(self):
-        """Give the routing of the splitter within: whether it wants `groups`.
+        """Return the metadata routing of the splitter: whether it requests `groups`.
 
         Returns
         -------
@@ -149,7 +149,7 @@ class OneClassSplit(BaseCrossValidator):
 
     @property
     def shuffle(self) -> bool:
-        """Whether folds may differ between calls where `random_state` is None; successive halving asks this."""
+        """Whether folds may differ between calls if `random_state` is None; successive halving asks for this."""
         if isinstance(self.cv, Integral):
             return True
         return getattr(self.cv, "shuffle", True) and not isinstance(getattr(self.cv, "random_state", 0), Integral)
