@@ -21,11 +21,13 @@ from typer.testing import CliRunner
 
 from skl_transformaly import load
 from skl_transformaly.cli._commands import app
+from skl_transformaly.cli._comments import comments
 from skl_transformaly.cli._evaluation import evaluate_scores, fpr_at_tpr, normal_classes
 from skl_transformaly.cli._files import find_files
 from skl_transformaly.cli._parquet import ParquetScores
 from skl_transformaly.cli._provenance import Provenance, image_facts
 from skl_transformaly.cli._scores import COLUMNS, ScoreFileError, open_scores, score_table
+from skl_transformaly.cli._trust import FalseAlarms
 from skl_transformaly.images._folders import display_path
 from skl_transformaly.images._images import as_images
 
@@ -283,6 +285,55 @@ def test_which_class_is_normal(classes, good, expected):
 def test_what_is_normal_is_never_guessed(classes, good, message):
     with pytest.raises(ValueError, match=message):
         normal_classes(classes, good)
+
+
+def commented(normal_p, anomalous_p, *, images=200, alpha=0.05, classes=None):
+    """Comments on p-values of normal images and anomalies, which are their scores as well."""
+    p = np.concatenate([normal_p, anomalous_p])
+    y = np.repeat([1, -1], [len(normal_p), len(anomalous_p)])
+    figures = evaluate_scores(p, y, n_resamples=100)
+    return " ".join(comments(figures, y, p < alpha, p, classes or {}, FalseAlarms.promised(images, alpha)))
+
+
+def test_a_good_model_gets_one_sentence():
+    assert commented(np.linspace(0.03, 1, 50), np.full(30, 0.01)).startswith("The model tells these anomalies")
+
+
+def test_anomalies_above_the_threshold_name_the_rate_that_would_flag_them():
+    said = commented(np.linspace(0.06, 1, 40), np.full(20, 0.07))
+    assert "but no anomaly is flagged" in said and "--alpha 0.1, 20 of 20 anomalies" in said
+    assert "and 2 of 40 normal images" in said
+
+
+def test_more_false_alarms_than_expected_are_told():
+    normal = np.concatenate([np.full(15, 0.01), np.linspace(0.1, 1, 35)])
+    assert "15 of 50 normal images are flagged; about 2 (5 %) were expected" in commented(normal, np.full(30, 0.005))
+    # of ten images alone nobody knows the rate
+    assert "were expected" not in commented(normal, np.full(30, 0.005), images=10, alpha=0.2)
+
+
+def test_few_images_are_said_to_be_few():
+    assert "3 normal images and 1 anomaly are few" in commented([0.5, 0.6, 0.7], [0.01])
+
+
+def test_the_hardest_class_is_named():
+    classes = {"crack": {"auroc": 0.95}, "dust": {"auroc": 0.55}}
+    assert "dust is the hardest class" in commented(np.linspace(0.03, 1, 50), np.full(30, 0.01), classes=classes)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(2, 300), st.floats(0.005, 0.5))
+def test_expected_false_alarms_are_those_of_exchangeable_scores(images, asked):
+    alarms = FalseAlarms.promised(images, asked)
+    assert alarms.expected == max(asked, 1 / (images + 1))
+    assert 0 <= alarms.low < alarms.expected < alarms.high <= 1
+    if images >= 20:
+        return
+    # the threshold lies between held-out scores; uniform ones tell how much of new ones is below the k-th
+    k = max(1, round(alarms.expected * (images + 1)))
+    exact = FalseAlarms.promised(images, k / (images + 1))
+    kth = np.sort(np.random.default_rng(0).random((4000, images)), axis=1)[:, k - 1]
+    np.testing.assert_allclose([exact.low, exact.high], np.percentile(kth, [5, 95]), atol=0.03)
 
 
 # ----- what a model file says of its training
@@ -673,7 +724,7 @@ def test_evaluate_leaves_images_outside_the_classes_out(tmp_path, model, test_di
     shutil.copytree(test_dir, tmp_path / "test")
     shutil.copy(tmp_path / "test" / "six" / "000.png", tmp_path / "test" / "stray.png")
     result = run(app, ["evaluate", model, str(tmp_path / "test"), "--json", "--resamples", "100"])
-    assert "1 images lie in no class folder" in result.stderr
+    assert "1 image outside of the class folders left out" in result.stderr
     assert json.loads(result.stdout)["n_anomalies"] == 6
 
 

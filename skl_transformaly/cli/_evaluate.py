@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skl_transformaly.cli._app import (
-    Debug,
-    Json,
-    Mistake,
-    Model,
-    Output,
-    Quiet,
-    Weights,
-    app,
-    command,
-)
-from skl_transformaly.cli._inputs import (
-    load_model,
-    unreadable_text,
-)
+from skl_transformaly.cli._app import Debug, Json, Mistake, Model, Output, Quiet, Weights, app, command
+from skl_transformaly.cli._console import counted
+from skl_transformaly.cli._inputs import load_model, unreadable_text
 from skl_transformaly.cli._score import scored
 
+if TYPE_CHECKING:
+    from numpy import ndarray
+
+    from skl_transformaly.cli._evaluation import Interval
+    from skl_transformaly.images._folders import FoundFiles
+
 __all__ = ["evaluate"]
+
+_TITLES = {"auroc": "AUROC", "aupr": "AUPR", "fpr95": "FPR at 95 % TPR"}
 
 
 @app.command()
@@ -53,14 +50,56 @@ def evaluate(
     out = Output(as_json, quiet)
     if not 0 < confidence < 1:
         raise Mistake(f"--confidence must be in (0, 1), got {confidence}.")
+    test = _find_test(test_dir, good or [], out)
+    detector, _ = load_model(model, weights)
+    scores = _score_test(detector, test, out)
+
+    from skl_transformaly.cli._comments import comments
+    from skl_transformaly.cli._evaluation import evaluate_scores, per_class
+    from skl_transformaly.cli._trust import FalseAlarms
+
+    y = test.y
+    figures = evaluate_scores(scores["score"], y, confidence=confidence, n_resamples=resamples, random_state=seed)
+    classes = per_class(scores["score"], test.labels, test.classes, test.normal)
+    if not figures["auroc"].value >= 0.5:
+        out.warn(
+            f"AUROC is below one half: {', '.join(test.normal)} scores lower than the anomalies do. Is --good the "
+            "class that the model was fitted on?"
+        )
+    flagged = scores["prediction"] == -1
+    said = comments(figures, y, flagged, scores["p_value"], classes, FalseAlarms.of(detector))
+    text = [*_text(test, figures, classes, flagged, confidence), "", *said]
+    out.result("\n".join(text), {**_data(test, figures, classes, flagged, confidence), "comments": said})
+
+
+@dataclass
+class _Test:
+    """Labelled images: paths that `found` holds, and the class of each, of which some are normal."""
+
+    found: FoundFiles
+    labels: Any
+    classes: list[str]
+    normal: list[str]
+    outside: int
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def y(self) -> ndarray:
+        """+1 for images of a normal class, -1 for others."""
+        import numpy as np
+
+        return np.where(np.isin(self.labels, self.normal), 1, -1)
+
+
+def _find_test(test_dir: Path, good: list[str], out: Output) -> _Test:
     import numpy as np
 
-    from skl_transformaly.cli._evaluation import class_folders, evaluate_scores, normal_classes, per_class
+    from skl_transformaly.cli._evaluation import class_folders, normal_classes
     from skl_transformaly.cli._files import find_files
     from skl_transformaly.images._folders import FoundFiles
 
     classes = class_folders(test_dir)
-    normal = normal_classes(classes, good or [])
+    normal = normal_classes(classes, good)
     found = FoundFiles()
     labels: list[str] = []
     for name in classes:
@@ -69,70 +108,85 @@ def evaluate(
         labels += [name] * len(one.paths)
     outside = len(find_files([str(test_dir)]).paths) - len(found.paths)
     if outside:
-        out.warn(f"{outside} images lie in no class folder: left out.")
-    detector, _ = load_model(model, weights)
-    unreadable: dict[str, str] = {}
-    rows = []
-    with out.progress("Scoring", len(found.paths)) as advance:
-        for chunk in scored(detector, found.paths, unreadable):
+        out.warn(f"{counted(outside, 'image')} outside of the class folders left out.")
+    return _Test(found, np.array(labels), classes, normal, outside)
+
+
+def _score_test(detector: Any, test: _Test, out: Output) -> dict[str, ndarray]:
+    """Columns of scores of the images that can be read; takes the others out of `test`."""
+    import numpy as np
+
+    rows: list[dict[str, Any]] = []
+    with out.progress("Scoring", len(test.found.paths)) as advance:
+        for chunk in scored(detector, test.found.paths, test.unreadable):
             rows += chunk
             advance(len(chunk))
-    if unreadable:
-        out.warn(unreadable_text(unreadable, "left out"))
+    if test.unreadable:
+        out.warn(unreadable_text(test.unreadable, "left out"))
     readable = np.array([row["score"] is not None for row in rows], dtype=bool)
-    scores = np.array([row["score"] for row, kept in zip(rows, readable) if kept], dtype=np.float64)
-    predictions = np.array([row["prediction"] for row, kept in zip(rows, readable) if kept])
-    names = np.array(labels)[readable]
-    y = np.where(np.isin(names, normal), 1, -1)
+    test.labels = test.labels[readable]
+    y = test.y
     if len(set(y.tolist())) < 2:
         raise Mistake(
-            f"{test_dir} holds {np.sum(y == 1)} normal images ({', '.join(normal)}) and {np.sum(y == -1)} anomalies "
-            "that can be read; expected both."
+            f"The class folders hold {np.sum(y == 1)} normal images ({', '.join(test.normal)}) and {np.sum(y == -1)} "
+            "anomalies that can be read; expected both."
         )
-    figures = evaluate_scores(scores, y, confidence=confidence, n_resamples=resamples, random_state=seed)
-    classwise = per_class(scores, names, classes, normal)
-    flagged = {kind: int(np.sum((y == kind) & (predictions == -1))) for kind in (1, -1)}
-    total = {kind: int(np.sum(y == kind)) for kind in (1, -1)}
-    if not figures["auroc"].value >= 0.5:
-        out.warn(
-            f"AUROC is below one half: {', '.join(normal)} scores lower than the anomalies do. Is --good the class "
-            "that the model was fitted on?"
-        )
-    titles = {"auroc": "AUROC", "aupr": "AUPR", "fpr95": "FPR at 95 % TPR"}
+    kept = [row for row, keep in zip(rows, readable) if keep]
+    numbers = ("score", "p_value", "prediction")
+    return {name: np.array([row[name] for row in kept], dtype=np.float64) for name in numbers}
+
+
+def _text(
+    test: _Test, figures: dict[str, Interval], classes: dict[str, Any], flagged: ndarray, confidence: float
+) -> list[str]:
+    import numpy as np
+
+    y = test.y
     lines = [
-        f"normal: {', '.join(normal)} ({total[1]} images); anomalies: "
-        + ", ".join(f"{name} ({entry['n']})" for name, entry in classwise.items()),
+        f"normal: {', '.join(test.normal)} ({counted(int(np.sum(y == 1)), 'image')}); anomalies: "
+        + ", ".join(f"{name} ({entry['n']})" for name, entry in classes.items()),
         f"{'':<16} {'value':>6}  {100 * confidence:g} % interval",
         *(
-            f"{titles[name]:<16} {value:6.3f}  {'-' if np.isnan(low) else f'{low:.3f} to {high:.3f}'}"
+            f"{_TITLES[name]:<16} {value:6.3f}  {'-' if np.isnan(low) else f'{low:.3f} to {high:.3f}'}"
             for name, (value, low, high) in figures.items()
         ),
-        f"flagged by the model's threshold: {flagged[1]} of {total[1]} normal images "
-        f"({100 * flagged[1] / total[1]:.1f} %), {flagged[-1]} of {total[-1]} anomalies "
-        f"({100 * flagged[-1] / total[-1]:.1f} %)",
+        f"flagged by the model's threshold: {_share(flagged[y == 1], 'normal images')}, "
+        + _share(flagged[y == -1], "anomalies"),
     ]
-    if len(classwise) > 1:
-        width = max(len(name) for name in classwise)
+    if len(classes) > 1:
+        width = max(len(name) for name in classes)
         lines += ["AUROC by class:"]
         lines += [
             f"  {name:<{width}} {'-' if entry['auroc'] is None else format(entry['auroc'], '.3f')}"
-            for name, entry in classwise.items()
+            for name, entry in classes.items()
         ]
-    data = {
-        "normal": normal,
-        "n_normal": total[1],
-        "n_anomalies": total[-1],
+    return lines
+
+
+def _share(flags: ndarray, noun: str) -> str:
+    return f"{flags.sum()} of {len(flags)} {noun} ({100 * flags.mean():.1f} %)"
+
+
+def _data(
+    test: _Test, figures: dict[str, Interval], classes: dict[str, Any], flagged: ndarray, confidence: float
+) -> dict[str, Any]:
+    import numpy as np
+
+    y = test.y
+    return {
+        "normal": test.normal,
+        "n_normal": int(np.sum(y == 1)),
+        "n_anomalies": int(np.sum(y == -1)),
         "confidence": confidence,
         **{
             name: {"value": value, "low": None if np.isnan(low) else low, "high": None if np.isnan(high) else high}
             for name, (value, low, high) in figures.items()
         },
-        "flagged_normal": flagged[1],
-        "flagged_anomalies": flagged[-1],
-        "classes": classwise,
-        "unreadable": unreadable,
-        "hidden": found.hidden,
-        "other": found.other,
-        "outside": outside,
+        "flagged_normal": int(flagged[y == 1].sum()),
+        "flagged_anomalies": int(flagged[y == -1].sum()),
+        "classes": classes,
+        "unreadable": test.unreadable,
+        "hidden": test.found.hidden,
+        "other": test.found.other,
+        "outside": test.outside,
     }
-    out.result("\n".join(lines), data)

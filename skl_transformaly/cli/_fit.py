@@ -253,12 +253,12 @@ class _Watch:
             return
         before = sum(self._shares[: self._phase])
         share = (before + self._shares[self._phase] * min(done / total, 1)) / sum(self._shares)
-        self._advance(100 * max(0.0, share - self._share))
-        self._share = max(self._share, share)
+        gained, self._share = max(0.0, share - self._share), max(share, self._share)
         if not self._told and share > self._told_after:
             self._told = True
             left = (time.monotonic() - self._start) * (1 - share) / share
             self._out.note(f"This takes about {duration(left)} more.")
+        self._advance(100 * gained)
 
 
 def _fit(detector: Any, paths: list[str], on_error: str, students: str, kept: _Kept | None, out: Output) -> float:

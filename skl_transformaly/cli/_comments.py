@@ -1,0 +1,135 @@
+"""What figures of an evaluation mean, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from scipy.stats import betabinom
+
+from skl_transformaly.cli._console import counted
+from skl_transformaly.cli._evaluation import Interval
+from skl_transformaly.cli._trust import FalseAlarms, percent
+
+__all__ = ["comments"]
+
+# Images of a kind below which figures are rough
+_FEW = 20
+# AUROCs below which anomalies are hardly told, and above which they are told well
+_POOR, _GOOD = 0.65, 0.9
+# False alarms so many that chance brings them once in a hundred evaluations
+_LEVEL = 0.01
+# Rates of false alarms that may be worth their price
+_ALPHAS = (0.1, 0.2, 0.3)
+# By how much more anomalies than normal images a rate must flag, to be worth mentioning
+_WORTH = 0.1
+
+
+def comments(
+    figures: Mapping[str, Interval],
+    y: np.ndarray,
+    flagged: np.ndarray,
+    p_values: np.ndarray,
+    classes: Mapping[str, Mapping[str, Any]],
+    alarms: FalseAlarms | None,
+) -> list[str]:
+    """Comment on an evaluation.
+
+    Parameters
+    ----------
+    figures : mapping
+        What `evaluate_scores` returned.
+    y : ndarray of shape (n,)
+        +1 normal, -1 anomaly; both kinds.
+    flagged : ndarray of shape (n,), bool
+        Whether the model takes each image for an anomaly.
+    p_values : ndarray of shape (n,)
+        NaN if the model has none.
+    classes : mapping
+        What `per_class` returned.
+    alarms : FalseAlarms or None
+        That the model lets expect.
+
+    Returns
+    -------
+    sentences : list of str
+        At least one.
+    """
+    auroc = figures["auroc"]
+    found = [
+        _on_auroc(auroc.value),
+        _on_missed(auroc.value, y, flagged, p_values, alarms),
+        _on_false_alarms(y, flagged, alarms),
+        _on_classes(classes) if auroc.value >= 0.5 else "",
+        _on_few(auroc, y),
+    ]
+    said = [sentence for sentence in found if sentence]
+    return said or ["The model tells these anomalies from normal images, and flags as many normal ones as expected."]
+
+
+def _on_auroc(auroc: float) -> str:
+    if 0.5 <= auroc < _POOR:
+        return (
+            f"AUROC {auroc:.2f}: these anomalies hardly score lower than normal images. Another teacher may see more "
+            "of them (fit --teacher; `teachers` lists some)."
+        )
+    return ""
+
+
+def _on_missed(
+    auroc: float, y: np.ndarray, flagged: np.ndarray, p_values: np.ndarray, alarms: FalseAlarms | None
+) -> str:
+    """On anomalies that score low, and yet above the threshold."""
+    anomalies, normal = y == -1, y == 1
+    caught = int(flagged[anomalies].sum())
+    if auroc < _POOR or caught >= anomalies.sum() / 2:
+        return ""
+    amount = f"only {caught} of {anomalies.sum()} anomalies are" if caught else "no anomaly is"
+    text = f"AUROC {auroc:.2f}, but {amount} flagged: the threshold is low."
+    if alarms is None or np.isnan(p_values).any():
+        return text
+    gain = {a: np.mean(p_values[anomalies] < a) - np.mean(p_values[normal] < a) for a in _ALPHAS if a > alarms.expected}
+    now = caught / anomalies.sum() - np.mean(flagged[normal])
+    best = max(gain, key=lambda alpha: gain[alpha], default=None)
+    if best is None or gain[best] < now + _WORTH:
+        return text + " A higher one would flag about as many more normal images as anomalies."
+    return text + (
+        f" With fit --alpha {best:g}, {np.sum(p_values[anomalies] < best)} of {anomalies.sum()} anomalies would be "
+        f"flagged, and {np.sum(p_values[normal] < best)} of {counted(int(normal.sum()), 'normal image')}."
+    )
+
+
+def _on_false_alarms(y: np.ndarray, flagged: np.ndarray, alarms: FalseAlarms | None) -> str:
+    """On more false alarms than the model lets expect, its own uncertainty included."""
+    if alarms is None:
+        return ""
+    n, false = int(np.sum(y == 1)), int(flagged[y == 1].sum())
+    k = alarms.expected * (alarms.images + 1)
+    if betabinom.sf(false - 1, n, k, alarms.images + 1 - k) > _LEVEL:
+        return ""
+    return (
+        f"{false} of {counted(n, 'normal image')} are flagged; about {alarms.expected * n:.0f} "
+        f"({percent(alarms.expected)} %) were expected. They differ from the images of the fit: if they are as normal, "
+        "fit on some of them as well."
+    )
+
+
+def _on_classes(classes: Mapping[str, Mapping[str, Any]]) -> str:
+    known = {name: entry["auroc"] for name, entry in classes.items() if entry["auroc"] is not None}
+    if len(known) < 2:
+        return ""
+    worst = min(known, key=lambda name: known[name])
+    if known[worst] >= _POOR or max(known.values()) < known[worst] + _WORTH:
+        return ""
+    return f"{worst} is the hardest class: AUROC {known[worst]:.2f}."
+
+
+def _on_few(auroc: Interval, y: np.ndarray) -> str:
+    n, m = int(np.sum(y == 1)), int(np.sum(y == -1))
+    if min(n, m) >= _FEW:
+        return ""
+    count = f"{counted(n, 'normal image')} and {m} anomal{'y' if m == 1 else 'ies'}"
+    if not auroc.high - auroc.low > 0.01:  # also without an interval
+        return f"{count} are few: take these figures as a first look."
+    return f"{count} are few: AUROC may as well be {auroc.low:.2f} or {auroc.high:.2f}."
