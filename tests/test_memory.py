@@ -16,7 +16,8 @@ from sklearn.mixture import GaussianMixture
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from skl_transformaly import TimmExtractor, TransformalyDetector
+from skl_transformaly import TimmExtractor
+from skl_transformaly._measuring import Measurer
 from skl_transformaly.images._images import as_images
 from skl_transformaly.utils._cache import Cache, fingerprint
 
@@ -25,14 +26,14 @@ from skl_transformaly.utils._cache import Cache, fingerprint
 def work(monkeypatch):
     """Counts how often students are trained and the teacher is run for scores."""
     counts = {"trained": [], "runs": 0}
-    run = TransformalyDetector._run
+    run = Measurer.run
 
-    def counted_run(self, images):
+    def counted_run(self, images, *rest):
         counts["runs"] += 1
-        return run(self, images)
+        return run(self, images, *rest)
 
     on_training(monkeypatch, lambda layer: counts["trained"].append(layer.index))
-    monkeypatch.setattr(TransformalyDetector, "_run", counted_run)
+    monkeypatch.setattr(Measurer, "run", counted_run)
     return counts
 
 
