@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from skl_transformaly.images._images import list_images
+from skl_transformaly.images._folders import list_images
 
 __all__ = ["map_detector"]
 
