@@ -21,7 +21,7 @@ from skl_transformaly._wrappers import DelegatingMixin
 from skl_transformaly.images._samples import as_sequence, on_error_of, take_samples
 from skl_transformaly.utils._compat import HasMethods, Interval, RealNotInt, StrOptions, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
-from skl_transformaly.utils._labels import check_normal_only
+from skl_transformaly.utils._labels import normal_samples
 
 __all__ = ["ConformalDetector"]
 
@@ -146,7 +146,8 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         X : samples
             Normal ones only, as `estimator` takes them: rows, or images in any form that
             :class:`TransformalyDetector` takes.
-        y : ignored
+        y : array-like of shape (n_samples,), default=None
+            Samples that are -1 in it are left out; other numbers mean nothing.
 
         Returns
         -------
@@ -161,9 +162,13 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         Warns
         -----
         UserWarning
-            Calibration images scored NaN and were left out; or `y` says that some images are anomalies.
+            Calibration images scored NaN and were left out.
         """
-        check_normal_only(y)
+        normal = None
+        if y is not None:
+            X = as_sequence(X)
+            normal = normal_samples(y, _num_samples(X))
+            X = X if normal is None else take_samples(X, np.flatnonzero(normal))
         if isinstance(self.estimator, type):
             name = self.estimator.__name__
             raise TypeError(f"estimator must be an object, got the class {name}: write {name}(...).")
@@ -183,6 +188,8 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         # counted with the very division that p_values makes, so that both agree on ties
         flagged = int(np.count_nonzero(np.arange(1, len(scores) + 2) / (len(scores) + 1) <= self.alpha))
         self.estimator_ = detector
+        if normal is not None:  # positions are those in what the user gave
+            fitted_on = np.flatnonzero(normal)[slice(None) if fitted_on is None else fitted_on]
         self.fitted_positions_ = fitted_on
         self.calibration_scores_ = scores
         self.offset_ = float(scores[flagged - 1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -33,6 +32,7 @@ from skl_transformaly.utils._compat import HasMethods, Interval, StrOptions, fit
 from skl_transformaly.utils._fitting import all_or_nothing
 from skl_transformaly.utils._labels import normal_samples
 from skl_transformaly.utils._torch import own_settings
+from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["TransformalyDetector"]
 
@@ -872,7 +872,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         return self._training_features().get("discrepancy", np.empty((len(self.training_labels_), 0)))
 
     def _labels_of(self, y: Any, n: int) -> np.ndarray:
-        normal = normal_samples(y, n, stacklevel=6)
+        normal = normal_samples(y, n)
         if normal is None:
             return np.full(n, _LEARNED, dtype=np.int8)
         return np.where(normal, _LEARNED, _KNOWN_ANOMALY).astype(np.int8)
@@ -979,7 +979,7 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
         if not len(known):
             return np.ones(len(self.feature_spaces_))
         found = self._parts_of({name: z[known] for name, z in self.training_features_.items()})
-        return space_weights(normal, found[~np.isnan(found).any(axis=1)], stacklevel=8)
+        return space_weights(normal, found[~np.isnan(found).any(axis=1)])
 
     def _set_threshold(self, scores: np.ndarray, distinct: int) -> None:
         usable = np.sort(scores[~np.isnan(scores)])
@@ -989,13 +989,11 @@ class TransformalyDetector(ImageInputMixin, TransformerMixin, OutlierMixin, Base
             self.offset_ = held_out_threshold(usable, self.contamination)
             if self.contamination * (distinct + 1) < 1:
                 lowest, enough = 1 / (distinct + 1), int(np.ceil(1 / self.contamination)) - 1
-                warnings.warn(
+                warn_user(
                     f"With {distinct} images a false-positive rate below {lowest:.0%} cannot be promised, and "
                     f"contamination={self.contamination:g} was asked for: what scores lower than all training images "
                     f"is flagged, {lowest:.0%} of new normal images on average over fits; a single fit on so few "
                     f"images can be far from it. {enough} images are enough.",
-                    UserWarning,
-                    stacklevel=7,  # past fit and what decorates it
                 )
         self.training_scores_ = scores
 

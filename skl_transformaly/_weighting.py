@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import RepeatedKFold
+
+from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["space_weights"]
 
@@ -21,7 +21,7 @@ _LEAST_WEIGHT = 0.25
 _FOLDS, _REPEATS = 5, 4
 
 
-def space_weights(normal: np.ndarray, anomalies: np.ndarray, *, stacklevel: int = 2) -> np.ndarray:
+def space_weights(normal: np.ndarray, anomalies: np.ndarray) -> np.ndarray:
     """Weigh the parts of the score so that known anomalies stand out from normal images.
 
     Weights are those of a logistic regression on the parts, drawn towards equal ones. How strongly is decided by AUROC
@@ -34,8 +34,6 @@ def space_weights(normal: np.ndarray, anomalies: np.ndarray, *, stacklevel: int 
         Parts of normal images, each held out.
     anomalies : ndarray of shape (a, S)
         Parts of known anomalies.
-    stacklevel : int, default=2
-        Of the warning.
 
     Returns
     -------
@@ -62,10 +60,8 @@ def space_weights(normal: np.ndarray, anomalies: np.ndarray, *, stacklevel: int 
         return np.ones(n_spaces)
     if len(anomalies) < _LEAST_ANOMALIES:
         counted = "1 known anomaly changes" if len(anomalies) == 1 else f"{len(anomalies)} known anomalies change"
-        warnings.warn(
+        warn_user(
             f"{counted} nothing: weights of the feature spaces are learned from {_LEAST_ANOMALIES} or more.",
-            UserWarning,
-            stacklevel=stacklevel,
         )
         return np.ones(n_spaces)
     found = np.array([_cross_fitted(normal, anomalies, pull) for pull in _PULLS])  # (pulls, folds)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
+from numbers import Real
 from typing import Any
 
 import numpy as np
 from sklearn.utils.validation import column_or_1d
+
+from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["check_labels", "check_normal_only", "normal_samples"]
 
@@ -65,7 +67,7 @@ def check_labels(y: Any, who: str, *, both: bool = False) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def check_normal_only(y: Any, *, stacklevel: int = 4) -> None:
+def check_normal_only(y: Any) -> None:
     """Warn if the labels passed to a one-class `fit` mark some samples as anomalies, or may do so.
 
     One-class detectors ignore `y`, and so learn anomalies as normal: ``GridSearchCV(refit=True)`` does this silently.
@@ -75,8 +77,6 @@ def check_normal_only(y: Any, *, stacklevel: int = 4) -> None:
     ----------
     y : array-like or None
         Numbers other than +1 and -1, such as classes, mean nothing, unless they are 0 and 1 alone.
-    stacklevel : int, default=4
-        Of the warning: 4 names the caller of a decorated `fit`.
 
     Raises
     ------
@@ -99,24 +99,20 @@ def check_normal_only(y: Any, *, stacklevel: int = 4) -> None:
         return
     anomalies = int((labels == -1).sum())
     if np.unique(labels).tolist() == [0, 1]:
-        warnings.warn(
+        warn_user(
             f"y holds 0 and 1, but fit ignores y and takes all {len(labels)} samples as normal. If one of the two "
             "means anomaly, pass normal samples only. If y is also used for scoring, label normal samples +1 and "
             f"anomalies -1, or roc_auc may silently be 1 - AUROC. {_CONVERT}",
-            UserWarning,
-            stacklevel=stacklevel,
         )
     if anomalies and not np.nan_to_num(labels % 1).any():
-        warnings.warn(
+        warn_user(
             f"y says that {anomalies} of {len(labels)} samples are anomalies (-1), but fit ignores y and takes "
             "them as normal. Pass normal samples only, fit(X[y == 1]); wrap the detector, "
             "skl_transformaly.model_selection.NormalOnly(detector); or, in a search, set refit=False.",
-            UserWarning,
-            stacklevel=stacklevel,
         )
 
 
-def normal_samples(y: Any, n: int, *, stacklevel: int = 4) -> np.ndarray | None:
+def normal_samples(y: Any, n: int) -> np.ndarray | None:
     """Tell which samples are normal, if labels say so.
 
     Parameters
@@ -126,8 +122,6 @@ def normal_samples(y: Any, n: int, *, stacklevel: int = 4) -> np.ndarray | None:
         as if they meant anomalies.
     n : int
         Number of samples.
-    stacklevel : int, default=4
-        Of the warning.
 
     Returns
     -------
@@ -145,8 +139,10 @@ def normal_samples(y: Any, n: int, *, stacklevel: int = 4) -> np.ndarray | None:
         return None
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels.ravel()
+    if labels.dtype.kind == "O" and labels.ndim == 1 and all(isinstance(label, Real) for label in labels):
+        labels = labels.astype(np.float64)
     if y is None or labels.ndim != 1 or labels.dtype.kind not in "iuf" or set(np.unique(labels).tolist()) - {-1, 1}:
-        check_normal_only(y, stacklevel=stacklevel + 1)
+        check_normal_only(y)
         return None
     if len(labels) != n:
         raise ValueError(f"y has {len(labels)} labels for {n} samples: pass one for each, +1 or -1.")

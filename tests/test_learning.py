@@ -1,0 +1,284 @@
+"""What a fitted detector learns afterwards: more images, fewer, known anomalies, and a few that are not normal."""
+
+from __future__ import annotations
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+from conftest import tiny_detector, tiny_students
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.base import clone
+from sklearn.metrics import roc_auc_score
+
+from skl_transformaly import ConformalDetector, load, save
+from skl_transformaly._cleaning import least_normal, near_duplicates
+from skl_transformaly._weighting import space_weights
+
+
+def without_students(**changes):
+    return tiny_detector(**{"feature_spaces": ["pretrained", "layers"], **changes})
+
+
+def assert_same(one, other, X):
+    np.testing.assert_allclose(one.score_samples(X), other.score_samples(X), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(one.training_scores_, other.training_scores_, rtol=1e-6, atol=1e-6)
+    assert one.offset_ == pytest.approx(other.offset_, rel=1e-6, abs=1e-6)
+
+
+@pytest.fixture
+def new(rng):
+    return np.random.default_rng(7).integers(0, 256, (4, 20, 24, 3), dtype=np.uint8)
+
+
+# ----- partial_fit
+
+
+@pytest.mark.parametrize("build", [without_students, tiny_detector], ids=["teacher alone", "solved students"])
+def test_learning_in_parts_is_learning_at_once(build, images, new):
+    parts = build().partial_fit(images[:5]).partial_fit(images[5:6]).partial_fit(images[6:])
+    assert_same(parts, build().fit(images), new)
+
+
+@settings(max_examples=10, deadline=None)
+@given(cuts=st.lists(st.integers(2, 12), max_size=3))
+def test_chunks_of_any_size_learn_the_same(cuts):
+    X = np.random.default_rng(0).integers(0, 256, (12, 20, 24, 3), dtype=np.uint8)
+    parts = without_students(feature_spaces=["pretrained"])
+    for chunk in np.split(X, sorted({*cuts, 2})):
+        if len(chunk):
+            parts.partial_fit(chunk)
+    assert_same(parts, without_students(feature_spaces=["pretrained"]).fit(X), X[:3] // 2)
+
+
+def test_new_images_run_the_teacher_alone_without_students(images, monkeypatch):
+    detector = without_students().fit(images[:8])
+    seen = []
+    embed = type(detector.extractor_).embed
+
+    def count(self, batch, visit=None):
+        seen.append(len(batch))
+        return embed(self, batch, visit)
+
+    monkeypatch.setattr(type(detector.extractor_), "embed", count)
+    detector.partial_fit(images[8:])
+    assert sum(seen) == 4
+
+
+def test_trained_students_stay(images, new):
+    detector = tiny_detector(students=tiny_students()).fit(images[:8])
+    before = detector.students_.transform(new)
+    detector.partial_fit(images[8:])
+    np.testing.assert_array_equal(detector.students_.transform(new), before)
+    assert len(detector.training_scores_) == 12 and np.isfinite(detector.training_scores_).all()
+
+
+def test_a_detector_from_a_file_learns_with_its_students_as_they_are(images, new, tmp_path):
+    detector = tiny_detector().fit(images[:8])
+    save(detector, tmp_path / "m.tfm")
+    loaded = load(tmp_path / "m.tfm").partial_fit(images[8:], update_students=False)
+    assert_same(loaded, detector.partial_fit(images[8:], update_students=False), new)
+
+
+def test_a_detector_without_its_images_says_how_to_go_on(images):
+    detector = pickle.loads(pickle.dumps(tiny_detector().fit(images[:8])))
+    with pytest.raises(ValueError, match="update_students=False"):
+        detector.partial_fit(images[8:])
+    assert len(detector.training_scores_) == 8
+
+
+def test_images_that_changed_since_are_an_error(images, tmp_path):
+    paths = []
+    for i, image in enumerate(images):
+        paths.append(tmp_path / f"{i}.png")
+        Image.fromarray(image).save(paths[-1])
+    detector = tiny_detector().fit(paths[:8])
+    before = detector.training_scores_
+    Image.fromarray(255 - images[3]).save(paths[3])
+    with pytest.raises(ValueError, match="1 of 8 images have changed.*position 3"):
+        detector.partial_fit(paths[8:])
+    assert detector.training_scores_ is before
+
+
+def test_learned_images_are_recognised(images):
+    detector = tiny_detector().fit(images[:8]).partial_fit(images[8:])
+    np.testing.assert_array_equal(detector.score_samples(images), detector.training_scores_)
+
+
+# ----- forget
+
+
+@pytest.mark.parametrize("build", [without_students, tiny_detector], ids=["teacher alone", "solved students"])
+def test_what_was_forgotten_was_never_learned(build, images, new):
+    detector = build().fit(images).forget([2, 11])
+    expected = build().fit(np.delete(images, [2, 11], axis=0))
+    np.testing.assert_allclose(detector.score_samples(new), expected.score_samples(new), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(np.delete(detector.training_scores_, [2, 11]), expected.training_scores_, atol=1e-6)
+    assert np.isnan(detector.training_scores_[[2, 11]]).all()
+
+
+def test_a_forgotten_image_is_scored_as_a_new_one(images):
+    detector = without_students().fit(images).forget([0])
+    assert np.isfinite(detector.score_samples(images[:1])).all()
+    np.testing.assert_array_equal(detector.score_samples(images[:1]), detector.score_as_new(images[:1]))
+
+
+def test_forgotten_images_stay_forgotten(images, new):
+    detector = without_students().fit(images[:8]).forget([1]).partial_fit(images[8:])
+    expected = without_students().fit(np.delete(images, 1, axis=0))
+    np.testing.assert_allclose(detector.score_samples(new), expected.score_samples(new), rtol=1e-6, atol=1e-6)
+
+
+def test_neighbours_keep_their_positions(images):
+    detector = without_students().fit(images).forget([0, 1])
+    assert detector.explain(images[5:6], n_neighbors=1)["neighbor0"].tolist() == [5]
+
+
+def test_two_images_must_be_left(images):
+    with pytest.raises(ValueError, match="leave 1 of 12"):
+        without_students().fit(images).forget(range(11))
+
+
+@pytest.mark.parametrize("index", [12, -13])
+def test_only_training_images_can_be_forgotten(images, index):
+    with pytest.raises(IndexError):
+        without_students().fit(images).forget([index])
+
+
+# ----- known anomalies
+
+
+def labelled(images, count):
+    anomalies = np.random.default_rng(3).integers(0, 40, (count, 20, 24, 3), dtype=np.uint8)
+    return np.concatenate([images, anomalies]), np.r_[np.ones(len(images), int), -np.ones(count, int)]
+
+
+def test_normality_is_learned_from_normal_images_alone(images, new):
+    X, y = labelled(images, 3)
+    with pytest.warns(UserWarning, match="3 known anomalies change nothing"):
+        detector = tiny_detector().fit(X, y)
+    assert_scores = tiny_detector().fit(images).score_samples(new)
+    np.testing.assert_allclose(detector.score_samples(new), assert_scores, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(detector.weights_, 1)
+    assert detector.training_labels_.tolist() == y.tolist()
+
+
+def test_known_anomalies_are_scored_as_new_images(images):
+    X, y = labelled(images, 6)
+    detector = without_students().fit(X, y)
+    assert np.isnan(detector.training_scores_[12:]).all()
+    np.testing.assert_array_equal(detector.score_samples(X[12:]), detector.score_as_new(X[12:]))
+
+
+def test_parts_sum_to_the_weighted_score(images, new, tmp_path, monkeypatch):
+    monkeypatch.setattr("skl_transformaly._detector.space_weights", lambda *parts: np.array([0.5, 1.5]))
+    X, y = labelled(images, 6)
+    detector = without_students().fit(X, y)
+    table = detector.explain(new)
+    np.testing.assert_allclose(table["pretrained"] + table["layers"], detector.score_samples(new), rtol=1e-9)
+    plain = without_students().fit(images).explain(new)
+    np.testing.assert_allclose(table["layers"], 1.5 * plain["layers"], rtol=1e-6)
+    np.testing.assert_allclose(table["times_layers"], plain["times_layers"], rtol=1e-6)
+    save(detector, tmp_path / "m.tfm")
+    np.testing.assert_allclose(load(tmp_path / "m.tfm").score_samples(new), detector.score_samples(new), rtol=1e-9)
+
+
+def test_fit_predict_labels_known_anomalies_too(images):
+    X, y = labelled(images, 5)
+    assert without_students().fit_predict(X, y).shape == (17,)
+
+
+def test_a_calibrated_detector_leaves_anomalies_out(images, new):
+    X, y = labelled(images, 3)
+    detector = ConformalDetector(without_students(), alpha=0.3, calibration="held-out")
+    found, expected = (clone(detector).fit(*data).score_samples(new) for data in ((X, y), (images,)))
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("y, message", [([1, -1], "2 labels for 12"), ([1] + [-1] * 11, "needs 2 normal")])
+def test_labels_that_cannot_be_used(images, y, message):
+    with pytest.raises(ValueError, match=message):
+        without_students().fit(images, y)
+
+
+def test_a_useful_space_counts_more(rng):
+    normal = rng.normal(size=(200, 3))
+    known, new = (np.c_[rng.normal(-1.5, 1, 30), rng.normal(size=(30, 2))] for _ in range(2))
+    weights = space_weights(normal, known)
+    assert weights[0] > weights[1:].max()
+    assert weights.mean() == pytest.approx(1)
+    labels = np.r_[np.ones(200), np.zeros(30)]
+    everything = np.concatenate([normal, new])
+    assert roc_auc_score(labels, everything @ weights) > roc_auc_score(labels, everything.sum(axis=1))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_anomalies_that_all_spaces_see_alike_leave_weights_equal(seed):
+    rng = np.random.default_rng(seed)
+    weights = space_weights(rng.normal(size=(100, 3)), rng.normal(-1, 1, size=(8, 3)))
+    assert weights.max() / weights.min() < 2
+
+
+# ----- folders that are not clean
+
+
+def test_the_images_least_like_the_others_are_found(rng):
+    Z = rng.normal(size=(60, 4)) + 10
+    Z[[7, 20]] = [[-9, 9, -9, 9], [9, -9, 9, -9]]
+    assert least_normal({"a": Z}, {}, np.arange(60), 2 / 60, normalize=True).tolist() == [7, 20]
+
+
+def test_trimmed_images_are_not_learned(rng):
+    X = rng.integers(100, 156, (20, 20, 24, 3), dtype=np.uint8)
+    X[3] = rng.integers(0, 30, X[3].shape)
+    detector = without_students(trim=0.05).fit(X)
+    assert np.flatnonzero(detector.training_labels_ == 0).tolist() == [3]
+    expected = without_students().fit(np.delete(X, 3, axis=0))
+    new = rng.integers(0, 256, (3, 20, 24, 3), dtype=np.uint8)
+    np.testing.assert_allclose(detector.score_samples(new), expected.score_samples(new), rtol=1e-6, atol=1e-6)
+    assert without_students(trim=0.05).fit_predict(X)[3] == -1
+
+
+def test_trimming_looks_at_all_images_again_as_more_come(rng):
+    X = rng.integers(100, 156, (20, 20, 24, 3), dtype=np.uint8)
+    X[12] = rng.integers(0, 30, X[12].shape)
+    detector = tiny_detector(trim=0.05).fit(X[:10]).partial_fit(X[10:])
+    assert np.flatnonzero(detector.training_labels_ == 0).tolist() == [12]
+
+
+def recompressed(image):
+    file = io.BytesIO()
+    Image.fromarray(image).resize((48, 36), Image.Resampling.BOX).save(file, "JPEG", quality=90)
+    return np.asarray(Image.open(file))
+
+
+def photographs(count):
+    rng = np.random.default_rng(5)
+    small = rng.integers(80, 176, (count, 6, 8, 3), dtype=np.uint8)
+    return [np.asarray(Image.fromarray(image).resize((96, 72), Image.Resampling.BICUBIC)) for image in small]
+
+
+def test_copies_are_one_image():
+    images = photographs(10)
+    detector = without_students(contamination=0.3).fit([*images, recompressed(images[4])])
+    groups = detector.training_groups_
+    assert groups[10] == groups[4] and len(np.unique(groups)) == 10
+    np.testing.assert_allclose(detector.training_scores_[4], detector.training_scores_[10], rtol=0.5)
+
+
+def test_parts_under_a_fixed_camera_are_no_copies(rng):
+    part = rng.integers(0, 256, (1, 48))
+    assert len(np.unique(near_duplicates(part + rng.normal(0, 0.5, (30, 48)), np.arange(30)))) == 30
+
+
+@given(st.integers(3, 12), st.integers(0, 5))
+@settings(max_examples=20, deadline=None)
+def test_groups_of_the_same_pixels_stay_together(n, seed):
+    rng = np.random.default_rng(seed)
+    groups = rng.integers(0, 3, n)
+    found = near_duplicates(rng.uniform(0, 255, (3, 48))[groups], groups)
+    assert len(np.unique(found)) == len(np.unique(groups))
+    assert all(found[i] == found[j] for i in range(n) for j in range(n) if groups[i] == groups[j])
