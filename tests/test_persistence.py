@@ -89,7 +89,7 @@ def state_of(part):
     if isinstance(part, np.random.RandomState):
         return state_of(part.get_state(legacy=True))
     if hasattr(part, "__dict__") and not isinstance(part, np.generic):
-        here = ("_teacher", "cache_keys_", "_inverses", "weights", "memory", "device")
+        here = ("_teacher", "_images_seen", "_fit_svd_solver", "cache_keys_", "_inverses", "weights", "memory", "device")
         return type(part).__name__, {name: state_of(v) for name, v in vars(part).items() if name not in here}
     if type(part).__module__ == "sklearn.neighbors._kd_tree":
         return "KDTree", state_of(np.asarray(part.data))
@@ -501,7 +501,7 @@ def test_a_disk_that_is_full_is_said_to_be_so(tmp_path):
 def test_a_folder_that_is_not_there_is_an_os_error(fitted, tmp_path):
     with pytest.raises(FileNotFoundError, match="detector.tfm was not saved"):
         save(fitted[0], tmp_path / "nowhere" / "detector.tfm")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"The model file does not exist.*nowhere\.tfm"):
         load(tmp_path / "nowhere.tfm")
 
 

@@ -10,6 +10,7 @@ This module does not import torch, and knows nothing about detectors.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -278,6 +279,8 @@ def _read_start(file: BinaryIO, size: int, path: Path) -> tuple[int, str, int]:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """Open a regular file, and yield it with its size; never wait for a pipe or read a device."""
+    if not os.path.lexists(path):
+        raise FileNotFoundError(errno.ENOENT, "The model file does not exist; skl_transformaly.save makes one", str(path))
     if path.is_dir():
         _refuse(path, "is a folder; expected a file that skl_transformaly.save wrote")
     if path.exists() and not path.is_file():
