@@ -283,7 +283,7 @@ def test_fewer_bits_in_16_are_warned_of_in_every_container(name, bits, advice, f
     pixels = rng.integers(0, 2**bits, (20, 24, 3), dtype=np.uint16)
     pixels[0, 0] = 2**bits - 1
     X = CONTAINERS[name](pixels, folder)
-    with pytest.warns(UserWarning, match=f"Pixels of 1 of 1 images are uint16 of at most {2**bits - 1},.*{advice}"):
+    with pytest.warns(UserWarning, match=f"Pixels of the image are uint16 of at most {2**bits - 1},.*{advice}"):
         fitted[0].score_samples(X)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -164,7 +164,7 @@ def faintness(image: np.ndarray) -> tuple[str, float] | None:
 
 def faint_text(kind: str, count: int, length: int, largest: float) -> str:
     """Return the warning about images of one kind of `faintness`."""
-    start = f"Pixels of {count} of {length} {'image' if length == 1 else 'images'} are"
+    start = "Pixels of the image are" if length == 1 else f"Pixels of {count} of {length} images are"
     if kind == "float":
         return (
             f"{start} float of at most {largest:.3g}, but 0-1 is expected, so that they score as nearly black: if "
