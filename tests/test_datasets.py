@@ -124,7 +124,7 @@ def test_folders_without_a_split_are_split_by_seed(tmp_path, rng):
         assert [path.parent.name for path in paths] == [data.class_names[k] for k in y]
     # scikit-learn's splitter over the sorted files
     _, expected = next(StratifiedShuffleSplit(1, test_size=0.25, random_state=3).split(files, [0] * 12 + [1] * 8))
-    assert sorted(test) == sorted(tmp_path / files[i] for i in expected)
+    assert test == sorted(tmp_path / files[i] for i in expected)
 
 
 def test_a_folder_too_high_is_refused(tmp_path, rng):

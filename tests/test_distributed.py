@@ -249,13 +249,13 @@ def test_tasks_beside_each_other_use_one_thread_each(fitted, monkeypatch):
         type(fitted[0]), "predict", lambda self, X: seen.append(torch.get_num_threads()) or [0] * len(X)
     )
     array = da.from_array(fitted[1], chunks=(3, -1, -1, -1))
-    before = torch.get_num_threads()
-    map_detector(fitted[0], array, method="predict").compute(scheduler="threads", num_workers=2)
-    assert set(seen) == {1}
-    seen.clear()
-    map_detector(fitted[0], array, method="predict", threads=3).compute(scheduler="threads", num_workers=2)
-    assert set(seen) == {3}
-    assert torch.get_num_threads() == before
+    with limited_threads(2):
+        map_detector(fitted[0], array, method="predict").compute(scheduler="threads", num_workers=2)
+        assert set(seen) == {1}
+        seen.clear()
+        map_detector(fitted[0], array, method="predict", threads=3).compute(scheduler="threads", num_workers=2)
+        assert set(seen) == {3}
+        assert torch.get_num_threads() == 2
 
 
 def test_limits_of_threads_end_with_the_last():
