@@ -7,9 +7,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from skl_transformaly._calibration import ConformalDetector
-    from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity
+    from skl_transformaly._density import AutoDensity, KNNDensity
     from skl_transformaly._detector import TransformalyDetector
     from skl_transformaly._drift import DriftMonitor
+    from skl_transformaly._gaussian import GaussianDensity
     from skl_transformaly.images._values import ImageError
     from skl_transformaly.persistence import load, save
     from skl_transformaly.students._block import BlockStudents
@@ -42,7 +43,7 @@ _HOMES = {
     "BlockStudents": "students._block",
     "ConformalDetector": "_calibration",
     "DriftMonitor": "_drift",
-    "GaussianDensity": "_density",
+    "GaussianDensity": "_gaussian",
     "Extractor": "teacher._protocol",
     "ImageError": "images._values",
     "KNNDensity": "_density",

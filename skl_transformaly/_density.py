@@ -6,18 +6,19 @@ was fitted on (``held_out_scores``): each as if it, and its duplicates, had not 
 
 from __future__ import annotations
 
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 from scipy.special import gammaln
-from sklearn.base import BaseEstimator, DensityMixin, clone
+from sklearn.base import clone
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GroupKFold
 from sklearn.neighbors import NearestNeighbors
-from sklearn.utils.validation import check_array, check_is_fitted, has_fit_parameter, validate_data
+from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
 
-from skl_transformaly.utils._compat import Interval, StrOptions, fit_context
+from skl_transformaly._gaussian import GaussianDensity, LogDensity, group_sizes
+from skl_transformaly.utils._compat import Interval, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
 
 __all__ = [
@@ -31,8 +32,6 @@ __all__ = [
     "resolve_density",
 ]
 
-# Directions whose variance is below this share of the largest are rounding, not variation.
-_RANK_TOLERANCE = 1e-12
 # Number of folds for densities that have no closed form.
 _FOLDS = 5
 # AutoDensity seeks neighbours among at most so many samples, so that the time of a fit stays linear in their number and
@@ -40,303 +39,7 @@ _FOLDS = 5
 _MOST_NEIGHBORS = 5000
 
 
-class _LogDensity(DensityMixin, BaseEstimator):
-    """What the densities share: ``score`` as the mean log-density, which is what a grid search wants."""
-
-    def score(self, X: Any, y: Any = None) -> float:
-        """Mean log-density of `X`.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-        y : ignored
-
-        Returns
-        -------
-        score : float
-            In nats per sample.
-        """
-        return float(np.mean(self.score_samples(X)))
-
-
-class GaussianDensity(_LogDensity):
-    """Log-density of one Gaussian in all dimensions, regularised by shrinkage.
-
-    The covariance is ``(1 - s) S + (s + ridge) T``: the empirical one, ``S``, drawn towards a diagonal target ``T`` by
-    a share ``s``. It has full rank however few the samples, so that 20 samples in 1,000 dimensions are scored by all of
-    them. Only the directions that the samples span are stored; the rest has one variance.
-
-    Parameters
-    ----------
-    shrinkage : float or "ledoit-wolf", default="ledoit-wolf"
-        s, in [0, 1]. "ledoit-wolf" is the share that minimises the expected squared error of the covariance [2]_. 0
-        leaves the empirical covariance as it is, as in the paper [1]_.
-    target : {"identity", "diagonal"}, default="identity"
-        T: the mean variance in all directions, or each feature's own variance. The latter is for features of different
-        units: neither the fit nor its regularisation depends on these.
-    ridge : float, default=1e-6
-        Added to the shrinkage in any case, as a share of the target. Directions without any variance get this one.
-
-    Attributes
-    ----------
-    mean_ : ndarray of shape (n_features,)
-    scale_ : ndarray of shape (n_features,)
-        Standard deviations of the features with ``target="diagonal"``, else ones.
-    components_ : ndarray of shape (k, n_features)
-        Orthonormal directions that the scaled samples span, k <= min(n_samples - 1, n_features).
-    variances_ : ndarray of shape (k,)
-        Empirical variances in these directions, with denominator n, before shrinkage.
-    floor_ : float
-        Variance that shrinkage and ridge add in every direction.
-    shrinkage_ : float
-        The shrinkage in use.
-    n_samples_ : int
-    n_features_in_ : int
-
-    See Also
-    --------
-    KNNDensity : Makes no assumption about the shape of the distribution.
-
-    References
-    ----------
-    .. [1] M. J. Cohen and S. Avidan, "Transformaly - Two (Feature Spaces) Are Better Than One", CVPR
-       Workshops 2022, Section 3.3.
-    .. [2] O. Ledoit and M. Wolf, "A Well-Conditioned Estimator for Large-Dimensional Covariance Matrices",
-       Journal of Multivariate Analysis 88(2), 2004.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skl_transformaly import GaussianDensity
-    >>> X = np.random.default_rng(0).normal(size=(20, 100))
-    >>> density = GaussianDensity().fit(X)
-    >>> bool(density.score_samples(np.zeros((1, 100)))[0] > density.score_samples(np.full((1, 100), 3.0))[0])
-    True
-    """
-
-    _parameter_constraints: dict = {
-        "shrinkage": [StrOptions({"ledoit-wolf"}), Interval(Real, 0, 1, closed="both")],
-        "target": [StrOptions({"identity", "diagonal"})],
-        "ridge": [Interval(Real, 0, None, closed="neither")],
-    }
-
-    def __init__(self, *, shrinkage: float | str = "ledoit-wolf", target: str = "identity", ridge: float = 1e-6):
-        self.shrinkage = shrinkage
-        self.target = target
-        self.ridge = ridge
-
-    @all_or_nothing
-    @fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any = None) -> GaussianDensity:
-        """Estimate mean and covariance.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            At least 2 samples.
-        y : ignored
-
-        Returns
-        -------
-        self : GaussianDensity
-
-        Raises
-        ------
-        ValueError
-            Fewer than 2 samples, or NaN or infinity in `X`.
-        """
-        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
-        n, d = X.shape
-        mean = X.mean(axis=0)
-        scale = np.ones(d)
-        if self.target == "diagonal":
-            deviation = X.std(axis=0)
-            scale[deviation > 0] = deviation[deviation > 0]
-        R = (X - mean) / scale
-        variances, components = _principal_directions(R)
-        mean_variance = float(variances.sum()) / d
-        shrinkage = self.shrinkage
-        if shrinkage == "ledoit-wolf":
-            shrinkage = _ledoit_wolf(R, variances)
-        self.mean_, self.scale_ = mean, scale
-        self.variances_, self.components_ = variances, components
-        self.shrinkage_ = float(shrinkage)
-        self.floor_ = (self.shrinkage_ + self.ridge) * (mean_variance or 1.0)
-        self.n_samples_ = n
-        return self
-
-    @property
-    def covariance_(self) -> np.ndarray:
-        """Covariance of the features, of shape (n_features, n_features), shrinkage and ridge included."""
-        check_is_fitted(self)
-        empirical = (self.components_.T * ((1 - self.shrinkage_) * self.variances_)) @ self.components_
-        empirical[np.diag_indices_from(empirical)] += self.floor_
-        return empirical * np.outer(self.scale_, self.scale_)
-
-    def score_samples(self, X: Any) -> np.ndarray:
-        """Log-density of each sample.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-
-        Returns
-        -------
-        log_density : ndarray of shape (n_samples,), float64
-            In nats.
-        """
-        delta = self._centred(X)
-        inside, outside = self._split(delta)
-        variances = self._variances()
-        squares = (inside**2 / variances).sum(axis=1)
-        if outside is not None:
-            squares = squares + (outside**2).sum(axis=1) / self.floor_
-        return self._constant(np.log(variances).sum()) - 0.5 * squares
-
-    def terms(self, X: Any) -> np.ndarray:
-        """Take the log-density apart by features.
-
-        Feature j contributes ``-(x - mean)_j (Sigma^-1 (x - mean))_j / 2``, and an equal share of the constant.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-
-        Returns
-        -------
-        terms : ndarray of shape (n_samples, n_features), float64
-            In nats; rows sum to the log-density. A feature that makes up for others can have a positive term.
-        """
-        delta = self._centred(X)
-        variances = self._variances()
-        constant = self._constant(np.log(variances).sum()) / delta.shape[1]
-        return constant - 0.5 * delta * self._solve(delta, variances)
-
-    def held_out_scores(self, X: Any, *, groups: Any = None, unseen: Any = None) -> np.ndarray:
-        """Log-density of each training sample under the others, in closed form.
-
-        Leaving samples out takes a rank-one term from the covariance and moves the mean. Shrinkage and target stay
-        those of all samples.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            What `fit` saw, in its order.
-        groups : array-like of shape (n_samples,), default=None
-            Samples of one group are duplicates, which are left out together. None takes each sample as its own group.
-        unseen : array-like of shape (n_samples, n_features), default=None
-            What to score instead of `X`: the same samples as measured by something that had not seen them.
-
-        Returns
-        -------
-        log_density : ndarray of shape (n_samples,), float64
-            In nats.
-        """
-        return self._held_out(X, groups, unseen)[0]
-
-    def held_out_terms(self, X: Any, *, groups: Any = None, unseen: Any = None) -> np.ndarray:
-        """Take the held-out log-density apart by features, as `terms` does.
-
-        Parameters
-        ----------
-        X, groups, unseen
-            As in `held_out_scores`.
-
-        Returns
-        -------
-        terms : ndarray of shape (n_samples, n_features), float64
-            Rows sum to the held-out log-density.
-        """
-        scores, delta, solved = self._held_out(X, groups, unseen)
-        quadratic = -0.5 * delta * solved
-        return quadratic + ((scores - quadratic.sum(axis=1)) / delta.shape[1])[:, np.newaxis]
-
-    def _held_out(self, X: Any, groups: Any, unseen: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Held-out log-densities, scaled deviations from the held-out mean, and the held-out inverse times these."""
-        r = self._centred(X)
-        n = self.n_samples_
-        if len(r) != n:
-            raise ValueError(f"X must be the {n} samples that fit saw, got {len(r)}.")
-        g = group_sizes(groups, n).astype(np.float64)
-        rest = np.maximum(n - g, 1.0)  # of samples that are all alike nothing would be left
-        delta = (r if unseen is None else self._centred(unseen)) + r * (g / rest)[:, np.newaxis]
-        # S without the group is n / (n - g) S - g n / (n - g)^2 r r'
-        factor = (1 - self.shrinkage_) * n / rest
-        removed = (1 - self.shrinkage_) * g * n / rest**2
-        variances = factor[:, np.newaxis] * self.variances_ + self.floor_
-        inside, _ = self._split(r)
-        solved_r = self._solve(r, variances)
-        solved = self._solve(delta, variances)
-        leverage = np.minimum(removed * (inside**2 / variances).sum(axis=1), 1 - 1e-12)
-        along = (solved * r).sum(axis=1)
-        solved = solved + (removed * along / (1 - leverage))[:, np.newaxis] * solved_r
-        log_determinant = np.log(variances).sum(axis=1) + np.log1p(-leverage)
-        return self._constant(log_determinant) - 0.5 * (delta * solved).sum(axis=1), delta, solved
-
-    def _centred(self, X: Any) -> np.ndarray:
-        check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
-        return (X - self.mean_) / self.scale_
-
-    def _split(self, delta: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Coordinates within the directions that the training samples span, and what is outside of these."""
-        inside = delta @ self.components_.T
-        if len(self.components_) == delta.shape[1]:
-            return inside, None
-        return inside, delta - inside @ self.components_
-
-    def _variances(self) -> np.ndarray:
-        return (1 - self.shrinkage_) * self.variances_ + self.floor_
-
-    def _solve(self, delta: np.ndarray, variances: np.ndarray) -> np.ndarray:
-        """Covariance^-1 `delta`, with these variances, (k,) or (n, k), within the span."""
-        inside, outside = self._split(delta)
-        solved = (inside / variances) @ self.components_
-        return solved if outside is None else solved + outside / self.floor_
-
-    def _constant(self, log_determinant: Any) -> Any:
-        """The log-density at the mean; `log_determinant` is that of the scaled covariance within the span."""
-        d = len(self.mean_)
-        outside = (d - len(self.components_)) * np.log(self.floor_)
-        return -0.5 * (d * np.log(2 * np.pi) + log_determinant + outside) - np.log(self.scale_).sum()
-
-
-def _ledoit_wolf(R: np.ndarray, variances: np.ndarray) -> float:
-    """The shrinkage of Ledoit and Wolf, Lemma 3.2 to 3.5, of centred rows with these principal variances.
-
-    scikit-learn's function takes the product of all pairs of features; norms of rows and the variances are enough.
-    """
-    n, d = R.shape
-    total, squares = variances.sum(), (variances**2).sum()
-    spread = squares - total**2 / d  # d times the squared distance of S from a multiple of the identity
-    if not spread > 0:
-        return 0.0
-    error = (((R**2).sum(axis=1) ** 2).sum() / n - squares) / n
-    return float(min(max(error, 0.0) / spread, 1.0))
-
-
-def _principal_directions(R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Variances (denominator n) and orthonormal directions of centred rows, by the smaller of their two products."""
-    n, d = R.shape
-    with np.errstate(over="ignore", invalid="ignore"):
-        products = (R.T @ R if d <= n else R @ R.T) / n
-    if not np.isfinite(products).all():
-        raise ValueError(
-            f"The squares of the samples are beyond float64; the largest is {np.abs(R).max():.3g}. Scale them."
-        )
-    values, vectors = np.linalg.eigh(products)
-    directions = vectors.T if d <= n else None
-    kept = values > _RANK_TOLERANCE * max(values.max(), 0.0)
-    values = values[kept]
-    if directions is not None:
-        return values, np.ascontiguousarray(directions[kept])
-    directions = vectors[:, kept].T @ R
-    # orthonormal to rounding even where variances span many orders
-    directions = np.linalg.qr(directions.T)[0].T if len(directions) else directions
-    return (directions @ R.T).var(axis=1) if len(directions) else values, directions
-
-
-class KNNDensity(_LogDensity):
+class KNNDensity(LogDensity):
     """Log-density by k nearest neighbours: k samples in a ball that just holds them.
 
     ``log p(x) = log k - log n - log V_d - d log r_k(x)``, with ``r_k`` the Euclidean distance to the k-th
@@ -497,7 +200,7 @@ class KNNDensity(_LogDensity):
         return np.log(k) - np.log(n) - log_ball - d * np.log(np.maximum(distance, self.floor_))
 
 
-class AutoDensity(_LogDensity):
+class AutoDensity(LogDensity):
     """A Gaussian and nearest neighbours together, for one kind of normal or many.
 
     One Gaussian describes one kind of normal best, neighbours describe several; which of the two it is need not be
@@ -666,17 +369,6 @@ def folds(groups: Any, n: int, count: int = _FOLDS) -> list[tuple[np.ndarray, np
         raise ValueError(f"All {n} samples are duplicates of one: give samples that differ.")
     splitter = GroupKFold(min(count, distinct), shuffle=True, random_state=0)
     return list(splitter.split(groups, groups=groups))
-
-
-def group_sizes(groups: Any, n: int) -> np.ndarray:
-    """How many samples the group of each has; ones without groups."""
-    if groups is None:
-        return np.ones(n, dtype=int)
-    groups = check_array(groups, ensure_2d=False, dtype=None)
-    if groups.shape != (n,):
-        raise ValueError(f"groups must name one group for each of the {n} samples, got shape {groups.shape}.")
-    _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    return counts[inverse]
 
 
 def resolve_density(density: Any, *, discrepancy: bool = False) -> Any:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler, normalize
+from sklearn.utils.validation import check_is_fitted
 
-__all__ = ["nearest", "reasons", "scatter", "where_readable"]
+from skl_transformaly._measuring import Measurer, enlarge
+from skl_transformaly._space import FeatureSpace
+from skl_transformaly.images._sequence import Images
+from skl_transformaly.students._imitation import Comparer
+
+__all__ = ["ExplanationMixin", "nearest", "reasons", "scatter", "where_readable"]
 
 # What the spaces describe, for people.
 _PLAINLY = {
@@ -17,6 +24,132 @@ _PLAINLY = {
     "layers": "the teacher's later layers",
     "discrepancy": "what students of normal images cannot imitate",
 }
+
+
+class ExplanationMixin:
+    """Why and where, for :class:`TransformalyDetector`."""
+
+    extractor_: Any
+    feature_spaces_: list[str]
+    students_: Any
+    spaces_: dict[str, FeatureSpace]
+    offset_: float
+
+    _images: Callable[..., Images]
+    _measurer: Callable[[], Measurer]
+    _parts: Callable[..., tuple[np.ndarray, np.ndarray]]
+    _training_features: Callable[[], dict[str, np.ndarray]]
+
+    def anomaly_map(self, X: Any, *, block: int | None = None) -> np.ndarray | list[np.ndarray]:
+        """Show where in each image the students deviate from the teacher as they do not on normal images.
+
+        Parameters
+        ----------
+        X : images
+            See Notes for their forms.
+        block : int, default=None
+            One block's map alone, by its index in ``students_.block_indices_``; None is the mean over blocks.
+
+        Returns
+        -------
+        maps : ndarray of shape (n_samples, H, W), float32; or list of such (H, W)
+            One map an image, at the image's own size (a list where sizes differ). In standard deviations over training
+            images at the same place: 0 is their mean, higher is less normal. NaN for unreadable images with
+            ``on_error="skip"`` (as a 1 x 1 map in lists).
+
+        Raises
+        ------
+        ValueError
+            No students (``feature_spaces`` without "discrepancy"), or no student of `block`.
+        TypeError
+            The extractor cannot say where in the image a block's output is.
+
+        Notes
+        -----
+        The plain squared difference shows what is hard to imitate in any image, edges and outlying tokens,
+        more than what is wrong with this one. So each token's difference is compared with those of training images at
+        the same place: their mean, their covariance over channels, and the mean and standard deviation of the log of
+        the distance. How much that matters is measured by ``benchmarks/maps.py``. It takes images that are framed alike
+        to be of most use, and does no harm where they are not.
+        """
+        check_is_fitted(self)
+        self._check_maps()
+        indices = self.students_.block_indices_.tolist()
+        if block is not None and block not in indices:
+            raise ValueError(f"block={block!r} has no student; those with one are {indices}.")
+        chosen = [indices.index(block)] if block is not None else list(range(len(indices)))
+        images = self._images(X, reset=False)
+        blank = np.full(images.image_shape[:2] if images.image_shape else (1, 1), np.nan, dtype=np.float32)
+        maps = [blank] * len(images)
+        compare = Comparer(self.extractor_, self.students_, maps="standardized")
+        for positions, pixels in images.batches(self.extractor_.batch_size):
+            coarse = compare(self.extractor_.preprocess(pixels)).maps
+            for position, image, single in zip(positions, pixels, coarse):
+                maps[position] = enlarge(single[chosen].mean(axis=0), images.size(position, image))
+        same_size = len({single.shape for single in maps}) == 1
+        return np.stack(maps) if same_size else maps
+
+    def explain(self, X: Any, *, n_neighbors: int = 3, maps: bool = False) -> dict[str, np.ndarray]:
+        """Take each image's score apart.
+
+        Parameters
+        ----------
+        X : images
+            See Notes for their forms.
+        n_neighbors : int, default=3
+            How many of the nearest training images to name; at most as many as there are, and 0 searches for none.
+        maps : bool, default=False
+            Give `anomaly_map` as well, for little more time than the table alone takes.
+
+        Returns
+        -------
+        table : dict of str to ndarray of shape (n_samples,)
+            Columns, ready for ``pandas.DataFrame(table)``, all NaN (neighbours -1) for unreadable images:
+
+            - ``score``: the sum of
+            - ``pretrained``, ``classes``, ``layers`` and ``discrepancy``: the parts of the spaces in use;
+            - ``block2``, ...: each student's part in ``discrepancy``, which they add up to; a student that makes up for
+              others can have a positive one. Only with :class:`GaussianDensity`;
+            - ``times_pretrained``, ...: how far the part lies below the median of the training images' held-out parts,
+              in units of how far their 1 % quantile does (with fewer than 100 images, about the lowest): 14 is 14 times
+              as far as 99 % of normal images;
+            - ``reason``: in words, the space and block in which a flagged image is the most unusual, else "normal"; of
+              dtype object;
+            - ``neighbor0``, ...: positions in the training images of the nearest ones, nearest first, and
+              ``distance0``, ...: their Euclidean distances, between embeddings of unit length if "pretrained" is in
+              use, else between standardised discrepancies;
+            - ``map``: only with `maps`, of dtype object: each image's map as from `anomaly_map`, None where unreadable.
+
+        Raises
+        ------
+        ValueError, TypeError
+            With `maps`, as `anomaly_map`.
+        """
+        check_is_fitted(self)
+        images = self._images(X, reset=False)
+        drawn: list[np.ndarray | None] = [None] * len(images)
+        if maps:
+            self._check_maps()
+            features, _ = self._measurer().run(images, drawn)
+        else:
+            features = self._measurer().measure(images)
+        parts, terms = self._parts(images, features)
+        table = {"score": parts.sum(axis=1), **dict(zip(self.feature_spaces_, parts.T))}
+        blocks = self.students_.block_indices_.tolist() if terms.shape[1] else []
+        table.update({f"block{index}": column for index, column in zip(blocks, terms.T)})
+        times = np.column_stack([self.spaces_[name].times_usual(table[name]) for name in self.feature_spaces_])
+        table.update({f"times_{name}": column for name, column in zip(self.feature_spaces_, times.T)})
+        table["reason"] = reasons(table["score"] - self.offset_, times, self.feature_spaces_, terms, blocks)
+        if n_neighbors:
+            table.update(nearest(features, self._training_features(), n_neighbors))
+        if maps:
+            table["map"] = np.empty(len(images), dtype=object)
+            table["map"][:] = drawn
+        return table
+
+    def _check_maps(self) -> None:
+        if "discrepancy" not in self.feature_spaces_:
+            raise ValueError("An anomaly map shows what students miss: fit with 'discrepancy' among feature_spaces.")
 
 
 def reasons(

@@ -8,8 +8,8 @@ from test_chunks import out_of_memory_above
 from test_extractor import FAMILIES
 
 from skl_transformaly import RidgeStudents, save
-from skl_transformaly.students import _ridge
-from skl_transformaly.students._ridge import Layout
+from skl_transformaly.students import _regression
+from skl_transformaly.students._regression import Layout
 
 CONVOLUTIONS = [("test_efficientnet", 64), ("test_convnext", 64)]
 
@@ -104,7 +104,7 @@ def test_systems_with_small_pivots_are_solved_as_in_float64(least, rng):
     system = ((basis * [least, 1, 1, 1, 1, 1]) @ basis.T).astype(np.float32)
     target = rng.normal(size=(6, 2)).astype(np.float32)
     expected = np.linalg.solve(system.astype(np.float64), target)
-    np.testing.assert_allclose(_ridge._solve_each(system[np.newaxis], target[np.newaxis])[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(_regression._solve_each(system[np.newaxis], target[np.newaxis])[0], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name, size", CONVOLUTIONS)

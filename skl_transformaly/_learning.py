@@ -1,0 +1,496 @@
+"""What a detector learns, and how: from images, from more of them, from fewer, and from known anomalies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from skl_transformaly._cleaning import least_normal, near_duplicates
+from skl_transformaly._density import resolve_density
+from skl_transformaly._explanation import scatter
+from skl_transformaly._fusion import held_out_threshold
+from skl_transformaly._measuring import NOT_FINITE, Measurer, copies
+from skl_transformaly._space import FeatureSpace
+from skl_transformaly._weighting import space_weights
+from skl_transformaly.images._sequence import DIGEST_SIZE, THUMBNAIL_SIZE, Images
+from skl_transformaly.students._ridge import RidgeStudents
+from skl_transformaly.teacher._extractor import resolve_extractor
+from skl_transformaly.teacher._features import SPACES, layer_indices
+from skl_transformaly.teacher._protocol import count_classes
+from skl_transformaly.utils._cache import Cache
+from skl_transformaly.utils._compat import fit_context
+from skl_transformaly.utils._fitting import all_or_nothing
+from skl_transformaly.utils._labels import normal_samples
+from skl_transformaly.utils._torch import own_settings
+from skl_transformaly.utils._warnings import warn_user
+
+__all__ = ["LEARNED", "LearningMixin"]
+
+# What became of a training image, as `training_labels_` tells.
+LEARNED, _TRIMMED, _KNOWN_ANOMALY, _FORGOTTEN = 1, 0, -1, -2
+
+
+class LearningMixin:
+    """Fitting, for :class:`TransformalyDetector`, which has the parameters and says how images are measured."""
+
+    extractor: Any
+    feature_spaces: Any
+    students: Any
+    density: Any
+    discrepancy_density: Any
+    explained_variance: float | None
+    normalize: bool
+    fusion: str
+    contamination: float
+    trim: float
+    threshold: str
+    n_jobs: int | None
+    random_state: Any
+    verbose: int
+
+    extractor_: Any
+    feature_spaces_: list[str]
+    students_: Any
+    spaces_: dict[str, FeatureSpace]
+    training_features_: dict[str, np.ndarray]
+    training_held_out_: np.ndarray
+    training_digests_: np.ndarray
+    training_thumbnails_: np.ndarray
+    training_groups_: np.ndarray
+    training_labels_: np.ndarray
+
+    _images: Callable[..., Images]
+    _cache: Callable[[], Cache]
+    _measurer: Callable[[], Measurer]
+    _by_block: Callable[[np.ndarray], np.ndarray]
+    _parts_of: Callable[[dict[str, np.ndarray]], np.ndarray]
+    _labels: Callable[[np.ndarray], np.ndarray]
+    __sklearn_is_fitted__: Callable[[], bool]
+
+    @all_or_nothing
+    @fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X: Any, y: Any = None) -> Any:
+        """Learn what is normal.
+
+        Parameters
+        ----------
+        X : images
+            Normal images only; see Notes for their forms.
+        y : array-like of shape (n_samples,), default=None
+            +1 for normal images, -1 for known anomalies, which are not learned: they tell how much each space counts
+            (`weights_`), if there are 5 or more of them. None, and numbers that are neither, take all images as normal.
+            Texts and booleans are refused.
+
+        Returns
+        -------
+        self : TransformalyDetector
+
+        Raises
+        ------
+        ValueError
+            `X` is not images, an image cannot be read, a parameter is out of its range, the teacher lacks a space that
+            is asked for, all images look the same to it, or `y` holds texts or booleans.
+        TypeError
+            A part lacks the methods that it needs.
+        FloatingPointError
+            A student's loss, a feature or a discrepancy is not finite.
+
+        Warns
+        -----
+        UserWarning
+            There are too few images for `contamination`.
+        """
+        self._fit(X, y)
+        return self
+
+    @all_or_nothing
+    @own_settings()
+    def partial_fit(self, X: Any, y: Any = None, *, update_students: bool = True) -> Any:
+        """Learn from more normal images, as a fit on all images at once would.
+
+        Densities, weights, threshold and p-values are those of all images together, to rounding. So are students in
+        closed form, which need the earlier images once more: they are read again, and the teacher runs on all of them.
+        Trained students stay as they are.
+
+        Parameters
+        ----------
+        X : images
+            See Notes of the class for their forms. Without a fit before, this is `fit`, and there must be 2 or more.
+        y : array-like of shape (n_samples,), default=None
+            As `fit` takes it.
+        update_students : bool, default=True
+            False leaves students in closed form as they are, too. Then no earlier image is needed, so that a detector
+            from a file or pickle can learn, and the teacher runs on the new images alone.
+
+        Returns
+        -------
+        self : TransformalyDetector
+
+        Raises
+        ------
+        ValueError
+            `X` is not images, or an image cannot be read; or students are to be updated, and the earlier images are not
+            at hand or have changed.
+
+        Notes
+        -----
+        Positions, as in `forget` and `explain`, go on: the first image of `X` comes after the last one of the call
+        before. For the earlier images a detector keeps what it was given: paths, or a reference to arrays. Pickles and
+        model files hold neither.
+        """
+        if not self.__sklearn_is_fitted__():
+            self._fit(X, y)
+            return self
+        images = self._images(X, reset=False)
+        labels = np.concatenate([self.training_labels_, self._labels_of(y, len(images))])
+        if update_students and self._solves_students():
+            self._learn_again(Images.joined([self._earlier_images(), images]), labels)
+        else:
+            self._add(images, labels)
+        return self
+
+    @all_or_nothing
+    @own_settings()
+    def forget(self, indices: Any, *, update_students: bool = True) -> Any:
+        """Take images back that turned out not to be normal, as if they had not been in the fit.
+
+        Parameters
+        ----------
+        indices : array-like of shape (k,), int
+            Positions among all training images, in the order in which they were given. Other images keep theirs.
+        update_students : bool, default=True
+            As in `partial_fit`: students in closed form need the images that are left once more; trained students stay
+            as they are.
+
+        Returns
+        -------
+        self : TransformalyDetector
+
+        Raises
+        ------
+        IndexError
+            An index is not that of a training image.
+        ValueError
+            Fewer than 2 images would be left; or students are to be updated, and the images are not at hand.
+        """
+        check_is_fitted(self)
+        chosen = np.asarray(indices, dtype=np.intp).ravel()
+        labels = self.training_labels_.copy()
+        labels[chosen] = _FORGOTTEN
+        if (labels == LEARNED).sum() < 2:
+            raise ValueError(f"forget would leave {(labels == LEARNED).sum()} of {len(labels)} images; 2 are needed.")
+        if update_students and self._solves_students():
+            self._learn_again(self._earlier_images(), labels)
+            return self
+        gone = np.flatnonzero(labels == _FORGOTTEN)
+        self.training_labels_ = labels
+        self.training_digests_, self.training_groups_ = self.training_digests_.copy(), self.training_groups_.copy()
+        self.training_digests_[gone], self.training_groups_[gone] = 0, -1
+        self._fit_spaces(self._sizes(), check_random_state(self.random_state))
+        return self
+
+    def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
+        """Fit, and say which of the training images themselves are anomalies, each judged by the others.
+
+        Parameters
+        ----------
+        X : images
+            See Notes for their forms.
+        y : array-like of shape (n_samples,), default=None
+            As `fit` takes it.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,), int
+            +1 normal, -1 anomaly.
+        """
+        self.fit(X, y)
+        scores = self.training_scores_.copy()
+        others = np.flatnonzero(self.training_labels_ != LEARNED)
+        if len(others):  # known anomalies, or what `trim` left out: as new images
+            scores[others] = self._parts_of({name: z[others] for name, z in self.training_features_.items()}).sum(
+                axis=1
+            )
+        return self._labels(scores - self.offset_)
+
+    # ----- fitting
+
+    def _fit(self, X: Any, y: Any) -> None:
+        for name in ("students_", "spaces_", "offset_", "training_scores_", "training_digests_"):
+            self.__dict__.pop(name, None)  # of an earlier fit, perhaps with other feature spaces
+        self._check_spaces()
+        images = self._images(X, reset=True)
+        labels = self._labels_of(y, len(images))
+        self.extractor_ = clone(resolve_extractor(self.extractor), safe=False).fit(images)
+        images = images.reduced(getattr(self.extractor_, "image_size_", None))
+        self.feature_spaces_ = self._resolve_spaces()
+        self._learn(images, labels)
+
+    def _solves_students(self) -> bool:
+        return "discrepancy" in self.feature_spaces_ and hasattr(self.students_, "measure_training")
+
+    def _earlier_images(self) -> Images:
+        images = getattr(self, "_images_seen", None)
+        if images is None:
+            raise ValueError(
+                "Students in closed form need the earlier images again, and a detector from a file or pickle does not "
+                "hold them. Pass update_students=False, which leaves the students as they are, or fit on all images."
+            )
+        return images
+
+    def _learn_again(self, images: Images, labels: np.ndarray) -> None:
+        """Fit to all images, of which those that came earlier must be what they were."""
+        before, length = self.training_digests_, len(self.training_labels_)
+        self._learn(images, labels)
+        both = before.any(axis=1) & self.training_digests_[:length].any(axis=1)
+        changed = np.flatnonzero(both & (before != self.training_digests_[:length]).any(axis=1))
+        if len(changed):
+            raise ValueError(
+                f"{len(changed)} of {length} images have changed since they were learned, such as the one at position "
+                f"{changed[0]}: fit anew."
+            )
+
+    def _add(self, images: Images, labels: np.ndarray) -> None:
+        """Measure new images by the students as they are, and fit the spaces to all."""
+        images.thumbnails = {}
+        found = self._measurer().measure(images)
+        before, n = len(self.training_labels_), len(labels)
+        learned = labels[before:] == LEARNED
+        readable = ~np.isnan(next(iter(found.values()))).any(axis=1)
+        sizes = self._sizes()
+        if not readable.any():
+            found = {name: np.full((len(images), z.shape[1]), np.nan) for name, z in self.training_features_.items()}
+        self.training_features_ = {name: np.vstack([z, found[name]]) for name, z in self.training_features_.items()}
+        if self.training_held_out_.shape[1]:  # students that stay have not seen the new images
+            self.training_held_out_ = np.vstack([self.training_held_out_, found["discrepancy"]])
+        else:
+            self.training_held_out_ = np.empty((n, 0))
+        digests, thumbnails = _keepsakes(images, np.arange(len(images)), len(images))
+        digests[~learned] = 0
+        self.training_digests_ = np.vstack([self.training_digests_, digests])
+        self.training_thumbnails_ = np.vstack([self.training_thumbnails_, thumbnails])
+        self.training_labels_ = labels
+        seen = getattr(self, "_images_seen", None)
+        self._images_seen = None if seen is None else Images.joined([seen, images])
+        used = np.flatnonzero((labels == LEARNED) & self.training_digests_.any(axis=1))
+        same = np.unique(self.training_digests_[used], axis=0, return_inverse=True)[1].ravel()
+        self.training_groups_ = np.full(n, -1)
+        self.training_groups_[used] = near_duplicates(self.training_thumbnails_[used], same)
+        self._fit_spaces(sizes, check_random_state(self.random_state))
+
+    def _sizes(self) -> dict[str, np.ndarray]:
+        return {name: space.sizes_ for name, space in self.spaces_.items()}
+
+    def _training_features(self) -> dict[str, np.ndarray]:
+        """Features of what was learned, NaN for all else."""
+        learned = (self.training_labels_ == LEARNED)[:, np.newaxis]
+        return {name: np.where(learned, z, np.nan) for name, z in self.training_features_.items()}
+
+    @property
+    def training_embeddings_(self) -> np.ndarray:
+        """z_p of the training images, (n_samples, D), NaN for those that are not in the fit."""
+        return self._training_features().get("pretrained", np.empty((len(self.training_labels_), 0)))
+
+    @property
+    def training_discrepancies_(self) -> np.ndarray:
+        """z_f of the training images after the fit, (n_samples, k * m), NaN for those that are not in the fit."""
+        return self._training_features().get("discrepancy", np.empty((len(self.training_labels_), 0)))
+
+    def _labels_of(self, y: Any, n: int) -> np.ndarray:
+        normal = normal_samples(y, n)
+        if normal is None:
+            return np.full(n, LEARNED, dtype=np.int8)
+        return np.where(normal, LEARNED, _KNOWN_ANOMALY).astype(np.int8)
+
+    def _learn(self, images: Images, labels: np.ndarray) -> None:
+        """Fit students and spaces to the images whose label is 1 or 0, and weigh the spaces by those of label -1."""
+        random_state = check_random_state(self.random_state)
+        held_out = self.threshold == "held-out" or self.fusion == "standardized"
+        if self.trim:
+            labels = self._trimmed(images, labels)
+        used, rest = np.flatnonzero(labels == LEARNED), np.flatnonzero(labels != LEARNED)
+        normal = images.take(used) if len(rest) else images
+        normal.thumbnails = {}
+        if "discrepancy" in self.feature_spaces_:
+            self.students_ = self._fit_students(normal, random_state)
+        measurer = self._measurer()
+        features, sizes, unseen = measurer.measure_training(normal, held_out)
+        readable = ~np.isnan(next(iter(features.values()))).any(axis=1)
+        if readable.sum() < 2:
+            first = next(iter(normal.unreadable.values()), "all others were left out")
+            raise ValueError(
+                f"fit needs 2 images, only {readable.sum()} of {len(images)} could be read; first: {first}"
+            )
+        if unseen is not None and not np.isfinite(unseen[readable]).all():
+            raise FloatingPointError(NOT_FINITE)
+        n = len(images)
+        measured = {name: scatter(n, used, z) for name, z in features.items()}
+        others = images.take(rest)
+        if len(rest):
+            for name, z in measurer.measure(others).items():
+                measured[name][rest] = z
+        self._images_seen = images
+        self.training_features_ = measured
+        self.training_held_out_ = np.empty((n, 0)) if unseen is None else scatter(n, used, unseen)
+        self.training_labels_ = labels
+        self.training_digests_, self.training_thumbnails_ = _keepsakes(normal, used, n)
+        self.training_groups_ = np.full(n, -1)
+        self.training_groups_[used] = copies(normal)
+        self._fit_spaces(sizes, random_state)
+
+    def _trimmed(self, images: Images, labels: np.ndarray) -> np.ndarray:
+        """Label 0 for the share `trim` of the images that is least like the others, by the teacher alone."""
+        candidates = np.flatnonzero((labels == LEARNED) | (labels == _TRIMMED))
+        spaces = [space for space in self.feature_spaces_ if space != "discrepancy"] or ["pretrained"]
+        taken = images.take(candidates)
+        taken.thumbnails = {}
+        measurer = Measurer(self.extractor_, None, spaces, self._cache())
+        features, sizes = measurer.run(taken)
+        readable = np.flatnonzero(~np.isnan(features[spaces[0]]).any(axis=1))
+        found = least_normal(
+            {name: z[readable] for name, z in features.items()},
+            sizes,
+            copies(taken)[readable],
+            self.trim,
+            self.normalize,
+        )
+        labels = np.where(labels == _TRIMMED, LEARNED, labels).astype(np.int8)
+        labels[candidates[readable[found]]] = _TRIMMED
+        return labels
+
+    def _fit_spaces(self, sizes: dict[str, Any], random_state: np.random.RandomState) -> None:
+        """Fit a density to each space, weigh the spaces, and set the threshold: all that needs no image."""
+        held_out = self.threshold == "held-out"
+        standardize = self.fusion == "standardized"
+        n = len(self.training_labels_)
+        learned = self.training_labels_ == LEARNED
+        used = np.flatnonzero(learned & ~np.isnan(next(iter(self.training_features_.values()))).any(axis=1))
+        groups = self.training_groups_[used]
+        spaces: dict[str, FeatureSpace] = {}
+        parts, terms = np.full((n, len(self.feature_spaces_)), np.nan), np.zeros((n, 0))
+        for j, name in enumerate(self.feature_spaces_):
+            z = self.training_features_[name][used]
+            discrepancy = name == "discrepancy"
+            space = FeatureSpace(
+                self._density(discrepancy, random_state),
+                discrepancy=discrepancy,
+                normalize=self.normalize,
+                explained_variance=self.explained_variance,
+                standardize=standardize,
+                held_out=held_out or standardize,
+            )
+            unseen = self.training_held_out_[used] if discrepancy and self.training_held_out_.shape[1] else None
+            space.fit(z, sizes=sizes.get(name), groups=groups, unseen=unseen)
+            spaces[name] = space
+            parts[used, j] = space.held_out_parts_ if held_out else space.score_samples(z)
+            block_terms = space.held_out_terms_ if held_out else space.terms(z)
+            if discrepancy and block_terms is not None:
+                terms = np.full((n, len(self.students_.block_indices_)), np.nan)
+                terms[used] = self._by_block(block_terms)
+            del space.held_out_parts_, space.held_out_terms_  # the detector has them
+        self.spaces_ = spaces
+        self.weights_ = self._weigh(parts[used])
+        for space, weight in zip(spaces.values(), self.weights_):
+            space.scale(weight)
+        if terms.shape[1]:
+            terms = terms * self.weights_[self.feature_spaces_.index("discrepancy")]
+        self.training_parts_, self.training_terms_ = parts * self.weights_, terms
+        self.held_out_ = held_out
+        self._set_threshold(self.training_parts_.sum(axis=1), len(np.unique(groups)))
+
+    def _weigh(self, normal: np.ndarray) -> np.ndarray:
+        """Weights of the spaces, from held-out parts of the training images and parts of the known anomalies."""
+        known = np.flatnonzero(self.training_labels_ == _KNOWN_ANOMALY)
+        if not len(known):
+            return np.ones(len(self.feature_spaces_))
+        found = self._parts_of({name: z[known] for name, z in self.training_features_.items()})
+        return space_weights(normal, found[~np.isnan(found).any(axis=1)])
+
+    def _set_threshold(self, scores: np.ndarray, distinct: int) -> None:
+        usable = np.sort(scores[~np.isnan(scores)])
+        if self.threshold == "training":
+            self.offset_ = float(np.quantile(usable, self.contamination))
+        else:
+            self.offset_ = held_out_threshold(usable, self.contamination)
+            if self.contamination * (distinct + 1) < 1:
+                lowest, enough = 1 / (distinct + 1), int(np.ceil(1 / self.contamination)) - 1
+                warn_user(
+                    f"With {distinct} images a false-positive rate below {lowest:.0%} cannot be promised, and "
+                    f"contamination={self.contamination:g} was asked for: what scores lower than all training images "
+                    f"is flagged, {lowest:.0%} of new normal images on average over fits; a single fit on so few "
+                    f"images can be far from it. {enough} images are enough.",
+                )
+        self.training_scores_ = scores
+
+    def _check_spaces(self) -> None:
+        spaces = self.feature_spaces
+        if isinstance(spaces, str):
+            if spaces != "auto":
+                raise ValueError(f"feature_spaces must be 'auto' or a sequence, got a str: write [{spaces!r}].")
+            return
+        if not len(spaces) or len(set(spaces)) < len(spaces) or not set(spaces) <= set(SPACES):
+            raise ValueError(f"feature_spaces must be 'auto' or name some of {SPACES}, each once, got {spaces!r}.")
+
+    def _resolve_spaces(self) -> list[str]:
+        """The spaces in use, in the order in which they are always given."""
+        missing = {}
+        if not count_classes(self.extractor_):
+            missing["classes"] = "its weights came without a classifier"
+        if not layer_indices(len(self.extractor_.blocks_)):
+            missing["layers"] = "it has one block"
+        if isinstance(self.feature_spaces, str):
+            return [space for space in SPACES if space not in missing]
+        for space, why in missing.items():
+            if space in self.feature_spaces:
+                raise ValueError(
+                    f"The teacher has no feature space {space!r}: {why}. Leave it out of feature_spaces, or take "
+                    "'auto'."
+                )
+        return [space for space in SPACES if space in self.feature_spaces]
+
+    def _fit_students(self, images: Images, random_state: np.random.RandomState) -> Any:
+        students = RidgeStudents() if self.students is None else clone(self.students)
+        if students.extractor is not None:
+            raise ValueError(
+                "students.extractor must be None inside a TransformalyDetector, whose own extractor they imitate; "
+                "set the detector's extractor instead."
+            )
+        parameters = students.get_params(deep=False)
+        if self.n_jobs is not None and parameters.get("n_jobs", 0) is None:
+            students.set_params(n_jobs=self.n_jobs)
+        if self.verbose and not students.verbose:
+            students.set_params(verbose=self.verbose)
+        # a checkpoint of an unseeded fit keeps the seed that was drawn
+        if self.random_state is not None or parameters.get("checkpoint") is None:
+            students = _with_seed(students, random_state)
+        # an unseeded fit is never repeated, so that caching its students would only fill the disk
+        drawn = "random_state" in parameters and self.random_state is None
+        return students._fit(images, self.extractor_, Cache(None) if drawn else self._cache())
+
+    def _density(self, discrepancy: bool, random_state: np.random.RandomState) -> Any:
+        density = self.discrepancy_density if discrepancy else self.density
+        return _with_seed(clone(resolve_density(density, discrepancy=discrepancy)), random_state)
+
+
+def _keepsakes(images: Images, positions: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Digests (n, 16) and thumbnails (n, k) of the images, at their positions among n; zeros elsewhere."""
+    digests, thumbnails = np.zeros((n, DIGEST_SIZE), np.uint8), np.zeros((n, THUMBNAIL_SIZE), np.uint8)
+    for i, digest in images.digests.items():
+        digests[positions[i]] = np.frombuffer(digest, dtype=np.uint8)
+    for i, thumbnail in (images.thumbnails or {}).items():
+        thumbnails[positions[i]] = thumbnail
+    return digests, thumbnails
+
+
+def _with_seed(part: Any, random_state: np.random.RandomState) -> Any:
+    """Give `part`, and the estimators within it, a seed where they take one and have none."""
+    parameters = part.get_params() if hasattr(part, "get_params") else {}
+    for name in sorted(parameters):
+        if name.split("__")[-1] == "random_state" and parameters[name] is None:
+            part.set_params(**{name: random_state.randint(np.iinfo(np.int32).max)})
+    return part

@@ -1,0 +1,265 @@
+"""The regression behind a solved student: what it sees of a block, its sums, its solution, and leaving images out."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.linalg import cho_factor, cho_solve, lapack
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from skl_transformaly.teacher._protocol import count_prefix_tokens
+from skl_transformaly.utils._torch import at_least_float32, single_threaded_blas
+
+__all__ = ["Layout", "RidgeStudent", "Sums", "leave_out"]
+
+# Of a map, at most about so many places of an image enter the sums; neighbouring ones say nearly the same.
+_PLACES = 100
+# The neighbourhood of a place is looked at where it has at most so many channels in all.
+_NEIGHBOURHOOD = 1200
+# Systems with smaller pivots are solved in float64.
+_LEAST_PIVOT = 1e-2
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a block's input and output are laid out.
+
+    Attributes
+    ----------
+    tokens : bool
+        Tokens (B, T, C), or maps.
+    prefix : int
+        How many tokens stand for no place; the first of them is the class token.
+    channels_last : bool
+        Maps are (B, H, W, C) instead of (B, C, H, W).
+    residual : bool
+        The block adds to its input, so that the student predicts what it adds.
+    kernel : int
+        3 to look at a place's neighbourhood in a map, else 1.
+    """
+
+    tokens: bool
+    prefix: int
+    channels_last: bool
+    residual: bool
+    kernel: int
+
+    @classmethod
+    def of(cls, x: Tensor, output: Tensor, extractor: Any) -> Layout:
+        """Look at one block's input and output."""
+        residual = x.shape == output.shape
+        if x.ndim == 3:
+            return cls(True, count_prefix_tokens(x, extractor), False, residual, 1)
+        to_maps = getattr(extractor, "to_maps", None)
+        last = to_maps is not None and to_maps(x).stride() != x.stride()
+        channels = x.shape[3 if last else 1]
+        return cls(False, 0, last, residual, 3 if 9 * channels <= _NEIGHBOURHOOD else 1)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Input as tokens (B, T, C) or maps (B, C, H, W), and its context (B, Q): class token, mean, and 1."""
+        x = at_least_float32(x)
+        if self.tokens:
+            parts = [x[:, 0]] if self.prefix else []
+            parts.append(x[:, self.prefix :].mean(1))
+        else:
+            x = x.permute(0, 3, 1, 2) if self.channels_last else x
+            parts = [x.mean((2, 3))]
+        return x, torch.cat([*parts, torch.ones_like(parts[0][:, :1])], dim=1)
+
+    def rows(self, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the regression sees: local features (B, R, F), context (B, Q), targets (B, R, C_out).
+
+        Maps give a regular grid of their places.
+        """
+        x, context = self.split(x)
+        output = at_least_float32(output)
+        if self.tokens:
+            return x, context, output - x if self.residual else output
+        output = output.permute(0, 3, 1, 2) if self.channels_last else output
+        height, width = output.shape[2:]
+        pooled = _pooled(x, (height, width))
+        target = output - pooled if self.residual else output
+        step = max(1, int(np.ceil(np.sqrt(height * width / _PLACES))))
+        margin = self.kernel // 2
+        padded = F.pad(pooled, (margin,) * 4)
+        shifted = [
+            padded[:, :, dy : dy + height : step, dx : dx + width : step]
+            for dy in range(self.kernel)
+            for dx in range(self.kernel)
+        ]
+        # channel by channel, as convolutions order their weights
+        local = torch.stack(shifted, dim=2).flatten(1, 2)
+        return local.flatten(2).transpose(1, 2), context, target[:, :, ::step, ::step].flatten(2).transpose(1, 2)
+
+
+def _pooled(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return x if tuple(x.shape[2:]) == tuple(size) else F.adaptive_avg_pool2d(x, size)
+
+
+class RidgeStudent(nn.Module):
+    """One solved student: a block's input to what it thinks the block's output is.
+
+    Parameters
+    ----------
+    layout : Layout
+    local : ndarray of shape (C_out, F)
+    context : ndarray of shape (C_out, Q)
+    size : tuple of (int, int)
+        Height and width of the output, of maps.
+    """
+
+    local: Tensor
+    context: Tensor
+
+    def __init__(self, layout: Layout, local: np.ndarray, context: np.ndarray, size: tuple[int, int]):
+        super().__init__()
+        self.layout = layout
+        self.size = size
+        self.register_buffer("local", torch.from_numpy(np.array(local)))
+        self.register_buffer("context", torch.from_numpy(np.array(context)))
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Predict the block's output."""
+        if torch.is_autocast_enabled(x.device.type):
+            # what a student misses is small beside what it predicts: 16 bits would not tell
+            with torch.autocast(x.device.type, enabled=False):
+                return self._predict(x)
+        return self._predict(x)
+
+    def spread(self, x: Tensor, local: Tensor, constant: Tensor) -> Tensor:
+        """Apply coefficients of each image's own, (B, C_out, F), and constants, (B, C_out), at all places of maps."""
+        layout = self.layout
+        pooled = _pooled(layout.split(x)[0], self.size)
+        count, channels = pooled.shape[:2]
+        weight = local.reshape(-1, channels, layout.kernel, layout.kernel)
+        # a convolution each: images as groups
+        found = F.conv2d(pooled.reshape(1, -1, *self.size), weight, padding=layout.kernel // 2, groups=count)
+        found = found.view(count, -1, *self.size) + constant[:, :, None, None]
+        return found.permute(0, 2, 3, 1) if layout.channels_last else found
+
+    def _predict(self, x: Tensor) -> Tensor:
+        layout = self.layout
+        x, context = layout.split(x)
+        shift = F.linear(context, self.context.to(x.dtype))
+        local = self.local.to(x.dtype)
+        if layout.tokens:
+            predicted = F.linear(x, local) + shift.unsqueeze(1)
+            return x + predicted if layout.residual else predicted
+        pooled = _pooled(x, self.size)
+        kernel = layout.kernel
+        weight = local.view(len(local), -1, kernel, kernel)
+        predicted = F.conv2d(pooled, weight, padding=kernel // 2) + shift[:, :, None, None]
+        if layout.residual:
+            predicted = predicted + pooled
+        return predicted.permute(0, 2, 3, 1) if layout.channels_last else predicted
+
+
+class Sums:
+    """Products of features and targets of one block, added up over images, in float64."""
+
+    def __init__(self, layout: Layout):
+        self.layout = layout
+        self.parts: list[np.ndarray] = []
+        self.origin: tuple[Tensor, Tensor] | None = None
+
+    def products(self, x: Tensor, output: Tensor) -> list[np.ndarray]:
+        """Those of the images of a batch, to be added."""
+        local, context, target = self.layout.rows(x, output)
+        if self.origin is None:
+            # where features are large and vary little, their products would drown the variation
+            centre = context.mean(0)
+            centre[-1] = 0
+            self.origin = local.mean((0, 1)), centre
+        local, context = local - self.origin[0], context - self.origin[1]
+        count = local.shape[1]
+        flat = local.reshape(-1, local.shape[2])
+        found = [
+            flat.T @ flat,
+            local.sum(1).T @ context,
+            count * (context.T @ context),
+            flat.T @ target.reshape(-1, target.shape[2]),
+            context.T @ target.sum(1),
+        ]
+        return [product.double().cpu().numpy() for product in found]
+
+    def add(self, products: list[np.ndarray]) -> None:
+        """Add what `products` has given."""
+        self.parts = [a + b for a, b in zip(self.parts, products)] if self.parts else products
+
+    def solve(self, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients (F + Q, C_out), and the inverse of the regularised products (F + Q, F + Q).
+
+        Each feature is penalised in units of its variance, the constant not at all.
+        """
+        ll, lc, cc, ly, cy = self.parts
+        products = np.block([[ll, lc], [lc.T, cc]])
+        targets = np.vstack([ly, cy])
+        count = products[-1, -1]
+        variance = np.diag(products) / count - (products[-1] / count) ** 2
+        usable = variance > 1e-12 * np.maximum(np.diag(products) / count, np.finfo(float).tiny)
+        scale = np.where(usable, np.sqrt(np.maximum(variance, 0)), 1.0)
+        scaled = products / np.outer(scale, scale)
+        penalty = np.full(len(scaled), ridge * count)
+        penalty[-1] = 1e-12 * count
+        scaled[np.diag_indices_from(scaled)] += penalty
+        inverse = cho_solve(cho_factor(scaled, lower=True), np.eye(len(scaled))) / np.outer(scale, scale)
+        return inverse @ targets, inverse
+
+
+def leave_out(
+    student: RidgeStudent, x: Tensor, output: Tensor, residual: Tensor, solution: tuple, duplicates: np.ndarray
+) -> Tensor:
+    """Residuals of students that have not seen the image, of the shape of `residual`, which are of one that has.
+
+    H are the features that the image has in the sums, g times, E its residuals there, and M the inverse. Without the
+    image the residuals there are S = (I - g H M H')^-1 E. The coefficients change by g M H' S, which tells the
+    residuals at all other places.
+    """
+    local, context, target = student.layout.rows(x, output)
+    inverse, *origin = (part.to(local) for part in solution)
+    size = local.shape[2]
+    shift = F.linear(context, student.context.to(local.dtype)).unsqueeze(1)
+    seen = residual if student.layout.tokens else F.linear(local, student.local.to(local.dtype)) + shift - target
+    local, context = local - origin[0], context - origin[1]
+    # H M H' taken apart: features of a place, and those that all places of an image share
+    mixed = local @ inverse[:size, :size]
+    cross = local @ (context @ inverse[:size, size:].T).unsqueeze(2)
+    shared = (context @ inverse[size:, size:] * context).sum(1)
+    leverage = mixed @ local.transpose(1, 2) + cross + cross.transpose(1, 2) + shared[:, None, None]
+    weight = duplicates[:, None, None].astype(np.float32)
+    system = (1 + 1e-6) * torch.eye(local.shape[1], dtype=leverage.dtype) - torch.from_numpy(weight) * leverage.cpu()
+    left_out = torch.from_numpy(_solve_each(system.numpy(), seen.cpu().numpy()))
+    if student.layout.tokens:
+        return left_out
+    scaled = (torch.from_numpy(weight) * left_out).to(local)
+    sums = torch.cat([local.transpose(1, 2) @ scaled, context.unsqueeze(2) @ scaled.sum(1, keepdim=True)], dim=1)
+    change = inverse @ sums  # of coefficients, (B, F + Q, C_out)
+    constant = (context.unsqueeze(1) @ change[:, size:]).squeeze(1) - origin[0] @ change[:, :size]
+    return residual + student.spread(x, change[:, :size].transpose(1, 2), constant)
+
+
+def _solve_each(systems: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Solve symmetric systems (B, R, R) for targets (B, R, C), several at a time.
+
+    By LAPACK: torch's solver now and then found pivots of 0 where other threads were at work. BLAS gets one thread: its
+    own wait for each other on matrices as small as these, the longer the busier the machine is.
+    """
+    with single_threaded_blas(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return np.stack(list(pool.map(_solve_one, systems, targets)))
+
+
+def _solve_one(system: np.ndarray, target: np.ndarray) -> np.ndarray:
+    if system.dtype == np.float32:
+        factor, solution, failed = lapack.sposv(system, target, lower=1)
+        if not failed and factor.diagonal().min() ** 2 > _LEAST_PIVOT:
+            return solution
+    # an image that alone decides some coefficients: float32 would not tell what others would make of it
+    factor, solution, failed = lapack.dposv(system, target, lower=1)
+    if failed:  # rounding has made it indefinite
+        solution = np.linalg.solve(system.astype(np.float64), target)
+    return solution.astype(system.dtype)
