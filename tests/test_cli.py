@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score, roc_auc_score
 from typer.testing import CliRunner
 
-from skl_transformaly import load
+from skl_transformaly import TransformalyDetector, load
 from skl_transformaly.cli._commands import app
 from skl_transformaly.cli._comments import comments
 from skl_transformaly.cli._evaluation import evaluate_scores, fpr_at_tpr, normal_classes
@@ -30,6 +30,7 @@ from skl_transformaly.cli._scores import COLUMNS, ScoreFileError, open_scores, s
 from skl_transformaly.cli._trust import FalseAlarms
 from skl_transformaly.images._folders import display_path
 from skl_transformaly.images._images import as_images
+from skl_transformaly.students._block import _StudentTrainer
 
 # ----- finding files
 
@@ -450,7 +451,7 @@ def read_csv(text):
 def test_scores_are_the_detectors(tmp_path, model, test_dir):
     result = run(app, ["score", model, test_dir, "--out", str(tmp_path / "s.csv")])
     assert result.exit_code == 0 and result.stdout == ""
-    assert result.stderr.endswith("14 images are anomalies. If all were normal, about 3 would be flagged.\n")
+    assert result.stderr.endswith("If all were normal, 2.8 would be flagged on average.\n")
     rows = read_csv((tmp_path / "s.csv").read_text())
     paths = find_files([test_dir]).paths
     assert [row["path"] for row in rows] == paths
@@ -694,7 +695,7 @@ def test_anomalies_and_what_cannot_be_read_are_counted_apart(tmp_path, model, wo
     out = str(tmp_path / "scores.csv")
     for _ in range(1 + resume):
         said = run(app, ["score", model, *paths, "--out", out, *["--resume"] * resume]).stderr
-    assert f"{flagged} of {len(rows)} images are anomalies, 1 could not be read." in said
+    assert f"{len(rows)} images: {flagged} anomalies, 1 could not be read." in said
 
 
 def test_evaluate_measures_what_the_scores_say(model, test_dir):
@@ -771,6 +772,52 @@ def test_teachers_names_what_is_at_hand():
     assert "vit_tiny_patch16_224.augreg_in21k" in said["hub"] + said["cached"]
 
 
+@pytest.mark.slow
+def test_the_demo_puts_what_does_not_belong_first(tmp_path):
+    result = run(app, ["demo", str(tmp_path / "demo")])
+    assert result.exit_code == 0, result.output
+    rows = read_csv((tmp_path / "demo" / "scores.csv").read_text())
+    lowest = sorted(rows, key=lambda row: float(row["score"]))[:8]
+    assert all("flower" in row["path"] for row in lowest)
+    assert (tmp_path / "demo" / "report.html").exists()
+
+
+def test_a_stopped_fit_says_that_nothing_was_kept(work, tmp_path, monkeypatch):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TransformalyDetector, "fit", stop)
+    result = run(app, ["fit", str(work[0] / "train"), "-o", str(tmp_path / "m.tfm")])
+    assert result.exit_code == 130 and "nothing was kept, and no model was made" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_stopped_fit_of_trained_students_goes_on(work, tmp_path, monkeypatch):
+    command = ["fit", str(work[0] / "train"), "-o", str(tmp_path / "m.tfm"), "--students", "trained"]
+    command += ["--blocks", "2", "--epochs", "1", "--image-size", "32", "--alpha", "0.2"]
+    real, trained = _StudentTrainer.train, []
+
+    def train(self, index, progress):
+        trained.append(index)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return real(self, index, progress)
+
+    monkeypatch.setattr(_StudentTrainer, "train", train)
+    stopped = run(app, command)
+    assert stopped.exit_code == 130 and "1 trained student kept in" in stopped.stderr
+    went_on = run(app, command)
+    assert went_on.exit_code == 0 and "1 student of an earlier fit found" in went_on.stderr
+    assert trained[:3] == [trained[0], trained[1], trained[1]]  # the first one was not trained again
+    assert os.listdir(tmp_path) == ["m.tfm"]
+
+
+def test_a_model_of_the_command_line_refuses_unreadable_images_in_python(work, model):
+    broken = str(work[0] / "train" / "broken.png")
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        load(model).predict([broken])
+
+
 MISTAKES = {
     "no folder": ["fit", "{root}/nowhere", "-o", "{tmp}/m.tfm"],
     "no images": ["fit", "{tmp}", "-o", "{tmp}/m.tfm"],
@@ -797,8 +844,8 @@ MISTAKES = {
     "scores in a missing folder": ["score", "{model}", "{root}/test", "--out", "{tmp}/nowhere/s.csv"],
     "no classes": ["evaluate", "{model}", "{root}/train"],
     "wrong class": ["evaluate", "{model}", "{root}/test", "--good", "god"],
-    "int8 without images": ["export", "{model}", "--onnx", "{tmp}/m.onnx", "--int8"],
     "info of nothing": ["info", "{root}/nowhere.tfm"],
+    "demo in a folder of something else": ["demo", "{root}/train"],
     "no such teacher": ["teachers", "no_such_model*"],
     "no command": ["fitt"],
 }

@@ -5,9 +5,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import tiny_detector, tiny_extractor, tiny_paper, tiny_students
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from sklearn.ensemble import IsolationForest
 from sklearn.frozen import FrozenEstimator
 from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
@@ -25,37 +27,11 @@ from skl_transformaly import (
     KNNDensity,
     TimmExtractor,
 )
+from skl_transformaly._fusion import interpolated_p_values, p_values
 from skl_transformaly._space import FeatureSpace
 from skl_transformaly.export import ParityError, _export, to_onnx
-from skl_transformaly.export._graph import (
-    OPSET,
-    Operators,
-    enlarge,
-    log_density,
-    preprocess,
-    share_at_most,
-    space_score,
-)
-
-KINDS = {np.dtype(np.uint8): "UINT8", np.dtype(np.float32): "FLOAT", np.dtype(np.float64): "DOUBLE"}
-
-
-def compile_graph(ops, inputs, output, kind):
-    """A function of the arrays `inputs`, name to dtype and rank."""
-    helper, types = onnx.helper, onnx.TensorProto
-    graph = helper.make_graph(
-        ops.nodes,
-        "test",
-        [
-            helper.make_tensor_value_info(name, getattr(types, KINDS[np.dtype(dtype)]), [None] * rank)
-            for name, (dtype, rank) in inputs.items()
-        ],
-        [helper.make_tensor_value_info(output, getattr(types, KINDS[np.dtype(kind)]), None)],
-        ops.initializers,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return lambda **arrays: session.run([output], arrays)[0]
+from skl_transformaly.export._graph import Preprocess, Share, Space, density_module, enlarge
+from skl_transformaly.export._parity import Reference
 
 
 def seeded_images(seed, shape):
@@ -72,43 +48,27 @@ IMAGES = st.builds(
 )
 
 
-# ----- the parts, without a network
+# ----- the parts as torch modules, before they are exported
+
+
+def preprocessing(extractor):
+    config = extractor.teacher_.data_config
+    return Preprocess(extractor.image_size_, extractor.interpolation_, config["mean"], config["std"])
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 def test_preprocessing_agrees_to_the_bit(mode, images):
     extractor = tiny_extractor(interpolation=mode, precision="float32").fit(images)
-    config = extractor.teacher_.data_config
-    ops = Operators("test")
-    pixels = preprocess(ops, "images", extractor.image_size_, mode, config["mean"], config["std"])
-    run = compile_graph(ops, {"images": (np.uint8, 4)}, pixels, np.float32)
+    module = preprocessing(extractor)
 
     @settings(max_examples=60, deadline=None)
     @given(batch=IMAGES)
     def agree(batch):
-        np.testing.assert_array_equal(run(images=batch), extractor.preprocess(batch).numpy())
+        assert torch.equal(module(torch.from_numpy(batch)), extractor.preprocess(batch))
 
     agree()
-
-
-def test_preprocessing_of_a_large_image_agrees_to_the_bit(images):
-    extractor = tiny_extractor(precision="float32", interpolation="bicubic").fit(images)
-    config = extractor.teacher_.data_config
-    ops = Operators("test")
-    pixels = preprocess(ops, "images", (32, 32), "bicubic", config["mean"], config["std"])
-    batch = seeded_images(0, (1, 1203, 2001, 3))
-    run = compile_graph(ops, {"images": (np.uint8, 4)}, pixels, np.float32)
-    np.testing.assert_array_equal(run(images=batch), extractor.preprocess(batch).numpy())
-
-
-@pytest.mark.parametrize("channels", [2, 5])
-def test_a_wrong_number_of_channels_is_refused(channels):
-    ops = Operators("test")
-    run = compile_graph(
-        ops, {"images": (np.uint8, 4)}, preprocess(ops, "images", (8, 8), "bilinear", [0.5] * 3, [0.5] * 3), np.float32
-    )
-    with pytest.raises(Exception, match=r"(?i)invalid|broadcast|bounds|dimension"):
-        run(images=np.zeros((1, 4, 4, channels), np.uint8))
+    large = seeded_images(0, (1, 1203, 2001, 3))
+    assert torch.equal(module(torch.from_numpy(large)), extractor.preprocess(large))
 
 
 DENSITIES = [
@@ -129,9 +89,8 @@ def test_log_densities_agree(density, scale, rng):
     training = rng.normal(size=(60, 4)) @ mixing * scale + 3 * scale
     density = density.fit(training)
     queries = np.vstack([training[:5], rng.normal(size=(10, 4)) * scale, np.full((1, 4), 40 * scale)])
-    ops = Operators("test")
-    run = compile_graph(ops, {"z": (np.float64, 2)}, log_density(ops, "z", density), np.float64)
-    np.testing.assert_allclose(run(z=queries), density.score_samples(queries), rtol=1e-9, atol=1e-8)
+    found = density_module(density)(torch.from_numpy(queries)).numpy()
+    np.testing.assert_allclose(found, density.score_samples(queries), rtol=1e-9, atol=1e-8)
 
 
 @pytest.mark.parametrize("n", [5, 40])
@@ -141,29 +100,23 @@ def test_log_densities_agree(density, scale, rng):
 def test_a_spaces_part_agrees(n, options, rng):
     training, new = rng.normal(size=(n, 12)) + 1, rng.normal(size=(7, 12))
     space = FeatureSpace(GaussianDensity(), **options).fit(training, sizes=[4, 8])
-    ops = Operators("test")
-    run = compile_graph(ops, {"z": (np.float64, 2)}, space_score(ops, "z", space), np.float64)
-    np.testing.assert_allclose(run(z=new), space.score_samples(new), rtol=1e-9, atol=1e-9)
+    found = Space(space)(torch.from_numpy(new)).numpy()
+    np.testing.assert_allclose(found, space.score_samples(new), rtol=1e-9, atol=1e-9)
 
 
-def test_p_values_count_calibration_scores():
-    ops = Operators("test")
-    p = share_at_most(ops, "a", np.array([1.0, 2.0, 2.0, 5.0]))
-    run = compile_graph(ops, {"a": (np.float64, 1)}, p, np.float64)
-    np.testing.assert_allclose(run(a=np.array([0.5, 2.0, 9.0])), [1 / 5, 4 / 5, 1])
+@given(held_out=st.lists(st.integers(-5, 5), min_size=2, max_size=9), scores=st.lists(st.floats(-7, 7), min_size=1))
+def test_p_values_agree(held_out, scores):
+    held_out, scores = np.sort(np.array(held_out, dtype=float)), np.array(scores)
+    for interpolated, reference in ((False, p_values), (True, interpolated_p_values)):
+        found = Share(held_out, interpolated=interpolated)(torch.from_numpy(scores)).numpy()
+        np.testing.assert_allclose(found, reference(scores, held_out), atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [(3, 5), (14, 14), (50, 31)])
 def test_maps_are_enlarged_as_pillow_does(size, rng):
-    from PIL import Image
-
     maps = rng.normal(size=(2, 14, 7)).astype(np.float32)
-    ops = Operators("test")
-    larger = enlarge(ops, "maps", "images")
-    run = compile_graph(ops, {"maps": (np.float32, 3), "images": (np.uint8, 4)}, larger, np.float32)
-    found = run(maps=maps, images=np.zeros((2, *size, 3), np.uint8))
     expected = [Image.fromarray(single).resize(size[::-1], Image.Resampling.BILINEAR) for single in maps]
-    np.testing.assert_allclose(found, np.stack(expected), atol=1e-6)
+    np.testing.assert_allclose(enlarge(torch.from_numpy(maps), *size).numpy(), np.stack(expected), atol=1e-6)
 
 
 # ----- a whole file
@@ -211,6 +164,12 @@ def test_types_and_shapes_of_outputs(session):
     }
 
 
+@pytest.mark.parametrize("channels", [2, 5])
+def test_a_wrong_number_of_channels_is_refused(channels, session):
+    with pytest.raises(Exception, match=r"out of data bounds"):
+        run(session, np.zeros((1, 4, 4, channels), np.uint8))
+
+
 def test_what_was_measured_is_in_the_file(exported, session):
     _, path, report = exported
     metadata = session.get_modelmeta().custom_metadata_map
@@ -243,12 +202,12 @@ def test_the_file_runs_without_torch_timm_or_scikit_learn(exported, tmp_path):
 
 @pytest.fixture
 def tampered(exported, monkeypatch):
-    """Makes every graph come out as one whose Gaussian lies elsewhere."""
+    """Makes every graph come out as one whose densities lie elsewhere."""
     model = onnx.load(exported[1])
     for tensor in model.graph.initializer:
-        if tensor.name.startswith("heads/") and tensor.data_type == onnx.TensorProto.DOUBLE and len(tensor.dims) == 2:
+        if tensor.name.startswith("_spaces") and len(tensor.dims) == 2:
             tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * 1.01, tensor.name))
-    monkeypatch.setattr(_export, "_build", lambda *arguments: model)
+    monkeypatch.setattr(_export, "_trace", lambda *arguments: model)
 
 
 def test_a_graph_that_scores_otherwise_is_not_written(tampered, exported, tmp_path):
@@ -273,8 +232,8 @@ def test_what_is_measured_can_be_printed(tampered, exported, tmp_path, capsys):
 
 def test_an_auroc_beyond_tolerance_is_refused(exported, tmp_path, monkeypatch):
     report = {"score_deviation": 0.0, "auroc_torch": 0.9, "auroc_onnx": 0.88, "auroc_deviation": 0.02, "n_images": 4}
-    monkeypatch.setattr(_export, "_build", lambda *arguments: None)
-    monkeypatch.setattr(_export._Reference, "compare", lambda self, model: report)
+    monkeypatch.setattr(_export, "_trace", lambda *arguments: None)
+    monkeypatch.setattr(Reference, "compare", lambda self, model: report)
     with pytest.raises(ParityError, match=r"AUROC is 0\.8800, the detector's 0\.9000"):
         to_onnx(exported[0], tmp_path / "new.onnx")
 
@@ -293,7 +252,7 @@ def test_a_density_that_has_no_counterpart_is_named(images, tmp_path):
     ids=["detector", "pipeline", "frozen"],
 )
 def test_another_detector_is_refused(detector, tmp_path):
-    with pytest.raises(TypeError, match=r"can be exported to ONNX is a TransformalyDetector.*got (Iso|Pipe)"):
+    with pytest.raises(TypeError, match=r"Only a TransformalyDetector can be exported to ONNX.*got (Iso|Pipe)"):
         to_onnx(detector, tmp_path / "new.onnx")
 
 
@@ -301,11 +260,6 @@ def test_a_file_of_more_than_two_gib_is_refused(fitted, tmp_path, monkeypatch):
     monkeypatch.setattr(_export, "_MAX_BYTES", 1000)
     with pytest.raises(ValueError, match=r"an ONNX file holds less than 2 GiB"):
         to_onnx(fitted[0], tmp_path / "new.onnx")
-
-
-def test_eight_bit_weights_take_images_to_measure_on(fitted, tmp_path):
-    with pytest.raises(ValueError, match=r"give images X"):
-        to_onnx(fitted[0], tmp_path / "new.onnx", quantize="int8")
 
 
 def test_labels_must_be_of_both_kinds(fitted, tmp_path):
@@ -326,6 +280,19 @@ def test_images_of_more_than_eight_bits_are_refused(fitted, tmp_path):
 def exported_scores(detector, path, images, **options):
     report = to_onnx(detector, path, **options)
     return report, run(onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]), images)
+
+
+@pytest.mark.slow
+def test_preprocessing_agrees_to_the_bit_in_onnxruntime(images, tmp_path):
+    extractor = tiny_extractor(interpolation="bicubic", precision="float32").fit(images)
+    module = preprocessing(extractor)
+    module.outputs = ["pixels"]
+    model = _export._trace(module, extractor.image_size_)
+    onnx.save(model, tmp_path / "pixels.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "pixels.onnx", providers=["CPUExecutionProvider"])
+    for seed, shape in enumerate([(1, 1, 1, 1), (1, 1203, 2001, 3), (2, 33, 90, 4), (3, 7, 1, 3), (1, 64, 50, 1)]):
+        batch = seeded_images(seed, shape)
+        np.testing.assert_array_equal(run(session, batch)["pixels"], extractor.preprocess(batch).numpy())
 
 
 @pytest.mark.slow
@@ -367,27 +334,6 @@ def test_families_of_teachers(name, size, images, tmp_path):
     assert report["score_deviation"] < 1e-2 and report["anomaly_map_deviation"] < 5e-2
     expected = detector.score_as_new(images)  # of one batch in size, some near 0
     np.testing.assert_allclose(found["score"], expected, rtol=0, atol=5e-3 * np.abs(expected).max())
-
-
-@pytest.mark.slow
-def test_eight_bit_weights_make_a_smaller_file(images, tmp_path):
-    detector = tiny_detector().fit(images)
-    sizes = [
-        to_onnx(detector, tmp_path / "new.onnx", images, quantize=kind, auroc_tolerance=1)["bytes"]
-        for kind in (None, "int8")
-    ]
-    assert sizes[1] < 0.6 * sizes[0]
-
-
-@pytest.mark.slow
-def test_eight_bit_weights_that_change_decisions_are_warned_about(images, tmp_path, monkeypatch):
-    detector = tiny_detector().fit(images)
-    monkeypatch.setattr(_export, "_DECISIONS_CHANGED", -1)  # how many change is left to chance here
-    with pytest.warns(UserWarning, match=r"8-bit weights \d+% of \d+ decisions differ"):
-        report = to_onnx(detector, tmp_path / "new.onnx", images, quantize="int8", auroc_tolerance=1)
-    session = onnxruntime.InferenceSession(tmp_path / "new.onnx", providers=["CPUExecutionProvider"])
-    found = run(session, np.asarray(images))["decision"] < 0
-    assert report["decisions_changed"] == np.mean(found != (detector.score_as_new(images) < detector.offset_))
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from skl_transformaly.cli._app import (
     app,
     command,
 )
+from skl_transformaly.cli._console import counted
 from skl_transformaly.cli._inputs import (
     check_writable,
     find_images,
@@ -38,9 +39,6 @@ def export(
         list[str] | None,
         typer.Option(metavar="PATH", help="Images to compare on, such as a folder; else a few made-up ones."),
     ] = None,
-    int8: Annotated[
-        bool, typer.Option("--int8", help="Weights in 8 bits: smaller, and other scores. Needs --check.")
-    ] = False,
     weights: Weights = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -49,8 +47,6 @@ def export(
     """Export a model to ONNX, to run without torch or timm; it is compared to the model before it is kept."""
     out = Output(as_json, quiet)
     check_writable(onnx)
-    if int8 and not check:
-        raise Mistake("--int8 needs images to measure its cost on: --check DIR.")
     found = find_images(check, out) if check else None
     if found is not None and (missing := missing_paths(found)):
         raise Mistake(missing_text(missing))
@@ -59,11 +55,11 @@ def export(
     from skl_transformaly.export import ParityError, to_onnx
 
     try:
-        measured = to_onnx(detector, onnx, images, quantize="int8" if int8 else None)
+        measured = to_onnx(detector, onnx, images)
     except (ParityError, TypeError) as error:
         raise Mistake(str(error)) from error
     out.made(
-        f"{onnx}: {measured['bytes'] / 1e6:.1f} MB; on {measured['n_images']} images, scores differ by "
+        f"{onnx}: {measured['bytes'] / 1e6:.1f} MB; on {counted(measured['n_images'], 'image')}, scores differ by "
         f"{measured['score_deviation']:.2g} at most, AUROC by {measured['auroc_deviation']:.2g}.",
         {"onnx": str(onnx), **measured},
     )

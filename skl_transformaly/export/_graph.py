@@ -1,340 +1,364 @@
-"""What torch's exporter does not write: resizing, densities, p-values and maps, in ONNX operators."""
+"""A detector as one torch module, which torch's exporter writes as ONNX: networks in float32, all else in float64.
+
+Each part does what the detector does with numpy and scikit-learn, in operators that ONNX has.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+import torch
 from scipy.special import gammaln
 from sklearn.mixture import GaussianMixture
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from skl_transformaly._calibration import ConformalDetector
 from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity
+from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly._fusion import quantile_knots
 from skl_transformaly._space import FeatureSpace
+from skl_transformaly.students._imitation import block_measures, by_measure, residual_of
+from skl_transformaly.teacher._features import TeacherFeatures
+from skl_transformaly.teacher._network import Teacher
 
-__all__ = [
-    "DENSITIES",
-    "OPSET",
-    "Operators",
-    "enlarge",
-    "interpolated_share",
-    "log_density",
-    "preprocess",
-    "share_at_most",
-    "space_score",
-]
-
-# The last before operators came that onnxruntime 1.20 does not have for all types used here.
-OPSET = 18
-
-# Name of a value in the graph, or the value itself where it is known.
-Value = Any
+__all__ = ["DetectorGraph", "Preprocess", "Share", "Space", "density_module", "enlarge"]
 
 
-class Operators:
-    """Nodes of a graph in the making: ``ops.Add(a, b)`` appends a node and gives the name of what it computes.
+class _Constants(nn.Module):
+    """A module that holds arrays and numbers as buffers; numbers of Python are float64."""
 
-    Parameters
-    ----------
-    prefix : str
-        What all names begin with: unique in the graph.
+    def __init__(self, **values: Any):
+        super().__init__()
+        for name, value in values.items():
+            self.register_buffer(name, torch.from_numpy(np.array(value)))
 
-    Attributes
-    ----------
-    nodes : list of onnx.NodeProto
-        In the order in which they are to run.
-    initializers : list of onnx.TensorProto
-        Arrays and numbers that were inputs.
-
-    Examples
-    --------
-    >>> ops = Operators("example")
-    >>> ops.Add("x", np.float64(1))
-    'example/Add_0'
-    >>> [node.op_type for node in ops.nodes]
-    ['Add']
-    """
-
-    def __init__(self, prefix: str):
-        self.prefix = prefix
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
-
-    def __getattr__(self, op_type: str) -> Callable[..., Any]:
-        if not op_type[0].isupper():
-            raise AttributeError(op_type)
-
-        def append(*inputs: Value, outputs: int = 1, **attributes: Any) -> Any:
-            name = f"{self.prefix}/{op_type}_{len(self.nodes)}"
-            names = [name] if outputs == 1 else [f"{name}:{i}" for i in range(outputs)]
-            self.nodes.append(helper.make_node(op_type, [self.name(x) for x in inputs], names, name, **attributes))
-            return name if outputs == 1 else tuple(names)
-
-        return append
-
-    def name(self, value: Value) -> str:
-        """Name of `value`, which becomes an initializer where it is an array or a number."""
-        if isinstance(value, str):
-            return value
-        name = f"{self.prefix}/constant_{len(self.initializers)}"
-        self.initializers.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
-
-    def double(self, value: Value) -> str:
-        """`value` in float64."""
-        return self.Cast(value, to=TensorProto.DOUBLE)
-
-    def single(self, value: Value) -> str:
-        """`value` in float32."""
-        return self.Cast(value, to=TensorProto.FLOAT)
-
-    def length(self, value: Value, axis: int) -> str:
-        """Length of an axis, an int64 scalar."""
-        return self.Gather(self.Shape(value), np.int64(axis))
-
-    def total(self, value: Value) -> str:
-        """Sum over the last axis, which goes."""
-        return self.ReduceSum(value, np.array([-1]), keepdims=0)
+    def __getattr__(self, name: str) -> Any:  # buffers, to type checkers
+        return super().__getattr__(name)
 
 
-def preprocess(ops: Operators, images: str, size: Sequence[int], mode: str, mean: Any, std: Any) -> str:
-    """Resize and normalise, to the bit as ``TimmExtractor.preprocess`` does.
+# ----- images
+
+
+class Preprocess(_Constants):
+    """Resizes and normalises images, to the bit as ``TimmExtractor.preprocess`` does.
 
     torch resizes bytes as Pillow does: one axis after the other, with weights rounded to 16-bit integers and the result
-    of each axis rounded to bytes. Those sums are integers that float64 holds exactly, so each axis is one matrix
-    product, whose matrix is computed from the size of the images as they come.
+    of each axis rounded to bytes. float64 holds these sums of integers exactly, so each axis is one matrix product,
+    whose matrix is computed from the size that the images have when the graph runs.
 
     Parameters
     ----------
-    images : str
-        uint8 (N, H, W, C); C = 1, 3 or 4, the fourth laid on white.
     size : (int, int)
         Height and width to resize to.
     mode : {"bilinear", "bicubic"}
     mean, std : sequence of float
         Per channel, of pixels in 0-1.
-
-    Returns
-    -------
-    pixels : str
-        float32 (N, 3, *size).
     """
-    planes = ops.Transpose(images, perm=[0, 3, 1, 2])
-    channels = ops.length(planes, 1)
-    # of 2 channels none are colours, and of 5 the table knows nothing: the runtime refuses them
-    colours = ops.Gather(np.array([0, 1, 0, 3, 3]), channels)
-    colours, channels = (ops.Unsqueeze(count, np.array([0])) for count in (colours, channels))
-    axis = np.array([1])
-    colour = ops.Slice(planes, np.array([0]), colours, axis)
-    has_alpha = ops.Squeeze(ops.Equal(channels, np.array([4])), np.array([0]))
 
-    laid = Operators(ops.prefix + "/alpha")
-    alpha = laid.Div(laid.double(laid.Slice(planes, colours, channels, axis)), np.float64(255))
-    white = laid.Mul(laid.Sub(np.float64(1), alpha), np.float64(255))
-    flat = laid.Round(laid.Add(laid.Mul(laid.double(colour), alpha), white))
-    opaque = Operators(ops.prefix + "/opaque")
-    planes = ops.If(has_alpha, then_branch=_branch(laid, flat), else_branch=_branch(opaque, opaque.double(colour)))
+    def __init__(self, size: Sequence[int], mode: str, mean: Sequence[float], std: Sequence[float]):
+        centre, spread = (np.array(values, dtype=np.float32).reshape(-1, 1, 1) for values in (mean, std))
+        # by the number of channels, which of them are red, green and blue; 9 is out of bounds at run time
+        colours = np.array([[9, 9, 9], [0, 0, 0], [9, 9, 9], [0, 1, 2], [0, 1, 2]])
+        super().__init__(mean=centre, std=spread, colours=colours, powers=2.0 ** np.arange(23))
+        self._size, self._mode = size, mode
 
-    across, unit = _byte_weights(ops, ops.double(ops.length(planes, 3)), np.float64(size[1]), mode)
-    planes = _to_bytes(ops, ops.MatMul(planes, ops.Transpose(across, perm=[1, 0])), unit)
-    down, unit = _byte_weights(ops, ops.double(ops.length(planes, 2)), np.float64(size[0]), mode)
-    planes = _to_bytes(ops, ops.MatMul(down, planes), unit)
-    mean, std = (np.array(values, dtype=np.float32).reshape(-1, 1, 1) for values in (mean, std))
-    return ops.Div(ops.Sub(ops.Div(ops.single(planes), np.float32(255)), mean), std)
+    def forward(self, images: Tensor) -> Tensor:
+        """Pixels (N, 3, height, width), float32, of images (N, H, W, C), uint8; C is 1, 3 or 4."""
+        planes = images.permute(0, 3, 1, 2)
+        channels = planes.shape[1]
+        colour = planes.index_select(1, self.colours[channels]).double()
+        has_alpha = torch.scalar_tensor(channels) == 4
+        alpha = torch.where(has_alpha, planes[:, -1:].double() / 255, 1.0)
+        planes = (colour * alpha + (1 - alpha) * 255).round()  # laid on white
+        weights, unit = self._byte_weights(planes.shape[3], self._size[1])
+        planes = _to_bytes(planes @ weights.T, unit)
+        weights, unit = self._byte_weights(planes.shape[2], self._size[0])
+        planes = _to_bytes(weights @ planes, unit)
+        return (planes.float() / 255 - self.mean) / self.std
 
-
-def _branch(ops: Operators, result: str) -> onnx.GraphProto:
-    output = helper.make_tensor_value_info(result, TensorProto.DOUBLE, [None] * 4)
-    return helper.make_graph(ops.nodes, ops.prefix, [], [output], ops.initializers)
-
-
-def _byte_weights(ops: Operators, size_in: Value, size_out: Value, mode: str) -> tuple[str, str]:
-    """Weights (out, in) as integers, and the integer that stands for 1: the largest with which they fit 16 bits."""
-    weights = _weights(ops, size_in, size_out, mode)
-    largest = ops.ReduceMax(weights, keepdims=0)
-    powers = 2.0 ** np.arange(23)
-    fits = ops.Less(ops.Floor(ops.Add(ops.Mul(largest, powers[1:]), np.float64(0.5))), np.float64(2**15))
-    unit = ops.Gather(powers, ops.total(ops.Cast(fits, to=TensorProto.INT64)))
-    rounded = ops.Floor(ops.Add(ops.Mul(ops.Abs(weights), unit), np.float64(0.5)))
-    return ops.Mul(ops.Sign(weights), rounded), unit
+    def _byte_weights(self, size_in: int, size_out: int) -> tuple[Tensor, Tensor]:
+        """Weights (out, in) as integers, and the integer that stands for 1: the largest with which they fit 16 bits."""
+        weights = _weights(size_in, size_out, self._mode)
+        fits = (weights.max() * self.powers[1:] + 0.5).floor() < 2**15
+        unit = self.powers[fits.sum()]
+        return weights.sign() * (weights.abs() * unit + 0.5).floor(), unit
 
 
-def _to_bytes(ops: Operators, sums: str, unit: str) -> str:
-    rounded = ops.Floor(ops.Div(ops.Add(sums, ops.Div(unit, np.float64(2))), unit))
-    return ops.Clip(rounded, np.float64(0), np.float64(255))
+def _to_bytes(sums: Tensor, unit: Tensor) -> Tensor:
+    return ((sums + unit / 2) / unit).floor().clamp(0, 255)
 
 
-def _weights(ops: Operators, size_in: Value, size_out: Value, mode: str) -> str:
+def _weights(size_in: int, size_out: int, mode: str) -> Tensor:
     """What each pixel of a line (columns) adds to each of the resized line (rows): antialiased, edges renormalised."""
-    one, half = np.float64(1), np.float64(0.5)
-    scale = ops.Div(size_in, size_out)
-    stretch = ops.Max(scale, one)
-    support = ops.Mul(stretch, np.float64({"bilinear": 1, "bicubic": 2}[mode]))
-    centre = ops.Mul(ops.Add(ops.Range(np.float64(0), size_out, one), half), scale)
-    centre = ops.Unsqueeze(centre, np.array([1]))
-    place = ops.Range(np.float64(0), size_in, one)
-    first = ops.Floor(ops.Add(ops.Sub(centre, support), half))
-    end = ops.Floor(ops.Add(ops.Add(centre, support), half))
-    x = ops.Abs(ops.Mul(ops.Add(ops.Sub(place, centre), half), ops.Reciprocal(stretch)))
-    heights = (_triangle if mode == "bilinear" else _cubic)(ops, x)
-    inside = ops.And(ops.GreaterOrEqual(place, first), ops.Less(place, end))
-    heights = ops.Where(inside, heights, np.float64(0))
-    return ops.Div(heights, ops.ReduceSum(heights, np.array([1]), keepdims=1))
+    scale = torch.scalar_tensor(size_in, dtype=torch.float64) / torch.scalar_tensor(size_out, dtype=torch.float64)
+    stretch = scale.clamp(min=1)
+    support = stretch * {"bilinear": 1, "bicubic": 2}[mode]
+    centre = ((torch.arange(size_out, dtype=torch.float64) + 0.5) * scale).unsqueeze(1)
+    place = torch.arange(size_in, dtype=torch.float64)
+    inside = (place >= (centre - support + 0.5).floor()) & (place < (centre + support + 0.5).floor())
+    x = ((place - centre + 0.5) * (1 / stretch)).abs()
+    if mode == "bilinear":
+        heights = (1 - x).clamp(min=0)
+    else:  # Keys's cubic with a = -0.5
+        far = torch.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0.0)
+        heights = torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1, far)
+    heights = torch.where(inside, heights, 0.0)
+    return heights / heights.sum(1, keepdim=True)
 
 
-def _triangle(ops: Operators, x: str) -> str:
-    return ops.Max(ops.Sub(np.float64(1), x), np.float64(0))
+def enlarge(maps: Tensor, height: int, width: int) -> Tensor:
+    """Maps (N, h, w), float32, as (N, height, width): bilinear, as Pillow resizes floats."""
+    maps = (maps.double() @ _weights(maps.shape[2], width, "bilinear").T).float()
+    return (_weights(maps.shape[1], height, "bilinear") @ maps.double()).float()
 
 
-def _cubic(ops: Operators, x: str) -> str:
-    """Keys's cubic with a = -0.5, by Horner's scheme."""
-
-    def polynomial(*coefficients: float) -> str:
-        value: Value = np.float64(coefficients[0])
-        for coefficient in coefficients[1:]:
-            value = ops.Add(ops.Mul(value, x), np.float64(coefficient))
-        return value
-
-    near, far = polynomial(1.5, -2.5, 0, 1), polynomial(-0.5, 2.5, -4, 2)
-    far = ops.Where(ops.Less(x, np.float64(2)), far, np.float64(0))
-    return ops.Where(ops.Less(x, np.float64(1)), near, far)
+# ----- densities and p-values
 
 
-def enlarge(ops: Operators, maps: str, images: str) -> str:
-    """Maps (N, h, w), float32, at the size of `images` (N, H, W, C): bilinear, as Pillow resizes floats."""
-    for axis, perm in ((2, None), (1, [1, 0])):
-        size_in, size_out = (ops.double(ops.length(value, axis)) for value in (maps, images))
-        weights = _weights(ops, size_in, size_out, "bilinear")
-        if perm is None:
-            product = ops.MatMul(ops.double(maps), ops.Transpose(weights, perm=[1, 0]))
-        else:
-            product = ops.MatMul(weights, ops.double(maps))
-        maps = ops.single(product)
-    return maps
+class _Gaussian(_Constants):
+    def __init__(self, density: GaussianDensity):
+        super().__init__(
+            mean=density.mean_,
+            scale=density.scale_,
+            components=density.components_,
+            variances=(1 - density.shrinkage_) * density.variances_ + density.floor_,
+            floor=density.floor_,
+            peak=density.score_samples(density.mean_[np.newaxis]),
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        delta = (z - self.mean) / self.scale
+        inside = delta @ self.components.T
+        squares = (inside.square() / self.variances).sum(1)
+        if len(self.components) < len(self.mean):
+            outside = delta - inside @ self.components
+            squares = squares + outside.square().sum(1) / self.floor
+        return self.peak - squares / 2
 
 
-def space_score(ops: Operators, z: str, space: FeatureSpace) -> str:
-    """``space.score_samples(z)`` of float64 features (N, D): float64 (N,)."""
-    if space.normalize and not space.discrepancy:
-        ends = np.cumsum(space.sizes_)
-        groups = [
-            ops.Slice(z, np.array([start]), np.array([end]), np.array([1]))
-            for start, end in zip(ends - space.sizes_, ends)
-        ]
-        z = ops.Concat(*[_unit_length(ops, group) for group in groups], axis=1)
-    if hasattr(space, "whitening_"):
-        pca = space.whitening_
-        scales = np.sqrt(np.maximum(pca.explained_variance_, np.finfo(np.float64).eps))
-        z = ops.MatMul(ops.Sub(z, pca.mean_), pca.components_.T / scales)
-    log_likelihood = log_density(ops, z, space.density_)
-    return ops.Div(ops.Sub(log_likelihood, np.float64(space.location_)), np.float64(space.spread_))
+class _Mixture(_Constants):
+    def __init__(self, mixture: GaussianMixture):
+        k, d = mixture.means_.shape
+        factors = mixture.precisions_cholesky_
+        if mixture.covariance_type == "spherical":
+            factors = np.repeat(factors[:, np.newaxis], d, axis=1)
+        if mixture.covariance_type in ("diag", "spherical"):
+            factors = np.stack([np.diag(factor) for factor in factors])
+        factors = np.broadcast_to(factors, (k, d, d))
+        determinants = np.log(np.diagonal(factors, axis1=1, axis2=2)).sum(axis=1)
+        constants = np.log(mixture.weights_) + determinants - d / 2 * np.log(2 * np.pi)
+        super().__init__(means=mixture.means_[:, np.newaxis], factors=factors, constants=constants[:, np.newaxis])
+
+    def forward(self, z: Tensor) -> Tensor:
+        white = (z - self.means) @ self.factors  # (k, N, d)
+        logs = self.constants - white.square().sum(2) / 2
+        largest = logs.amax(0)
+        return (logs - largest).exp().sum(0).log() + largest
 
 
-def _unit_length(ops: Operators, z: str) -> str:
-    norm = ops.Sqrt(ops.ReduceSum(ops.Mul(z, z), np.array([1]), keepdims=1))
-    return ops.Div(z, ops.Where(ops.Equal(norm, np.float64(0)), np.float64(1), norm))
+class _Neighbors(_Constants):
+    def __init__(self, density: KNNDensity):
+        samples, count = density.samples_, density.neighbors_.n_neighbors
+        n, d = samples.shape
+        log_ball = d / 2 * np.log(np.pi) - gammaln(d / 2 + 1)
+        super().__init__(
+            samples=samples,
+            squares=(samples**2).sum(axis=1),
+            floor=density.floor_,
+            constant=np.log(count) - np.log(n) - log_ball,
+        )
+        self._count = count
+
+    def forward(self, z: Tensor) -> Tensor:
+        # |t|^2 - 2 z t finds the neighbours t; cancellation spoils it as a distance, which is taken from differences
+        near = self.squares - 2 * (z @ self.samples.T)
+        found = near.topk(self._count, dim=1, largest=False).indices
+        distance = (self.samples[found] - z.unsqueeze(1)).square().sum(2).amax(1).sqrt()
+        return self.constant - self.samples.shape[1] * torch.maximum(distance, self.floor).log()
 
 
-def log_density(ops: Operators, z: str, density: Any) -> str:
-    """``density.score_samples(z)`` of float64 features (N, d): float64 (N,).
+class _Auto(_Constants):
+    def __init__(self, density: AutoDensity):
+        super().__init__(locations=density.location_, spreads=density.spread_)
+        self._parts = nn.ModuleList([_Gaussian(density.gaussian_), _Neighbors(density.neighbors_)])
+
+    def forward(self, z: Tensor) -> Tensor:
+        logs = torch.stack([part(z) for part in self._parts], dim=1)
+        return ((logs - self.locations) / self.spreads).mean(1)
+
+
+_DENSITIES: dict[type, Callable[[Any], nn.Module]] = {
+    AutoDensity: _Auto,
+    GaussianDensity: _Gaussian,
+    GaussianMixture: _Mixture,
+    KNNDensity: _Neighbors,
+}
+
+
+def density_module(density: Any) -> nn.Module:
+    """``density.score_samples`` as a module: float64 features (N, d) to (N,).
 
     Raises
     ------
     TypeError
-        A density of which there is no version in ONNX operators.
+        There is no such module for the density.
     """
-    write = DENSITIES.get(type(density))
-    if write is None:
+    if type(density) not in _DENSITIES:
         raise TypeError(
             f"A density of class {type(density).__name__} cannot be exported to ONNX; those that can are "
-            f"{', '.join(kind.__name__ for kind in DENSITIES)} (by name: 'auto', 'gaussian', 'gmm', 'knn')."
+            f"{', '.join(kind.__name__ for kind in _DENSITIES)} (by name: 'auto', 'gaussian', 'gmm', 'knn')."
         )
-    return write(ops, z, density)
+    return _DENSITIES[type(density)](density)
 
 
-def _gaussian(ops: Operators, z: str, density: GaussianDensity) -> str:
-    delta = ops.Div(ops.Sub(z, density.mean_), density.scale_)
-    inside = ops.MatMul(delta, np.ascontiguousarray(density.components_.T))
-    variances = (1 - density.shrinkage_) * density.variances_ + density.floor_
-    squares = ops.total(ops.Div(ops.Mul(inside, inside), variances))
-    d, rank = len(density.mean_), len(variances)
-    if rank < d:
-        outside = ops.Sub(delta, ops.MatMul(inside, density.components_))
-        squares = ops.Add(squares, ops.Div(ops.total(ops.Mul(outside, outside)), np.float64(density.floor_)))
-    log_determinant = np.log(variances).sum() + (d - rank) * np.log(density.floor_)
-    constant = 0.5 * (d * np.log(2 * np.pi) + log_determinant) + np.log(density.scale_).sum()
-    return ops.Sub(ops.Mul(squares, np.float64(-0.5)), np.float64(constant))
+class Space(_Constants):
+    """``space.score_samples`` as a module: features (N, D) to float64 (N,)."""
+
+    def __init__(self, space: FeatureSpace):
+        whitening = {}
+        if hasattr(space, "whitening_"):
+            pca = space.whitening_
+            scales = np.sqrt(np.maximum(pca.explained_variance_, np.finfo(np.float64).eps))
+            whitening = {"mean": pca.mean_, "directions": pca.components_.T / scales}
+        super().__init__(location=space.location_, spread=space.spread_, **whitening)
+        self._groups = space.sizes_.tolist() if space.normalize and not space.discrepancy else None
+        self._whitens = bool(whitening)
+        self._density = density_module(space.density_)
+
+    def forward(self, z: Tensor) -> Tensor:
+        z = z.double()
+        if self._groups is not None:
+            # all zeros stay what they are
+            z = torch.cat([F.normalize(group, eps=1e-300) for group in z.split(self._groups, dim=1)], dim=1)
+        if self._whitens:
+            z = (z - self.mean) @ self.directions
+        return (self._density(z) - self.location) / self.spread
 
 
-def _auto(ops: Operators, z: str, density: AutoDensity) -> str:
-    parts = []
-    for part, location, spread in zip((density.gaussian_, density.neighbors_), density.location_, density.spread_):
-        parts.append(ops.Div(ops.Sub(log_density(ops, z, part), np.float64(location)), np.float64(2 * spread)))
-    return ops.Add(*parts)
+class Share(_Constants):
+    """P-values of scores, float64 (N,).
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n,)
+        Of held-out normal images.
+    interpolated : bool
+        As `interpolated_p_values` has them, or as `p_values` has them.
+    """
+
+    def __init__(self, scores: np.ndarray, *, interpolated: bool):
+        values = quantile_knots(np.sort(scores)) if interpolated else scores
+        # by how many values are at most the score: the nearest of these, and how far the next value is
+        left, width = np.concatenate([values[:1] - 1, values]), np.concatenate([[1.0], np.diff(values), [np.inf]])
+        super().__init__(values=values, left=left, width=width)
+        self._n, self._interpolated = len(scores), interpolated
+
+    def forward(self, score: Tensor) -> Tensor:
+        count = (self.values <= score.unsqueeze(1)).sum(1)
+        if not self._interpolated:
+            return (count.double() + 1) / (self._n + 1)
+        within = (score - self.left[count]) / self.width[count]
+        share = ((count.double() + within) / (self._n + 1)).clamp(min=1 / (self._n + 1))
+        return torch.where(count == self._n, 1.0, share)
 
 
-def _mixture(ops: Operators, z: str, mixture: GaussianMixture) -> str:
-    parts = []
-    for k, (mean, weight) in enumerate(zip(mixture.means_, mixture.weights_)):
-        factor = mixture.precisions_cholesky_ if mixture.covariance_type == "tied" else mixture.precisions_cholesky_[k]
-        if mixture.covariance_type in ("diag", "spherical"):
-            factor = np.diag(np.broadcast_to(factor, len(mean)))
-        white = ops.MatMul(ops.Sub(z, mean), factor)
-        constant = np.log(weight) + np.log(np.diag(factor)).sum() - len(mean) / 2 * np.log(2 * np.pi)
-        squares = ops.ReduceSum(ops.Mul(white, white), np.array([1]), keepdims=1)
-        parts.append(ops.Add(ops.Mul(squares, np.float64(-0.5)), np.float64(constant)))
-    logs = ops.Concat(*parts, axis=1)
-    largest = ops.ReduceMax(logs, np.array([1]), keepdims=1)
-    rest = ops.Log(ops.total(ops.Exp(ops.Sub(logs, largest))))
-    return ops.Add(rest, ops.Squeeze(largest, np.array([1])))
+# ----- the whole
 
 
-def _neighbors(ops: Operators, z: str, density: KNNDensity) -> str:
-    training = density.samples_
-    n, d = training.shape
-    k = density.n_neighbors
-    # |z - t|^2 less |z|^2 finds the neighbours; cancellation spoils it as a distance, which is taken from differences
-    near = ops.Add(ops.Mul(ops.MatMul(z, training.T.copy()), np.float64(-2)), (training**2).sum(axis=1))
-    _, found = ops.TopK(near, np.array([k]), axis=1, largest=0, sorted=1, outputs=2)
-    difference = ops.Sub(ops.Gather(training, found), ops.Unsqueeze(z, np.array([1])))
-    squares = ops.total(ops.Mul(difference, difference))
-    distance = ops.Sqrt(ops.ReduceMax(squares, np.array([1]), keepdims=0))
-    logs = ops.Log(ops.Max(distance, np.float64(density.floor_)))
-    log_ball = d / 2 * np.log(np.pi) - gammaln(d / 2 + 1)
-    return ops.Sub(np.float64(np.log(k) - np.log(n) - log_ball), ops.Mul(logs, np.float64(d)))
+class _Network(nn.Module):
+    """Teacher and students, in float32 on the CPU: pixels to features of each space, and maps of each block."""
+
+    def __init__(self, teacher: Teacher, spaces: list[str], students: Any, *, with_map: bool):
+        super().__init__()
+        # a copy: exporting swaps parameters for stand-ins, and others may be scoring with this teacher
+        self._model = copy.deepcopy(teacher.model).to("cpu", torch.float32)
+        self._teacher = Teacher(self._model, teacher.data_config, teacher.weights_sha256)
+        modules = [] if students is None else students.students_
+        self._students = nn.ModuleList(copy.deepcopy(student).to("cpu", torch.float32) for student in modules)
+        self._indices = [] if students is None else students.block_indices_.tolist()
+        self._measures = () if students is None else students.measures_
+        self._usual = dict(zip(self._indices, students.residuals_)) if with_map else {}
+        self._spaces = spaces
+
+    def forward(self, pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        students = dict(zip(self._indices, self._students))
+        measured: dict[int, Tensor] = {}
+        maps: list[Tensor] = []
+        teacher = self._teacher
+        extractor: Any = SimpleNamespace(blocks_=teacher.blocks, to_maps=teacher.to_maps, classify=teacher.classify)
+        watch, features_of = TeacherFeatures(extractor, self._spaces, 0).watch()
+
+        def visit(index, block, args, kwargs, output):
+            if watch is not None:
+                watch(index, block, args, kwargs, output)
+            if index in students:
+                residual = residual_of(students[index], args, kwargs, output)
+                measured[index] = block_measures(self._measures, args[0], output, residual)
+                if self._usual:
+                    maps.append(self._usual[index].standardize(teacher.to_maps(residual)).unsqueeze(1))
+
+        z_p = teacher.embed(pixels, visit)
+        features = {space: torch.cat(parts, dim=1) for space, parts in features_of(z_p).items()}
+        if measured:
+            features["discrepancy"] = by_measure(measured)
+        return [features[space] for space in self._spaces], maps
 
 
-DENSITIES: dict[type, Callable[[Operators, str, Any], str]] = {
-    AutoDensity: _auto,
-    GaussianDensity: _gaussian,
-    GaussianMixture: _mixture,
-    KNNDensity: _neighbors,
-}
+class DetectorGraph(nn.Module):
+    """A detector: images (N, H, W, C), uint8, to what `outputs` names.
 
+    Parameters
+    ----------
+    core : TransformalyDetector
+        Not changed, but copied.
+    conformal : ConformalDetector or None
+        Its threshold and p-values take the place of those of `core`.
+    with_map : bool
+        Whether to compute anomaly maps.
 
-def share_at_most(ops: Operators, score: str, calibration: np.ndarray) -> str:
-    """P-values: the share of calibration scores, and one more, that are at most the score, float64 (N,)."""
-    return ops.Div(ops.Add(_count_at_most(ops, score, calibration), np.float64(1)), np.float64(len(calibration) + 1))
+    Attributes
+    ----------
+    outputs : list of str
+        "score", "decision", "p_value" and "anomaly_map", or the first ones of these.
 
+    Raises
+    ------
+    TypeError
+        A density cannot be exported.
+    """
 
-def interpolated_share(ops: Operators, score: str, held_out: np.ndarray) -> str:
-    """P-values as `interpolated_p_values` has them, float64 (N,)."""
-    knots = quantile_knots(np.sort(held_out))
-    n = len(knots)
-    # the knots left and right of a score, of which `count` are at most as high; right of all is infinitely far
-    left = np.concatenate([knots[:1] - 1, knots])
-    width = np.concatenate([[1.0], np.diff(knots), [np.inf]])
-    count = _count_at_most(ops, score, knots)
-    place = ops.Cast(count, to=TensorProto.INT64)
-    within = ops.Div(ops.Sub(score, ops.Gather(left, place)), ops.Gather(width, place))
-    share = ops.Div(ops.Add(count, within), np.float64(n + 1))
-    share = ops.Max(share, np.float64(1 / (n + 1)))
-    return ops.Where(ops.Equal(place, np.int64(n)), np.float64(1), share)
+    def __init__(self, core: TransformalyDetector, conformal: ConformalDetector | None, *, with_map: bool):
+        super().__init__()
+        spaces, extractor = list(core.feature_spaces_), core.extractor_
+        self._spaces = nn.ModuleList(Space(core.spaces_[name]) for name in spaces)
+        config = extractor.teacher_.data_config
+        self._preprocess = Preprocess(extractor.image_size_, extractor.interpolation_, config["mean"], config["std"])
+        students = core.students_ if "discrepancy" in spaces else None
+        self._network = _Network(extractor.teacher_, spaces, students, with_map=with_map)
+        self._offset = core.offset_ if conformal is None else conformal.offset_
+        self._share: Share | None = None
+        if conformal is not None:
+            self._share = Share(conformal.calibration_scores_, interpolated=False)
+        elif core.held_out_:
+            self._share = Share(core.training_scores_[~np.isnan(core.training_scores_)], interpolated=True)
+        self.outputs = ["score", "decision"] + ["p_value"] * (self._share is not None) + ["anomaly_map"] * with_map
 
-
-def _count_at_most(ops: Operators, score: str, values: np.ndarray) -> str:
-    """How many of the values are at most the score, float64 (N,)."""
-    return ops.total(ops.double(ops.LessOrEqual(values, ops.Unsqueeze(score, np.array([1])))))
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        features, maps = self._network(self._preprocess(images))
+        score = torch.stack([space(z) for space, z in zip(self._spaces, features)]).sum(0)
+        found = [score, score - self._offset]
+        if self._share is not None:
+            found.append(self._share(score))
+        if maps:
+            size = max(tuple(single.shape[2:]) for single in maps)
+            same = [
+                single if tuple(single.shape[2:]) == size else F.interpolate(single, size, mode="nearest")
+                for single in maps
+            ]
+            found.append(enlarge(torch.cat(same, dim=1).mean(1), images.shape[1], images.shape[2]))
+        return tuple(found)
