@@ -163,7 +163,7 @@ class OnnxScorer:
         self.has_maps = "anomaly_map" in outputs
         self._outputs = [name for name in outputs if name != "anomaly_map"]
         metadata = session.get_modelmeta().custom_metadata_map
-        wanted = {name: metadata.get(_METADATA_PREFIX + name, "") for name in ("teacher", "versions", "quantize")}
+        wanted = {name: metadata.get(_METADATA_PREFIX + name, "") for name in ("teacher", "versions")}
         self.about = {**wanted, **(about or {})}
         size = metadata.get(_METADATA_PREFIX + "image_size", "")
         self.at_least = least_side([int(side) for side in size.split("x")]) if size else None
