@@ -123,7 +123,9 @@ def _mistake(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error).lower()):
         return "not enough memory: use smaller batches (--batch-size of fit), or smaller images. " + str(error)
     if isinstance(error, (Mistake, ValueError, OSError, ImportError, FloatingPointError)):
-        return str(error) or type(error).__name__
+        from skl_transformaly.images._values import SKIP_ADVICE
+
+        return str(error).removesuffix(SKIP_ADVICE) or type(error).__name__
     return None
 
 

@@ -7,6 +7,7 @@ import skl_transformaly.cli._report
 import skl_transformaly.cli._evaluate
 import skl_transformaly.cli._export
 import skl_transformaly.cli._serve
+import skl_transformaly.cli._demo
 import skl_transformaly.cli._info  # noqa: F401
 from skl_transformaly.cli._app import app, run
 

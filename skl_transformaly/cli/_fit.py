@@ -230,7 +230,8 @@ class _Kept:
 
         if self._own:
             shutil.rmtree(self.folder / "joblib", ignore_errors=True)
-            with contextlib.suppress(OSError):  # something else is in it
+            with contextlib.suppress(OSError):  # if something else is in it, it stays
+                (self.folder / ".gitignore").unlink(missing_ok=True)  # joblib's
                 self.folder.rmdir()
 
 

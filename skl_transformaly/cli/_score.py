@@ -138,11 +138,13 @@ def _summarise(detector: Any, found: FoundFiles, tally: _Tally, out: Path | None
         tell.warn(strange)
     blank = tally.blank + len(tally.unreadable)
     readable = len(found.paths) - blank
-    not_read = f", {blank} could not be read" if blank else ""
-    text = f"{tally.anomalies - blank} of {len(found.paths)} images are anomalies{not_read}{passed_over(found)}."
+    anomalies = tally.anomalies - blank
+    text = f"{counted(len(found.paths), 'image')}: {anomalies} {'anomaly' if anomalies == 1 else 'anomalies'}"
+    text += f", {blank} could not be read" if blank else ""
+    text += f"{passed_over(found)}."
     alarms = FalseAlarms.of(detector) if readable else None
     if alarms is not None:
-        text += f" If all were normal, about {alarms.expected * readable:.0f} would be flagged."
+        text += f" If all were normal, {alarms.expected * readable:.1f} would be flagged on average."
     if out is None:
         tell.note(text)
         return

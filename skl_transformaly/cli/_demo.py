@@ -1,0 +1,80 @@
+"""``transformaly demo``: the first steps, on pieces of two photographs that come with scikit-learn."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from skl_transformaly.cli._app import Debug, Mistake, Output, Quiet, app, command
+from skl_transformaly.cli._fit import fit
+from skl_transformaly.cli._report import report
+from skl_transformaly.cli._score import score
+
+__all__ = ["demo"]
+
+# Pixels of a piece's side, and how many pieces of the first photograph are normal images of the fit
+_SIDE, _FITTED = 80, 28
+# Pieces of the second photograph, among the others of the first
+_ANOMALIES = 8
+
+
+@app.command()
+@command
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make, for images and results.")] = Path(
+        "transformaly-demo"
+    ),
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Try fit, score and report on pieces of two photographs, without images of your own: in a minute, offline."""
+    out = Output(False, quiet)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Mistake(f"{str(folder)!r} is not an empty folder: name another one.")
+    _write_images(folder, out)
+    normal, new, model = str(folder / "normal"), str(folder / "new"), folder / "model.tfm"
+    scores, page = folder / "scores.csv", folder / "report.html"
+
+    _show(out, "fit", normal, "-o", model)
+    fit(normal=[normal], output=model, quiet=quiet, debug=debug)
+    _show(out, "score", model, new, "--out", scores)
+    score(model=model, paths=[new], out=scores, quiet=quiet, debug=debug)
+    _show(out, "report", model, new, "--normal", normal, "--out", page)
+    report(model=model, paths=[new], out=page, normal=Path(normal), quiet=quiet, debug=debug)
+    out.note(
+        f"\nOpen {page} in a browser: the pieces of the other photograph should come first.\n"
+        f"{scores} has the same as a table.\n"
+        "With images of your own: transformaly fit FOLDER_OF_NORMAL_IMAGES -o model.tfm"
+    )
+
+
+def _show(out: Output, *words: str | Path) -> None:
+    out.note(f"\n$ transformaly {shlex.join(map(str, words))}")
+
+
+def _write_images(folder: Path, out: Output) -> None:
+    """Cut the photographs into pieces, in an order that does not depend on their place."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    rng = np.random.default_rng(0)
+    for kind in ("normal", "new"):
+        (folder / kind).mkdir(parents=True)
+    for name in ("china", "flower"):
+        photograph = load_sample_image(f"{name}.jpg")
+        height, width = (side // _SIDE * _SIDE for side in photograph.shape[:2])
+        corners = [(top, left) for top in range(0, height, _SIDE) for left in range(0, width, _SIDE)]
+        order = rng.permutation(len(corners))
+        for i, place in enumerate(order if name == "china" else order[:_ANOMALIES]):
+            top, left = corners[place]
+            piece = Image.fromarray(photograph[top : top + _SIDE, left : left + _SIDE])
+            kind = "normal" if name == "china" and i < _FITTED else "new"
+            piece.save(folder / kind / f"{name}-{i:02}.png")
+    out.note(
+        f"{folder}: pieces of a photograph of a temple as normal images, and as new ones more of them and "
+        f"{_ANOMALIES} of a flower."
+    )
