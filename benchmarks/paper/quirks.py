@@ -72,6 +72,7 @@ def train_to_best_epoch(
                 best = copy.deepcopy(student.state_dict())
             history["validation_loss"].append(held_out)
             progress.update()
+    training.end()
     student.load_state_dict(best)
     return history
 

@@ -101,6 +101,7 @@ def train_student(
             progress.set_postfix(block=layer.index, loss=f"{losses[-1]:.3g}", refresh=False)
             progress.update()
         training.settle()
+    training.end()
     return {"loss": losses}
 
 
@@ -173,6 +174,10 @@ class StudentTraining:
         """
         self.imitation.settle(np.arange(self._n_images), self._batch_size)
 
+    def end(self) -> None:
+        """Leave the student as it is to be used."""
+        self.imitation.end()
+
 
 class Imitation(nn.Module):
     """A student together with what it is to imitate; as a module it is ``x -> student(x, *args)``."""
@@ -184,6 +189,11 @@ class Imitation(nn.Module):
         self.extractor = extractor
         self._like = next(student.parameters())
         self._share = token_share
+        # channels last took a quarter of the processor time off a fit with EfficientNet-lite0 at 224 pixels (AVX2)
+        maps = layer.inputs.ndim == 4 and any(isinstance(module, nn.Conv2d) for module in student.modules())
+        self._memory_format = torch.channels_last if maps else torch.preserve_format
+        if maps:
+            student.to(memory_format=torch.channels_last)
         plain = token_share < 1 and not layer.args and not layer.kwargs
         self._partial = partial_forward(student, layer.inputs[:1].to(self._like)) if plain else None
 
@@ -200,7 +210,7 @@ class Imitation(nn.Module):
     def loss(self, rows: np.ndarray, tokens: Tensor | None = None) -> Tensor:
         """Mean squared error over the images `rows`, their tokens (or those of `tokens`) and channels (Eq. 1)."""
         picked = torch.from_numpy(rows)
-        inputs, targets = self.layer.inputs[picked].to(self._like), self.layer.outputs[picked]
+        inputs, targets = self._inputs(picked), self.layer.outputs[picked]
         if tokens is not None:
             targets = targets[:, tokens.to(targets.device)]
         with self.extractor.compute():
@@ -211,7 +221,15 @@ class Imitation(nn.Module):
         """Set batch-norm statistics to those of the images `rows`."""
         batches = np.array_split(rows, -(-len(rows) // batch_size))
         with self.extractor.compute():
-            update_bn((self.layer.inputs[torch.from_numpy(batch)].to(self._like) for batch in batches), self)
+            update_bn((self._inputs(torch.from_numpy(batch)) for batch in batches), self)
+
+    def end(self) -> None:
+        """Lay the student's weights out as those of a student that was loaded, so that both compute the same bits."""
+        if self._memory_format is torch.channels_last:
+            self.student.to(memory_format=torch.contiguous_format)
+
+    def _inputs(self, picked: Tensor) -> Tensor:
+        return self.layer.inputs[picked].to(self._like, memory_format=self._memory_format)
 
 
 class Descent:
