@@ -197,3 +197,20 @@ def test_a_file_holds_coefficients_and_not_what_they_came_from(images, tmp_path)
     save(detector, tmp_path / "a.tfm", teacher=False)
     weights = sum(w.nbytes for w in (*detector.students_.local_weights_, *detector.students_.context_weights_))
     assert (tmp_path / "a.tfm").stat().st_size < weights + 400_000
+
+
+@pytest.mark.parametrize("sizes", [(12,), (5, 7), (4, 1, 7)])
+def test_students_learn_in_parts_as_at_once(images, sizes):
+    students, start = RidgeStudents(n_blocks=2, extractor=tiny_extractor()), 0
+    for size in sizes:
+        students.partial_fit(images[start : start + size])
+        start += size
+    whole = RidgeStudents(n_blocks=2, extractor=tiny_extractor()).fit(images)
+    np.testing.assert_allclose(students.transform(images), whole.transform(images), rtol=1e-8)
+    last = slice(12 - sizes[-1], None)
+    np.testing.assert_allclose(students.held_out_discrepancies_, whole.held_out_discrepancies_[last], rtol=1e-6)
+
+
+def test_students_of_fit_keep_no_sums_to_go_on_with(images):
+    with pytest.raises(ValueError, match="keeps no sums"):
+        RidgeStudents(n_blocks=2, extractor=tiny_extractor()).fit(images[:6]).partial_fit(images[6:])

@@ -162,8 +162,9 @@ class RidgeStudent(nn.Module):
 class Sums:
     """Products of features and targets of one block, added up over images, in float64."""
 
-    def __init__(self, layout: Layout):
+    def __init__(self, layout: Layout, size: tuple[int, int]):
         self.layout = layout
+        self.size = size
         self.parts: list[np.ndarray] = []
         self.origin: tuple[Tensor, Tensor] | None = None
 

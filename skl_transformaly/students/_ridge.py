@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -114,6 +115,8 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     (8, 4)
     """
 
+    _sums: dict[int, Sums]  # kept by partial_fit alone
+
     _parameter_constraints: dict = {
         "n_blocks": [Interval(Integral, 1, None, closed="left"), "array-like", None],
         "ridge": [Interval(Real, 0, None, closed="neither")],
@@ -183,23 +186,82 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
                 "updates": self.updates_,
             }
         solved = cache("ridge students", key, lambda: self._solve(images))
-        self._layouts, self._sizes, local, context, self._inverses = solved
         self.cache_keys_ = key
-        self.residuals_ = [None] * len(self.block_indices_)
-        self.context_weights_ = context
-        self.local_weights_ = local
-        self._build()
+        self._set_solution(solved)
         if alone:
             self.measure_training(images)
         return self
 
+    @all_or_nothing
+    @own_settings()
+    def partial_fit(self, X: Any, y: Any = None) -> RidgeStudents:
+        """Learn from more images: the students are those of a fit on the images of all calls, to rounding.
+
+        Parameters
+        ----------
+        X : images
+            More normal images; 2 at least in the first call.
+        y : ignored
+
+        Returns
+        -------
+        self : RidgeStudents
+            `training_discrepancies_` and `held_out_discrepancies_` are those of the images of this call.
+
+        Raises
+        ------
+        ValueError
+            `X` is not images, or students were fitted by `fit`, which keeps no sums to go on with.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skl_transformaly import RidgeStudents, TimmExtractor
+        >>> images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+        >>> teacher = TimmExtractor("vit_tiny_patch16_224", weights=None, image_size=32)
+        >>> parts = RidgeStudents(n_blocks=2, extractor=teacher).partial_fit(images[:3]).partial_fit(images[3:])
+        >>> whole = RidgeStudents(n_blocks=2, extractor=teacher).fit(images)
+        >>> bool(np.allclose(parts.transform(images), whole.transform(images), rtol=1e-3))
+        True
+        """
+        sums: dict[int, Sums] = {}
+        if self.__sklearn_is_fitted__():
+            if not self._sums:
+                raise ValueError(
+                    "These students were fitted by fit, which keeps no sums to go on with: pass all images to "
+                    "partial_fit, from the first on."
+                )
+            images = self._check_images(X, reset=False)
+            sums = {index: copy(kept) for index, kept in self._sums.items()}
+            self._take_recording()
+        else:
+            images, _ = self._begin(X, None)
+            self.updates_ = self.updates
+        self._add(images, sums)
+        self.cache_keys_ = {}
+        self._set_solution(self._solution(dict(sums)))
+        self._sums = sums
+        self.measure_training(images)
+        return self
+
+    def _set_solution(self, solved: tuple[list, list, list, list, list]) -> None:
+        self._layouts, self._sizes, self.local_weights_, self.context_weights_, self._inverses = solved
+        self.residuals_ = [None] * len(self.block_indices_)
+        self._sums = {}
+        self._build()
+
     def _solve(self, images: Images) -> tuple[list, list, list, list, list]:
         """One pass of the teacher, and a solution for each block."""
-        extractor = self.extractor_
-        inspect_blocks(images, extractor)
-        wanted = set(self.block_indices_.tolist())
         sums: dict[int, Sums] = {}
-        sizes: dict[int, tuple[int, int]] = {}
+        self._add(images, sums)
+        return self._solution(sums)
+
+    def _add(self, images: Images, sums: dict[int, Sums]) -> None:
+        """Run the teacher, record it, and add to the sums of its blocks, which are made if there are none."""
+        extractor = self.extractor_
+        if not sums:
+            inspect_blocks(images, extractor)
+        wanted = set(self.block_indices_.tolist())
         recording = self._recording = Recording(_RECORDED_BYTES)
 
         def run(part: Part) -> dict[int, list[np.ndarray]]:
@@ -208,8 +270,8 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
             def visit(index, block, args, kwargs, output):
                 if index in wanted:
                     if index not in sums:
-                        sums[index] = Sums(Layout.of(args[0], output, extractor))
-                        sizes[index] = _map_size(sums[index].layout, output)
+                        layout = Layout.of(args[0], output, extractor)
+                        sums[index] = Sums(layout, _map_size(layout, output))
                     with torch.autocast(output.device.type, enabled=False):
                         found[index] = sums[index].products(args[0], output)
 
@@ -225,11 +287,14 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
                     for index, products in found.items():
                         sums[index].add(products)
                 progress.update(len(positions))
+
+    def _solution(self, sums: dict[int, Sums]) -> tuple[list, list, list, list, list]:
+        """Layouts, sizes, coefficients and inverses by block; `sums` are used up, so that each is freed in time."""
         indices = self.block_indices_.tolist()
-        dtype = np.float64 if getattr(extractor, "precision_", None) == "float64" else np.float32
-        layouts, local, context, inverses = [], [], [], []
+        dtype = np.float64 if getattr(self.extractor_, "precision_", None) == "float64" else np.float32
+        layouts, sizes, local, context, inverses = [], [], [], [], []
         for index in indices:
-            block = sums.pop(index)  # its sums are freed before the next block's solution is made
+            block = sums.pop(index)
             if not all(np.isfinite(part).all() for part in block.parts):
                 raise FloatingPointError(
                     f"Block {index} of the teacher gave a value that is not finite. Give the extractor "
@@ -240,12 +305,13 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
             with single_threaded_blas():
                 coefficients, inverse = block.solve(self.ridge)
             layouts.append(block.layout)
+            sizes.append(block.size)
             origin = [part.double().cpu().numpy() for part in block.origin]
             coefficients[-1] -= np.concatenate(origin) @ coefficients
             local.append(np.ascontiguousarray(coefficients[:split].T, dtype=dtype))
             context.append(np.ascontiguousarray(coefficients[split:].T, dtype=dtype))
             inverses.append((inverse.astype(dtype), *(part.astype(dtype) for part in origin)))
-        return layouts, [sizes[index] for index in indices], local, context, inverses
+        return layouts, sizes, local, context, inverses
 
     @property
     def measures_(self) -> tuple[str, ...]:
@@ -259,7 +325,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     def restore(self, layouts: list[Layout], sizes: list[tuple[int, int]]) -> None:
         """Set what is not an array of the fitted state, as a model file does."""
         self._layouts, self._sizes = layouts, sizes
-        self._inverses, self.cache_keys_ = [], {}
+        self._inverses, self.cache_keys_, self._sums = [], {}, {}
         self._build()
 
     def _build(self) -> None:
