@@ -15,10 +15,10 @@ from skl_transformaly._space import FeatureSpace
 from skl_transformaly.images._sequence import Images
 from skl_transformaly.students._imitation import Comparer
 
-__all__ = ["ExplanationMixin", "nearest", "reasons", "scatter", "where_readable"]
+__all__ = ["PLAINLY", "ExplanationMixin", "nearest", "reasons", "scatter", "where_readable"]
 
 # What the spaces describe, for people.
-_PLAINLY = {
+PLAINLY = {
     "pretrained": "the teacher's description of the whole image",
     "classes": "what the teacher takes it for",
     "layers": "the teacher's later layers",
@@ -181,7 +181,7 @@ def reasons(
             found[i] = "normal"
         else:
             name = spaces[int(row.argmax())]
-            where = _PLAINLY[name]
+            where = PLAINLY[name]
             if name == "discrepancy" and len(blocks):
                 where = f"{where}, block {blocks[int(terms[i].argmin())]}"
             found[i] = (
