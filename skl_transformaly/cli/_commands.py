@@ -3,6 +3,7 @@
 # isort: off
 import skl_transformaly.cli._fit
 import skl_transformaly.cli._score
+import skl_transformaly.cli._watch
 import skl_transformaly.cli._report
 import skl_transformaly.cli._evaluate
 import skl_transformaly.cli._export

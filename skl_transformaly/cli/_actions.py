@@ -1,0 +1,401 @@
+"""What `watch` does about anomalies: move or link their files, run a command, call a URL; each until it has worked."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import filecmp
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skl_transformaly.cli._scores import Row, State, append_whole, file_state
+from skl_transformaly.utils._files import replacing
+
+__all__ = ["Actions", "Hook", "Shelf"]
+
+_COMMAND_SECONDS, _URL_SECONDS = 60.0, 10.0
+# Seconds until what failed is tried again: twice as long each time, up to this
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+_FIELDS = ("path", "score", "decision", "p_value", "prediction", "moved_to")
+_NAME = re.compile(f"{{({'|'.join(_FIELDS)})}}")
+
+
+class Hook:
+    """Tells somebody of an anomaly: runs a command, or posts JSON to a URL.
+
+    Parameters
+    ----------
+    target : str
+        A URL of http or https; else a command and its arguments, quoted as for a shell, which no shell sees. In the
+        arguments {path}, {score}, {decision}, {p_value}, {prediction} and {moved_to} are replaced; without any of these
+        the path of the image is added as the last argument. The command finds the row as JSON on its stdin.
+
+    Raises
+    ------
+    ValueError
+        The command is empty, is not quoted properly, or is not there.
+    """
+
+    def __init__(self, target: str):
+        self.url = target if target.lower().startswith(("http://", "https://")) else None
+        self.arguments: list[str] = []
+        if self.url is not None:
+            return
+        try:
+            self.arguments = shlex.split(target, posix=os.name != "nt")
+        except ValueError as error:
+            raise ValueError(f"--on-anomaly {target!r} is not a command: {error}.") from error
+        if not self.arguments or shutil.which(self.arguments[0]) is None:
+            raise ValueError(f"--on-anomaly {target!r} is neither a URL of http or https, nor a command that is there.")
+
+    def __call__(self, row: Row) -> None:
+        """Tell of an anomaly.
+
+        Raises
+        ------
+        OSError
+            The command failed or took more than a minute; the server did not answer with 2xx within 10 seconds.
+        """
+        content = json.dumps(row).encode()
+        if self.url is not None:
+            _post(self.url, content)
+        else:
+            _execute(self._filled_in(row), content)
+
+    def _filled_in(self, row: Row) -> list[str]:
+        place = row["moved_to"] or row["path"]
+        values = {**row, "path": place}
+        if not any(_NAME.search(argument) for argument in self.arguments[1:]):
+            return [*self.arguments, place]
+        return [self.arguments[0], *(_replaced(argument, values) for argument in self.arguments[1:])]
+
+
+def _replaced(argument: str, values: dict[str, Any]) -> str:
+    """`argument` with the values of names in braces; what a value holds is not looked at again."""
+    return _NAME.sub(lambda found: "" if values[found[1]] is None else str(values[found[1]]), argument)
+
+
+def _execute(arguments: list[str], content: bytes) -> None:
+    process = subprocess.Popen(
+        arguments,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        # Ctrl-C is for the watcher, which lets the command end
+        start_new_session=os.name != "nt",
+    )
+    try:
+        process.communicate(content, timeout=_COMMAND_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise OSError(f"{arguments[0]} took more than {_COMMAND_SECONDS:.0f} s, and was stopped") from None
+    finally:
+        if process.poll() is None:
+            _kill(process)
+    if process.returncode:
+        raise OSError(f"{arguments[0]} ended with status {process.returncode}")
+
+
+def _kill(process: subprocess.Popen) -> None:
+    if os.name == "nt":
+        process.kill()
+    else:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Sends nothing to an address that the user did not name."""
+
+    def redirect_request(self, *arguments: Any, **more: Any) -> None:
+        return None
+
+
+def _post(url: str, content: bytes) -> None:
+    headers = {"Content-Type": "application/json", "User-Agent": "skl-transformaly"}
+    request = urllib.request.Request(url, content, headers, method="POST")
+    try:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=_URL_SECONDS):
+            pass
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise OSError(f"{url} answered {error.code}") from None
+    except (OSError, ValueError) as error:  # URLError is an OSError; http.client's are ValueErrors in part
+        raise OSError(f"{url}: {getattr(error, 'reason', error)}") from error
+
+
+@dataclass
+class Shelf:
+    """Folder that anomalies are moved to, or in which they are linked, in the folders that they came from.
+
+    Attributes
+    ----------
+    folder : Path
+    root : Path
+        The watched folder, below which the files are.
+    link : bool
+        Leave the files where they are, and make symbolic links.
+    """
+
+    folder: Path
+    root: Path
+    link: bool = False
+
+    def __call__(self, path: str, state: State) -> str | None:
+        """Move or link a file.
+
+        Parameters
+        ----------
+        path : str
+        state : `file_state`
+            Of the file that is meant.
+
+        Returns
+        -------
+        place : str or None
+            Where it is now, or where its link is. None if the file is gone or has changed.
+
+        Raises
+        ------
+        OSError
+            It cannot be moved or linked.
+        """
+        if state is None or file_state(path) != state:
+            return None
+        wanted = self.folder / os.path.relpath(path, self.root)
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        target, number = wanted, 0
+        while os.path.lexists(target):
+            if self._is_there(path, target):
+                return str(target)
+            number += 1
+            target = wanted.with_stem(f"{wanted.stem}-{number}")
+        if self.link:
+            target.symlink_to(os.path.abspath(path))
+        else:
+            _move(path, target)
+        return str(target)
+
+    def _is_there(self, path: str, target: Path) -> bool:
+        """Whether an earlier run, which was killed before it could note it, put `path` at `target`."""
+        if self.link:
+            return target.is_symlink() and os.readlink(target) == os.path.abspath(path)
+        if target.is_file() and filecmp.cmp(path, target, shallow=False):
+            os.unlink(path)
+            return True
+        return False
+
+
+def _move(path: str, target: Path) -> None:
+    try:
+        os.rename(path, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # to another disk: whole or not at all
+        part = target.with_name(f".{target.name}.part")
+        try:
+            shutil.copy2(path, part)
+            os.replace(part, target)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        os.unlink(path)
+
+
+@dataclass
+class _Due:
+    """An anomaly about which something is still to be done."""
+
+    row: Row
+    number: int  # which of the rows of its path it is, counted from 1
+    state: State
+    left: list[str]
+    warned: bool = False
+
+    def key(self) -> dict[str, Any]:
+        return {"path": self.row["path"], "number": self.number}
+
+    def line(self) -> bytes:
+        return _line({"due": self.row, "number": self.number, "state": self.state, "actions": self.left})
+
+
+class Actions:
+    """What is to be done about anomalies, kept in a file so that nothing is forgotten when the program is stopped.
+
+    An anomaly is noted before its row is written, and each action after it has worked. So each is done at least once;
+    twice only if the program is killed between an action and its note.
+
+    Parameters
+    ----------
+    path : Path
+        The file. It is made when the first anomaly comes.
+    shelf : Shelf or None
+    hook : Hook or None
+    warn : callable
+        Takes a text.
+    count : callable
+        Takes a path, and returns how many rows of it there are. What was noted before a row that was never written is
+        not done: the image is scored again.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        shelf: Shelf | None,
+        hook: Hook | None,
+        *,
+        warn: Callable[[str], None],
+        count: Callable[[str], int],
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.path = path
+        self.shelf = shelf
+        self.hook = hook
+        self._warn = warn
+        self._count = count
+        self._clock = clock
+        self._file: Any = None
+        self._late = b""  # lines about what is done
+        self._pause, self._not_before = _FIRST_PAUSE, -float("inf")
+        self._due = [due for due in _read(path) if count(due.row["path"]) >= due.number]
+
+    @property
+    def waiting(self) -> int:
+        """Number of anomalies about which something is still to be done."""
+        return len(self._due)
+
+    def note(self, rows: Iterable[Row], states: dict[str, State]) -> list[_Due]:
+        """Write down what is to be done about the anomalies among `rows`, before these rows are written.
+
+        Returns
+        -------
+        due : list
+            To be passed to `add` when the rows are written.
+
+        Raises
+        ------
+        OSError
+            It cannot be written; nothing was.
+        """
+        due = []
+        for row in rows:
+            # a file that cannot be read may still be written to
+            move = self.shelf is not None and row["score"] is not None
+            actions = ["move"] * move + ["tell"] * (self.hook is not None)
+            if row["prediction"] < 0 and actions:
+                number = self._count(row["path"]) + 1
+                due.append(_Due({**row, "moved_to": None}, number, states[row["path"]], actions))
+        self._write(b"".join(one.line() for one in due))
+        return due
+
+    def add(self, due: list[_Due]) -> None:
+        self._due += due
+
+    def run(self, stopping: Callable[[], bool] = lambda: False) -> None:
+        """Do what is to be done; what fails is tried again by a later call, after a pause."""
+        self._write_late()
+        if self._clock() < self._not_before:
+            return
+        failed = False
+        for due in list(self._due):
+            if stopping():
+                return
+            try:
+                self._do(due)
+            except OSError as error:
+                failed = True
+                self._due.remove(due)
+                self._due.append(due)
+                if not due.warned:
+                    due.warned = True
+                    self._warn(f"{due.row['path']}: {error}. It is tried again until it works.")
+                if due.left and due.left[0] == "tell":
+                    break  # a server that is down would keep everybody waiting for each anomaly
+            else:
+                self._due.remove(due)
+        if failed:
+            self._not_before = self._clock() + self._pause
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        else:
+            self._pause = _FIRST_PAUSE
+
+    def _do(self, due: _Due) -> None:
+        """Do what is left; what fails keeps nothing else from being done."""
+        failure = None
+        for action in list(due.left):
+            try:
+                if action == "move" and self.shelf is not None:
+                    due.row["moved_to"] = self.shelf(due.row["path"], due.state)
+                elif action == "tell" and self.hook is not None:
+                    self.hook(due.row)
+                else:
+                    continue  # of an earlier run, and not asked for now
+                due.left.remove(action)
+                self._late += _line({"done": action, **due.key(), "moved_to": due.row["moved_to"]})
+                self._write_late()
+            except OSError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def _write(self, content: bytes) -> None:
+        if not content:
+            return
+        if self._file is None:
+            self._start()
+        append_whole(self._file, content, self._file.seek(0, os.SEEK_END))
+
+    def _write_late(self) -> None:
+        """Write down what is done; if the disk is full, later: it need not be done again for that."""
+        with contextlib.suppress(OSError):
+            self._write(self._late)
+            self._late = b""
+
+    def _start(self) -> None:
+        """Write down what an earlier run left to be done, and be ready for more."""
+        with replacing(self.path) as file:
+            file.write(b"".join(due.line() for due in self._due))
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+
+    def close(self) -> None:
+        self._write_late()
+        if self._file is not None:
+            self._file.close()
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry).encode() + b"\n"
+
+
+def _read(path: Path) -> list[_Due]:
+    """What a file of actions leaves to be done; a part of a line, at its end, is left out."""
+    found: dict[tuple[str, int], _Due] = {}
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        for line in file:
+            try:
+                entry = json.loads(line)
+                number = int(entry["number"])
+                if "due" in entry:
+                    row = {name: entry["due"][name] for name in _FIELDS}
+                    size, changed = entry["state"]
+                    actions = [str(action) for action in entry["actions"]]
+                    found[row["path"], number] = _Due(row, number, (int(size), int(changed)), actions)
+                elif (entry["path"], number) in found:
+                    due = found[entry["path"], number]
+                    due.left = [action for action in due.left if action != entry["done"]]
+                    due.row["moved_to"] = entry["moved_to"]
+            except (ValueError, TypeError, KeyError):
+                continue
+    return [due for due in found.values() if due.left]

@@ -1,0 +1,204 @@
+"""``transformaly watch``: scores of images as they appear in a folder, until it is stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from skl_transformaly.cli._app import Debug, Json, Mistake, Output, Quiet, Weights, app, command, plain
+from skl_transformaly.cli._inputs import check_model, check_writable, load_model
+
+if TYPE_CHECKING:
+    from skl_transformaly.cli._actions import Actions
+    from skl_transformaly.cli._scores import ScoreFile
+    from skl_transformaly.cli._watcher import Watcher
+
+__all__ = ["watch"]
+
+_SLICE = 0.1  # seconds after which a stop is noticed
+
+
+@app.command()
+@command
+def watch(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder, with those in it.", show_default=False)],
+    model: Annotated[
+        Path, typer.Option("--model", "-m", metavar="MODEL", help="A model file that `fit` made.", show_default=False)
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="Rows of scores, .jsonl or .csv; added to.", show_default=False
+        ),
+    ],
+    move_to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Move anomalies to this folder, in the folders they came from.")
+    ] = None,
+    link_to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Leave anomalies where they are, and link them in this folder.")
+    ] = None,
+    on_anomaly: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND|URL",
+            help="Called for each anomaly: a command, which gets the path as its last argument, or in place of {path} "
+            "(and {score}, {p_value}), without a shell; or a URL, to which JSON is posted.",
+        ),
+    ] = None,
+    interval: Annotated[float, typer.Option(min=0.05, metavar="S", help="Seconds between two looks.")] = 1.0,
+    settle: Annotated[
+        float, typer.Option(min=0, metavar="S", help="Seconds for which a file must not change to be complete.")
+    ] = 2.0,
+    patience: Annotated[
+        float, typer.Option(min=0, metavar="S", help="Seconds after which a file that cannot be read is given up.")
+    ] = 60.0,
+    once: Annotated[bool, typer.Option("--once", help="Stop when all that is there is scored.")] = False,
+    weights: Weights = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Score images as they appear in a folder, until SIGTERM or Ctrl-C.
+
+    What is in the folder already is scored as well, unless --out has its row. Started again after any stop, it goes on
+    where it was: no image is lost, and none is scored twice unless it has changed.
+    """
+    tell = Output(as_json, quiet)
+    if not folder.is_dir():
+        raise Mistake(f"There is no folder {str(folder)!r} to watch.")
+    if out.suffix.lower() not in (".csv", ".jsonl"):
+        raise Mistake(f"--out {str(out)!r} must end in .jsonl or .csv.")
+    check_writable(out)
+    check_model(model)
+    shelf = _shelf(folder, move_to, link_to)
+    from skl_transformaly.cli._actions import Actions, Hook
+    from skl_transformaly.cli._scores import open_scores
+    from skl_transformaly.cli._watcher import Arrivals, Watcher
+
+    hook = None if on_anomaly is None else Hook(on_anomaly)
+    with _until_stopped() as stopping:
+        detector, header = load_model(model, weights)
+        with open_scores(out, resume=True, model=header["sha256"]) as file:
+            _check_rows(file)
+            actions = Actions(_beside(out), shelf, hook, warn=tell.warn, count=file.count)
+            excluded = [] if shelf is None else [shelf.folder]
+            arrivals = Arrivals(folder, settle=settle, patience=patience, excluded=excluded)
+            with _display(tell, folder) as (on_row, show), contextlib.closing(actions):
+                watcher = Watcher(
+                    detector,
+                    file,
+                    arrivals,
+                    actions,
+                    on_row=on_row,
+                    warn=tell.warn,
+                    stopping=stopping,
+                    sleep=lambda seconds: _sleep(seconds, stopping),
+                )
+                watcher.run(interval, once=once, idle=lambda: show(watcher))
+            _finish(tell, watcher, actions, out)
+
+
+def _shelf(folder: Path, move_to: Path | None, link_to: Path | None) -> Any:
+    if move_to is not None and link_to is not None:
+        raise Mistake("--move-to and --link-to exclude each other.")
+    target = move_to or link_to
+    if target is None:
+        return None
+    if os.path.realpath(target) == os.path.realpath(folder):
+        raise Mistake(f"{'--move-to' if move_to else '--link-to'} must be another folder than the watched one.")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise Mistake(f"{str(target)!r} is not a folder.") from None
+    from skl_transformaly.cli._actions import Shelf
+
+    return Shelf(Path(os.path.abspath(target)), Path(os.path.abspath(folder)), link=link_to is not None)
+
+
+def _beside(out: Path) -> Path:
+    return out.with_name(out.name + ".actions.jsonl")
+
+
+def _check_rows(file: ScoreFile) -> None:
+    strange = [path for path in file.done if not file.knows(path)]
+    if strange:
+        raise Mistake(
+            f"{str(file.target)!r} has rows of another model, or of an unknown one, such as that of {strange[0]!r}: "
+            "score into another file."
+        )
+
+
+@contextlib.contextmanager
+def _until_stopped() -> Iterator[Callable[[], bool]]:
+    """Give a function that returns whether SIGTERM or SIGINT came; a second one stops the program at once."""
+    came: list[int] = []
+
+    def stop(signum: int, frame: Any) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(signum)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _sleep(seconds: float, stopping: Callable[[], bool]) -> None:
+    end = time.monotonic() + seconds
+    while not stopping() and (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, _SLICE))
+
+
+@contextlib.contextmanager
+def _display(tell: Output, folder: Path) -> Iterator[tuple[Callable[[dict], None], Callable[[Watcher], None]]]:
+    """Give a function that shows a row, and one that shows how things are."""
+
+    def on_row(row: dict[str, Any]) -> None:
+        if tell.json:
+            print(json.dumps(row), flush=True)
+        if row["prediction"] < 0 and row["score"] is not None:
+            rare = "" if row["p_value"] is None else f", p = {row['p_value']:.2g}"
+            tell.note(f"{time.strftime('%H:%M:%S')} anomaly: {row['path']} (score {row['score']:.4g}{rare})")
+
+    if not tell.lively:
+        tell.note(f"Watching {folder}.")
+        yield on_row, lambda watcher: None
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status(Text(plain(f"Watching {folder}")), spinner="dots") as status:
+        yield on_row, lambda watcher: status.update(Text(plain(f"Watching {folder}: {_state(watcher)}")))
+
+
+def _state(watcher: Watcher) -> str:
+    counts = watcher.counts
+    parts = [f"{counts.scored} scored", _anomalies(counts.anomalies)]
+    if counts.unreadable:
+        parts.append(f"{len(counts.unreadable)} unreadable")
+    if watcher.arrivals.waiting:
+        parts.append(f"{watcher.arrivals.waiting} not complete")
+    if watcher.actions.waiting:
+        parts.append(f"{watcher.actions.waiting} to be moved or told of")
+    return ", ".join(parts)
+
+
+def _anomalies(number: int) -> str:
+    return f"{number} anomal{'y' if number == 1 else 'ies'}"
+
+
+def _finish(tell: Output, watcher: Watcher, actions: Actions, out: Path) -> None:
+    if actions.waiting:
+        tell.warn(f"still to be moved or told of at the next start: {_anomalies(actions.waiting)}.")
+    tell.note(f"{out}: {_state(watcher)}.")

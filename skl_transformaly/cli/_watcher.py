@@ -1,0 +1,295 @@
+"""Files that appear in a folder, found when they are complete, scored, and written down once."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from skl_transformaly._drift import DriftMonitor
+from skl_transformaly.cli._actions import Actions
+from skl_transformaly.cli._scores import Row, ScoreFile, State, file_state
+from skl_transformaly.images._folders import has_image_suffix, is_image
+
+__all__ = ["Arrivals", "Watcher"]
+
+# Images that are scored before their rows are written, and before a stop is heeded
+_CHUNK = 32
+# Seconds between two tries to write, and between two warnings that it still fails
+_RETRY, _REMIND = 1.0, 60.0
+
+
+@dataclass
+class _Waiting:
+    state: State
+    since: float
+    unreadable: bool = False
+
+
+class Arrivals:
+    """Finds the images in a folder that are complete and have no row yet.
+
+    A file is complete if its size and its time of change have stayed the same for `settle` seconds. One that cannot be
+    decoded then may still be written to, by a writer that pauses: it counts as complete if it stays as it is for
+    `patience` seconds.
+
+    Parameters
+    ----------
+    folder : path
+        Searched with the folders in it. Hidden files and folders are passed over.
+    settle, patience : float
+        In seconds.
+    excluded : iterable of path
+        Folders that are not searched.
+    clock : callable
+        Returns seconds.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        settle: float,
+        patience: float,
+        excluded: Iterable[str | os.PathLike] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.folder = os.path.abspath(folder)
+        self.settle = settle
+        self.patience = patience
+        self._excluded = {os.path.realpath(path) for path in excluded}
+        self._clock = clock
+        self._waiting: dict[str, _Waiting] = {}
+        self._no_images: dict[str, State] = {}
+        self._troubles: dict[str, str] = {}
+        self._told: set[str] = set()
+
+    def look(self, known: Callable[[str, State], bool]) -> list[str]:
+        """Look through the folder once.
+
+        Parameters
+        ----------
+        known : callable
+            Takes path and state, and returns whether there is a row of that.
+
+        Returns
+        -------
+        complete : list of str
+            Absolute paths, in the order in which the files were changed.
+
+        Raises
+        ------
+        OSError
+            The folder cannot be listed. What cannot be listed below it is a trouble.
+        """
+        now = self._clock()
+        seen: dict[str, _Waiting] = {}
+        complete = []
+        for path, state in self._files(self.folder, set()):
+            if known(path, state) or self._no_images.get(path) == state:
+                continue
+            waiting = self._waiting.get(path)
+            if waiting is None or waiting.state != state:
+                waiting = _Waiting(state, now)
+            seen[path] = waiting
+            if now - waiting.since >= (self.patience if waiting.unreadable else self.settle):
+                if os.path.splitext(path)[1] or is_image(path):
+                    complete.append((state, path))
+                elif waiting.unreadable:
+                    self._no_images[path] = state
+                else:
+                    waiting.unreadable = True
+        self._waiting = seen
+        return [path for _, path in sorted(complete, key=lambda item: (item[0][1], item[1]))]
+
+    def put_off(self, path: str) -> bool:
+        """Take note that a file cannot be read, and return whether it gets more time."""
+        waiting = self._waiting.get(path)
+        if waiting is None or self._clock() - waiting.since >= self.patience:
+            return False
+        waiting.unreadable = True
+        return True
+
+    def take_troubles(self) -> list[tuple[str, str]]:
+        """Folders and files that could not be listed, and why; each once."""
+        new = [(path, why) for path, why in self._troubles.items() if path not in self._told]
+        self._told.update(self._troubles)
+        self._troubles.clear()
+        return new
+
+    @property
+    def waiting(self) -> int:
+        """Number of files that are not complete, or have no row yet."""
+        return len(self._waiting)
+
+    def _files(self, folder: str, above: set[tuple[int, int]]) -> Iterator[tuple[str, tuple[int, int]]]:
+        place = os.stat(folder)
+        identity = (place.st_dev, place.st_ino)
+        if identity in above or os.path.realpath(folder) in self._excluded:
+            return
+        with os.scandir(folder) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+        for entry in visible:
+            try:
+                if entry.is_dir():
+                    yield from self._files(entry.path, above | {identity})
+                elif entry.is_file() and (has_image_suffix(entry.name) or not os.path.splitext(entry.name)[1]):
+                    status = entry.stat()
+                    yield entry.path, (status.st_size, status.st_mtime_ns)
+            except FileNotFoundError:
+                continue  # gone since
+            except OSError as error:
+                self._troubles[entry.path] = error.strerror or str(error)
+
+
+@dataclass
+class Counts:
+    """What a watcher has done since it was started."""
+
+    scored: int = 0
+    anomalies: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+class Watcher:
+    """Scores the images that appear in a folder, writes their rows, and does what is to be done about anomalies.
+
+    Parameters
+    ----------
+    detector : fitted detector
+    file : ScoreFile
+        With the digest of the model.
+    arrivals : Arrivals
+    actions : Actions
+    on_row : callable
+        Takes each row that was written.
+    warn : callable
+        Takes a text.
+    stopping : callable
+        Whether to come to an end.
+    sleep : callable
+        Waits so many seconds, or less if it is `stopping`.
+    """
+
+    def __init__(
+        self,
+        detector: Any,
+        file: ScoreFile,
+        arrivals: Arrivals,
+        actions: Actions,
+        *,
+        on_row: Callable[[Row], None],
+        warn: Callable[[str], None],
+        stopping: Callable[[], bool],
+        sleep: Callable[[float], None],
+    ):
+        self.detector = detector
+        self.file = file
+        self.arrivals = arrivals
+        self.actions = actions
+        self.counts = Counts()
+        self._on_row, self._warn, self._stopping, self._sleep = on_row, warn, stopping, sleep
+        self._blind = False
+        self._monitor = _monitor(detector, [score for score, _ in file.done.values()])
+        self._drifted = False
+        self._check_drift()
+
+    def run(self, interval: float, *, once: bool = False, idle: Callable[[], None] = lambda: None) -> None:
+        """Look, score and write, until it is time to stop; with `once`, until nothing is left to do."""
+        while not self._stopping():
+            start = time.monotonic()
+            self.step()
+            if once and not self.arrivals.waiting and not self._blind:
+                return
+            idle()
+            # a folder that takes long to list is not listed all the time
+            self._sleep(max(interval, time.monotonic() - start))
+
+    def step(self) -> None:
+        """Look through the folder once, and deal with what is complete."""
+        try:
+            complete = self.arrivals.look(self.file.holds)
+            self._blind = False
+        except OSError as error:
+            complete = []
+            if not self._blind:
+                self._warn(f"{error.filename or self.arrivals.folder}: {error.strerror or error}. Waiting for it.")
+            self._blind = True
+        for folder, why in self.arrivals.take_troubles():
+            self._warn(f"{folder}: {why}. What is in it is not scored.")
+        for start in range(0, len(complete), _CHUNK):
+            if self._stopping():
+                return
+            self._score(complete[start : start + _CHUNK])
+            self.actions.run(self._stopping)
+        self.actions.run(self._stopping)
+
+    def _score(self, paths: list[str]) -> None:
+        from skl_transformaly.cli._score import scored
+
+        unreadable: dict[str, str] = {}
+        states: dict[str, State] = {}
+        (rows,) = scored(self.detector, paths, unreadable, states)
+        rows = [row for row in rows if self._is_final(row["path"], states[row["path"]], row["path"] in unreadable)]
+        if not rows or not self._write(rows, states):
+            return
+        self.counts.scored += len(rows)
+        for row in rows:
+            self.counts.anomalies += row["prediction"] < 0 and row["score"] is not None
+            if row["path"] in unreadable:
+                self.counts.unreadable[row["path"]] = unreadable[row["path"]]
+                self._warn(f"{row['path']} could not be read: {unreadable[row['path']]}")
+            self._on_row(row)
+        if self._monitor is not None:
+            self._monitor.update_scores([row["score"] for row in rows if row["score"] is not None])
+            self._check_drift()
+
+    def _is_final(self, path: str, before: State, unreadable: bool) -> bool:
+        """Whether the row of a file can be written; else the file is gone, or looked at again."""
+        now = file_state(path)
+        if unreadable:
+            return now is not None and now == before and not self.arrivals.put_off(path)
+        return before is not None and now in (before, None)
+
+    def _write(self, rows: list[Row], states: dict[str, State]) -> bool:
+        """Write rows, and try again as long as it fails; False if it is time to stop first."""
+        told = -float("inf")
+        due = None
+        while True:
+            try:
+                due = self.actions.note(rows, states) if due is None else due
+                self.file.write(rows, {row["path"]: states[row["path"]] for row in rows})
+            except OSError as error:
+                if time.monotonic() - told >= _REMIND:
+                    told = time.monotonic()
+                    why = error.strerror or error
+                    self._warn(f"{str(self.file.target)!r} cannot be written: {why}. Nothing is lost; trying again.")
+                if self._stopping():
+                    return False
+                self._sleep(_RETRY)
+            else:
+                self.actions.add(due)
+                return True
+
+    def _check_drift(self) -> None:
+        if self._monitor is None or self._drifted:
+            return
+        report = self._monitor.report()
+        if report.drifted:
+            self._drifted = True
+            self._warn(
+                f"since image {report.alarm} at the latest, scores are no longer like those of the normal images that "
+                "calibrated the model: another camera, another light, or another model?"
+            )
+
+
+def _monitor(detector: Any, scores: list[float | None]) -> DriftMonitor | None:
+    """A monitor that has seen the scores of earlier runs; None if the detector keeps none to compare with."""
+    try:
+        monitor = DriftMonitor(detector)
+    except ValueError:
+        return None
+    monitor.update_scores([score for score in scores if score is not None])
+    return monitor
