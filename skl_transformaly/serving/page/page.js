@@ -26,7 +26,12 @@ function card(file, result) {
   const image = element("img");
   image.alt = "";
   image.src = URL.createObjectURL(file);
-  image.onload = () => URL.revokeObjectURL(image.src);
+  image.onload = () => {
+    // small images are shown larger, with the map in their place
+    const scale = Math.min(230 / image.naturalHeight, 248 / image.naturalWidth, 4);
+    frame.style.width = Math.max(1, Math.round(scale * image.naturalWidth)) + "px";
+    URL.revokeObjectURL(image.src);
+  };
   image.onerror = () => { URL.revokeObjectURL(image.src); frame.replaceChildren(element("span", "soft", "no preview")); };
   frame.append(image);
   if (result.map) {
