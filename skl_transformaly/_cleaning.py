@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import pdist
 from sklearn.neighbors import radius_neighbors_graph
@@ -17,7 +18,8 @@ __all__ = ["least_normal", "near_duplicates"]
 # Copies of an image that was resized or compressed again differ by at most about so many of 255 levels between 16 x 16
 # thumbnails, different photographs by 5 or more (benchmarks/accuracy/NOTES.md).
 _LEVELS = 3.0
-# Where all images are nearly alike, as of parts under a fixed camera, copies must be far closer than any two images.
+# Where all images are nearly alike, as of parts under a fixed camera, copies must be far closer than any two images;
+# and where an image shows hardly anything, as a piece of sky, far closer than what it shows.
 _SHARE = 0.1
 # Pairs by which it is seen how much images differ.
 _SAMPLE = 500
@@ -44,7 +46,7 @@ def near_duplicates(thumbnails: np.ndarray, groups: np.ndarray) -> np.ndarray:
     --------
     >>> import numpy as np
     >>> from skl_transformaly._cleaning import near_duplicates
-    >>> thumbnails = np.array([[0.0, 0.0], [100.0, 0.0], [0.0, 100.0], [0.5, 0.5]])
+    >>> thumbnails = np.array([[0.0, 50.0], [100.0, 0.0], [0.0, 100.0], [0.5, 50.5]])
     >>> near_duplicates(thumbnails, np.arange(4)).tolist()
     [0, 1, 2, 0]
     """
@@ -56,12 +58,15 @@ def near_duplicates(thumbnails: np.ndarray, groups: np.ndarray) -> np.ndarray:
     radius = min(_LEVELS, _SHARE * float(np.median(pdist(sample))))
     if not radius > 0:
         return groups
-    close = radius_neighbors_graph(rows, radius, mode="connectivity", include_self=True)
+    close = radius_neighbors_graph(rows, radius, mode="distance").tocoo()
+    contrast = np.asarray(thumbnails, dtype=np.float64).std(axis=1)
+    copies = close.data <= _SHARE * np.minimum(contrast[close.row], contrast[close.col])
     # images of the same pixels are joined by the first of them
     _, first, same = np.unique(groups, return_index=True, return_inverse=True)
-    links = close.tolil()
-    links[np.arange(len(rows)), first[same]] = 1
-    return connected_components(links.tocsr(), directed=False)[1]
+    one = np.concatenate([close.row[copies], np.arange(len(rows))])
+    other = np.concatenate([close.col[copies], first[same]])
+    links = coo_array((np.ones(len(one)), (one, other)), shape=(len(rows), len(rows)))
+    return connected_components(links, directed=False)[1]
 
 
 def least_normal(
