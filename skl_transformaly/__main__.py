@@ -7,7 +7,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line; where its library is missing, say how to get it."""
+    """Run the command line; if its library is missing, tell how to get it."""
     try:
         from skl_transformaly.cli._commands import run
 

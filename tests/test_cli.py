@@ -85,7 +85,7 @@ def test_a_list_may_be_out_of_date(folder):
 
 @pytest.mark.parametrize("name", ["nowhere", "no*thing"])
 def test_a_name_that_is_not_there_is_refused(folder, name):
-    with pytest.raises(ValueError, match=r"There is no file or folder|Nothing matches"):
+    with pytest.raises(ValueError, match=r"does not exist|Nothing matches"):
         find_files([str(folder / name)])
 
 
@@ -359,7 +359,7 @@ def test_what_is_kept_of_the_training_comes_back():
     ids=str,
 )
 def test_what_is_wrong_about_the_training_is_refused(change):
-    with pytest.raises(ValueError, match="not right"):
+    with pytest.raises(ValueError, match="not valid"):
         Provenance.from_json(change)
 
 
@@ -788,7 +788,7 @@ def test_a_stopped_fit_says_that_nothing_was_kept(work, tmp_path, monkeypatch):
 
     monkeypatch.setattr(TransformalyDetector, "fit", stop)
     result = run(app, ["fit", str(work[0] / "train"), "-o", str(tmp_path / "m.tfm")])
-    assert result.exit_code == 130 and "nothing was kept, and no model was made" in result.stderr
+    assert result.exit_code == 130 and "nothing was kept" in result.stderr
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ FOUND, MISTAKE, BUG, INTERRUPTED, PIPE_CLOSED = 1, 2, 3, 130, 141
 
 app = typer.Typer(
     name="transformaly",
-    help="Find images that do not belong, from images of what is normal and nothing else.",
+    help="Find anomalous images, learning from normal images only.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -100,7 +100,7 @@ def command(function: Callable) -> Callable:
         except KeyboardInterrupt:
             fail("stopped.", INTERRUPTED)
         except BrokenPipeError:
-            # whoever read stdout has gone; nothing may be written there, not even at the end
+            # the reader of stdout has gone: nothing may be written there, not even at the end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(PIPE_CLOSED) from None
         except Exception as error:
@@ -115,7 +115,7 @@ def command(function: Callable) -> Callable:
 
 
 def _mistake(error: Exception) -> str | None:
-    """What to say of an error that the user can mend; None for a bug."""
+    """The message for an error that the user can mend; None for a bug."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"the disk is full: {error.filename or error.strerror}. Make room and try again."
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
@@ -148,6 +148,6 @@ def _stop(signum: int, frame: Any) -> NoReturn:
 
 def run() -> None:
     """Run the command line and leave the process."""
-    # so that files are closed, and what is half done is cleaned up
+    # so that files are closed, and half-written files are removed
     signal.signal(signal.SIGTERM, _stop)
     app()

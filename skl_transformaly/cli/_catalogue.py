@@ -54,7 +54,7 @@ def _cached(name: str) -> bool:
         return False
     if config.hf_hub_id:
         files = (config.hf_hub_filename,) if config.hf_hub_filename else _HUB_FILES
-        # a path where there is one; else None, or a mark that the hub has no such file
+        # a path if the file is there; else None, or a mark that the hub has no such file
         if any(isinstance(try_to_load_from_cache(config.hf_hub_id, file), str) for file in files):
             return True
     if config.url:

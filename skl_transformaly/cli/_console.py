@@ -1,4 +1,4 @@
-"""What goes to the terminal or into a log: results to stdout, and what is told about the work to stderr."""
+"""What goes to the terminal or into a log: results to stdout, notes on the work to stderr."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Output:
 
     @contextlib.contextmanager
     def waiting(self, label: str) -> Iterator[None]:
-        """Show that the block is at work, for work of which nobody knows how far it has got."""
+        """Show that the block is at work, whose progress is not known."""
         if self.quiet:
             yield
         elif self.lively:

@@ -76,7 +76,7 @@ def evaluate_scores(
     Parameters
     ----------
     scores : array-like of shape (n,)
-        Higher is more normal, as `score_samples` gives them; none NaN.
+        Higher is more normal, as `score_samples` returns them; none NaN.
     y : array-like of shape (n,)
         +1 normal, -1 anomaly; both kinds.
     confidence : float, default=0.95
@@ -90,7 +90,7 @@ def evaluate_scores(
     -------
     figures : dict of str to Interval
         ``auroc``; ``aupr``, the average precision with anomalies as the positive class, whose value for random scores
-        is their share; ``fpr95``, see :func:`fpr_at_tpr`. Intervals are bootstrap percentiles [1]_; where anomalies
+        is their share; ``fpr95``, see :func:`fpr_at_tpr`. Intervals are bootstrap percentiles [1]_; if anomalies
         and normal images do not overlap, they have no width, whatever the number of images.
 
     Raises
@@ -147,11 +147,11 @@ def class_folders(root: str | os.PathLike) -> list[str]:
     Raises
     ------
     ValueError
-        There is no folder `root`, or none in it.
+        `root` does not exist, or holds no folder.
     """
     root = Path(root)
     if not root.is_dir():
-        raise ValueError(f"There is no folder {str(root)!r}; expected one that holds a folder for each class.")
+        raise ValueError(f"The folder {str(root)!r} does not exist; expected one that holds a folder for each class.")
     names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise ValueError(f"{str(root)!r} holds no folders; expected one for each class, one of them of normal images.")
@@ -181,7 +181,7 @@ def normal_classes(classes: Sequence[str], good: Sequence[str] = ()) -> list[str
             if name not in classes:
                 close = get_close_matches(name, classes, n=1)
                 hint = f" Did you mean {close[0]!r}?" if close else ""
-                raise ValueError(f"There is no class {name!r} to be normal; the classes are {listed}.{hint}")
+                raise ValueError(f"{name!r}, which is to be normal, is not a class; the classes are {listed}.{hint}")
         found = [name for name in classes if name in good]
     else:
         found = [name for name in classes if name.lower() in _NORMAL_NAMES]

@@ -1,4 +1,4 @@
-"""What a user names on a command line, as image files: folders, patterns, lists; what is passed over is counted."""
+"""Image files that a command line names, by folders, patterns and lists; files passed over are counted."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def find_files(names: Iterable[str], *, listed: Iterable[str] = ()) -> FoundFile
                 else:
                     found.pass_over(match)
         else:
-            raise ValueError(f"There is no file or folder {display_path(name)!r}.")
+            raise ValueError(f"{display_path(name)!r} does not exist.")
     for name in listed:
         if os.path.isdir(name):
             walk(name, found, add)
@@ -93,7 +93,7 @@ def _add_named(path: str, found: FoundFiles, add) -> None:
 
 
 def split_list(content: bytes) -> list[str]:
-    r"""Split a list of paths: one a line, or, where the list holds a NUL, separated by NULs, as ``find -print0`` does.
+    r"""Split a list of paths: one a line, or, if it holds a NUL, separated by NULs, as ``find -print0`` does.
 
     Examples
     --------

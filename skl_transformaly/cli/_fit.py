@@ -283,7 +283,7 @@ def _fit(detector: Any, paths: list[str], on_error: str, students: str, kept: _K
         if kept is not None and kept.count():
             text = f"{counted(kept.count(), 'trained student')} kept in {kept.folder}: the same command goes on there."
         else:
-            text = "nothing was kept, and no model was made."
+            text = "nothing was kept: the same command starts anew."
         fail(f"stopped after {duration(time.perf_counter() - start)}; {text}", INTERRUPTED)
     return time.perf_counter() - start
 

@@ -25,7 +25,7 @@ __all__ = [
 
 
 def find_images(names: list[str], out: Output) -> FoundFiles:
-    """The images that `names` stand for, - being a list on stdin; a mistake where there are none."""
+    """The images that `names` stand for, of which - is a list on stdin; a mistake if no image is found."""
     from skl_transformaly.cli._files import find_files, split_list
 
     listed = split_list(sys.stdin.buffer.read()) if "-" in names else []
@@ -62,18 +62,18 @@ def check_writable(path: Path) -> None:
     if path.is_dir():
         raise Mistake(f"{str(path)!r} is a folder; expected a file to write.")
     if not folder.is_dir():
-        raise Mistake(f"There is no folder {str(folder)!r} to write {path.name!r} in.")
+        raise Mistake(f"The folder {str(folder)!r}, in which {path.name!r} is to be written, does not exist.")
     if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise Mistake(f"{str(path)!r} cannot be written: no permission.")
 
 
 def check_model(path: Path) -> None:
     if not path.is_file():
-        raise Mistake(f"There is no model {str(path)!r}; `transformaly fit` makes one.")
+        raise Mistake(f"The model file {str(path)!r} does not exist; `transformaly fit` makes one.")
 
 
 def load_model(path: Path, weights: str | None) -> tuple[Any, dict[str, Any]]:
-    """Load a model; gives it and its file's header."""
+    """Load a model; returns it and the header of its file."""
     check_model(path)
     from skl_transformaly.persistence import load, read_header
 

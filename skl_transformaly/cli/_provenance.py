@@ -107,7 +107,7 @@ class Provenance:
     settings : dict of str to str
         See :func:`describe`.
     own : bool
-        Whether this process made it. What a file says may be anybody's, and no folder that it names is looked into.
+        Whether this process made it. Anybody may have written a file, so no folder that it names is opened.
     """
 
     root: str = ""
@@ -157,7 +157,7 @@ class Provenance:
         }
         wrong = [name for name, right in checks.items() if not right]
         if wrong:
-            raise ValueError(f"What the model file says of how it was made is not right: {', '.join(wrong)}.")
+            raise ValueError(f"The model file's account of how it was made is not valid: {', '.join(wrong)}.")
         return made
 
 
@@ -188,7 +188,7 @@ def relative_to_root(paths: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def saved_with(header: Mapping[str, Any]) -> dict[str, str]:
-    """When and with what a model file was saved, in words, from its header; whatever the file says, this is text."""
+    """When and with what a model file was saved, in words, from its header; always text, whatever the file holds."""
     made = header.get("made")
     made = made if isinstance(made, dict) else {}
     environment = made.get("environment")

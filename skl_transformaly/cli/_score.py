@@ -1,4 +1,4 @@
-"""``transformaly score``: scores of images, into a file that a stopped run goes on with."""
+"""``transformaly score``: scores of images, in a file that a stopped run can continue."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ __all__ = ["score", "scored"]
 
 # Images that are scored before their rows are written
 _CHUNK = 64
-# Resuming scores an image once more; other batches round differently, another model gives another score altogether
+# Resuming scores an image once more; other batches round differently, and another model scores differently altogether
 _SAME_SHARE, _SAME_NATS = 1e-3, 1e-2
 
 
@@ -277,6 +277,6 @@ def _check_same_model(detector: Any, known: dict[str, float | None], out: Path) 
         if after is not None and math.isclose(after, before, rel_tol=_SAME_SHARE, abs_tol=_SAME_NATS):
             return
         raise Mistake(
-            f"{str(out)!r} gives {path!r} the score {before:.6g}, this model gives it {after}: another model "
+            f"{str(out)!r} gives {path!r} the score {before:.6g}, this model scores it {after}: another model "
             "made the file, or it was edited. Score into another file, or without --resume."
         )

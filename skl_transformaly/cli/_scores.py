@@ -45,7 +45,7 @@ State = tuple[int, int] | None
 
 
 class ScoreFileError(ValueError):
-    """A file of scores that cannot be gone on with. Its message says why, and what to do."""
+    """A file of scores cannot be continued. The message tells why, and what to do."""
 
 
 def score_table(detector: Any, X: Any, score: Any = None) -> dict[str, np.ndarray]:
@@ -58,13 +58,13 @@ def score_table(detector: Any, X: Any, score: Any = None) -> dict[str, np.ndarra
     X : images
         In any form that the detector takes.
     score : ndarray of shape (n_samples,), default=None
-        What ``score_samples(X)`` gave (of the detector inside a :class:`ConformalDetector`), where it is known already.
+        What ``score_samples(X)`` of the innermost detector returned, if it is known already.
 
     Returns
     -------
     table : dict of str to ndarray of shape (n_samples,)
         ``score``, ``decision`` and ``p_value``, float64, and ``prediction``, int: +1 normal, -1 anomaly. Scores of
-        unreadable images are NaN. All p-values are NaN where the detector gives none.
+        unreadable images are NaN. All p-values are NaN if the detector has none.
     """
     if hasattr(detector, "score_table"):
         return detector.score_table(X, score=score)
@@ -79,7 +79,7 @@ def score_table(detector: Any, X: Any, score: Any = None) -> dict[str, np.ndarra
 
 
 def score_rows(paths: list[str], table: dict[str, np.ndarray]) -> list[Row]:
-    """Make rows of `paths` and the columns of `table`; what is no number becomes None."""
+    """Make rows of `paths` and the columns of `table`; NaN becomes None."""
     rows = []
     for i, path in enumerate(paths):
         row: Row = {"path": path}
@@ -148,7 +148,7 @@ class _Ledger:
         self._file: Any = None
 
     def read(self) -> str | None:
-        """Take over what the file says of images; gives the model that it names, None if it says nothing."""
+        """Take over what the file tells of images; returns the model that it names, None if it names none."""
         named = None
         with contextlib.suppress(FileNotFoundError), open(self.path, "rb") as file:
             for line in file:
@@ -165,7 +165,7 @@ class _Ledger:
         return named
 
     def _start(self) -> None:
-        """Write down what is known, and be ready for more; not before there is more, or a refusal would change it."""
+        """Write down what is known; called only before more is added, so that a refusal changes nothing."""
         with replacing(self.path) as file:
             file.write(json.dumps({"model": self.model}).encode() + b"\n" + self._lines(self.states, self.numbers))
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
@@ -275,7 +275,7 @@ class ScoreFile:
         """Find out what the rows are of; those of another model count as unknown."""
         if self._ledger is None:
             if not resume:
-                self._beside().unlink(missing_ok=True)  # what it says is of rows that are gone
+                self._beside().unlink(missing_ok=True)  # it is about rows that are gone
             return
         if resume and self.done and self._ledger.read() != self._ledger.model:
             self._ledger.states.clear()
@@ -348,7 +348,7 @@ class ScoreFile:
             self._note(row)
 
     def _read_back(self) -> None:
-        """Note the rows that are there, and cut off what is not a whole one."""
+        """Note the whole rows, and cut off a part of one at the end."""
         for row, end in _read_rows(self.path, self.kind):
             self._whole = end
             if row is not None:

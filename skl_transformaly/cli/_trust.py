@@ -15,7 +15,7 @@ from skl_transformaly.cli._console import counted
 
 __all__ = ["FalseAlarms", "least_normal", "least_normal_text", "percent"]
 
-# Normal images below which nobody should rely on a threshold
+# Below so many normal images, nobody should rely on a threshold
 _FEW = 20
 # Distances from the median, in those of the threshold, beyond which an image of the fit is hardly normal
 _FAR = 3.0
@@ -99,7 +99,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f}" if share >= 0.0095 or share == 0 else f"{100 * share:.1g}"
 
 
-def least_normal(detector: Any, paths: Sequence[str], count: int = 3) -> list[tuple[str, float]]:
+def least_normal(detector: Any, paths: Sequence[str], most: int = 3) -> list[tuple[str, float]]:
     """The images of the fit with the lowest scores, each without its own part in the fit, lowest first.
 
     Parameters
@@ -107,7 +107,8 @@ def least_normal(detector: Any, paths: Sequence[str], count: int = 3) -> list[tu
     detector : fitted detector of images
     paths : sequence of str
         Of the images that it was fitted on, unreadable ones included.
-    count : int, default=3
+    most : int, default=3
+        And at most a fifth of them, rounded up.
 
     Returns
     -------
@@ -115,11 +116,11 @@ def least_normal(detector: Any, paths: Sequence[str], count: int = 3) -> list[tu
     """
     scores = detector.training_scores_
     order = [i for i in np.argsort(scores) if np.isfinite(scores[i])]
-    return [(paths[i], float(scores[i])) for i in order[:count]]
+    return [(paths[i], float(scores[i])) for i in order[: min(most, ceil(len(order) / 5))]]
 
 
 def least_normal_text(detector: Any, found: list[tuple[str, float]]) -> str:
-    """Name them, and say so if one lies far beyond the threshold."""
+    """Name them, and warn if one lies far beyond the threshold."""
     lines = [f"Least normal of these images, each judged by the others (threshold {detector.offset_:.1f}):"]
     lines += [f"  {score:8.1f}  {path}" for path, score in found]
     median = float(np.nanmedian(detector.training_scores_))
