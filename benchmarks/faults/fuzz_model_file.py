@@ -156,10 +156,10 @@ def forge_nan(content: bytes, rng: np.random.Generator, others: list[bytes]) -> 
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2, 3, 63, 2**31, 2**63, -(2**63), 10**19, 0.0, -1.5, 1e308, "", "x", "../../x",
     "/dev/zero", "\ud800", "é" * 100, [], [[]], {}, [0], [1, 2, 3], {"array": "x", "order": "C"}, {"object": 0},
-    {"object": 10**6}, {"float": "nan"}, {"float": "inf"}, {"tuple": []}, {"list": [{"tuple": [{"list": []}]}]},
-    {"strings": ["a"]}, {"random_state": {}}, "float64", "bfloat16", "vit_giant_patch16_gap_224",
-    "hf-hub:timm/test_vit.r160_in1k", "local-dir:/tmp", "os.system", "GaussianDensity", "TransformalyDetector",
-    "resnet50",
+    {"object": 10**6}, {"float": "nan"}, {"float": "inf"}, {"tuple": []}, [{"tuple": [{"dict": {}}]}],
+    {"strings": ["a"]}, {"dict": {"a": {"object": 0}}}, {"random_state": {}}, "float64", "bfloat16",
+    "vit_giant_patch16_gap_224", "hf-hub:timm/test_vit.r160_in1k", "local-dir:/tmp", "os.system",
+    "GaussianDensity", "TransformalyDetector", "resnet50",
 ]  # fmt: skip
 
 
@@ -270,7 +270,7 @@ def forge_claims(content: bytes, rng: np.random.Generator, others: list[bytes]) 
         text = text.replace('"image_size":32', f'"image_size":{size}').replace("[32,32]", f"[{size},{size}]")
         text = text.replace("[3,32,32]", f"[3,{size},{size}]")
     elif way == 2:
-        text = text.replace('"image_shape_":[20,24,3]', f'"image_shape_":[{2**20},{2**20},3]')
+        text = text.replace('"image_shape_":{"tuple":[20,24,3]}', f'"image_shape_":{{"tuple":[{2**20},{2**20},3]}}')
     elif way == 3:
         text = text.replace('"n_jobs":null', '"n_jobs":1000000000').replace(
             '"batch_size":32', '"batch_size":1000000000'
@@ -316,9 +316,9 @@ def forge_bomb(content: bytes, rng: np.random.Generator, others: list[bytes]) ->
 
 
 def forge_version(content: bytes, rng: np.random.Generator, others: list[bytes]) -> bytes:
-    other = [b"0", b"2", b"01", b"999999999", b"99999999999", b"-1", b"x", b""][rng.integers(8)]
+    other = [b"0", b"2", b"03", b"999999999", b"99999999999", b"-1", b"x", b""][rng.integers(8)]
     header_end = 8 + int.from_bytes(content[:8], "little")
-    text = content[8:header_end].replace(b'"version":"1"', b'"version":"' + other + b'"', 1)
+    text = content[8:header_end].replace(b'"version":"3"', b'"version":"' + other + b'"', 1)
     return signed(len(text).to_bytes(8, "little") + text + content[header_end:])
 
 
@@ -374,14 +374,7 @@ def seeds(folder: Path) -> list[tuple[bytes, np.ndarray]]:
     for k, detector in enumerate(detectors):
         path = folder / f"seed{k}.tfm"
         save(detector.fit(images), path, probes=images[:1] if k % 2 else None, metadata={"files": ["a.png", "b.png"]})
-        found.append(
-            (
-                path.read_bytes(),
-                detector.score_as_new(images[:3])
-                if hasattr(detector, "score_as_new")
-                else detector.score_samples(images[:3]),
-            )
-        )
+        found.append((path.read_bytes(), detector.score_samples(images[:3])))
     return found
 
 

@@ -1,6 +1,7 @@
 """What a fitted attribute may be: checks of kind, range and shape, from which the schema is composed.
 
-A check takes a value that was read from a file and the scope of its object, and refuses the value with a reason.
+A check takes a value that was read from a file and the scope of its object, and refuses the value with a reason. The
+schema uses this module as a namespace.
 """
 
 from __future__ import annotations
@@ -12,28 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
-
-__all__ = [
-    "Check",
-    "Part",
-    "Refused",
-    "Scope",
-    "array",
-    "brief",
-    "count",
-    "each",
-    "fields",
-    "flag",
-    "names",
-    "naming",
-    "number",
-    "optional",
-    "part",
-    "refuse",
-    "sides",
-    "table",
-    "text",
-]
 
 
 class Refused(ValueError):

@@ -21,23 +21,7 @@ from skl_transformaly._wrappers import innermost
 from skl_transformaly.persistence._fields import brief, refuse
 from skl_transformaly.students._residuals import ResidualStatistics
 
-__all__ = [
-    "check_auto",
-    "check_conformal",
-    "check_detector",
-    "check_gaussian",
-    "check_image_shape",
-    "check_mixture",
-    "check_neighbors",
-    "check_pca",
-    "check_residuals",
-    "check_ridge",
-    "check_space",
-    "check_threshold",
-]
-
-# What rounding may take from the orthonormality of directions, and from the product of a matrix and its inverse.
-_ORTHONORMAL, _INVERSE = 1e-6, 1e-3
+_ORTHONORMAL = 1e-6  # but for rounding
 
 
 # ----- densities
@@ -82,7 +66,7 @@ def check_auto(density: AutoDensity, sizes: dict[str, int]) -> None:
 
 
 def check_mixture(mixture: GaussianMixture, sizes: dict[str, int]) -> None:
-    """Weights that are shares, and precisions that are the inverse of positive definite covariances."""
+    """Weights that are shares, and precisions that are positive definite."""
     k, d = sizes["k"], sizes["d"]
     kind = mixture.covariance_type
     shape = {"full": (k, d, d), "tied": (d, d), "diag": (k, d), "spherical": (k,)}[kind]
@@ -94,21 +78,12 @@ def check_mixture(mixture: GaussianMixture, sizes: dict[str, int]) -> None:
     if not ((mixture.weights_ >= 0).all() and math.isclose(mixture.weights_.sum(), 1, rel_tol=1e-6)):
         refuse("has weights_ that are not shares of a whole")
     roots = mixture.precisions_cholesky_
-    if kind in ("diag", "spherical"):
-        inverse, product, diagonal = roots**2, mixture.covariances_ * roots**2, roots
-        unit: Any = 1.0
-    else:
-        inverse = roots @ np.swapaxes(roots, -1, -2)
-        product, diagonal = mixture.covariances_ @ inverse, np.diagonal(roots, axis1=-2, axis2=-1)
-        unit = np.eye(d)
+    if kind in ("full", "tied"):
         if np.tril(roots, -1).any():
             refuse("has precisions_cholesky_ that is not upper triangular")
-    if not (diagonal > 0).all():
+        roots = np.diagonal(roots, axis1=-2, axis2=-1)
+    if not (roots > 0).all():
         refuse("has precisions_cholesky_ that is not positive definite")
-    if not np.allclose(inverse, mixture.precisions_, rtol=_INVERSE, atol=_INVERSE * np.abs(inverse).max()):
-        refuse("has precisions_ that are not those of precisions_cholesky_")
-    if not np.allclose(product, unit, atol=_INVERSE * max(1.0, d**0.5)):
-        refuse("has covariances_ that are not the inverse of precisions_")
 
 
 def check_pca(pca: PCA, sizes: dict[str, int]) -> None:
@@ -116,13 +91,6 @@ def check_pca(pca: PCA, sizes: dict[str, int]) -> None:
     variances = pca.explained_variance_
     if not ((variances >= 0).all() and (np.diff(variances) <= 0).all()):
         refuse("has explained_variance_ that is negative, or not in descending order")
-    ratios = pca.explained_variance_ratio_
-    if not ((ratios >= 0).all() and ratios.sum() <= 1 + _INVERSE and (pca.singular_values_ >= 0).all()):
-        refuse("has explained_variance_ratio_ or singular_values_ that are not shares and lengths")
-    if not np.allclose(pca.singular_values_**2, variances * (pca.n_samples_ - 1), rtol=_INVERSE):
-        refuse("has singular_values_ that do not go with explained_variance_ and n_samples_")
-    if pca.noise_variance_ < 0:
-        refuse(f"has noise_variance_ {brief(pca.noise_variance_)}; expected a variance")
     _check_orthonormal(pca.components_)
 
 

@@ -19,34 +19,25 @@ from sklearn.utils.validation import check_is_fitted
 from skl_transformaly._calibration import ConformalDetector
 from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly._wrappers import innermost, nested
-from skl_transformaly.persistence._codec import encode
 from skl_transformaly.persistence._fields import Refused, refuse
 from skl_transformaly.persistence._invariants import check_threshold
-from skl_transformaly.persistence._probes import FORGED, DriftWarning, Probes, environment
+from skl_transformaly.persistence._probes import FORGED, DriftWarning, environment, read_probes, replay, score_probes
 from skl_transformaly.persistence._reader import Reader
 from skl_transformaly.persistence._schema import DETECTORS, PARTS
 from skl_transformaly.persistence._writer import Writer
+from skl_transformaly.students._regression import Layout
+from skl_transformaly.students._residuals import ResidualStatistics
 from skl_transformaly.utils._container import ModelFile, ModelFileError, read_header, write_model_file
 
 __all__ = ["SKOPS_TYPES", "DriftWarning", "ModelFileError", "load", "read_header", "save"]
 
+_OWN = [spec.cls for spec in PARTS.values() if spec.cls.__module__.startswith("skl_transformaly")]
 SKOPS_TYPES = (
-    "skl_transformaly._calibration.ConformalDetector",
-    "skl_transformaly._density.AutoDensity",
-    "skl_transformaly._gaussian.GaussianDensity",
-    "skl_transformaly._density.KNNDensity",
-    "skl_transformaly._detector.TransformalyDetector",
-    "skl_transformaly.teacher._extractor.TimmExtractor",
-    "skl_transformaly.students._residuals.ResidualStatistics",
-    "skl_transformaly.students._regression.Layout",
-    "skl_transformaly.students._ridge.RidgeStudents",
-    "skl_transformaly._space.FeatureSpace",
-    "skl_transformaly.students._block.BlockStudents",
-    "skl_transformaly.model_selection.NormalOnly",
+    *(f"{cls.__module__}.{cls.__name__}" for cls in (*_OWN, Layout, ResidualStatistics)),
     "sklearn.metrics._dist_metrics.EuclideanDistance64",
     "sklearn.neighbors._kd_tree.KDTree",
 )
-"""The types beyond skops' own that a detector is made of: ``skops.io.load(file, trusted=list(SKOPS_TYPES))``."""
+"""The types that skops must be told to trust: ``skops.io.load(file, trusted=list(SKOPS_TYPES))``."""
 
 
 def save(
@@ -62,21 +53,20 @@ def save(
     Parameters
     ----------
     detector : TransformalyDetector, ConformalDetector, NormalOnly or FrozenEstimator
-        Fitted; the wrappers around a :class:`TransformalyDetector` or one of the densities. Extractors must be
-        :class:`TimmExtractor`, students :class:`BlockStudents`, densities :class:`GaussianDensity`,
-        :class:`KNNDensity` or scikit-learn's ``GaussianMixture``.
+        Fitted; wrappers must hold a :class:`TransformalyDetector`. Its extractor must be a :class:`TimmExtractor`, its
+        students :class:`RidgeStudents` or :class:`BlockStudents`, and its densities :class:`AutoDensity`,
+        :class:`GaussianDensity`, :class:`KNNDensity` or scikit-learn's ``GaussianMixture``.
     path : str or path
-        A file that is there is replaced, once the new one is whole.
+        An existing file is replaced as soon as the new one is complete.
     teacher : bool, default=True
-        Whether the teacher's weights go into the file: then it needs nothing but timm, for the architecture, where it
-        is loaded. Otherwise the file holds their SHA-256, and `load` takes them from where they came: timm's hub, the
-        package, or a file of the same name beside the model file.
+        Whether the file holds the teacher's weights. Then loading needs nothing else but timm, for the architecture.
+        Otherwise the file holds their SHA-256, and `load` takes them from where they came: timm's hub, the package, or
+        a file of the same name beside the model file.
     probes : images, default=None
-        Up to 64 images to keep in the file, in any form that :class:`TransformalyDetector` takes; `load` scores them
-        again and warns where a score has drifted. None takes four synthetic pictures, of which the file holds the
-        scores alone.
+        1 to 64 images to keep in the file, in any form that :class:`TransformalyDetector` takes. `load` scores them
+        again, and warns if a score has drifted. None takes four synthetic images, and the file holds only their scores.
     metadata : dict, default=None
-        Anything that JSON can hold, kept as it is for :func:`read_header`: what the images were, who made the model.
+        Plain JSON that :func:`read_header` returns as it is, such as what the images are and who made the model.
 
     Raises
     ------
@@ -87,18 +77,18 @@ def save(
     NotFittedError
         `detector` is not fitted.
     OSError
-        The file cannot be written: no such folder, no room, no permission. Nothing is left behind then.
+        The file cannot be written: no such folder, no room, or no permission. Nothing is left behind.
 
     See Also
     --------
-    load : The way back.
+    load : Loads such a file.
     read_header : What a file holds, without loading it.
 
     Notes
     -----
-    All parameters, fitted attributes, training embeddings and discrepancies are kept. Not kept: `memory`; the folder
-    that the teacher's weights came from; `calibration` of :class:`ConformalDetector` where it is images or a splitter
-    (it is ``()`` after loading: `fit` would ask for it); and attributes of your own, with a warning.
+    All parameters and fitted attributes are kept, except `memory`, `checkpoint`, the folder that the teacher's weights
+    came from, and `calibration` of :class:`ConformalDetector` if it is images (it is ``()`` after loading, which `fit`
+    refuses). Attributes of your own are left out with a warning.
 
     Examples
     --------
@@ -126,7 +116,7 @@ def save(
         "made": _provenance(detector),
         "teachers": writer.teachers,
         "metadata": {} if metadata is None else dict(metadata),
-        "probes": encode(vars(Probes.of(detector, probes)), "probes", writer)["dict"],
+        "probes": writer.encode(score_probes(detector, probes), "probes")["dict"],
         "objects": writer.objects,
     }
     write_model_file(path, document, writer.arrays)
@@ -146,35 +136,37 @@ def load(
     ----------
     path : str or path
     verify : bool, default=True
-        Score the probe images again, and warn where a score has drifted.
+        Whether to score the probe images again, and warn if a score has drifted.
     tolerance : float, default=1e-3
         How far a probe's score may be off, as a share of its distance from the threshold plus the standard deviation of
         the training scores.
     weights : str or path, default=None
-        For a file without the teacher's weights: where they are now, "hub", "bundled" or a path, as in
-        :class:`TimmExtractor`. None is where they came from, or the file of that name beside the model file.
+        Where the teacher's weights are, if the file does not hold them: "hub", "bundled" or a path, as in
+        :class:`TimmExtractor`. None is where they came from, or the file of the same name beside the model file.
     device : str or torch.device, default=None
         Where to compute instead of where the detector did: "auto", "cpu", "cuda", ...
 
     Returns
     -------
     detector : estimator
-        Of the class that was saved. On the machine and with the libraries that saved it, it gives the same scores bit
-        for bit. Where the file holds the teacher's weights, the parameter `weights` of its extractor is the path of the
-        file, from where clones, copies and pickles of the detector load them again.
+        Of the class that was saved. On the machine and with the libraries that saved it, scores are the same bit for
+        bit. If the file holds the teacher's weights, the parameter `weights` of the extractor is the path of the file,
+        from which clones, copies and pickles of the detector load them again.
 
     Raises
     ------
     ModelFileError
-        The file is not what :func:`save` writes: no model file, cut off, changed, of a newer format, of classes that
-        are not in the list, of shapes that do not fit together; or this timm does not know the teacher's architecture.
+        The file is not what :func:`save` writes: it is not a model file, is cut off, changed or of another format, or
+        has classes that are not in the list or shapes that do not fit together; or this version of timm does not know
+        the teacher's architecture.
     OSError
-        The file cannot be read, or the teacher's weights cannot be had.
+        The file or the teacher's weights cannot be read.
 
     Warns
     -----
     DriftWarning
-        A probe's score is beyond `tolerance`: another version of timm or torch, another processor or precision.
+        The score of a probe has drifted by more than `tolerance`, because of another version of timm or torch, another
+        processor or another precision.
 
     See Also
     --------
@@ -182,14 +174,14 @@ def load(
 
     Notes
     -----
-    The file is checked before it is believed: its checksum over all bytes, then limits of size, depth and numbers, then
-    each class against a fixed list, each attribute against what its class has, and each array's shape against the
-    others and against the teacher's architecture, before memory is taken for it. No code in it is run, since there is
-    none. A checksum is no signature: whoever can write the file can make a detector that scores as they like.
+    The file is checked before it is used: its checksum, then limits of size, then each class against a fixed list, each
+    attribute against those of its class, and each array's shape against the others and the teacher's architecture,
+    before memory is taken for it. The file holds no code. A checksum is not a signature: whoever can write the file can
+    make a detector that scores as they like.
 
-    Pickles, which ``joblib.load`` reads as well, run any code that is in them: load those only from people whom you
-    would let log in. ``skops.io.load`` runs none, given the types that it may make: ``trusted=list(SKOPS_TYPES)``, of
-    this module. Like a pickle, such a file does not hold the teacher's weights.
+    Pickles, which ``joblib.load`` reads, run any code in them: load them only from people whom you would let log in.
+    ``skops.io.load`` runs no code, given the types that it may make, ``trusted=list(SKOPS_TYPES)`` of this module. Like
+    a pickle, such a file does not hold the teacher's weights.
     """
     path = Path(path)
     try:
@@ -201,10 +193,10 @@ def load(
             if weights is not None and all(entry["stored"] for entry in reader.teachers):
                 raise ModelFileError(f"{os.fspath(path)!r} holds the teacher's weights itself: leave weights=None.")
             detector = reader.read()
-            replayed = Probes.read(document["probes"], reader, detector)
+            images, scores = read_probes(document["probes"], reader, detector)
             reader.finish()
         if verify:
-            replayed.replay(detector, tolerance, document["made"], path)
+            replay(detector, images, scores, tolerance, document["made"], path)
     except ModelFileError:
         raise
     except FORGED as error:

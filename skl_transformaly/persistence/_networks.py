@@ -13,14 +13,7 @@ from skl_transformaly.persistence._invariants import check_residuals
 from skl_transformaly.students._block import BlockStudents
 from skl_transformaly.students._residuals import ResidualStatistics
 from skl_transformaly.students._ridge import Layout, RidgeStudents
-from skl_transformaly.teacher._architecture import (
-    BUNDLED_MODEL,
-    architecture_name,
-    count_bytes,
-    find_blocks,
-    image_sides,
-    outline,
-)
+from skl_transformaly.teacher._architecture import count_bytes, find_blocks, image_sides, outline
 from skl_transformaly.teacher._extractor import TimmExtractor
 from skl_transformaly.teacher._stored import MAX_IMAGE_SIZE
 from skl_transformaly.utils._container import ModelFileError
@@ -31,17 +24,6 @@ if TYPE_CHECKING:
 
     from skl_transformaly.persistence._reader import Reader
     from skl_transformaly.persistence._writer import Writer
-
-__all__ = [
-    "localise",
-    "pack_block_students",
-    "pack_ridge_students",
-    "pack_teacher",
-    "portable_extractor",
-    "restore_block_students",
-    "restore_ridge_students",
-    "restore_teacher",
-]
 
 # Random weights that load draws at most for a file without weights: the name alone of a network could take any memory.
 _MOST_DRAWN_BYTES = 100 * 10**6
@@ -168,10 +150,9 @@ def _check_can_build(extractor: TimmExtractor, reader: Reader) -> None:
                 f"asks for {needed} bytes of random weights that the file does not hold; at most {_MOST_DRAWN_BYTES} "
                 "are drawn for a file. Save it with teacher=True"
             )
-    elif source == "bundled":
-        if architecture_name(extractor.model_name).partition(".")[0] != BUNDLED_MODEL:
-            refuse(f"names the bundled weights for {extractor.model_name!r}, which they do not belong to")
-    elif source != "hub" and os.path.isfile(source) and os.path.getsize(source) < needed // _MOST_PACKED:
+    elif (
+        source not in ("hub", "bundled") and os.path.isfile(source) and os.path.getsize(source) < needed // _MOST_PACKED
+    ):
         refuse(
             f"needs {needed} bytes of weights, and {os.fspath(source)!r} has {os.path.getsize(source)}: it is the file "
             "of another network"
@@ -195,7 +176,7 @@ def pack_block_students(students: BlockStudents, writer: Writer) -> dict[str, An
     parts = zip(students.block_indices_.tolist(), students.students_, _pack_residuals(students))
     return {
         "students": [
-            {"network": writer.network(f"block{index}", block), "history": students.history_[index], "residuals": usual}
+            {"network": writer.network(block, f"block{index}"), "history": students.history_[index], "residuals": usual}
             for index, block, usual in parts
         ]
     }

@@ -1,4 +1,4 @@
-"""Builds a detector from the description in a file, and refuses what the schema does not foresee."""
+"""From the description in a file to a detector: anything that a writer does not write is refused."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from skl_transformaly.persistence._codec import decode
-from skl_transformaly.persistence._fields import Refused, Scope, brief, naming, optional, refuse, text
+from skl_transformaly.persistence import _fields as f
+from skl_transformaly.persistence._fields import Refused, Scope, brief, naming, refuse
 from skl_transformaly.persistence._networks import localise
 from skl_transformaly.persistence._schema import DETECTORS, LEFT_OUT, PARTS, Spec
 from skl_transformaly.teacher._extractor import TimmExtractor
@@ -22,7 +22,10 @@ __all__ = ["Reader"]
 
 _MAX_OBJECTS = 10_000
 _MAX_JOBS = 1024
-_OUTPUT = {"output": optional(text("default", "pandas", "polars"))}
+_OUTPUT = {"output": f.optional(f.text("default", "pandas", "polars"))}
+_RANDOM_STATE = f.fields(
+    key=f.array(624, dtypes=("int64",)), pos=f.count(high=624), has_gauss=f.count(high=1), gauss=f.number()
+)
 
 
 class Reader:
@@ -84,21 +87,28 @@ class Reader:
 
     def decode(self, value: Any) -> Any:
         """Return the value that JSON of the file stands for."""
-        return decode(value, self)
-
-    def object(self, place: Any) -> Any:
-        """Return an object that was made before."""
-        if type(place) is not int or not 0 <= place < len(self._made):
-            refuse(f"names an object {brief(place)} that does not come before it")
-        return self._made[place]
-
-    def array(self, name: Any, order: Any) -> np.ndarray:
-        """Read an array, with the order of axes in memory that it had."""
-        if not isinstance(name, str) or name not in self.file.arrays or order not in ("C", "F"):
-            refuse(f"is an array {brief(name)} that is not there")
-        self._use([name])
-        array = self.file.array(name)
-        return array.T if order == "F" else array
+        if type(value) is int and abs(value) >= 2**63:
+            refuse(f"is {brief(value)}; expected at most 64 bits")
+        if value is None or type(value) in (bool, int, float, str):
+            return value
+        if isinstance(value, list):
+            return [self.decode(item) for item in value]
+        if set(value) == {"array", "order"}:
+            return self._array(value["array"], value["order"])
+        kind, content = next(iter(value.items())) if len(value) == 1 else (None, None)
+        if kind == "float" and content in ("nan", "inf", "-inf"):
+            return float(content)
+        if kind == "tuple" and isinstance(content, list):
+            return tuple(self.decode(content))
+        if kind == "dict" and isinstance(content, dict):
+            return {key: self.decode(item) for key, item in content.items()}
+        if kind == "strings" and isinstance(content, list) and all(type(item) is str for item in content):
+            return np.array(content, dtype=object)
+        if kind == "object":
+            return self._object(content)
+        if kind == "random_state" and isinstance(content, dict):
+            return self._random_state(content)
+        refuse(f"is {brief(value)}; expected a value as files hold it")
 
     def use_teacher(self, place: int) -> None:
         """Note that the weights of a teacher are read, which all extractors share."""
@@ -110,6 +120,29 @@ class Reader:
             refuse(f"has weights under {brief(prefix)}")
         self._use([name for name in self.file.arrays if name.startswith(prefix)])
         return read_state(self.file, prefix, outline, dtype)
+
+    def _object(self, place: Any) -> Any:
+        if type(place) is not int or not 0 <= place < len(self._made):
+            refuse(f"names an object {brief(place)} that does not come before it")
+        return self._made[place]
+
+    def _array(self, name: Any, order: Any) -> np.ndarray:
+        if not isinstance(name, str) or name not in self.file.arrays or order not in ("C", "F"):
+            refuse(f"is an array {brief(name)} that is not there")
+        self._use([name])
+        array = self.file.array(name)
+        return array.T if order == "F" else array
+
+    def _random_state(self, content: dict[str, Any]) -> np.random.RandomState:
+        state = self.decode({"dict": content})
+        _RANDOM_STATE(state, Scope({}))
+        key = state["key"]
+        if key.min() < 0 or key.max() >= 2**32:
+            refuse("is a random state whose key is not of 32 bits")
+        random_state = np.random.RandomState()
+        inner = {"key": key.astype(np.uint32), "pos": state["pos"]}
+        random_state.set_state({**state, "bit_generator": "MT19937", "state": inner})
+        return random_state
 
     def _use(self, names: Sequence[str]) -> None:
         """Note that arrays are read; each once, so that they take no more memory than the file has bytes."""

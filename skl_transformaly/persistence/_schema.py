@@ -19,43 +19,9 @@ from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly._space import FeatureSpace
 from skl_transformaly.images._sequence import DIGEST_SIZE, THUMBNAIL_SIZE
 from skl_transformaly.model_selection import NormalOnly
-from skl_transformaly.persistence._fields import (
-    Check,
-    array,
-    count,
-    each,
-    fields,
-    flag,
-    names,
-    number,
-    optional,
-    part,
-    refuse,
-    sides,
-    table,
-    text,
-)
-from skl_transformaly.persistence._invariants import (
-    check_auto,
-    check_conformal,
-    check_detector,
-    check_gaussian,
-    check_image_shape,
-    check_mixture,
-    check_neighbors,
-    check_pca,
-    check_ridge,
-    check_space,
-)
-from skl_transformaly.persistence._networks import (
-    pack_block_students,
-    pack_ridge_students,
-    pack_teacher,
-    portable_extractor,
-    restore_block_students,
-    restore_ridge_students,
-    restore_teacher,
-)
+from skl_transformaly.persistence import _fields as f
+from skl_transformaly.persistence import _invariants as invariants
+from skl_transformaly.persistence import _networks as networks
 from skl_transformaly.students._block import BlockStudents
 from skl_transformaly.students._ridge import RidgeStudents
 from skl_transformaly.teacher._extractor import TimmExtractor
@@ -96,10 +62,10 @@ class Spec:
     """
 
     cls: Any
-    attributes: Mapping[str, Check] = field(default_factory=dict)
+    attributes: Mapping[str, f.Check] = field(default_factory=dict)
     optional: frozenset[str] = frozenset()
     derived: frozenset[str] = frozenset()
-    packed: Mapping[str, Check] = field(default_factory=dict)
+    packed: Mapping[str, f.Check] = field(default_factory=dict)
     pack: Callable[[Any, Writer], dict[str, Any]] = lambda part, writer: {}
     restore: Callable[[Any, dict[str, Any], Reader], None] = lambda part, packed, reader: None
     portable: Callable[[dict[str, Any]], dict[str, Any]] = lambda params: params
@@ -107,7 +73,7 @@ class Spec:
 
 
 def _restore_neighbors(density: KNNDensity, packed: dict[str, Any], reader: Reader) -> None:
-    check_neighbors(density)
+    invariants.check_neighbors(density)
     density.restore(density.samples_, density.floor_)
 
 
@@ -118,7 +84,7 @@ def _without_images(params: dict[str, Any]) -> dict[str, Any]:
 
 def _check_frozen(frozen: FrozenEstimator, sizes: dict[str, int]) -> None:
     if type(frozen.estimator).__name__ not in DETECTORS or not frozen.__sklearn_is_fitted__():
-        refuse("holds no fitted detector")
+        f.refuse("holds no fitted detector")
 
 
 DETECTORS = ("TransformalyDetector", "ConformalDetector", "NormalOnly", "FrozenEstimator")
@@ -128,110 +94,113 @@ _PLACES = ("int64",)
 
 # what ImageInputMixin sets
 _IMAGES = {
-    "image_shape_": optional(sides(3)),
-    "n_features_in_": count(1, axis="features"),
-    "feature_names_in_": names("features"),
+    "image_shape_": f.optional(f.sides(3)),
+    "n_features_in_": f.count(1, axis="features"),
+    "feature_names_in_": f.names("features"),
 }
 # what scikit-learn's validate_data sets
-_ROWS = {"n_features_in_": count(1, axis="d"), "feature_names_in_": names("d")}
+_ROWS = {"n_features_in_": f.count(1, axis="d"), "feature_names_in_": f.names("d")}
 _ROWS_OPTIONAL = frozenset(("feature_names_in_",))
 
 _F32 = ("float32",)
-_RESIDUALS = optional(
-    fields(
-        mean=array("C", "h", "w", dtypes=_F32),
-        whitening=array("C", "C", dtypes=_F32),
-        level=array("h", "w", dtypes=_F32),
-        spread=array("h", "w", dtypes=_F32),
+_RESIDUALS = f.optional(
+    f.fields(
+        mean=f.array("C", "h", "w", dtypes=_F32),
+        whitening=f.array("C", "C", dtypes=_F32),
+        level=f.array("h", "w", dtypes=_F32),
+        spread=f.array("h", "w", dtypes=_F32),
     )
 )
-_LAYOUT = fields(tokens=flag, prefix=count(high=10_000), channels_last=flag, residual=flag, kernel=count(1, high=3))
+_STUDENTS_DERIVED = frozenset(("residuals_", "cache_keys_"))
+_RIDGE_OWN = frozenset(("local_weights_", "context_weights_", "_layouts", "_sizes", "_modules", "_inverses", "_sums"))
+_LAYOUT = f.fields(
+    tokens=f.flag, prefix=f.count(high=10_000), channels_last=f.flag, residual=f.flag, kernel=f.count(1, high=3)
+)
 
 _PARTS = (
     Spec(
         TimmExtractor,
         {
             **_IMAGES,
-            "embedding_size_": count(1, axis="D"),
-            "image_size_": sides(2, high=MAX_IMAGE_SIZE),
-            "precision_": text(*PRECISIONS),
-            "weights_sha256_": text(length=64),
+            "embedding_size_": f.count(1, axis="D"),
+            "image_size_": f.sides(2, high=MAX_IMAGE_SIZE),
+            "precision_": f.text(*PRECISIONS),
+            "weights_sha256_": f.text(length=64),
         },
         frozenset(_IMAGES),
         frozenset(("_teacher", "settings_")),
-        {"teacher": count()},
-        pack_teacher,
-        restore_teacher,
-        portable_extractor,
-        check_image_shape,
+        {"teacher": f.count()},
+        networks.pack_teacher,
+        networks.restore_teacher,
+        networks.portable_extractor,
+        invariants.check_image_shape,
     ),
     Spec(
         BlockStudents,
-        {**_IMAGES, "extractor_": part("TimmExtractor"), "block_indices_": array("m", dtypes=_PLACES)},
+        {**_IMAGES, "extractor_": f.part("TimmExtractor"), "block_indices_": f.array("m", dtypes=_PLACES)},
         frozenset(_IMAGES),
-        frozenset(("students_", "history_", "cache_keys_", "residuals_")),
+        _STUDENTS_DERIVED | {"students_", "history_"},
         {
-            "students": each(
-                fields(network=text(), history=table(text(), each(number(finite=False))), residuals=_RESIDUALS)
+            "students": f.each(
+                f.fields(
+                    network=f.text(), history=f.table(f.text(), f.each(f.number(finite=False))), residuals=_RESIDUALS
+                )
             )
         },
-        pack_block_students,
-        restore_block_students,
-        check=check_image_shape,
+        networks.pack_block_students,
+        networks.restore_block_students,
+        check=invariants.check_image_shape,
     ),
     Spec(
         RidgeStudents,
         {
             **_IMAGES,
-            "extractor_": part("TimmExtractor"),
-            "block_indices_": array("m", dtypes=_PLACES),
-            "updates_": flag,
-            "training_discrepancies_": array("n", "columns", nan=True),
-            "held_out_discrepancies_": array("n", "columns", nan=True),
+            "extractor_": f.part("TimmExtractor"),
+            "block_indices_": f.array("m", dtypes=_PLACES),
+            "updates_": f.flag,
+            "training_discrepancies_": f.array("n", "columns", nan=True),
+            "held_out_discrepancies_": f.array("n", "columns", nan=True),
         },
         frozenset(_IMAGES),
-        frozenset(
-            ("local_weights_", "context_weights_", "cache_keys_", "residuals_", "_layouts", "_sizes")
-            + ("_modules", "_inverses")
-        ),
+        _STUDENTS_DERIVED | _RIDGE_OWN,
         {
-            "students": each(
-                fields(
+            "students": f.each(
+                f.fields(
                     layout=_LAYOUT,
-                    size=sides(2, low=0),
-                    local=array("C", "F", dtypes=_REAL),
-                    context=array("C", "Q", dtypes=_REAL),
+                    size=f.sides(2, low=0),
+                    local=f.array("C", "F", dtypes=_REAL),
+                    context=f.array("C", "Q", dtypes=_REAL),
                     residuals=_RESIDUALS,
                 )
             )
         },
-        pack_ridge_students,
-        restore_ridge_students,
-        check=check_ridge,
+        networks.pack_ridge_students,
+        networks.restore_ridge_students,
+        check=invariants.check_ridge,
     ),
     Spec(
         GaussianDensity,
         {
             **_ROWS,
-            "mean_": array("d"),
-            "scale_": array("d"),
-            "variances_": array("k"),
-            "components_": array("k", "d"),
-            "floor_": number(),
-            "shrinkage_": number(),
-            "n_samples_": count(2),
+            "mean_": f.array("d"),
+            "scale_": f.array("d"),
+            "variances_": f.array("k"),
+            "components_": f.array("k", "d"),
+            "floor_": f.number(),
+            "shrinkage_": f.number(),
+            "n_samples_": f.count(2),
         },
         _ROWS_OPTIONAL,
-        check=check_gaussian,
+        check=invariants.check_gaussian,
     ),
     Spec(
         KNNDensity,
         {
             **_ROWS,
-            "samples_": array("n", "d"),
-            "positions_": array("n", dtypes=_PLACES),
-            "floor_": number(),
-            "n_samples_fit_": count(2),
+            "samples_": f.array("n", "d"),
+            "positions_": f.array("n", dtypes=_PLACES),
+            "floor_": f.number(),
+            "n_samples_fit_": f.count(2),
         },
         _ROWS_OPTIONAL,
         frozenset(("neighbors_",)),
@@ -241,104 +210,104 @@ _PARTS = (
         AutoDensity,
         {
             **_ROWS,
-            "gaussian_": part("GaussianDensity", d="d"),
-            "neighbors_": part("KNNDensity", d="d"),
-            "location_": array(2),
-            "spread_": array(2),
-            "held_out_scores_": array("n"),
+            "gaussian_": f.part("GaussianDensity", d="d"),
+            "neighbors_": f.part("KNNDensity", d="d"),
+            "location_": f.array(2),
+            "spread_": f.array(2),
+            "held_out_scores_": f.array("n"),
         },
         _ROWS_OPTIONAL,
-        check=check_auto,
+        check=invariants.check_auto,
     ),
     Spec(
         GaussianMixture,
         {
             **_ROWS,
-            "weights_": array("k"),
-            "means_": array("k", "d"),
-            "covariances_": array(),
-            "precisions_": array(),
-            "precisions_cholesky_": array(),
-            "converged_": flag,
-            "n_iter_": count(),
-            "lower_bound_": number(finite=False),
-            "lower_bounds_": each(number(finite=False)),
+            "weights_": f.array("k"),
+            "means_": f.array("k", "d"),
+            "covariances_": f.array(),
+            "precisions_": f.array(),
+            "precisions_cholesky_": f.array(),
+            "converged_": f.flag,
+            "n_iter_": f.count(),
+            "lower_bound_": f.number(finite=False),
+            "lower_bounds_": f.each(f.number(finite=False)),
         },
         _ROWS_OPTIONAL | {"lower_bounds_"},  # from scikit-learn 1.7 on
-        check=check_mixture,
+        check=invariants.check_mixture,
     ),
     Spec(
         PCA,
         {
             **_ROWS,
-            "n_components_": count(1, axis="k"),
-            "n_samples_": count(1),
-            "mean_": array("d"),
-            "components_": array("k", "d"),
-            "explained_variance_": array("k"),
-            "explained_variance_ratio_": array("k"),
-            "singular_values_": array("k"),
-            "noise_variance_": number(),
+            "n_components_": f.count(1, axis="k"),
+            "n_samples_": f.count(1),
+            "mean_": f.array("d"),
+            "components_": f.array("k", "d"),
+            "explained_variance_": f.array("k"),
+            "explained_variance_ratio_": f.array("k"),
+            "singular_values_": f.array("k"),
+            "noise_variance_": f.number(),
         },
         _ROWS_OPTIONAL,
         frozenset(("_fit_svd_solver",)),  # which only fit uses
-        check=check_pca,
+        check=invariants.check_pca,
     ),
     Spec(
         FeatureSpace,
         {
-            "n_features_in_": count(1, axis="z"),
-            "sizes_": array("groups", dtypes=_PLACES),
-            "whitening_": part("PCA", d="z", k="k"),
-            "density_": part(*_DENSITIES, d="features"),
-            "location_": number(),
-            "spread_": number(),
-            "usual_": number(),
-            "lowest_": number(),
-            "term_locations_": array("features"),
+            "n_features_in_": f.count(1, axis="z"),
+            "sizes_": f.array("groups", dtypes=_PLACES),
+            "whitening_": f.part("PCA", d="z", k="k"),
+            "density_": f.part(*_DENSITIES, d="features"),
+            "location_": f.number(),
+            "spread_": f.number(),
+            "usual_": f.number(),
+            "lowest_": f.number(),
+            "term_locations_": f.array("features"),
         },
         frozenset(("whitening_", "term_locations_")),
-        check=check_space,
+        check=invariants.check_space,
     ),
     Spec(
         TransformalyDetector,
         {
             **_IMAGES,
-            "extractor_": part("TimmExtractor", D="D"),
-            "students_": part("RidgeStudents", "BlockStudents", m="m"),
-            "feature_spaces_": each(text(*SPACES)),
-            "spaces_": table(text(*SPACES), part("FeatureSpace")),
-            "offset_": number(),
-            "held_out_": flag,
-            "training_scores_": array("n", nan=True),
-            "training_parts_": array("n", "S", nan=True),
-            "training_terms_": array("n", "terms", nan=True),
-            "training_labels_": array("n", dtypes=("int8",)),
-            "training_groups_": array("n", dtypes=_PLACES),
-            "training_features_": table(text(*SPACES), array("n", None, dtypes=_REAL, nan=True)),
-            "training_held_out_": array("n", "unseen", nan=True),
-            "training_digests_": array("n", DIGEST_SIZE, dtypes=("uint8",)),
-            "training_thumbnails_": array("n", THUMBNAIL_SIZE, dtypes=("uint8",)),
-            "weights_": array("S"),
+            "extractor_": f.part("TimmExtractor", D="D"),
+            "students_": f.part("RidgeStudents", "BlockStudents", m="m"),
+            "feature_spaces_": f.each(f.text(*SPACES)),
+            "spaces_": f.table(f.text(*SPACES), f.part("FeatureSpace")),
+            "offset_": f.number(),
+            "held_out_": f.flag,
+            "training_scores_": f.array("n", nan=True),
+            "training_parts_": f.array("n", "S", nan=True),
+            "training_terms_": f.array("n", "terms", nan=True),
+            "training_labels_": f.array("n", dtypes=("int8",)),
+            "training_groups_": f.array("n", dtypes=_PLACES),
+            "training_features_": f.table(f.text(*SPACES), f.array("n", None, dtypes=_REAL, nan=True)),
+            "training_held_out_": f.array("n", "unseen", nan=True),
+            "training_digests_": f.array("n", DIGEST_SIZE, dtypes=("uint8",)),
+            "training_thumbnails_": f.array("n", THUMBNAIL_SIZE, dtypes=("uint8",)),
+            "weights_": f.array("S"),
         },
         frozenset(_IMAGES) | {"students_"},
         frozenset(("_images_seen",)),
-        check=check_detector,
+        check=invariants.check_detector,
     ),
     Spec(
         ConformalDetector,
         {
-            "estimator_": part(*DETECTORS),
-            "calibration_scores_": array("n"),
-            "offset_": number(),
-            "fitted_positions_": optional(array("fitted", dtypes=_PLACES)),
+            "estimator_": f.part(*DETECTORS),
+            "calibration_scores_": f.array("n"),
+            "offset_": f.number(),
+            "fitted_positions_": f.optional(f.array("fitted", dtypes=_PLACES)),
         },
         portable=_without_images,
-        check=check_conformal,
+        check=invariants.check_conformal,
     ),
     Spec(
         NormalOnly,
-        {"estimator_": part(*DETECTORS), "fitted_positions_": optional(array("fitted", dtypes=_PLACES))},
+        {"estimator_": f.part(*DETECTORS), "fitted_positions_": f.optional(f.array("fitted", dtypes=_PLACES))},
     ),
     Spec(FrozenEstimator, check=_check_frozen),
 )

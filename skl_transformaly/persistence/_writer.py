@@ -1,18 +1,19 @@
-"""Describes a fitted detector for a file: its objects, their arrays and their teachers, each once."""
+"""From a fitted detector to a description of its parts in JSON, and their arrays."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from torch import nn
 
-from skl_transformaly.persistence._codec import encode
-from skl_transformaly.persistence._fields import Part, Refused
+from skl_transformaly.persistence._fields import Part, Refused, refuse
 from skl_transformaly.persistence._schema import LEFT_OUT, PARTS, Spec
 
 __all__ = ["Writer"]
@@ -42,56 +43,62 @@ class Writer:
         self._kept: list[Any] = []  # keeps ids from being used again
 
     def add(self, part: Any, *, fitted: bool = True) -> int:
-        """Return the position of `part` among the objects.
-
-        Parameters
-        ----------
-        part : estimator
-        fitted : bool, default=True
-            False keeps the parameters alone, as ``clone`` does.
+        """Return the position of an estimator among the objects; unless `fitted`, its parameters are kept alone.
 
         Raises
         ------
         TypeError
-            `part` is of a class that a file cannot hold.
+            A file cannot hold an estimator of its class.
         """
         fitted = fitted or isinstance(part, FrozenEstimator)  # clone returns it as it is
         key = (id(part), fitted)
         if key not in self._places:
             name = type(part).__name__
-            spec = PARTS.get(name)
-            if spec is None or type(part) is not spec.cls:
+            if name not in PARTS or type(part) is not PARTS[name].cls:
                 raise _unknown(part, PARTS)
             self._kept.append(part)
-            params = self._encode_params(part, spec)
-            state = self._encode_state(part, spec) if fitted else None
+            params = self._params(part, PARTS[name])
+            state = self._state(part, PARTS[name]) if fitted else None
             self.objects.append({"class": name, "params": params, "state": state})
             self._places[key] = len(self.objects) - 1
         return self._places[key]
 
-    def array(self, name: str, value: np.ndarray) -> dict[str, str]:
-        """Keep an array under a name of its own, and return its JSON."""
-        name = f"arrays.{len(self.arrays)}.{name}"
-        # the order of axes in memory is kept, because rounding depends on it
-        if value.ndim > 1 and abs(value.strides[0]) < abs(value.strides[-1]):
-            self.arrays[name] = np.ascontiguousarray(value.T)
-            return {"array": name, "order": "F"}
-        self.arrays[name] = np.ascontiguousarray(value).reshape(value.shape)
-        return {"array": name, "order": "C"}
+    def encode(self, value: Any, name: str, *, fitted: bool = True) -> Any:
+        """Return the JSON of a value, whose arrays and estimators are kept; `name` goes into the names of arrays.
 
-    def network(self, name: str, module: nn.Module, dtype: torch.dtype | None = None) -> str:
-        """Keep parameters and buffers, floats as `dtype` if given, and return what their names begin with."""
+        Raises
+        ------
+        Refused
+            A file cannot hold the value.
+        """
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, int) and abs(value) >= 2**63:
+            refuse("it is beyond 64 bits")
+        if value is None or isinstance(value, (bool, int, str)):
+            return value
+        if isinstance(value, float):
+            return value if math.isfinite(value) else {"float": repr(value)}
+        if isinstance(value, (list, tuple)):
+            items = [self.encode(item, name, fitted=fitted) for item in value]
+            return {"tuple": items} if isinstance(value, tuple) else items
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            return {"dict": {key: self.encode(item, f"{name}.{key}", fitted=fitted) for key, item in value.items()}}
+        if isinstance(value, np.ndarray) and value.dtype.kind in "UO" and all(isinstance(v, str) for v in value.flat):
+            return {"strings": [str(item) for item in value.reshape(-1)]}
+        if isinstance(value, np.ndarray):
+            return self._array(value, name)
+        if isinstance(value, np.random.RandomState):
+            return {"random_state": self._random_state(value, name)}
+        if isinstance(value, BaseEstimator):
+            return {"object": self.add(value, fitted=fitted)}
+        refuse(f"a {type(value).__name__} is not a number, a text, an array or an estimator")
+
+    def network(self, module: nn.Module, name: str) -> str:
+        """Keep parameters and buffers, and return what their names begin with."""
         prefix = f"arrays.{len(self.arrays)}.{name}."
-        self.network_at(prefix, module, dtype)
+        self._network(module, prefix)
         return prefix
-
-    def network_at(self, prefix: str, module: nn.Module, dtype: torch.dtype | None = None) -> None:
-        """Keep parameters and buffers under this prefix."""
-        for name, tensor in module.state_dict().items():
-            tensor = tensor.detach().cpu()
-            if dtype is not None and tensor.is_floating_point():
-                tensor = tensor.to(dtype)
-            self.arrays[prefix + name] = tensor.contiguous().numpy()
 
     def teacher(self, teacher: Any, entry: dict[str, Any]) -> int:
         """Keep a teacher, once for all extractors that share it, and return its position."""
@@ -101,20 +108,43 @@ class Writer:
             self._places[key] = len(self.teachers)
             self.teachers.append(entry)
             if entry["stored"]:
-                self.network_at(f"teachers.{self._places[key]}.", teacher.model, torch.float32)
+                self._network(teacher.model, f"teachers.{self._places[key]}.", torch.float32)
         return self._places[key]
 
-    def _encode_params(self, part: Any, spec: Spec) -> dict[str, Any]:
+    def _network(self, module: nn.Module, prefix: str, dtype: torch.dtype | None = None) -> None:
+        for name, tensor in module.state_dict().items():
+            tensor = tensor.detach().cpu()
+            if dtype is not None and tensor.is_floating_point():
+                tensor = tensor.to(dtype)
+            self.arrays[prefix + name] = tensor.contiguous().numpy()
+
+    def _array(self, value: np.ndarray, name: str) -> dict[str, str]:
+        name = f"arrays.{len(self.arrays)}.{name}"
+        # the order of axes in memory is kept, because rounding depends on it
+        if value.ndim > 1 and abs(value.strides[0]) < abs(value.strides[-1]):
+            self.arrays[name] = np.ascontiguousarray(value.T)
+            return {"array": name, "order": "F"}
+        self.arrays[name] = np.ascontiguousarray(value).reshape(value.shape)
+        return {"array": name, "order": "C"}
+
+    def _random_state(self, random_state: np.random.RandomState, name: str) -> Any:
+        state: Any = random_state.get_state(legacy=False)
+        if state["bit_generator"] != "MT19937":
+            refuse(f"its bit generator {state['bit_generator']} is not MT19937")
+        flat = {"key": state["state"]["key"].astype(np.int64), "pos": state["state"]["pos"]}
+        return self.encode({**flat, "has_gauss": state["has_gauss"], "gauss": state["gauss"]}, name)["dict"]
+
+    def _params(self, part: Any, spec: Spec) -> dict[str, Any]:
         found = {}
         params = {name: value for name, value in part.get_params(deep=False).items() if name not in LEFT_OUT}
         for name, value in spec.portable(params).items():
             try:
-                found[name] = encode(value, name, self, fitted=spec.cls is FrozenEstimator)
+                found[name] = self.encode(value, name, fitted=spec.cls is FrozenEstimator)
             except Refused as error:
                 raise ValueError(f"A model file cannot hold {spec.cls.__name__}({name}={value!r}): {error}.") from None
         return found
 
-    def _encode_state(self, part: Any, spec: Spec) -> dict[str, Any]:
+    def _state(self, part: Any, spec: Spec) -> dict[str, Any]:
         own = vars(part)
         state = {name: getattr(part, name) for name in spec.attributes if name in own or name not in spec.optional}
         for name, check in spec.attributes.items():
@@ -132,7 +162,7 @@ class Writer:
                 UserWarning,
                 stacklevel=5,
             )
-        return {name: encode(value, name, self) for name, value in state.items()}
+        return {name: self.encode(value, name) for name, value in state.items()}
 
 
 def _unknown(part: Any, allowed: Iterable[str]) -> TypeError:

@@ -99,9 +99,8 @@ def _is_teacher_entry(entry: Any) -> bool:
     def numbers(values: Any) -> bool:
         return isinstance(values, list) and len(values) == 3 and all(type(v) in (int, float) for v in values)
 
-    # older files lack the SHA-256 of the weights at the image size of the fit
-    keys = {"model_name", "image_size", "sha256", "stored", "weights", "data_config"}
-    if not isinstance(entry, dict) or set(entry) - {"content_sha256"} != keys:
+    keys = {"model_name", "image_size", "sha256", "content_sha256", "stored", "weights", "data_config"}
+    if not isinstance(entry, dict) or set(entry) != keys:
         return False
     if not isinstance(entry["data_config"], dict):
         return False
@@ -114,7 +113,7 @@ def _is_teacher_entry(entry: Any) -> bool:
     return (
         isinstance(entry["model_name"], str)
         and isinstance(entry["sha256"], str)
-        and isinstance(entry.get("content_sha256", ""), str)
+        and isinstance(entry["content_sha256"], str)
         and isinstance(entry["stored"], bool)
         and isinstance(config["interpolation"], str)
         and all(type(side) is int and 1 <= side <= MAX_IMAGE_SIZE for side in size)
@@ -181,14 +180,13 @@ def stated_sha256(entry: dict[str, Any], content: str, path: str | os.PathLike) 
     UserWarning
         The file holds other weights than it states.
     """
-    if content in (entry["sha256"], entry.get("content_sha256")):
+    if content in (entry["sha256"], entry["content_sha256"]):
         return entry["sha256"]
-    if "content_sha256" in entry:
-        warnings.warn(
-            f"{os.fspath(path)!r} holds other weights of {entry['model_name']!r} than it states: their SHA-256 is "
-            f"{content}, and {entry['content_sha256']} is stated. Scores are those of the weights in the file; take "
-            "the file from whoever saved it first.",
-            UserWarning,
-            stacklevel=2,
-        )
+    warnings.warn(
+        f"{os.fspath(path)!r} holds other weights of {entry['model_name']!r} than it states: their SHA-256 is "
+        f"{content}, and {entry['content_sha256']} is stated. Scores are those of the weights in the file; take the file from "
+        "whoever saved it first.",
+        UserWarning,
+        stacklevel=2,
+    )
     return content
