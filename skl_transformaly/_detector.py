@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from skl_transformaly._density import GaussianDensity
 from skl_transformaly._explanation import ExplanationMixin, where_readable
 from skl_transformaly._fusion import interpolated_p_values
-from skl_transformaly._learning import LearningMixin
+from skl_transformaly._learning import LEARNED, LearningMixin
 from skl_transformaly._measuring import Measurer
 from skl_transformaly.images._input import ImageInputMixin
 from skl_transformaly.images._sequence import Images
@@ -130,7 +130,7 @@ class TransformalyDetector(
         m is 0.
     training_labels_ : ndarray of shape (n_samples,), int8
         What became of each training image: 1, it was learned; 0, `trim` left it out; -1, it is a known anomaly; -2, it
-        was taken back by `forget`. Scores, parts, terms and digests are NaN or 0 unless it is 1.
+        was taken back by `forget`. Scores, parts and terms are NaN unless it is 1.
     training_groups_ : ndarray of shape (n_samples,), int
         The same number for copies of an image, exact, resized or compressed again, which are held out together; -1 for
         images that were not learned.
@@ -553,8 +553,9 @@ class TransformalyDetector(
         if terms.shape[1]:
             space = self.spaces_["discrepancy"]
             terms = where_readable(features["discrepancy"], lambda z: self._by_block(np.asarray(space.terms(z))))
+        learned = self.training_labels_ == LEARNED
         for position, digest in images.digests.items() if recognise else ():
-            same = (self.training_digests_ == np.frombuffer(digest, dtype=np.uint8)).all(axis=1)
+            same = learned & (self.training_digests_ == np.frombuffer(digest, dtype=np.uint8)).all(axis=1)
             if same.any():
                 row = int(same.argmax())
                 parts[position], terms[position] = self.training_parts_[row], self.training_terms_[row]

@@ -15,7 +15,7 @@ from skl_transformaly._space import FeatureSpace
 from skl_transformaly.images._sequence import Images
 from skl_transformaly.students._imitation import Comparer
 
-__all__ = ["PLAINLY", "ExplanationMixin", "nearest", "reasons", "scatter", "where_readable"]
+__all__ = ["PLAINLY", "ExplanationMixin", "nearest", "reasons", "scatter", "times_text", "where_readable"]
 
 # What the spaces describe, for people.
 PLAINLY = {
@@ -185,9 +185,21 @@ def reasons(
             if name == "discrepancy" and len(blocks):
                 where = f"{where}, block {blocks[int(terms[i].argmin())]}"
             found[i] = (
-                f"unusual in {name} ({where}): {row.max():.2g} times as far from the usual as 99 % of normal images"
+                f"unusual in {name} ({where}): {times_text(row.max())} times as far from the usual as 99 % of normal "
+                "images"
             )
     return found
+
+
+def times_text(times: float) -> str:
+    """How far from the usual, to two digits.
+
+    Examples
+    --------
+    >>> times_text(1.234), times_text(138.0)
+    ('1.2', '138')
+    """
+    return f"{times:.2g}" if abs(times) < 10 else f"{times:.0f}"
 
 
 def nearest(
@@ -238,6 +250,6 @@ def where_readable(rows: np.ndarray, function: Callable[[np.ndarray], np.ndarray
 
 def scatter(length: int, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
     """`values` at their `rows`, NaN elsewhere."""
-    out = np.full((length, *values.shape[1:]), np.nan)
+    out = np.full((length, *values.shape[1:]), np.nan, dtype=np.result_type(values, np.float32))
     out[rows] = values
     return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -187,11 +187,7 @@ class LearningMixin:
         if update_students and self._solves_students():
             self._learn_again(self._earlier_images(), labels)
             return self
-        gone = np.flatnonzero(labels == _FORGOTTEN)
-        self.training_labels_ = labels
-        self.training_digests_, self.training_groups_ = self.training_digests_.copy(), self.training_groups_.copy()
-        self.training_digests_[gone], self.training_groups_[gone] = 0, -1
-        self._fit_spaces(self._sizes(), check_random_state(self.random_state))
+        self._settle(labels, self._sizes())
         return self
 
     def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
@@ -259,8 +255,7 @@ class LearningMixin:
         """Measure new images by the students as they are, and fit the spaces to all."""
         images.thumbnails = {}
         found = self._measurer().measure(images)
-        before, n = len(self.training_labels_), len(labels)
-        learned = labels[before:] == LEARNED
+        n = len(labels)
         readable = ~np.isnan(next(iter(found.values()))).any(axis=1)
         sizes = self._sizes()
         if not readable.any():
@@ -270,17 +265,22 @@ class LearningMixin:
             self.training_held_out_ = np.vstack([self.training_held_out_, found["discrepancy"]])
         else:
             self.training_held_out_ = np.empty((n, 0))
-        digests, thumbnails = _keepsakes(images, np.arange(len(images)), len(images))
-        digests[~learned] = 0
-        self.training_digests_ = np.vstack([self.training_digests_, digests])
-        self.training_thumbnails_ = np.vstack([self.training_thumbnails_, thumbnails])
-        self.training_labels_ = labels
+        places = np.arange(len(images))
+        self.training_digests_ = np.vstack([self.training_digests_, _digests(images, places, len(images))])
+        self.training_thumbnails_ = np.vstack([self.training_thumbnails_, _thumbnails(images, places, len(images))])
         seen = getattr(self, "_images_seen", None)
         self._images_seen = None if seen is None else Images.joined([seen, images])
-        used = np.flatnonzero((labels == LEARNED) & self.training_digests_.any(axis=1))
-        same = np.unique(self.training_digests_[used], axis=0, return_inverse=True)[1].ravel()
-        self.training_groups_ = np.full(n, -1)
-        self.training_groups_[used] = near_duplicates(self.training_thumbnails_[used], same)
+        self._settle(labels, sizes)
+
+    def _settle(self, labels: np.ndarray, sizes: dict[str, Any]) -> None:
+        """Fit the spaces to what is labelled 1 now, from the features that are kept."""
+        labels = self._trimmed_again(labels)
+        learned = labels == LEARNED
+        readable = ~np.isnan(next(iter(self.training_features_.values()))).any(axis=1)
+        used = np.flatnonzero(learned & readable)
+        self.training_labels_ = labels
+        self.training_groups_ = np.full(len(labels), -1)
+        self.training_groups_[used] = near_duplicates(self.training_thumbnails_[used], np.arange(len(used)))
         self._fit_spaces(sizes, check_random_state(self.random_state))
 
     def _sizes(self) -> dict[str, np.ndarray]:
@@ -311,8 +311,7 @@ class LearningMixin:
         """Fit students and spaces to the images whose label is 1 or 0, and weigh the spaces by those of label -1."""
         random_state = check_random_state(self.random_state)
         held_out = self.threshold == "held-out" or self.fusion == "standardized"
-        if self.trim:
-            labels = self._trimmed(images, labels)
+        labels = self._trimmed(images, labels) if self.trim else np.where(labels == _TRIMMED, LEARNED, labels)
         used, rest = np.flatnonzero(labels == LEARNED), np.flatnonzero(labels != LEARNED)
         normal = images.take(used) if len(rest) else images
         normal.thumbnails = {}
@@ -329,8 +328,9 @@ class LearningMixin:
         if unseen is not None and not np.isfinite(unseen[readable]).all():
             raise FloatingPointError(NOT_FINITE)
         n = len(images)
-        measured = {name: scatter(n, used, z) for name, z in features.items()}
+        measured = {name: scatter(n, used, z) for name, z in features.items()} if len(rest) else features
         others = images.take(rest)
+        others.thumbnails = {}
         if len(rest):
             for name, z in measurer.measure(others).items():
                 measured[name][rest] = z
@@ -338,7 +338,8 @@ class LearningMixin:
         self.training_features_ = measured
         self.training_held_out_ = np.empty((n, 0)) if unseen is None else scatter(n, used, unseen)
         self.training_labels_ = labels
-        self.training_digests_, self.training_thumbnails_ = _keepsakes(normal, used, n)
+        self.training_digests_ = _digests(normal, used, n) + _digests(others, rest, n)
+        self.training_thumbnails_ = _thumbnails(normal, used, n) + _thumbnails(others, rest, n)
         self.training_groups_ = np.full(n, -1)
         self.training_groups_[used] = copies(normal)
         self._fit_spaces(sizes, random_state)
@@ -349,16 +350,29 @@ class LearningMixin:
         spaces = [space for space in self.feature_spaces_ if space != "discrepancy"] or ["pretrained"]
         taken = images.take(candidates)
         taken.thumbnails = {}
-        measurer = Measurer(self.extractor_, None, spaces, self._cache())
-        features, sizes = measurer.run(taken)
-        readable = np.flatnonzero(~np.isnan(features[spaces[0]]).any(axis=1))
-        found = least_normal(
-            {name: z[readable] for name, z in features.items()},
-            sizes,
-            copies(taken)[readable],
-            self.trim,
-            self.normalize,
-        )
+        features, sizes = Measurer(self.extractor_, None, spaces, self._cache()).run(taken)
+        return self._trim(labels, candidates, features, sizes, copies(taken))
+
+    def _trimmed_again(self, labels: np.ndarray) -> np.ndarray:
+        """The same, by the features that are kept; unchanged without features of the teacher itself."""
+        candidates = np.flatnonzero((labels == LEARNED) | (labels == _TRIMMED))
+        features = {name: z[candidates] for name, z in self.training_features_.items() if name != "discrepancy"}
+        if not features:
+            return labels
+        groups = near_duplicates(self.training_thumbnails_[candidates], np.arange(len(candidates)))
+        return self._trim(labels, candidates, features, self._sizes(), groups)
+
+    def _trim(
+        self,
+        labels: np.ndarray,
+        candidates: np.ndarray,
+        features: dict[str, np.ndarray],
+        sizes: Mapping[str, Any],
+        groups: np.ndarray,
+    ) -> np.ndarray:
+        readable = np.flatnonzero(~np.isnan(next(iter(features.values()))).any(axis=1))
+        kept = {name: z[readable] for name, z in features.items()}
+        found = least_normal(kept, sizes, groups[readable], self.trim, self.normalize)
         labels = np.where(labels == _TRIMMED, LEARNED, labels).astype(np.int8)
         labels[candidates[readable[found]]] = _TRIMMED
         return labels
@@ -477,14 +491,20 @@ class LearningMixin:
         return _with_seed(clone(resolve_density(density, discrepancy=discrepancy)), random_state)
 
 
-def _keepsakes(images: Images, positions: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Digests (n, 16) and thumbnails (n, k) of the images, at their positions among n; zeros elsewhere."""
-    digests, thumbnails = np.zeros((n, DIGEST_SIZE), np.uint8), np.zeros((n, THUMBNAIL_SIZE), np.uint8)
+def _digests(images: Images, positions: np.ndarray, n: int) -> np.ndarray:
+    """Digests (n, 16) of the images, at their positions among n; zeros elsewhere."""
+    digests = np.zeros((n, DIGEST_SIZE), np.uint8)
     for i, digest in images.digests.items():
         digests[positions[i]] = np.frombuffer(digest, dtype=np.uint8)
+    return digests
+
+
+def _thumbnails(images: Images, positions: np.ndarray, n: int) -> np.ndarray:
+    """Thumbnails (n, k) of the images, at their positions among n; zeros elsewhere."""
+    thumbnails = np.zeros((n, THUMBNAIL_SIZE), np.uint8)
     for i, thumbnail in (images.thumbnails or {}).items():
         thumbnails[positions[i]] = thumbnail
-    return digests, thumbnails
+    return thumbnails
 
 
 def _with_seed(part: Any, random_state: np.random.RandomState) -> Any:

@@ -245,8 +245,10 @@ def test_trimmed_images_are_not_learned(rng):
 def test_trimming_looks_at_all_images_again_as_more_come(rng):
     X = rng.integers(100, 156, (20, 20, 24, 3), dtype=np.uint8)
     X[12] = rng.integers(0, 30, X[12].shape)
-    detector = tiny_detector(trim=0.05).fit(X[:10]).partial_fit(X[10:])
-    assert np.flatnonzero(detector.training_labels_ == 0).tolist() == [12]
+    for detector in (tiny_detector(trim=0.05), without_students(trim=0.05)):
+        detector.fit(X[:10]).partial_fit(X[10:])
+        assert np.flatnonzero(detector.training_labels_ == 0).tolist() == [12]
+        assert_same(detector, clone(detector).fit(X), X[:3] // 2)
 
 
 def recompressed(image):
@@ -259,6 +261,14 @@ def photographs(count):
     rng = np.random.default_rng(5)
     small = rng.integers(0, 256, (count, 3, 4, 3), dtype=np.uint8)
     return [np.asarray(Image.fromarray(image).resize((96, 72), Image.Resampling.BICUBIC)) for image in small]
+
+
+def test_an_image_that_is_learned_after_all_is_recognised(images):
+    detector = without_students(trim=0.1).fit(images[:10])
+    (left_out,) = np.flatnonzero(detector.training_labels_ == 0)
+    detector.set_params(trim=0.0).partial_fit(images[10:])
+    assert (detector.training_labels_ == 1).all()
+    assert detector.score_samples(images[left_out : left_out + 1])[0] == detector.training_scores_[left_out]
 
 
 def test_copies_are_one_image():
