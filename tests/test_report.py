@@ -11,10 +11,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from skl_transformaly._explanation import reasons
+from skl_transformaly.cli import _cards
+from skl_transformaly.cli._histogram import histogram, round_step
 from skl_transformaly.cli._provenance import Provenance, image_facts
-from skl_transformaly.cli.report import _picture, write_report
+from skl_transformaly.cli.report import write_report
 from skl_transformaly.images._pixels import as_rgb
 
 HOSTILE = [
@@ -41,12 +46,16 @@ class Bright:
     spaces_: dict = {}
     students_ = SimpleNamespace(block_indices_=np.arange(2))
     alpha = 0.05
+    contamination = 0.05
     offset_ = -100.0
 
     def __init__(self, n_training=40):
-        self.extractor_ = SimpleNamespace(image_size_=(64, 64), to_maps=None)
+        self.extractor_ = SimpleNamespace(image_size_=(64, 64), to_maps=lambda tokens: tokens)
         self.calibration_scores_ = np.linspace(-110.0, -10.0, 40)
         self.training_scores_ = np.linspace(-100.0, -10.0, n_training)
+
+    def _training_features(self):
+        return {"pretrained": np.random.default_rng(0).normal(size=(len(self.training_scores_), 8))}
 
     def score_samples(self, X):
         return np.array([-float(np.mean(image)) for image in X])
@@ -65,7 +74,11 @@ class Bright:
         score = self.score_samples(X)
         n = len(self.training_scores_)
         table = {"score": score, "pretrained": score - 1, "discrepancy": np.ones(len(X))}
-        table["reason"] = np.array(["unusual in pretrained"] * len(X), dtype=object)
+        times = np.column_stack([-score / 20, 9 - 0 * score])
+        terms = np.column_stack([np.zeros(len(X)), np.ones(len(X))])
+        table.update({"block4": terms[:, 0], "block7": terms[:, 1]})
+        table.update({"times_pretrained": times[:, 0], "times_discrepancy": times[:, 1]})
+        table["reason"] = reasons(score - self.offset_, times, self.feature_spaces_, terms, [4, 7])
         first = np.arange(len(X)) % n
         table.update({f"neighbor{k}": (first + k) % n for k in range(n_neighbors)})
         table.update({f"distance{k}": np.full(len(X), 1.0 + k) for k in range(n_neighbors)})
@@ -199,8 +212,9 @@ def test_hostile_names_of_training_images_are_text(tmp_path, rng, training):
     training.unreadable["<img src=x>"] = "<b>"
     text, page, _ = write(tmp_path, [str(tmp_path / "new" / "x.png")], training)
     tags = [tag for tag, _ in page.tags]
-    assert tags.count("script") == 2 and "b" not in "".join(tags[-20:]).replace("bdi", "")
-    assert tags.count("img") == [tag for tag, _ in Reader(plain).tags].count("img")
+    assert tags.count("script") == 2
+    for tag in ("b", "img"):
+        assert tags.count(tag) == [other for other, _ in Reader(plain).tags].count(tag)
 
 
 def test_unreadable_images_are_listed_with_their_reason(tmp_path, rng, training):
@@ -220,7 +234,7 @@ def test_the_same_pixels_under_another_name_and_format_are_a_duplicate(tmp_path,
 
 def test_images_of_the_fit_are_pointed_out(tmp_path, rng, training):
     text, _, summary = write(tmp_path, [str(tmp_path / "normal" / "03.png")], training)
-    assert summary["known"] == 1 and "images that the model was made with" in text
+    assert summary["known"] == 1 and "1 image of the fit" in text
 
 
 @pytest.mark.parametrize(("size", "tiny"), [((15, 64), 1), ((16, 16), 0)])
@@ -237,14 +251,15 @@ def test_blank_images_are_pointed_out(tmp_path, training):
 def test_the_least_normal_training_images_are_shown(tmp_path, rng, training):
     text, _, _ = write(tmp_path, make_images(tmp_path / "new", ["a.png"], rng), training)
     wrong = text[text.index("Training images that look least normal") : text.index('id="made"')]
-    assert re.findall(r"(\d\d)\.png", wrong) == ["39", "38", "37", "36", "35", "34", "33", "32"]
+    assert re.findall(r"(\d\d)\.png</bdi>", wrong) == ["39", "38", "37", "36", "35", "34", "33", "32"]
 
 
 def test_neighbours_are_named_in_the_order_of_the_fit(tmp_path, rng, training):
     training.fitted = list(range(39, -1, -1))
     text, page, _ = write(tmp_path, make_images(tmp_path / "new", ["a.png"], rng), training)
     titles = [a["title"] for tag, a in page.tags if tag == "img" and "data-near" in a and a["alt"]]
-    assert titles == ["39.png, distance 1", "38.png, distance 2", "37.png, distance 3"]
+    assert titles == ["39.png", "38.png", "37.png"]
+    assert [re.search(rf'title="{name}">([\d.]+)</span>', text)[1] for name in titles] == ["1.00", "2.00", "3.00"]
 
 
 def test_each_neighbour_is_in_the_page_once(tmp_path, rng, training):
@@ -258,7 +273,7 @@ def test_training_images_that_are_gone_are_counted(tmp_path, rng, training):
     for name in training.files:
         (tmp_path / "normal" / name).unlink()
     text, page, _ = write(tmp_path, make_images(tmp_path / "new", ["a.png"], rng), training)
-    assert "are not below" in text and "00.png" in text
+    assert "40 normal images not shown" not in text and "not found below" in text and "00.png" in text
 
 
 def test_training_images_may_have_moved(tmp_path, rng, training):
@@ -266,12 +281,15 @@ def test_training_images_may_have_moved(tmp_path, rng, training):
     text, page, _ = write(
         tmp_path, make_images(tmp_path / "new", ["a.png"], rng), training, normal_dir=tmp_path / "elsewhere"
     )
-    assert "are not below" not in text and "have changed" not in text
+    assert "not found below" not in text and "changed since" not in text
 
 
 def test_a_changed_training_image_is_said_to_be(tmp_path, rng, training):
     Image.new("RGB", (9, 9)).save(tmp_path / "normal" / "00.png")
-    assert "1 normal images have changed" in write(tmp_path, make_images(tmp_path / "new", ["a.png"], rng), training)[0]
+    assert (
+        "1 normal image changed since the fit"
+        in write(tmp_path, make_images(tmp_path / "new", ["a.png"], rng), training)[0]
+    )
 
 
 def test_more_images_than_the_limit_leave_the_least_anomalous_out(tmp_path, rng, training):
@@ -303,6 +321,75 @@ def test_a_detector_without_p_values_has_no_filter_for_them(tmp_path, rng):
     assert not any(a.get("id") == "p" for _, a in page.tags)
 
 
+def test_a_card_says_what_explain_says(tmp_path, rng, training):
+    paths = make_images(tmp_path / "new", [f"{i}.png" for i in range(9)], rng)
+    text, page, _ = write(tmp_path, paths, training)
+    table = Bright().explain([np.asarray(Image.open(path)) for path in paths])
+    for card, i in zip(re.findall('<li class="card.*?\n</li>', text, re.DOTALL), np.argsort(table["score"])):
+        assert (f"<p>{table['reason'][i]}</p>" in card) == (table["reason"][i] != "normal")
+        if 'data-kind="-1"' in card:
+            said = re.search(r"unusual in <b>(\w+)</b>(, block \d)?: (\S+) ×", card)
+            assert f"unusual in {said[1]} (" in table["reason"][i] and f" {said[3]} times as far" in table["reason"][i]
+            assert (said[2] or "") in table["reason"][i]
+
+
+def test_figures_have_the_same_decimals_everywhere(tmp_path, rng, training):
+    text, _, _ = write(tmp_path, make_images(tmp_path / "new", [f"{i}.png" for i in range(9)], rng), training)
+    for name, count in (("score", 9), ("p", 9)):
+        shown = re.findall(rf"<span>{name} <b>(\S+)</b>", text)
+        assert len(shown) == count and len({len(number.partition(".")[2]) for number in shown}) == 1
+
+
+def test_a_map_of_noise_is_not_shown(tmp_path, rng, training):
+    paths = make_images(tmp_path / "new", ["dark.png", "bright.png"], rng)
+    Image.new("RGB", (64, 48), (230, 230, 230)).save(paths[1])  # 3.6 by Bright; dark is below 1
+    text, _, _ = write(tmp_path, paths, training)
+    cards = {re.search(r">(\w+)\.png<", card)[1]: card for card in text.split('<li class="card')[1:3]}
+    assert 'class="map"' in cards["bright"] and 'class="map"' not in cards["dark"]
+
+
+def test_cards_know_their_folders(tmp_path, rng, training):
+    paths = make_images(tmp_path / "new", ["a/1.png", "a/2.png", "b/c/3.png"], rng)
+    text, page, _ = write(tmp_path, paths, training)
+    names = re.findall(r'<option value="(\d)">([^<]*) \((\d) of (\d) flagged\)', text)
+    assert [(name, int(total)) for _, name, _, total in names] == [("a", 2), ("b/c", 1)]
+    folders = {card["data-path"].rpartition("/")[2]: int(card["data-folder"]) for card in page.cards}
+    assert folders == {"1.png": 0, "2.png": 0, "3.png": 1}
+
+
+@given(
+    st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40),
+    st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=40),
+    st.floats(-2e3, 2e3),
+)
+@settings(deadline=None)
+def test_histograms(scores, reference, threshold):
+    scores, reference = np.array(scores), np.array(reference)
+    drawn = histogram(scores, scores < threshold, reference, threshold)
+    bars = drawn["bars"]
+    assert sum(bar["count"] for bar in bars) == len(scores) and sum(bar["other"] for bar in bars) == len(reference)
+    assert 0 <= drawn["at"] <= 100 and len(bars) <= 45
+    # one scale: heights are shares, the highest of all is 100
+    assert max(max(bar["height"], bar["normal"]) for bar in bars) == pytest.approx(100)
+    for bar in bars:
+        for height, share in (
+            (bar["height"], bar["count"] / len(scores)),
+            (bar["normal"], bar["other"] / len(reference)),
+        ):
+            assert height == pytest.approx(max(100 * share / drawn["top"], 1.5 * (share > 0)))
+    # the axis has few, round numbers
+    values = [value for _, value in drawn["ticks"]]
+    assert 1 <= len(values) <= 8 and all(0 <= x <= 100 for x, _ in drawn["ticks"])
+    assert all(abs(value - round(value, drawn["decimals"])) <= 1e-9 * max(1, abs(value)) for value in values)
+
+
+@given(st.floats(1e-6, 1e9), st.integers(3, 50))
+def test_steps_are_round(span, most):
+    step = round_step(span, most)
+    assert f"{step:.0e}"[0] in "125" and float(f"{step:.0e}") == step
+    assert span / step <= most * (1 + 1e-6) < 2.6 * (span / step)
+
+
 def test_histogram_bars_hold_every_image_once(tmp_path, rng, training):
     text, _, _ = write(tmp_path, make_images(tmp_path / "new", [f"{i}.png" for i in range(20)], rng), training)
     assert sum(int(count) for count in re.findall(r": (\d+) images, \d+ normal", text)) == 20
@@ -332,7 +419,7 @@ def test_pictures_keep_to_their_bytes(rng, mode, most):
     pixels = (
         rng.integers(0, 256, (600, 400, 3), dtype=np.uint8) if mode == "noise" else np.zeros((600, 400, 3), np.uint8)
     )
-    address = _picture(Image.fromarray(pixels), 192, most)
+    address = _cards.picture(Image.fromarray(pixels), 192, most)
     content = base64.b64decode(address.removeprefix("data:image/webp;base64,"))
     assert len(content) <= most and max(Image.open(io.BytesIO(content)).size) <= 192
 
@@ -349,10 +436,14 @@ def test_images_of_every_kind_have_a_picture(rng, dtype, channels):
 
 def test_a_thousand_images_stay_below_20_megabytes():
     """By what the pictures may take at most, whatever is on them."""
-    from skl_transformaly.cli import report
+    encoded = 4 / 3 * (_cards.THUMB_BYTES + _cards.MAP_BYTES + _cards.N_NEIGHBORS * _cards.NEAR_BYTES)
+    assert 1000 * (encoded + 2000) < 20e6
 
-    encoded = 4 / 3 * (report._THUMB_BYTES + report._MAP_BYTES + report._N_NEIGHBORS * report._NEAR_BYTES)
-    assert 1000 * (encoded + 1500) < 20e6
+
+def test_what_is_said_of_an_image_takes_less_than_2000_bytes(tmp_path, rng, training):
+    text, _, _ = write(tmp_path, make_images(tmp_path / "new", ["a.png"], rng), training)
+    card = text[text.index('<li class="card') : text.index("</ol>")]
+    assert len(re.sub('src="[^"]*"', "", card)) < 2000
 
 
 # ----- in a browser

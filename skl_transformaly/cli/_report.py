@@ -20,6 +20,7 @@ from skl_transformaly.cli._app import (
     command,
     fail,
 )
+from skl_transformaly.cli._console import counted
 from skl_transformaly.cli._inputs import (
     check_writable,
     find_images,
@@ -44,7 +45,7 @@ def report(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder of the normal images, to show the nearest ones. No folder that the model names is opened.",
+            help="Folder of the normal images, to show the nearest ones. Folders that the model names are not opened.",
         ),
     ] = None,
     limit: Annotated[
@@ -60,7 +61,7 @@ def report(
     tell = Output(as_json, quiet)
     check_writable(out)
     if normal is not None and not normal.is_dir():
-        raise Mistake(f"There is no folder {str(normal)!r} of normal images.")
+        raise Mistake(f"The folder of normal images {str(normal)!r} does not exist.")
     found = find_images(paths, tell)
     missing = missing_paths(found)
     detector, header = load_model(model, weights)
@@ -77,11 +78,12 @@ def report(
             normal_dir=normal,
             limit=limit,
             title=title or f"{model.name}: {', '.join(Path(path).name or path for path in paths)}",
+            model=str(model),
             passed_over=(found.hidden, found.other),
             advance=advance,
         )
     tell.made(
-        f"{out}: {summary['images']} images, {summary['anomalies']} of them anomalies or unreadable"
+        f"{out}: {counted(summary['images'], 'image')}, {summary['anomalies']} of them anomalies or unreadable"
         f"{passed_over(found)}; {summary['bytes'] / 1e6:.1f} MB.",
         {"out": str(out), **summary},
     )

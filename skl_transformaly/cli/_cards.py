@@ -1,0 +1,170 @@
+"""What a report shows of one image: its picture and map, its score taken apart, and the normal images nearest to it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+import numpy as np
+from PIL import Image
+
+from skl_transformaly.cli._provenance import ImageFacts
+from skl_transformaly.images._pixels import as_rgb
+
+__all__ = [
+    "MAP_FROM",
+    "MAP_NOISE",
+    "N_NEIGHBORS",
+    "Card",
+    "look",
+    "map_to",
+    "paint",
+    "path_bytes",
+    "picture",
+    "small_picture",
+]
+
+# Longest sides in pixels, and most bytes, of the pictures in the file: 1,000 images, three neighbours each, all
+# different and as hard to compress as noise, stay below 20 MB (base64 makes 4 bytes of 3).
+_THUMB, THUMB_BYTES = 192, 8_000
+_MAP, MAP_BYTES = 48, 1_200
+_NEAR, NEAR_BYTES = 80, 1_400
+N_NEIGHBORS = 3
+# Map values are standard deviations over normal images. What is less than the first is not painted, and a map that
+# nowhere reaches the second is noise: so do the maps of most normal images.
+MAP_FROM, MAP_NOISE, _MAP_TO_LEAST = 2.0, 3.0, 6.0
+
+
+@dataclass
+class Card:
+    """One image as the page shows it.
+
+    Attributes
+    ----------
+    facts : ImageFacts
+    score, decision, p_value : float
+    prediction : int
+        -1 if it is flagged.
+    picture, overlay : str
+        Addresses that hold the pictures themselves; `overlay` is empty if no place stands out.
+    map : ndarray of shape (h, w), float16, or None
+    parts, times : dict of str to float
+        By feature space: what it adds to the score, and how far it lies from the usual (``times_*`` of `explain`).
+    block : int or None
+        The block that adds the least to the part of "discrepancy".
+    reason : str
+        In words, by `explain`.
+    neighbors : list of (int, float)
+        Positions in the fit, and distances, of the nearest normal images.
+    folder : int
+        Position of its folder in the page's list of folders.
+    """
+
+    facts: ImageFacts
+    score: float
+    decision: float
+    p_value: float
+    prediction: int
+    picture: str = ""
+    map: np.ndarray | None = None
+    overlay: str = ""
+    parts: dict[str, float] = field(default_factory=dict)
+    times: dict[str, float] = field(default_factory=dict)
+    block: int | None = None
+    reason: str = ""
+    neighbors: list[tuple[int, float]] = field(default_factory=list)
+    folder: int = 0
+
+    @property
+    def path(self) -> str:
+        return self.facts.path
+
+    @property
+    def space(self) -> str:
+        """The feature space in which the image is the most unusual."""
+        return max(self.times, key=lambda name: self.times[name]) if self.times else ""
+
+
+def look(cards: list[Card], pixels: list[np.ndarray], explained: dict[str, np.ndarray], spaces: Sequence[str]) -> None:
+    """Give cards their pictures, maps, parts of the score, and neighbours, from what `explain` returned."""
+    nearest = sum(name.startswith("neighbor") for name in explained)
+    blocks = {int(name[5:]): column for name, column in explained.items() if name.startswith("block")}
+    maps = explained.get("map", [None] * len(cards))
+    for i, (card, image, values) in enumerate(zip(cards, pixels, maps)):
+        card.picture = picture(Image.fromarray(as_rgb(image)), _THUMB, THUMB_BYTES)
+        card.parts = {name: float(explained[name][i]) for name in spaces}
+        card.times = {name: float(explained[f"times_{name}"][i]) for name in spaces}
+        card.block = min(blocks, key=lambda block: blocks[block][i], default=None)
+        card.reason = str(explained["reason"][i])
+        card.neighbors = [
+            (int(explained[f"neighbor{k}"][i]), float(explained[f"distance{k}"][i]))
+            for k in range(nearest)
+            if explained[f"neighbor{k}"][i] >= 0
+        ]
+        card.map = None if values is None else _smaller(values, image.shape[:2])
+
+
+def _smaller(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """A map (H, W) of an image of `shape`, at the size of overlays."""
+    height, width = shape
+    scale = _MAP / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = Image.fromarray(values).resize(size, Image.Resampling.BILINEAR)
+    return np.minimum(np.asarray(small), np.finfo(np.float16).max).astype(np.float16)
+
+
+def map_to(cards: list[Card]) -> float:
+    """The map value that is painted in the strongest colour, one for all images, so that they can be compared."""
+    values = [card.map.ravel() for card in cards if card.map is not None]
+    if not values:
+        return _MAP_TO_LEAST
+    peaks = np.percentile(np.concatenate(values).astype(np.float32), 99.5)
+    return max(_MAP_TO_LEAST, float(peaks))
+
+
+def paint(cards: list[Card]) -> None:
+    """Make overlays of maps: nothing where all is as usual, yellow to red where it is not; none of mere noise."""
+    to = map_to(cards)
+    for card in cards:
+        if card.map is None or float(card.map.max()) < MAP_NOISE:
+            continue
+        strength = np.clip((card.map.astype(np.float32) - MAP_FROM) / (to - MAP_FROM), 0, 1)
+        colour = np.empty((*strength.shape, 4), dtype=np.uint8)
+        colour[..., 0] = 255
+        colour[..., 1] = np.rint(220 * (1 - strength))
+        colour[..., 2] = np.rint(40 * (1 - strength))
+        colour[..., 3] = np.rint(200 * np.sqrt(strength))
+        card.overlay = picture(Image.fromarray(colour), _MAP, MAP_BYTES)
+
+
+def picture(image: Image.Image, side: int, most: int) -> str:
+    """A small WebP of at most `most` bytes, as an address that holds the picture itself."""
+    while True:
+        small = image.copy()
+        small.thumbnail((side, side), Image.Resampling.LANCZOS)
+        for quality in (75, 55, 35, 15):
+            file = io.BytesIO()
+            small.save(file, "WEBP", quality=quality, alpha_quality=quality)
+            if file.tell() <= most:
+                return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+        side = side * 2 // 3
+
+
+def small_picture(pixels: np.ndarray) -> str:
+    """The picture of a normal image (H, W, C)."""
+    return picture(Image.fromarray(as_rgb(pixels)), _NEAR, NEAR_BYTES)
+
+
+def path_bytes(path: str) -> str:
+    """The absolute path, byte by byte, as text that is safe anywhere in a page: the script makes tables of it.
+
+    Examples
+    --------
+    >>> path_bytes("/tmp/a b.png")
+    '/tmp/a%20b.png'
+    """
+    return quote(os.fsencode(os.path.abspath(path)))

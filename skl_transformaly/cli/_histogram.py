@@ -1,0 +1,111 @@
+"""The histogram of a report: its bars, its axis with round numbers, and the threshold."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+__all__ = ["histogram", "round_step"]
+
+# About how many bars, and numbers on the axis
+_BARS, _TICKS = 40, 6
+# Least height of a bar that holds an image, in percent: one of thousands must be seen
+_LEAST = 1.5
+
+
+def round_step(span: float, most: int) -> float:
+    """The least of 1, 2 and 5 times a power of ten that goes into `span` at most `most` times.
+
+    Examples
+    --------
+    >>> round_step(100, 6), round_step(0.9, 10)
+    (20.0, 0.1)
+    """
+    least = span / most
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(float(f"{k * power:.12g}") for k in (1, 2, 5, 10) if k * power >= least * (1 - 1e-9))
+
+
+def histogram(
+    scores: np.ndarray, flagged: np.ndarray, reference: np.ndarray, threshold: float | None
+) -> dict[str, Any]:
+    """Bars of scores, with those of normal images behind them.
+
+    Scores of anomalies may lie arbitrarily low. The axis covers the normal images and twice as much again below them,
+    and always the threshold; the first bar holds all that is lower.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n,)
+    flagged : ndarray of shape (n,), bool
+    reference : ndarray of shape (m,)
+        Finite scores of normal images.
+    threshold : float or None
+
+    Returns
+    -------
+    histogram : dict
+        ``bars``: each with ``x``, and heights in percent of the highest bar of all, which are shares of the images and
+        shares of the normal images on one scale: ``flagged``, ``rest`` on top of it, ``height`` of both, ``normal``;
+        counts ``count`` and ``other``; and ``low`` and ``high``, infinite at the ends. ``width`` of a bar; ``ticks``:
+        places and values; ``at``: place of the threshold; ``threshold``; ``below``: images lower than the axis;
+        ``top``: the share that the highest bar stands for; ``decimals`` of the ticks.
+    """
+    edges, tick = _axis(scores[np.isfinite(scores)], reference, threshold)
+    bins = len(edges) - 1
+    clipped = np.clip(scores, edges[0], edges[-1])  # -inf too
+    counts, _ = np.histogram(clipped, edges)
+    low_counts, _ = np.histogram(clipped[flagged], edges)
+    normal, _ = np.histogram(np.clip(reference, edges[0], edges[-1]), edges)
+    share, normal_share = counts / max(len(scores), 1), normal / max(len(reference), 1)
+    top = max(float(share.max()), float(normal_share.max()), 1e-9)
+    bars = []
+    for i, (count, low_count, other) in enumerate(zip(counts.tolist(), low_counts.tolist(), normal.tolist())):
+        height = max(100 * share[i] / top, _LEAST) if count else 0.0
+        red = height * low_count / count if count else 0.0
+        bars.append(
+            {
+                "x": 100 * i / bins,
+                "flagged": red,
+                "rest": height - red,
+                "height": height,
+                "normal": max(100 * normal_share[i] / top, _LEAST) if other else 0.0,
+                "count": count,
+                "other": other,
+                # what is lower than the axis belongs to the first bar
+                "low": -math.inf if i == 0 else float(edges[i]),
+                "high": math.inf if i == bins - 1 else float(edges[i + 1]),
+            }
+        )
+    span = edges[-1] - edges[0]
+    first, last = math.ceil(edges[0] / tick - 1e-6), math.floor(edges[-1] / tick + 1e-6)
+    return {
+        "bars": bars,
+        "width": 100 / bins,
+        "threshold": threshold,
+        "at": None if threshold is None else 100 * (threshold - edges[0]) / span,
+        "ticks": [(100 * (k * tick - edges[0]) / span, k * tick) for k in range(first, last + 1)],
+        "decimals": max(0, -math.floor(math.log10(tick) + 1e-9)),
+        "below": int(np.sum(scores < edges[0])),
+        "top": top,
+        "n_normal": len(reference),
+    }
+
+
+def _axis(scores: np.ndarray, reference: np.ndarray, threshold: float | None) -> tuple[np.ndarray, float]:
+    """Edges of the bars, all multiples of a round step, and the round distance of the axis's numbers."""
+    places = np.concatenate([reference, scores, [] if threshold is None else [threshold]])
+    middle = float(np.median(reference)) if len(reference) else float(np.median(places))
+    lowest = float(reference.min()) if len(reference) else float(places.min())
+    high = float(places.max())
+    spread = max(high - middle, middle - lowest, 1e-9 * max(1.0, abs(middle)))
+    low = max(float(places.min()), middle - 3 * spread)
+    if threshold is not None:
+        low = min(low, threshold - 0.05 * spread)
+        high = max(high, threshold + 0.05 * spread)
+    step = round_step(max(high - low, spread), _BARS)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    edges = np.array([float(f"{k * step:.12g}") for k in range(first, max(last, first + 1) + 1)])
+    return edges, round_step(float(edges[-1] - edges[0]), _TICKS)
