@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,10 +25,12 @@ from skl_transformaly.cli._commands import app
 from skl_transformaly.cli._comments import comments
 from skl_transformaly.cli._evaluation import evaluate_scores, fpr_at_tpr, normal_classes
 from skl_transformaly.cli._files import find_files
+from skl_transformaly.cli._fit import _parse_size
 from skl_transformaly.cli._parquet import ParquetScores
 from skl_transformaly.cli._provenance import Provenance, image_facts
 from skl_transformaly.cli._scores import COLUMNS, ScoreFileError, open_scores, score_table
 from skl_transformaly.cli._trust import FalseAlarms
+from skl_transformaly.images import _images
 from skl_transformaly.images._folders import display_path
 from skl_transformaly.images._images import as_images
 from skl_transformaly.students._block import _StudentTrainer
@@ -407,19 +410,38 @@ def test_dir(work):
     return str(work[0] / "test")
 
 
-@pytest.mark.parametrize("size, sides", [("32x64", (32, 64)), ("64,32", (64, 32)), ("32", (32, 32))])
-def test_images_may_be_resized_to_height_and_width(work, tmp_path, size, sides):
-    options = ["--blocks", "1", "--alpha", "0.2", "--image-size", size]
+@pytest.mark.parametrize("text, size", [("32x64", (32, 64)), (" 64, 32", (64, 32)), ("32", 32), (None, None)])
+def test_image_sizes_are_a_side_or_height_and_width(text, size):
+    assert _parse_size(text) == size
+
+
+def test_images_may_be_resized_to_height_and_width(work, tmp_path):
+    options = ["--blocks", "1", "--alpha", "0.2", "--image-size", "32x64"]
     result = run(app, ["fit", str(work[0] / "train"), "-o", str(tmp_path / "model.tfm"), *options])
     assert result.exit_code == 0, result.output
-    assert load(tmp_path / "model.tfm").extractor_.image_size_ == sides
+    assert load(tmp_path / "model.tfm").extractor_.image_size_ == (32, 64)
 
 
-def test_fit_says_what_it_took(work):
-    _, said, stderr = work
+def test_fit_says_what_it_took_and_learned(work):
+    root, said, stderr = work
     assert (said["images"], said["hidden"], said["other"]) == (24, 1, 1)
     assert list(map(os.path.basename, said["unreadable"])) == ["broken.png"]
+    assert "Fitting on 25 images with teacher 'bundled'." in stderr and "This takes about" in stderr
     assert "1 image could not be read (left out)" in stderr
+    assert said["expected_false_positive_rate"] == 0.2
+    scores = load(root / "model.tfm").training_scores_
+    lowest = [os.path.basename(one["path"]) for one in said["least_normal"]]
+    assert lowest == [f"{i:03}.png" for i in np.argsort(scores)[:3]]
+
+
+def test_fit_decodes_each_image_once(work, tmp_path, monkeypatch):
+    decoded = Counter()
+    real = _images.decode_file
+    monkeypatch.setattr(_images, "decode_file", lambda path, **kw: (decoded.update([str(path)]), real(path, **kw))[1])
+    options = ["--blocks", "1", "--alpha", "0.2", "--image-size", "32"]
+    assert run(app, ["fit", str(work[0] / "test" / "good"), "-o", str(tmp_path / "m.tfm"), *options]).exit_code == 0
+    # the first two also show how the teacher's blocks are called
+    assert sorted(decoded.values())[:-2] == [1] * 6
 
 
 def test_a_model_knows_its_training_images(work, model):
@@ -489,20 +511,17 @@ def test_a_list_of_paths_on_stdin(model, test_dir, separator):
     assert result.exit_code == 2 and f"error: not found: '{paths[1]}'" in result.stderr
 
 
-@pytest.mark.parametrize(("suffix", "kept"), [("csv", 0), ("csv", 400), ("jsonl", 400)])
-def test_a_stopped_scoring_goes_on(tmp_path, model, test_dir, suffix, kept):
-    whole, stopped = tmp_path / f"whole.{suffix}", tmp_path / f"stopped.{suffix}"
+def test_a_stopped_scoring_goes_on(tmp_path, model, test_dir):
+    whole, stopped = tmp_path / "whole.csv", tmp_path / "stopped.csv"
     run(app, ["score", model, test_dir, "--out", str(whole)])
-    stopped.write_bytes(whole.read_bytes()[:kept])
+    stopped.write_bytes(whole.read_bytes()[:400])
     result = run(app, ["score", model, test_dir, "--out", str(stopped), "--resume", "--json"])
     assert result.exit_code == 0, result.output
-    with open_scores(whole, resume=True) as one, open_scores(stopped, resume=True) as other:
-        assert list(one.done) == list(other.done)
-        np.testing.assert_allclose(
-            [score for score, _ in one.done.values()], [score for score, _ in other.done.values()], rtol=1e-4
-        )
+    one, other = (read_csv(path.read_text()) for path in (whole, stopped))
+    assert [row["path"] for row in one] == [row["path"] for row in other]
+    np.testing.assert_allclose(*([float(row["score"]) for row in rows] for rows in (one, other)), rtol=1e-4)
     summary = json.loads(result.stdout)
-    assert summary["images"] == 14 and summary["anomalies"] == sum(label < 0 for _, label in one.done.values())
+    assert summary["images"] == 14 and summary["anomalies"] == sum(row["prediction"] == "-1" for row in one)
 
 
 KINDS = ["csv", "jsonl"]
@@ -523,7 +542,6 @@ def cheap(monkeypatch, tmp_path):
     """A model that says how large an image's file is, and three images: resuming is about files, not about scores."""
     from skl_transformaly import persistence
     from skl_transformaly.cli import _scores
-    from skl_transformaly.images import _images
 
     for name in "abc":
         Image.new("L", (4, 4)).save(tmp_path / f"{name}.png")
@@ -628,9 +646,8 @@ def test_whatever_stops_a_scoring_and_changes_going_on_gives_the_rows_of_a_fresh
     assert list(read_rows(out).items()) == list(read_rows(fresh).items())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_writers_of_one_file_are_an_error(cheap, tmp_path, kind):
-    out = tmp_path / f"s.{kind}"
+def test_two_writers_of_one_file_are_an_error(cheap, tmp_path):
+    out = tmp_path / "s.csv"
     code = (
         "import sys; from skl_transformaly.cli._scores import open_scores, COLUMNS\n"
         "with open_scores(sys.argv[1]) as file:\n"
@@ -735,7 +752,7 @@ def test_report_is_one_file(tmp_path, model, work, test_dir):
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)
     text = out.read_text(encoding="utf-8")
-    assert said["images"] == 14 and text.count('class="map"') == 14 and "tf_efficientnet_lite0" in text
+    assert said["images"] == 14 and 'class="map"' in text and "tf_efficientnet_lite0" in text
     assert text.count("data-near=") >= 14 * 3 and "are not below" not in text
 
 
