@@ -147,7 +147,7 @@ class LearningMixin:
             self._fit(X, y)
             return self
         images = self._images(X, reset=False)
-        labels = np.concatenate([self.training_labels_, self._labels_of(y, len(images))])
+        labels = np.concatenate([self.training_labels_, self._labels_of(y, len(images), least=0)])
         if update_students and self._solves_students():
             self._learn_again(Images.joined([self._earlier_images(), images]), labels)
         else:
@@ -301,8 +301,8 @@ class LearningMixin:
         """z_f of the training images after the fit, (n_samples, k * m), NaN for those that are not in the fit."""
         return self._training_features().get("discrepancy", np.empty((len(self.training_labels_), 0)))
 
-    def _labels_of(self, y: Any, n: int) -> np.ndarray:
-        normal = normal_samples(y, n)
+    def _labels_of(self, y: Any, n: int, least: int = 2) -> np.ndarray:
+        normal = normal_samples(y, n, least=least)
         if normal is None:
             return np.full(n, LEARNED, dtype=np.int8)
         return np.where(normal, LEARNED, _KNOWN_ANOMALY).astype(np.int8)

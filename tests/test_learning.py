@@ -108,6 +108,15 @@ def test_learned_images_are_recognised(images):
     np.testing.assert_array_equal(detector.score_samples(images), detector.training_scores_)
 
 
+@pytest.mark.parametrize("label", [1, -1])
+def test_a_single_labelled_image_can_follow(images, label):
+    detector = tiny_detector().fit(images[:11])
+    before = detector.offset_
+    detector.partial_fit(images[11:], [label])
+    assert detector.training_labels_.tolist() == [1] * 11 + [label]
+    assert (detector.offset_ == before) == (label == -1)  # a known anomaly alone changes nothing
+
+
 # ----- forget
 
 

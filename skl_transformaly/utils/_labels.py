@@ -112,7 +112,7 @@ def check_normal_only(y: Any) -> None:
         )
 
 
-def normal_samples(y: Any, n: int) -> np.ndarray | None:
+def normal_samples(y: Any, n: int, *, least: int = 2) -> np.ndarray | None:
     """Tell which samples are normal, if labels say so.
 
     Parameters
@@ -122,6 +122,8 @@ def normal_samples(y: Any, n: int) -> np.ndarray | None:
         as if they meant anomalies.
     n : int
         Number of samples.
+    least : int, default=2
+        Samples that must be normal.
 
     Returns
     -------
@@ -131,7 +133,7 @@ def normal_samples(y: Any, n: int) -> np.ndarray | None:
     Raises
     ------
     ValueError
-        `y` holds strings or booleans, has another length, or marks fewer than 2 samples as normal.
+        `y` holds strings or booleans, has another length, or marks fewer than `least` samples as normal.
     """
     try:
         labels = np.asarray(y)
@@ -147,8 +149,8 @@ def normal_samples(y: Any, n: int) -> np.ndarray | None:
     if len(labels) != n:
         raise ValueError(f"y has {len(labels)} labels for {n} samples: pass one for each, +1 or -1.")
     normal = labels == 1
-    if normal.sum() < 2:
-        raise ValueError(f"fit needs 2 normal samples (+1 in y), got {normal.sum()} of {n}.")
+    if normal.sum() < least:
+        raise ValueError(f"fit needs {least} normal samples (+1 in y), got {normal.sum()} of {n}.")
     return None if normal.all() else normal
 
 
