@@ -5,6 +5,7 @@ import skl_transformaly.cli._fit
 import skl_transformaly.cli._score
 import skl_transformaly.cli._watch
 import skl_transformaly.cli._report
+import skl_transformaly.cli._update
 import skl_transformaly.cli._evaluate
 import skl_transformaly.cli._export
 import skl_transformaly.cli._serve

@@ -1,0 +1,288 @@
+"""What ``transformaly update`` learns from: a file of labels, and the images that a model was fitted on."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from skl_transformaly._detector import TransformalyDetector
+from skl_transformaly.cli._app import Mistake
+from skl_transformaly.cli._console import counted
+from skl_transformaly.cli._provenance import Provenance, describe, image_facts, reason, relative_to_root
+from skl_transformaly.images._folders import FoundFiles
+from skl_transformaly.images._images import as_images
+from skl_transformaly.images._values import ImageError
+
+__all__ = ["Earlier", "Lessons", "anomalies_text", "read_labels"]
+
+# What became of a training image, as `training_labels_` tells.
+_KNOWN_ANOMALY, _FORGOTTEN = -1, -2
+
+
+def read_labels(path: Path) -> dict[str, int]:
+    """Read the labels that a report saved.
+
+    Parameters
+    ----------
+    path : Path
+        CSV with the columns ``path`` and ``label``, 1 or -1; others are passed over.
+
+    Returns
+    -------
+    labels : dict of str to int
+        By absolute path.
+
+    Raises
+    ------
+    Mistake
+        The file is not such a table, or gives one image two labels.
+    OSError
+        The file cannot be read.
+    """
+    labels: dict[str, int] = {}
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = csv.DictReader(file)
+        if not {"path", "label"} <= set(rows.fieldnames or ()):
+            raise Mistake(f"{str(path)!r} must have the columns path and label, separated by a comma.")
+        for row in rows:
+            label = {"1": 1, "+1": 1, "-1": -1}.get((row["label"] or "").strip())
+            if label is None or not row["path"]:
+                raise Mistake(f"{str(path)!r}, line {rows.line_num}: expected path,1 or path,-1, got {row}.")
+            if labels.setdefault(os.path.abspath(row["path"]), label) != label:
+                raise Mistake(f"{str(path)!r} labels {row['path']!r} as normal and as an anomaly: keep one line.")
+    if not labels:
+        raise Mistake(f"{str(path)!r} holds no labels.")
+    return labels
+
+
+@dataclass
+class Earlier:
+    """The images that a detector was fitted on.
+
+    Attributes
+    ----------
+    detector : TransformalyDetector
+    made : Provenance
+    paths : list of str
+        By position in the fit; empty if nobody knows.
+    digests : list of str
+        Likewise, of the pixels.
+    moved : bool
+        Whether the user said where they are now.
+    """
+
+    detector: Any
+    made: Provenance
+    paths: list[str]
+    digests: list[str]
+    moved: bool = False
+
+    @classmethod
+    def of(cls, detector: Any, metadata: Any, normal: Path | None) -> Earlier:
+        """Those of a detector from a file, whose header holds `metadata`; `normal` is where they are, if not there."""
+        if not isinstance(detector, TransformalyDetector):
+            raise Mistake(f"update takes a model that `transformaly fit` made, got a {type(detector).__name__}.")
+        made = Provenance.from_json(metadata)
+        n = len(detector.training_labels_)
+        fitted = made.fitted if len(made.fitted) == n else [-1] * n
+        root = Path(made.root) if normal is None else normal.absolute()
+        digests = [bytes(row).hex() if row.any() else "" for row in detector.training_digests_]
+        paths = [str(root / made.files[i]) if i >= 0 else "" for i in fitted]
+        return cls(detector, made, paths, digests, normal is not None)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """What became of each; see `TransformalyDetector.training_labels_`."""
+        return self.detector.training_labels_
+
+    @property
+    def learned(self) -> int:
+        """Number of images that count as normal."""
+        return int(np.isfinite(self.detector.training_scores_).sum())
+
+    @property
+    def solved(self) -> bool:
+        """Whether students are to be solved again."""
+        return self.detector._solves_students()
+
+    def why_not_again(self, lessons: Lessons, advance: Callable[[float], None]) -> str:
+        """Why all images cannot be learned once more; empty if they can: they are where they were, and the same."""
+        needed = self.labels != _FORGOTTEN
+        needed[lessons.taken_back] = False
+        needed &= np.array([bool(digest) for digest in self.digests])  # what could not be read was never learned
+        unnamed = [i for i in np.flatnonzero(needed) if not self.paths[i]]
+        if unnamed:
+            return f"The model file does not name {counted(len(unnamed), 'image')} that it was fitted on"
+        gone, changed = [], []
+        for i, path in enumerate(self.paths):
+            advance(1)
+            if not needed[i]:
+                continue
+            digest = _digest(path, self.detector)
+            if digest is None:
+                gone.append(path)
+            elif digest != self.digests[i]:
+                changed.append(path)
+        found = [
+            f"{counted(len(paths), 'image')} of the fit {what}, such as {paths[0]!r}"
+            for paths, what in ((gone, "cannot be found or read"), (changed, "changed since"))
+            if paths
+        ]
+        return " and ".join(found)
+
+    def hand_over(self) -> None:
+        """Give the detector its earlier images, which its file does not hold."""
+        # what could not be read then cannot be read now: the folder is not an image
+        paths = [path if path and digest else os.curdir for path, digest in zip(self.paths, self.digests)]
+        images = as_images(paths, on_error="skip")
+        self.detector._images_seen = self.detector._images(images, reset=False)
+
+    def provenance_after(
+        self, detector: Any, lessons: Lessons, exact: bool, seconds: float, new: FoundFiles | None
+    ) -> Provenance:
+        """How the updated model was made."""
+        made = self.made
+        paths = [*self.paths, *lessons.normal, *lessons.anomalies]
+        kept = [i for i, path in enumerate(paths) if path and detector.training_labels_[i] != _FORGOTTEN]
+        kept = [i for i in kept if detector.training_digests_[i].any()]
+        place = {i: k for k, i in enumerate(kept)}
+        outside = [*lessons.unreadable, *(os.path.join(made.root, name) for name in made.unreadable)]
+        root, names = relative_to_root([*(paths[i] for i in kept), *outside]) if kept else (made.root, [])
+        scores = detector.training_scores_
+        update = f"{len(lessons.normal)} learned, {len(lessons.taken_back)} taken back, " + (
+            f"{anomalies_text(len(lessons.anomalies))}, "
+            f"students {'learned anew' if self.solved and exact else 'as they were'}"
+        )
+        settings = describe(detector)
+        history = [made.settings.get("updates", ""), f"{datetime.now(timezone.utc):%Y-%m-%d}: {update}"]
+        settings["updates"] = "; ".join(text for text in history if text)
+        reasons = [*lessons.unreadable.values(), *made.unreadable.values()]
+        return Provenance(
+            root=root,
+            files=names[: len(kept)],
+            fitted=[place.get(i, -1) for i in range(len(paths))],
+            scores=[None if np.isnan(scores[i]) else float(scores[i]) for i in kept],
+            digests=[bytes(detector.training_digests_[i]).hex() for i in kept],
+            unreadable=dict(zip(names[len(kept) :], reasons)),
+            hidden=made.hidden + (new.hidden if new else 0),
+            other=made.other + (new.other if new else 0),
+            seed=made.seed,
+            seconds=round(seconds, 1),
+            settings=settings,
+        )
+
+
+@dataclass
+class Lessons:
+    """What is new in images and labels.
+
+    Attributes
+    ----------
+    normal, anomalies : list of str
+        Absolute paths of images to learn as normal, and as known anomalies.
+    taken_back : list of int
+        Positions in the fit of images that are not what they were taken for.
+    known : int
+        Images that the model knows as what they are labelled.
+    unreadable : dict of str to str
+        Absolute paths of images that cannot be read, and why.
+    """
+
+    normal: list[str] = field(default_factory=list)
+    anomalies: list[str] = field(default_factory=list)
+    taken_back: list[int] = field(default_factory=list)
+    known: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.normal or self.anomalies or self.taken_back)
+
+    @classmethod
+    def of(cls, given: Mapping[str, int], earlier: Earlier, advance: Callable[[float], None]) -> Lessons:
+        """Compare labels by absolute path with what a detector has learned; copies of an image count once.
+
+        Raises
+        ------
+        Mistake
+            A path leads nowhere and is not one of the fit, or copies of an image have different labels.
+        """
+        lessons = cls()
+        positions = _positions(earlier)
+        by_path = {os.path.abspath(path): i for i, path in enumerate(earlier.paths) if path}
+        seen: dict[str, tuple[str, int]] = {}
+        for path, label in given.items():
+            advance(1)
+            try:
+                digest = _read_digest(path, earlier.detector)
+            except ImageError as error:
+                lessons._without_pixels(path, label, by_path.get(path), error, earlier)
+                continue
+            other = seen.setdefault(digest, (path, label))
+            if other[1] != label:
+                raise Mistake(f"{other[0]!r} and {path!r} are copies of one image, and have different labels.")
+            if other[0] != path:
+                lessons.known += 1
+                continue
+            lessons._add(path, label, positions.get(digest, []), earlier)
+        return lessons
+
+    def _add(self, path: str, label: int, places: list[int], earlier: Earlier) -> None:
+        """Note an image that is at `places` in the fit."""
+        wrong = [i for i in places if (earlier.labels[i] == _KNOWN_ANOMALY) == (label == 1)]
+        self.taken_back += wrong
+        if len(wrong) < len(places):
+            self.known += 1
+        else:
+            (self.normal if label == 1 else self.anomalies).append(path)
+
+    def _without_pixels(self, path: str, label: int, place: int | None, error: ImageError, earlier: Earlier) -> None:
+        """Note an image that cannot be read: one of the fit can be taken back all the same."""
+        if place is not None and label == -1 and earlier.labels[place] >= 0:
+            self.taken_back.append(place)
+        elif not os.path.lexists(path):
+            raise Mistake(
+                f"{path!r} does not exist: labels name images by where they were when the report was made. Put it "
+                "back, or correct its path in the file of labels."
+            )
+        else:
+            self.unreadable[path] = reason(path, error)
+
+
+def anomalies_text(number: int) -> str:
+    """Number of known anomalies.
+
+    Examples
+    --------
+    >>> anomalies_text(1), anomalies_text(2)
+    ('1 known anomaly', '2 known anomalies')
+    """
+    return f"{number} known anomal{'y' if number == 1 else 'ies'}"
+
+
+def _positions(earlier: Earlier) -> dict[str, list[int]]:
+    """Where images are in the fit, by their digests; those that were taken back are nowhere."""
+    found: dict[str, list[int]] = {}
+    for i, digest in enumerate(earlier.digests):
+        if digest and earlier.labels[i] != _FORGOTTEN:
+            found.setdefault(digest, []).append(i)
+    return found
+
+
+def _read_digest(path: str, detector: Any) -> str:
+    """Digest of the pixels as the detector decodes them."""
+    pixels = as_images([path]).reduced(getattr(detector.extractor_, "image_size_", None))[0]
+    return image_facts(path, pixels).digest
+
+
+def _digest(path: str, detector: Any) -> str | None:
+    try:
+        return _read_digest(path, detector)
+    except ImageError:
+        return None

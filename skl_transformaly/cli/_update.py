@@ -1,0 +1,167 @@
+"""``transformaly update``: a better model from labels and more normal images."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from skl_transformaly.cli._app import Debug, Json, Mistake, Model, Output, Quiet, Weights, app, command
+from skl_transformaly.cli._console import counted, duration
+from skl_transformaly.cli._inputs import (
+    check_model,
+    check_writable,
+    find_images,
+    load_model,
+    missing_paths,
+    missing_text,
+    unreadable_text,
+)
+
+if TYPE_CHECKING:
+    from skl_transformaly.cli._relearning import Earlier, Lessons
+
+__all__ = ["update"]
+
+# Known anomalies below which feature spaces are not weighed
+_FEW_ANOMALIES = 5
+
+
+@app.command()
+@command
+def update(
+    model: Model,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="NEW_MODEL", help="The model file to make.", show_default=False)
+    ],
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NEW_IMAGES]...", help="More normal images: folders, files, patterns, or - ."),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="CSV", help="Labels that a report saved: path,label with 1 (normal) or -1 (anomaly)."),
+    ] = None,
+    normal: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the images that the model was fitted on, if it was moved."),
+    ] = None,
+    weights: Weights = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Learn from labels that a report saved, and from more normal images.
+
+    Images labelled 1, and new ones without a label, are learned as normal. Images labelled -1 are known anomalies,
+    which tell how much each feature space counts; if the model was fitted on them, they are taken back.
+    """
+    out = Output(as_json, quiet)
+    if not images and labels is None:
+        raise Mistake("update needs something to learn from: new normal images, --labels FILE, or both.")
+    check_model(model)
+    check_writable(output)
+    if normal is not None and not normal.is_dir():
+        raise Mistake(f"The folder of normal images {str(normal)!r} does not exist.")
+    new = find_images(images, out) if images else None
+    if new is not None and (missing := missing_paths(new)):
+        raise Mistake(missing_text(missing))
+
+    from skl_transformaly.cli._relearning import Earlier, Lessons, read_labels
+
+    given = {os.path.abspath(path): 1 for path in (new.paths if new is not None else [])}
+    if labels is not None:
+        given.update(read_labels(labels))  # a label says more than where an image lies
+    detector, header = load_model(model, weights)
+    earlier = Earlier.of(detector, header["metadata"], normal)
+    with out.progress("Reading", len(given)) as advance:
+        lessons = Lessons.of(given, earlier, advance)
+    if lessons.unreadable:
+        out.warn(unreadable_text(lessons.unreadable, "left out"))
+    if not lessons:
+        raise Mistake("there is nothing new to learn: the model has learned these labels already.")
+    before = {"images": earlier.learned, "threshold": float(detector.offset_)}
+    start = time.perf_counter()
+    exact = _learn(detector, earlier, lessons, out)
+    made = earlier.provenance_after(detector, lessons, exact, time.perf_counter() - start, new)
+
+    from skl_transformaly.persistence import save
+
+    save(detector, output, metadata=made.to_json())
+    _tell(detector, output, lessons, before, exact, made.seconds, out)
+
+
+def _learn(detector: Any, earlier: Earlier, lessons: Lessons, out: Output) -> bool:
+    """Learn; returns whether the result is that of a fit on all images."""
+    from skl_transformaly.images._images import as_images
+
+    exact = not earlier.solved
+    if earlier.solved:
+        with out.progress("Looking for earlier images", len(earlier.paths)) as advance:
+            reason = earlier.why_not_again(lessons, advance)
+        exact = not reason
+        if reason:
+            out.warn(
+                f"{reason}, so the students stay as they are, and densities, threshold and p-values alone are learned "
+                "anew. Name the folder of the earlier images with --normal DIR, or fit on all images, to learn all."
+            )
+        else:
+            earlier.hand_over()
+            number = counted(earlier.learned + len(lessons.normal) - len(lessons.taken_back), "image")
+            out.note(f"All earlier images were found: learning from {number}, as a fit on all of them would.")
+    again = earlier.solved and exact
+    paths = [*lessons.normal, *lessons.anomalies]
+    y = [1] * len(lessons.normal) + [-1] * len(lessons.anomalies)
+    with out.waiting("Learning"):
+        if lessons.taken_back:
+            # students are learned once, with the last step
+            detector.forget(lessons.taken_back, update_students=again and not paths)
+        if paths:
+            detector.partial_fit(as_images(paths, on_error="skip"), y, update_students=again)
+    return exact
+
+
+def _tell(
+    detector: Any, output: Path, lessons: Lessons, before: dict[str, Any], exact: bool, seconds: float, out: Output
+) -> None:
+    """What changed, in words."""
+    import numpy as np
+
+    from skl_transformaly.cli._relearning import anomalies_text
+    from skl_transformaly.cli._trust import FalseAlarms
+
+    labels, scores = detector.training_labels_, detector.training_scores_
+    after = int(np.sum(np.isfinite(scores)))
+    anomalies = int(np.sum(labels == -1))
+    lines = [
+        f"{output}: {counted(after, 'normal image')}, {before['images']} before "
+        f"({len(lessons.normal)} learned, {len(lessons.taken_back)} taken back), in {duration(seconds)}.",
+        f"Threshold {detector.offset_:.2f}, {before['threshold']:.2f} before.",
+    ]
+    if lessons.known:
+        lines.append(f"{counted(lessons.known, 'image')} passed over: the model knew what they are.")
+    if 0 < anomalies < _FEW_ANOMALIES:
+        lines.append(f"{anomalies_text(anomalies)}: {_FEW_ANOMALIES} are needed to weigh the feature spaces.")
+    elif anomalies:
+        weights = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(detector.feature_spaces_, detector.weights_))
+        lines.append(f"{anomalies_text(anomalies)}: feature spaces weigh {weights}.")
+    alarms = FalseAlarms.of(detector)
+    if alarms is not None:
+        lines.append(str(alarms))
+    data = {
+        "model": str(output),
+        "images_before": before["images"],
+        "images": after,
+        "learned": len(lessons.normal),
+        "taken_back": len(lessons.taken_back),
+        "known_anomalies": anomalies,
+        "threshold_before": before["threshold"],
+        "threshold": float(detector.offset_),
+        "students_updated": exact,
+        "unreadable": lessons.unreadable,
+        "seconds": seconds,
+    }
+    out.made("\n".join(lines), data)

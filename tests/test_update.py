@@ -1,0 +1,231 @@
+"""The command `transformaly update`: from labels and more normal images to a better model."""
+
+import csv
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+from typer.testing import CliRunner
+
+from skl_transformaly import TransformalyDetector, load
+from skl_transformaly.cli._commands import app
+from skl_transformaly.cli._provenance import Provenance
+from skl_transformaly.persistence import read_header
+
+run = CliRunner().invoke
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Digits as files: ``train`` (24 zeros and a six, zz.png), ``more`` (8 zeros), ``sixes`` (6), and ``model.tfm``."""
+    root = tmp_path_factory.mktemp("update")
+    digits = load_digits()
+    pixels = (digits.images / 16 * 255).astype(np.uint8)
+    zeros, sixes = pixels[digits.target == 0], pixels[digits.target == 6]
+    groups = {"train": zeros[:24], "more": zeros[24:32], "sixes": sixes[:6]}
+    for name, images in groups.items():
+        (root / name).mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(root / name / f"{i:03}.png")
+    Image.fromarray(sixes[6]).save(root / "train" / "zz.png")
+    (root / "train" / "broken.png").write_bytes(b"no image")
+    options = ["--image-size", "32", "--blocks", "1", "--alpha", "0.2"]
+    result = run(app, ["fit", str(root / "train"), "-o", str(root / "model.tfm"), *options])
+    assert result.exit_code == 0, result.output
+    return root
+
+
+@pytest.fixture
+def root(made, tmp_path):
+    """A copy that may be changed, in the place that its model names."""
+    shutil.copytree(made, tmp_path / "kept")
+    yield made
+    for name in ("train", "more", "sixes"):
+        shutil.rmtree(made / name, ignore_errors=True)
+        shutil.copytree(tmp_path / "kept" / name, made / name)
+
+
+def save_labels(path, labels):
+    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([("path", "label"), *labels.items()])
+    return str(path)
+
+
+def labels_of(root, tmp_path):
+    """Two more zeros, five sixes, and the six among the training images."""
+    labels = {str(root / "more" / f"00{i}.png"): 1 for i in range(2)}
+    labels.update({str(root / "sixes" / f"00{i}.png"): -1 for i in range(5)})
+    return save_labels(tmp_path / "labels.csv", {**labels, str(root / "train" / "zz.png"): -1})
+
+
+def update(root, out, *arguments):
+    result = run(app, ["update", str(root / "model.tfm"), "-o", str(out), "--json", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout), result.stderr, load(out)
+
+
+def provenance(path):
+    return Provenance.from_json(read_header(path)["metadata"])
+
+
+def test_labels_make_the_model_of_a_fit_on_all_images(root, tmp_path):
+    said, stderr, detector = update(root, tmp_path / "new.tfm", "--labels", labels_of(root, tmp_path))
+    assert (said["images_before"], said["images"], said["learned"], said["taken_back"]) == (25, 26, 2, 1)
+    assert said["known_anomalies"] == 6 and said["students_updated"]
+    assert "All earlier images were found: learning from 26 images" in stderr and "warning" not in stderr
+    paths = [str(root / "train" / f"{i:03}.png") for i in range(24)]
+    paths += [str(root / "more" / f"00{i}.png") for i in range(2)]
+    anomalies = [str(root / "sixes" / f"00{i}.png") for i in range(5)] + [str(root / "train" / "zz.png")]
+    old = load(root / "model.tfm")
+    whole = TransformalyDetector(**old.get_params(deep=False)).fit([*paths, *anomalies], [1] * 26 + [-1] * 6)
+    new = [str(root / "more" / f"00{i}.png") for i in range(2, 8)] + [str(root / "sixes" / "005.png")]
+    np.testing.assert_allclose(detector.score_samples(new), whole.score_samples(new), rtol=1e-6, atol=1e-6)
+    assert detector.offset_ == pytest.approx(whole.offset_, abs=1e-6)
+
+
+@pytest.mark.parametrize("what", ["gone", "changed", "moved"])
+def test_without_the_earlier_images_students_stay(root, tmp_path, what):
+    first = root / "train" / "000.png"
+    if what == "gone":
+        first.unlink()
+    elif what == "changed":
+        Image.new("L", (8, 8), 77).save(first)
+    else:
+        os.rename(root / "train", root / "elsewhere")
+    try:
+        labels = {str(root / "more" / "000.png"): 1}
+        said, stderr, detector = update(
+            root, tmp_path / "new.tfm", "--labels", save_labels(tmp_path / "labels.csv", labels)
+        )
+        assert not said["students_updated"] and said["images"] == 26
+        count = {"gone": "1 image of the fit cannot be found", "changed": "1 image of the fit changed since"}
+        assert count.get(what, "25 images of the fit cannot be found") in stderr
+        old = load(root / "model.tfm").partial_fit([str(root / "more" / "000.png")], [1], update_students=False)
+        np.testing.assert_array_equal(detector.training_scores_, old.training_scores_)
+        if what == "moved":
+            arguments = ["--labels", tmp_path / "labels.csv", "--normal", root / "elsewhere"]
+            assert update(root, tmp_path / "newer.tfm", *arguments)[0]["students_updated"]
+    finally:
+        if (root / "elsewhere").exists():
+            shutil.rmtree(root / "elsewhere")
+
+
+def test_an_updated_model_can_be_updated(root, tmp_path):
+    update(root, tmp_path / "one.tfm", "--labels", labels_of(root, tmp_path))
+    result = run(
+        app, ["update", str(tmp_path / "one.tfm"), str(root / "more"), "-o", str(tmp_path / "two.tfm"), "--json"]
+    )
+    said = json.loads(result.stdout)
+    assert (said["images_before"], said["images"], said["learned"]) == (26, 32, 6)
+    assert said["known_anomalies"] == 6 and said["students_updated"], result.stderr
+    # what was taken for an anomaly, and is not, is learned again
+    labels = save_labels(tmp_path / "back.csv", {str(root / "train" / "zz.png"): 1})
+    result = run(
+        app, ["update", str(tmp_path / "two.tfm"), "--labels", labels, "-o", str(tmp_path / "three.tfm"), "--json"]
+    )
+    said = json.loads(result.stdout)
+    assert (said["images"], said["known_anomalies"], said["students_updated"]) == (33, 5, True), result.stderr
+
+
+def test_the_new_model_knows_how_it_was_made(root, tmp_path):
+    _, _, detector = update(root, tmp_path / "new.tfm", root / "more", "--labels", labels_of(root, tmp_path))
+    made = provenance(tmp_path / "new.tfm")
+    assert made.root == str(root) and len(made.fitted) == len(detector.training_labels_)
+    names = {i: made.files[k] for i, k in enumerate(made.fitted) if k >= 0}
+    for i, label in enumerate(detector.training_labels_):
+        if label != -2 and detector.training_digests_[i].any():
+            assert made.digests[made.fitted[i]] == bytes(detector.training_digests_[i]).hex()
+            folder = names[i].split("/")[0]
+            assert folder in ("train", "more") if label == 1 else folder == "sixes" or names[i] == "train/zz.png"
+    assert sum(score is not None for score in made.scores) == 32 and made.files.count("train/zz.png") == 1
+    assert list(made.unreadable) == ["train/broken.png"]
+    assert "8 learned, 1 taken back, 6 known anomalies, students learned anew" in made.settings["updates"]
+
+
+def test_a_report_of_the_new_model_names_neighbours(root, tmp_path):
+    update(root, tmp_path / "new.tfm", root / "more", "--labels", labels_of(root, tmp_path))
+    out = tmp_path / "r.html"
+    result = run(app, ["report", str(tmp_path / "new.tfm"), str(root / "sixes"), "-o", str(out), "--normal", str(root)])
+    assert result.exit_code == 0, result.output
+    text = out.read_text(encoding="utf-8")
+    assert "not found below" not in text and "changed since the fit" not in text
+
+
+def test_a_label_says_more_than_the_folder_of_an_image(root, tmp_path):
+    labels = save_labels(tmp_path / "labels.csv", {os.path.relpath(root / "more" / "003.png"): -1})
+    said, stderr, _ = update(root, tmp_path / "new.tfm", os.path.relpath(root / "more"), "--labels", labels)
+    assert (said["learned"], said["known_anomalies"]) == (7, 1)
+
+
+def test_images_that_were_learned_are_passed_over(root, tmp_path):
+    shutil.copy(root / "train" / "003.png", tmp_path / "copy.png")
+    said, _, _ = update(root, tmp_path / "new.tfm", root / "more", tmp_path / "copy.png")
+    assert said["learned"] == 8
+    result = run(
+        app, ["update", str(root / "model.tfm"), str(root / "train" / "004.png"), "-o", str(tmp_path / "x.tfm")]
+    )
+    assert result.exit_code == 2 and "nothing new to learn" in result.stderr and not (tmp_path / "x.tfm").exists()
+
+
+def test_a_training_image_that_is_gone_can_be_taken_back(root, tmp_path):
+    (root / "train" / "zz.png").unlink()
+    labels = save_labels(tmp_path / "labels.csv", {str(root / "train" / "zz.png"): -1})
+    said, _, detector = update(root, tmp_path / "new.tfm", "--labels", labels)
+    assert (said["images"], said["taken_back"], said["students_updated"]) == (24, 1, True)
+
+
+def test_new_images_that_cannot_be_read_are_left_out(root, tmp_path):
+    (root / "more" / "torn.png").write_bytes(b"no image")
+    said, stderr, _ = update(root, tmp_path / "new.tfm", root / "more")
+    assert said["learned"] == 8 and "1 image could not be read (left out)" in stderr
+    assert sorted(provenance(tmp_path / "new.tfm").unreadable) == ["more/torn.png", "train/broken.png"]
+
+
+def test_the_summary_says_what_changed(root, tmp_path):
+    result = run(app, ["update", str(root / "model.tfm"), str(root / "more"), "-o", str(tmp_path / "new.tfm")])
+    assert result.exit_code == 0 and result.stdout == ""
+    assert "33 normal images, 25 before (8 learned, 0 taken back)" in result.stderr
+    old, new = load(root / "model.tfm").offset_, load(tmp_path / "new.tfm").offset_
+    assert f"Threshold {new:.2f}, {old:.2f} before." in result.stderr
+
+
+TABLES = {
+    "no columns": "a,b\n1,2\n",
+    "another label": "path,label\n{root}/more/000.png,normal\n",
+    "no path": "path,label\n,1\n",
+    "no rows": "path,label\n",
+    "two labels": "path,label\n{root}/more/000.png,1\n{root}/more/000.png,-1\n",
+    "a path that leads nowhere": "path,label\n{root}/more/nowhere.png,1\n",
+    "copies with two labels": "path,label\n{root}/more/000.png,1\n{root}/more/copy.png,-1\n",
+}
+
+
+@pytest.mark.parametrize("what", TABLES)
+def test_a_wrong_file_of_labels_is_one_message(root, tmp_path, what):
+    shutil.copy(root / "more" / "000.png", root / "more" / "copy.png")
+    (tmp_path / "labels.csv").write_text(TABLES[what].format(root=root), encoding="utf-8")
+    arguments = ["--labels", str(tmp_path / "labels.csv"), "-o", str(tmp_path / "new.tfm")]
+    result = run(app, ["update", str(root / "model.tfm"), *arguments])
+    assert result.exit_code == 2 and "Traceback" not in result.output and result.stderr.count("error") == 1
+    assert not (tmp_path / "new.tfm").exists()
+
+
+def test_without_images_and_labels_there_is_nothing_to_learn(made, tmp_path):
+    result = run(app, ["update", str(made / "model.tfm"), "-o", str(tmp_path / "new.tfm")])
+    assert result.exit_code == 2 and "--labels FILE" in result.stderr
+
+
+def test_names_that_are_not_text_survive(root, tmp_path):
+    try:
+        path = os.path.join(root, "more", 'a,"b\ncaf\udce9.png')
+        with open(path, "wb") as file:
+            Image.new("L", (8, 8), 90).save(file, "PNG")
+    except (OSError, UnicodeEncodeError):
+        pytest.skip("this file system takes no such name")
+    said, _, _ = update(root, tmp_path / "new.tfm", "--labels", save_labels(tmp_path / "labels.csv", {path: 1}))
+    assert said["learned"] == 1
