@@ -53,7 +53,6 @@ def main() -> None:
     detector = TransformalyDetector(teacher, contamination=0.5).fit(small)
     print(f"{machine()}\n\n{len(small)} images, {options.teacher}, {teacher.precision_}\n")
     print(changes(teacher, large) + "\n", flush=True)
-    rows = []
     for name, work in (("decode", decode), ("fit", fit), ("score", detector.score_samples)):
         actions: dict[str, Callable[[], object]] = {
             "224 px": partial(work, small),
@@ -64,10 +63,11 @@ def main() -> None:
             "224 px, not ahead": switched_off(partial(work, small), ahead=False),
         }
         times = interleaved(actions, options.repeats)
+        rows = []
         for action, timing in times.items():
             speed = ratio(times["224 px"], timing)
-            rows.append([name, action, timing.show(1e3 / len(small), "ms", 1), speed.show(1, "", 2)])
-    print(table(["", "images", "per image", "speed against 224 px"], rows))
+            rows.append([action, timing.show(1e3 / len(small), "ms", 1), speed.show(1, "", 2)])
+        print(table([name, "per image", "speed against 224 px"], rows) + "\n", flush=True)
 
 
 def make(photos: Path, folder: Path, number: int) -> tuple[list[Path], list[Path]]:
