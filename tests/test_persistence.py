@@ -148,14 +148,9 @@ def test_a_loaded_detector_is_the_one_that_was_saved(variant, many, tmp_path):
         ("test_vit3", 32),
         ("test_efficientnet", 64),
         pytest.param("test_convnext", 64, marks=pytest.mark.slow),
-        pytest.param("test_resnet", 64, marks=pytest.mark.slow),
-        pytest.param("vit_medium_patch16_reg4_gap_256", 32, marks=pytest.mark.slow),
         pytest.param("eva02_tiny_patch14_224", 28, marks=pytest.mark.slow),
         pytest.param("vit_small_patch16_dinov3", 32, marks=pytest.mark.slow),
-        pytest.param("mobilenetv3_small_050", 64, marks=pytest.mark.slow),
         pytest.param("swin_tiny_patch4_window7_224", 64, marks=pytest.mark.slow),
-        pytest.param("regnetx_002", 64, marks=pytest.mark.slow),
-        pytest.param("beit_base_patch16_224", 32, marks=pytest.mark.slow),
     ],
 )
 def test_every_architecture_comes_back(name, size, images, tmp_path):
@@ -213,6 +208,15 @@ def test_conformal_detectors_come_back(calibration, many, tmp_path):
     np.testing.assert_array_equal(loaded.decision_function(many), detector.decision_function(many))
     assert vars(loaded).keys() == vars(detector).keys()
     assert loaded.calibration == calibration
+
+
+def test_a_loaded_detector_learns_more_images(many, tmp_path):
+    detector = tiny_detector().fit(many[:12])
+    save(detector, tmp_path / "detector.tfm")
+    loaded = load(tmp_path / "detector.tfm")
+    for part in (detector, loaded):
+        part.partial_fit(many[12:], update_students=False)
+    np.testing.assert_array_equal(loaded.score_samples(many), detector.score_samples(many))
 
 
 def test_a_frozen_detector_stays_frozen(fitted, many, tmp_path):
@@ -603,19 +607,11 @@ def test_every_truncation_near_the_ends_and_some_between_are_refused(saved, tmp_
             load(path)
 
 
-def test_a_flipped_bit_is_found_wherever_it_is(saved, tmp_path):
-    content, path = saved[0], tmp_path / "detector.tfm"
-    for place in np.linspace(0, len(content) - 1, 60).astype(int):
-        changed = bytearray(content)
-        changed[place] ^= 4
-        path.write_bytes(changed)
-        with pytest.raises(ModelFileError, match=r"damaged|not a model file|of format|header|cut off"):
-            load(path)
-
-
-def test_a_newer_format_asks_for_an_upgrade(saved, tmp_path):
-    (tmp_path / "detector.tfm").write_bytes(signed(saved[0].replace(b'"version":"3"', b'"version":"4"', 1)))
-    with pytest.raises(ModelFileError, match=r"format 4.*upgrade"):
+@pytest.mark.parametrize("version, advice", [("2", "fit and save the detector again"), ("4", "upgrade")])
+def test_another_format_is_refused_with_advice(version, advice, saved, tmp_path):
+    other = saved[0].replace(b'"version":"3"', f'"version":"{version}"'.encode(), 1)
+    (tmp_path / "detector.tfm").write_bytes(signed(other))
+    with pytest.raises(ModelFileError, match=rf"is of format {version}, .* reads format 3: {advice}"):
         load(tmp_path / "detector.tfm")
 
 

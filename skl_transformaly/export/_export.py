@@ -44,12 +44,11 @@ def to_onnx(
     anomaly_map: bool = True,
     tolerance: float = 1e-3,
     auroc_tolerance: float = 0.005,
-    verbose: int = 0,
 ) -> dict[str, Any]:
     """Write a fitted detector as an ONNX file, and check that it scores as the detector does.
 
-    Preprocessing, teacher, students and densities are one graph, which onnxruntime runs without torch, timm
-    or scikit-learn. Networks compute in float32, densities in float64.
+    The graph holds preprocessing, teacher, students and densities, and onnxruntime runs it without torch, timm or
+    scikit-learn. Networks compute in float32, all else in float64.
 
     Parameters
     ----------
@@ -59,29 +58,25 @@ def to_onnx(
         :class:`ConformalDetector` around it sets decisions and p-values; ``NormalOnly`` and ``FrozenEstimator`` are
         looked through.
     path : str or path
-        File to write, replaced if it is there. It is written under a temporary name, and moved when all is well.
+        File to write. An existing one is replaced as soon as the new one is complete.
     X : images, default=None
-        Images to check the file on, 8 bits a channel, in any form that `detector` takes; best those that it will see,
-        normal and anomalous. None takes a few made-up ones of several sizes.
+        Images of 8 bits a channel to check the file on, in any form that `detector` takes; best are normal and
+        anomalous ones like those that it will score. None takes a few synthetic ones of several sizes.
     y : array-like of shape (n_samples,), default=None
-        +1 for the normal ones of `X`, -1 for anomalies, for their AUROC. None takes as normal the half of `X` that the
-        detector scores highest: its own AUROC is then 1, and that of the file says how many pairs of the two halves
-        it ranks the same way.
+        +1 for the normal images of `X`, -1 for anomalies, for their AUROC. None takes the half of `X` with the highest
+        scores as normal: the AUROC of the detector is then 1, and that of the file is the share of pairs from the two
+        halves that it ranks the same way.
     anomaly_map : bool, default=True
-        Whether the file computes maps, where the detector has students.
+        Whether the file computes maps, if the detector has students.
     tolerance : float, default=1e-3
-        How far scores of the float32 graph may be from those of torch in float32: as a share of the score, or in nats
-        where that is below 1.
+        How far scores may be from those of torch in float32, as a share of the score; of scores below 1, as they are.
     auroc_tolerance : float, default=0.005
         How far the AUROC may be from torch's.
-    verbose : int, default=0
-        1 prints what was measured.
 
     Returns
     -------
     report : dict
-        What was measured, which the file's metadata hold as well, as text, under names that begin with
-        ``transformaly.``:
+        What was measured. The file's metadata hold it as text, under names that begin with ``transformaly.``:
 
         - ``score_deviation``: largest difference of a score, in the terms of `tolerance`;
         - ``auroc_torch``, ``auroc_onnx``, ``auroc_deviation``;
@@ -165,8 +160,6 @@ def to_onnx(
     with replacing(path) as file:
         file.write(data)
     report["bytes"] = len(data)
-    if verbose:
-        print(_summary(report, path))
     return report
 
 
@@ -251,19 +244,3 @@ def _annotate(model: onnx.ModelProto, report: dict[str, Any]) -> None:
     from onnx import helper
 
     helper.set_model_props(model, {_METADATA_PREFIX + name: str(value) for name, value in report.items()})
-
-
-def _summary(report: dict[str, Any], path: str | os.PathLike) -> str:
-    lines = [
-        f"{os.fspath(path)}: {report['bytes'] / 1e6:.1f} MB, checked on {report['n_images']} images "
-        "against torch in float32",
-        f"  score: off by at most {report['score_deviation']:.1e} of its size",
-        f"  AUROC: {report['auroc_onnx']:.4f}, torch {report['auroc_torch']:.4f}",
-        f"  decisions: {report['decisions_changed']:.1%} differ",
-    ]
-    for name, unit in (("p_value", ""), ("anomaly_map", " standard deviations")):
-        if f"{name}_deviation" in report:
-            lines.append(f"  {name}: off by at most {report[f'{name}_deviation']:.1e}{unit}")
-    if "fitted_deviation" in report:
-        lines.append(f"  score as fitted, in 16 bits: off by at most {report['fitted_deviation']:.1e} of its size")
-    return "\n".join(lines)

@@ -184,8 +184,8 @@ def stated_sha256(entry: dict[str, Any], content: str, path: str | os.PathLike) 
         return entry["sha256"]
     warnings.warn(
         f"{os.fspath(path)!r} holds other weights of {entry['model_name']!r} than it states: their SHA-256 is "
-        f"{content}, and {entry['content_sha256']} is stated. Scores are those of the weights in the file; take the file from "
-        "whoever saved it first.",
+        f"{content}, and {entry['content_sha256']} is stated. Scores are those of the weights in the file; take "
+        "the file from whoever saved it first.",
         UserWarning,
         stacklevel=2,
     )
