@@ -65,7 +65,9 @@ def comments(
         _on_few(auroc, y),
     ]
     said = [sentence for sentence in found if sentence]
-    return said or ["The model tells these anomalies from normal images, and flags as many normal ones as expected."]
+    return said or [
+        "The model tells these anomalies from normal images, and flags about as many normal ones as expected."
+    ]
 
 
 def _on_auroc(auroc: float) -> str:

@@ -54,8 +54,11 @@ def export(
     detector, _ = load_model(model, weights)
     from skl_transformaly.export import ParityError, to_onnx
 
+    number = "a few made-up images" if images is None else counted(len(images), "image")
+    out.note(f"Exporting {model} to {onnx}, and comparing their scores on {number}.")
     try:
-        measured = to_onnx(detector, onnx, images)
+        with out.waiting("Exporting"):
+            measured = to_onnx(detector, onnx, images)
     except (ParityError, TypeError) as error:
         raise Mistake(str(error)) from error
     out.made(
