@@ -2,12 +2,15 @@
 
 import base64
 import contextlib
+import csv
 import io
 import os
 import re
 import shutil
+import time
 from html.parser import HTMLParser
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -463,6 +466,7 @@ def chromium(folder, width, height):
         f"--window-size={width},{height}", f"--user-data-dir={folder / 'profile'}",
     ):  # fmt: skip
         options.add_argument(flag)
+    options.add_experimental_option("prefs", {"download.default_directory": str(folder / "downloads")})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     from selenium.webdriver.chrome.service import Service
 
@@ -548,3 +552,123 @@ def test_in_a_browser(tmp_path, rng, training, width, height):
         run("const i = new Image(); i.src = 'http://127.0.0.1:9/x.png'; document.body.append(i)")
         assert run("return typeof window.hacked") == "undefined"
         assert any("Content Security Policy" in entry["message"] for entry in browser.get_log("browser"))
+
+
+@pytest.fixture(params=[(1280, 900), (390, 844)], ids=["desktop", "phone"])
+def page(request, tmp_path, rng, training):
+    """A browser that shows a report of images in two folders, one of them with a name that is not text."""
+    width, height = request.param
+    names = [f"{folder}/{i}.png" for folder in ("first", "second") for i in range(8)] + [
+        'first/a,"b\ncaf\udce9.png',
+        f"second/{'long' * 20}.png",
+    ]
+    paths = make_images(tmp_path / "new", names, rng)
+    write(tmp_path, [*paths, str(tmp_path / "normal" / "39.png")], training, model="parts.tfm")
+    with contextlib.closing(chromium(tmp_path, width, height)) as browser:
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
+        )
+        browser.get((tmp_path / "report.html").as_uri())
+        yield browser
+
+
+def download(tmp_path, browser, button):
+    """What a button saves, as rows."""
+    before = set(tmp_path.glob("downloads/*.csv"))
+    browser.execute_script("document.getElementById(arguments[0]).click()", button)
+    for _ in range(100):
+        if new := set(tmp_path.glob("downloads/*.csv")) - before:
+            with open(new.pop(), encoding="utf-8", errors="surrogateescape", newline="") as file:
+                return list(csv.DictReader(file))
+        time.sleep(0.05)
+    raise AssertionError("nothing was saved")
+
+
+def press(browser, *keys):
+    """Press keys wherever the focus is."""
+    from selenium.webdriver import ActionChains
+
+    ActionChains(browser).send_keys(*keys).perform()
+
+
+@pytest.mark.slow
+def test_labels_are_given_by_keys_and_by_buttons_and_saved(tmp_path, page):
+    run = page.execute_script
+    ranked = run("return [...document.querySelectorAll('.card')].map(c => c.dataset.path)")
+    run("document.querySelector('.card').focus()")
+    press(page, "a", "\ue014", "n", "\ue014", "n", "\ue012", "u", "\ue014", "\ue014", "A")  # right, left
+    run("document.querySelector('.suspicious .label [value=\"-1\"]').click()")
+    labels = {quote(os.fsencode(row["path"])): row["label"] for row in download(tmp_path, page, "save-labels")}
+    worst = quote(str(tmp_path / "normal" / "39.png"))
+    assert labels == {ranked[0]: "-1", ranked[2]: "1", ranked[3]: "-1", worst: "-1"}
+    # an image of the fit that is reported on, too, shows its label in both places
+    assert run("return document.querySelectorAll('.label [value=\"-1\"][aria-pressed=true]').length") == 4
+    # and labels outlive the page
+    page.refresh()
+    assert run("return document.getElementById('save-labels').textContent") == "Save 4 labels"
+
+
+@pytest.mark.slow
+def test_what_is_shown_is_saved_in_its_order(tmp_path, page):
+    page.execute_script(
+        "document.getElementById('folder').value = '0'; document.getElementById('order').value = 'normal';"
+        "for (const kind of ['input', 'change'])"
+        " document.getElementById('order').dispatchEvent(new Event(kind, {bubbles: true}))"
+    )
+    rows = download(tmp_path, page, "save-shown")
+    assert list(rows[0]) == ["path", "score", "decision", "p_value", "prediction"]
+    paths = [row["path"] for row in rows]
+    inside = sorted(str(path) for path in (tmp_path / "new" / "first").iterdir())
+    assert sorted(paths) == inside and any("\udce9" in path for path in paths)
+    table = Bright().score_table([np.asarray(Image.open(path)) for path in paths])
+    for name in ("score", "decision", "p_value", "prediction"):
+        np.testing.assert_array_equal([float(row[name]) for row in rows], table[name])
+    assert (np.diff(table["score"]) <= 0).all()
+
+
+@pytest.mark.slow
+def test_groups_have_headings(page):
+    run = page.execute_script
+    run("document.getElementById('group').click()")
+    order = run("return [...document.getElementById('cards').children].map(c => c.dataset.folder)")
+    headings = run("return [...document.querySelectorAll('.group h3')].map(h => h.textContent)")
+    assert len(headings) == 3 and sorted(order) == order and len(order) == 19 + 3
+    run(
+        "document.getElementById('folder').value = '1';"
+        "document.getElementById('folder').dispatchEvent(new Event('input', {bubbles: true}))"
+    )
+    assert run("return [...document.querySelectorAll('.group')].filter(g => !g.hidden).length") == 1
+
+
+@pytest.mark.slow
+def test_nothing_is_clipped_and_a_picture_is_on_the_first_screen(page):
+    run = page.execute_script
+    top = run("return document.querySelector('.card .picture').getBoundingClientRect().top")
+    assert top < 0.8 * run("return innerHeight")
+    run("for (const part of document.querySelectorAll('details')) part.open = true")
+    assert run("return document.documentElement.scrollWidth <= innerWidth")
+    clipped = run(
+        "return [...document.querySelectorAll('main *')].filter(e => !e.closest('svg, .picture, .wordy, #scores-title')"
+        " && e.clientWidth && e.scrollWidth > e.clientWidth + 1).map(e => e.outerHTML.slice(0, 200))"
+    )
+    assert not clipped
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_checker_of_accessibility_finds_nothing_serious(page, scheme):
+    """SKL_TRANSFORMALY_AXE is the path of axe.min.js (npm pack axe-core)."""
+    script = os.environ.get("SKL_TRANSFORMALY_AXE")
+    if not script:
+        pytest.skip("SKL_TRANSFORMALY_AXE does not name axe.min.js")
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    page.execute_script("for (const part of document.querySelectorAll('details')) part.open = true")
+    with open(script, encoding="utf-8") as file:
+        page.execute_cdp_cmd("Runtime.evaluate", {"expression": file.read()})
+    page.set_script_timeout(120)
+    found = page.execute_async_script(
+        "axe.run(document).then(found => arguments[0](found.violations.map(v => [v.impact, v.id, v.nodes[0].html])))"
+    )
+    assert not [violation for violation in found if violation[0] in ("serious", "critical")]

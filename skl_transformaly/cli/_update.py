@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -115,7 +116,9 @@ def _learn(detector: Any, earlier: Earlier, lessons: Lessons, out: Output) -> bo
     again = earlier.solved and exact
     paths = [*lessons.normal, *lessons.anomalies]
     y = [1] * len(lessons.normal) + [-1] * len(lessons.anomalies)
-    with out.waiting("Learning"):
+    with out.waiting("Learning"), warnings.catch_warnings():
+        # `_tell` says this at the end
+        warnings.filterwarnings("ignore", message=".*(cannot be promised|changes? nothing)")
         if lessons.taken_back:
             # students are learned once, with the last step
             detector.forget(lessons.taken_back, update_students=again and not paths)
