@@ -90,7 +90,7 @@ class DriftMonitor:
     ----------
     n_images_ : int
         Images that were tested.
-    scores_ : ndarray of shape (n_reference + n_images_,), float64
+    scores_ : ndarray of shape (n_reference + n_images,), float64
         The reference and all scores so far, in ascending order. This is what the state grows by: 8 bytes an image.
 
     See Also
