@@ -1,7 +1,7 @@
 """The guide and the README: every Python snippet runs, and every line of shell names commands and options that exist.
 
-A block that cannot run here has a line ``.. not run: REASON`` before it (Markdown: ``<!-- not run: REASON -->``), one that
-takes long a line ``.. slow: REASON``.
+A block that cannot run here has a line ``.. not run: REASON`` before it (Markdown: ``<!-- not run: REASON -->``), and one
+that takes long a line ``.. slow: REASON``.
 """
 
 from __future__ import annotations
@@ -95,6 +95,8 @@ def place(tmp_path, monkeypatch, tiny_teachers):
     write_images(tmp_path / "photos" / "good", normal[:40])
     write_images(tmp_path / "photos" / "new", np.concatenate([new, odd]))
     write_images(tmp_path / "photos" / "more", normal[40:50])
+    rows = [f"photos/new/{i:03}.png,{1 if i < 8 else -1}" for i in range(14)]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows, ""]))
     write_images(tmp_path / "test" / "good", new)
     write_images(tmp_path / "test" / "bad", odd)
     write_images(tmp_path / "parts" / "screws", normal[50:75])
