@@ -297,7 +297,7 @@ def test_hostile_connections_harm_nobody(model):
 def test_a_port_in_use_and_a_missing_model_are_mistakes(model):
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as other:
         port = str(other.getsockname()[1])
-        for arguments, text in (([str(model[0]), "--port", port], "Cannot listen"), (["no.tfm"], "no model")):
+        for arguments, text in (([str(model[0]), "--port", port], "Cannot listen"), (["no.tfm"], "does not exist")):
             command = [sys.executable, "-m", "skl_transformaly", "serve", *arguments]
             found = subprocess.run(command, capture_output=True, text=True, timeout=60)
             assert found.returncode == 2 and text in found.stderr and "Traceback" not in found.stderr
