@@ -22,7 +22,7 @@ from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity
 from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly._fusion import quantile_knots
 from skl_transformaly._space import FeatureSpace
-from skl_transformaly.students._imitation import block_measures, by_measure, residual_of
+from skl_transformaly.students._imitation import block_measures, by_measure
 from skl_transformaly.teacher._features import TeacherFeatures
 from skl_transformaly.teacher._network import Teacher
 
@@ -297,7 +297,8 @@ class _Network(nn.Module):
             if watch is not None:
                 watch(index, block, args, kwargs, output)
             if index in students:
-                residual = residual_of(students[index], args, kwargs, output)
+                # not by residual_of, which moves modules: that cannot be traced
+                residual = students[index](*args, **kwargs) - output
                 measured[index] = block_measures(self._measures, args[0], output, residual)
                 if self._usual:
                     maps.append(self._usual[index].standardize(teacher.to_maps(residual)).unsqueeze(1))

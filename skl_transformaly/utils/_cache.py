@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import os
-import uuid
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +14,7 @@ import joblib
 from sklearn.utils.validation import check_memory
 
 from skl_transformaly.utils._compat import FileSystemStoreBackend
+from skl_transformaly.utils._files import replacing
 from skl_transformaly.utils._versions import versions
 
 __all__ = ["Cache", "fingerprint", "identity"]
@@ -126,15 +125,9 @@ class _Store(FileSystemStoreBackend):
 
     def dump_item(self, call_id: Sequence[str], item: Any, verbose: int = 1) -> None:
         path = os.path.join(self.location, *call_id, "output.pkl")
-        temporary = f"{path}.{uuid.uuid4().hex}"
-        try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            joblib.dump(item, temporary)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with replacing(path) as file:
+            joblib.dump(item, file)
 
 
 _STORE = "skl_transformaly"
