@@ -521,7 +521,8 @@ class TransformalyDetector(
     def _measurer(self) -> Measurer:
         students = self.students_ if "discrepancy" in self.feature_spaces_ else None
         drawn = self.random_state is None and students is not None and "random_state" in students.get_params()
-        return Measurer(self.extractor_, students, self.feature_spaces_, self._cache(), drawn=drawn)
+        widths = {name: space.n_features_in_ for name, space in getattr(self, "spaces_", {}).items()}
+        return Measurer(self.extractor_, students, self.feature_spaces_, self._cache(), widths=widths, drawn=drawn)
 
     def _by_block(self, terms: np.ndarray) -> np.ndarray:
         """What each block adds, (n, m), of what each of its measures does, (n, k * m)."""
@@ -546,8 +547,6 @@ class TransformalyDetector(
 
         Training images, known by their pixels, get what they were given without themselves.
         """
-        if images.unreadable and len(images.unreadable) == len(images):
-            features = {name: np.full((len(images), self.spaces_[name].n_features_in_), np.nan) for name in features}
         parts = self._parts_of(features)
         terms = np.zeros((len(parts), self.training_terms_.shape[1]))
         if terms.shape[1]:

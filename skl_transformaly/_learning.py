@@ -256,10 +256,7 @@ class LearningMixin:
         images.thumbnails = {}
         found = self._measurer().measure(images)
         n = len(labels)
-        readable = ~np.isnan(next(iter(found.values()))).any(axis=1)
         sizes = self._sizes()
-        if not readable.any():
-            found = {name: np.full((len(images), z.shape[1]), np.nan) for name, z in self.training_features_.items()}
         self.training_features_ = {name: np.vstack([z, found[name]]) for name, z in self.training_features_.items()}
         if self.training_held_out_.shape[1]:  # students that stay have not seen the new images
             self.training_held_out_ = np.vstack([self.training_held_out_, found["discrepancy"]])

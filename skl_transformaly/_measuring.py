@@ -36,15 +36,27 @@ class Measurer:
         Names of the feature spaces, in the order in which they are always given.
     cache : Cache
         Where features are kept and found again.
+    widths : dict of str to int, default=None
+        Number of features of each space, for when not one image can be read; None if it is not known yet.
     drawn : bool, default=False
         Whether the students' seeds are drawn anew in each fit, so that keeping more of them would only fill the disk.
     """
 
-    def __init__(self, extractor: Any, students: Any, spaces: Sequence[str], cache: Cache, *, drawn: bool = False):
+    def __init__(
+        self,
+        extractor: Any,
+        students: Any,
+        spaces: Sequence[str],
+        cache: Cache,
+        *,
+        widths: dict[str, int] | None = None,
+        drawn: bool = False,
+    ):
         self.extractor = extractor
         self.students = students
         self.spaces = list(spaces)
         self.cache = cache
+        self.widths = widths or {}
         self.drawn = drawn
 
     def measure(self, images: Images) -> dict[str, np.ndarray]:
@@ -136,7 +148,9 @@ class Measurer:
             if space == "discrepancy":
                 features[space] = z_fs
             else:  # absent if not one image could be read
-                features[space] = collected.features.get(space, np.full((len(images), 1), np.nan))
+                features[space] = collected.features.get(
+                    space, np.full((len(images), self.widths.get(space, 1)), np.nan)
+                )
         readable = np.array([i not in images.unreadable for i in range(len(images))])
         if not all(np.isfinite(z[readable]).all() for z in features.values()):
             raise FloatingPointError(NOT_FINITE)
