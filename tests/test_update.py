@@ -115,6 +115,7 @@ def test_without_the_earlier_images_students_stay(root, tmp_path, what):
             shutil.rmtree(root / "elsewhere")
 
 
+@pytest.mark.slow
 def test_an_updated_model_can_be_updated(root, tmp_path):
     update(root, tmp_path / "one.tfm", "--labels", labels_of(root, tmp_path))
     result = run(
@@ -144,9 +145,12 @@ def test_the_new_model_knows_how_it_was_made(root, tmp_path):
             assert folder in ("train", "more") if label == 1 else folder == "sixes" or names[i] == "train/zz.png"
     assert sum(score is not None for score in made.scores) == 32 and made.files.count("train/zz.png") == 1
     assert list(made.unreadable) == ["train/broken.png"]
+    saved = read_header(tmp_path / "new.tfm")["made"]
+    assert (saved["n_images"], saved["n_unreadable"]) == (32 + 1, 1)
     assert "8 learned, 1 taken back, 6 known anomalies, students learned anew" in made.settings["updates"]
 
 
+@pytest.mark.slow
 def test_a_report_of_the_new_model_names_neighbours(root, tmp_path):
     update(root, tmp_path / "new.tfm", root / "more", "--labels", labels_of(root, tmp_path))
     out = tmp_path / "r.html"
@@ -220,6 +224,7 @@ def test_without_images_and_labels_there_is_nothing_to_learn(made, tmp_path):
     assert result.exit_code == 2 and "--labels FILE" in result.stderr
 
 
+@pytest.mark.slow
 def test_names_that_are_not_text_survive(root, tmp_path):
     try:
         path = os.path.join(root, "more", 'a,"b\ncaf\udce9.png')

@@ -148,6 +148,8 @@ def _tell(
         lines.append(f"{counted(lessons.known, 'image')} passed over: the model knew what they are.")
     if 0 < anomalies < _FEW_ANOMALIES:
         lines.append(f"{anomalies_text(anomalies)}: {_FEW_ANOMALIES} are needed to weigh the feature spaces.")
+    elif anomalies and np.ptp(detector.weights_) == 0:
+        lines.append(f"{anomalies_text(anomalies)}: by them, all feature spaces count alike.")
     elif anomalies:
         weights = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(detector.feature_spaces_, detector.weights_))
         lines.append(f"{anomalies_text(anomalies)}: feature spaces weigh {weights}.")

@@ -208,11 +208,13 @@ def load(
 def _provenance(detector: Any) -> dict[str, Any]:
     """When and with what a file is made, for people who read its header."""
     scores = innermost(detector).training_scores_
+    # known anomalies, and images that were taken back, have no scores either
+    labels = getattr(innermost(detector), "training_labels_", np.ones(len(scores)))
     return {
         "saved_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "environment": environment(),
-        "n_images": len(scores),
-        "n_unreadable": int(np.isnan(scores).sum()),
+        "n_images": int((labels >= 0).sum()),
+        "n_unreadable": int(np.isnan(scores[labels == 1]).sum()),
     }
 
 
