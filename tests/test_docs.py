@@ -1,13 +1,15 @@
 """The guide and the README: every Python snippet runs, and every line of shell names commands and options that exist.
 
-A block that cannot run here has a line ``.. not run: REASON`` before it (Markdown: ``<!-- not run: REASON -->``), and one
-that takes long a line ``.. slow: REASON``.
+A block that cannot run here has a line ``.. not run: REASON`` before it, and one that takes long ``.. slow: REASON``.
+In Markdown they are comments, ``<!-- not run: REASON -->``.
 """
 
 from __future__ import annotations
 
+import copy
 import re
 import shlex
+import shutil
 import textwrap
 import warnings
 from pathlib import Path
@@ -67,8 +69,8 @@ def weights(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def tiny_teachers(monkeypatch, weights):
+@pytest.fixture(scope="module", autouse=True)
+def tiny_teachers(weights):
     """Whatever teacher a page names, a tiny random one is loaded."""
     load = TimmExtractor.fit
 
@@ -76,7 +78,9 @@ def tiny_teachers(monkeypatch, weights):
         self.set_params(model_name="test_vit", weights=str(weights), image_size=32, device="cpu", precision="float32")
         return load(self, X, y)
 
-    monkeypatch.setattr(TimmExtractor, "fit", fit)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TimmExtractor, "fit", fit)
+        yield
 
 
 def write_images(folder: Path, images: np.ndarray) -> None:
@@ -85,27 +89,26 @@ def write_images(folder: Path, images: np.ndarray) -> None:
         Image.fromarray(image).save(folder / f"{i:03}.png")
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch, tiny_teachers):
-    """A folder with what the pages name, which is the working directory; and the arrays that they name."""
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory, tiny_teachers):
+    """A folder with what the pages name, and the variables that they name."""
+    folder = tmp_path_factory.mktemp("originals")
     rng = np.random.default_rng(0)
     normal, new, odd = (
         rng.integers(0, top, (n, 16, 16, 3), dtype=np.uint8) for n, top in ((100, 200), (8, 200), (6, 256))
     )
-    write_images(tmp_path / "photos" / "good", normal[:40])
-    write_images(tmp_path / "photos" / "new", np.concatenate([new, odd]))
-    write_images(tmp_path / "photos" / "more", normal[40:50])
+    write_images(folder / "photos" / "good", normal[:40])
+    write_images(folder / "photos" / "new", np.concatenate([new, odd]))
+    write_images(folder / "photos" / "more", normal[40:50])
+    write_images(folder / "test" / "good", new)
+    write_images(folder / "test" / "bad", odd)
+    write_images(folder / "parts" / "screws", normal[50:75])
+    write_images(folder / "parts" / "nuts", normal[75:])
     rows = [f"photos/new/{i:03}.png,{1 if i < 8 else -1}" for i in range(14)]
-    (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows, ""]))
-    write_images(tmp_path / "test" / "good", new)
-    write_images(tmp_path / "test" / "bad", odd)
-    write_images(tmp_path / "parts" / "screws", normal[50:75])
-    write_images(tmp_path / "parts" / "nuts", normal[75:])
-    monkeypatch.chdir(tmp_path)
-    matplotlib.use("Agg")
+    (folder / "labels.csv").write_text("\n".join(["path,label", *rows, ""]))
     detector = TransformalyDetector("bundled", random_state=0).fit(normal[:40])
-    save(detector, "parts.tfm")
-    return {
+    save(detector, folder / "parts.tfm")
+    return folder, {
         "detector": detector,
         "normal_images": normal,
         "new_images": np.concatenate([new, odd]),
@@ -113,6 +116,16 @@ def place(tmp_path, monkeypatch, tiny_teachers):
         "images": np.concatenate([normal[:20], odd]),
         "y": np.repeat([1, -1], [20, len(odd)]),
     }
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, originals):
+    """Copies of them: the folder is the working directory."""
+    folder, variables = originals
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    matplotlib.use("Agg")
+    return copy.deepcopy(variables)
 
 
 def run_snippets(page: Path, place: dict, *, slow: bool) -> int:
@@ -164,7 +177,7 @@ def test_command_lines_with_a_mistake_are_found():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES if commands(page)])
-def test_lines_of_shell_run(page, place, monkeypatch):
+def test_lines_of_shell_run(page, place):
     """In the order of the page; without the server, which does not end, and what other tests run."""
     from typer.testing import CliRunner
 
