@@ -119,6 +119,10 @@ class Arrivals:
         self._troubles.clear()
         return new
 
+    def forget(self, path: str) -> None:
+        """Take note that a file has its row."""
+        self._waiting.pop(path, None)
+
     @property
     def waiting(self) -> int:
         """Number of files that are not complete, or have no row yet."""
@@ -237,6 +241,7 @@ class Watcher:
             return
         self.counts.scored += len(rows)
         for row in rows:
+            self.arrivals.forget(row["path"])
             self.counts.anomalies += row["prediction"] < 0 and row["score"] is not None
             if row["path"] in unreadable:
                 self.counts.unreadable[row["path"]] = unreadable[row["path"]]
