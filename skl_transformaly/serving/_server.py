@@ -55,7 +55,8 @@ def run(app: ASGIApp, listener: socket.socket, limits: Limits) -> None:
     limits : Limits
         `connections`, and `timeout` for what is answered in the end.
     """
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # requests that are not HTTP are not worth a line each
+    for name in ("uvicorn", "python_multipart"):  # malformed requests are counted, and not worth a line each
+        logging.getLogger(name).setLevel(logging.ERROR)
     config = uvicorn.Config(
         app,
         http=_Protocol,
