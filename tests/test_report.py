@@ -237,7 +237,13 @@ def test_the_same_pixels_under_another_name_and_format_are_a_duplicate(tmp_path,
 
 def test_images_of_the_fit_are_pointed_out(tmp_path, rng, training):
     text, _, summary = write(tmp_path, [str(tmp_path / "normal" / "03.png")], training)
-    assert summary["known"] == 1 and "1 image of the fit" in text
+    assert summary["known"] == 1 and "1 image of the fit" in text and "(of the fit)" in text
+
+
+def test_known_anomalies_are_not_of_the_fit(tmp_path, training):
+    training.scores[3] = None
+    text, _, summary = write(tmp_path, [str(tmp_path / "normal" / "03.png")], training)
+    assert summary["known"] == 0 and "(of the fit)" not in text
 
 
 @pytest.mark.parametrize(("size", "tiny"), [((15, 64), 1), ((16, 16), 0)])

@@ -340,7 +340,9 @@ class _Training:
         self.root = None if normal_dir is None else Path(normal_dir)
         if normal_dir is None and provenance.own:
             self.root = Path(provenance.root)
-        self.known = {digest for digest in provenance.digests if digest}
+        # known anomalies have no score: they are not of the fit
+        scores = provenance.scores or [0.0] * len(provenance.digests)
+        self.known = {digest for digest, score in zip(provenance.digests, scores) if digest and score is not None}
         self.fitted = provenance.fitted
         self.size = size  # to which the teacher resizes images
         self.missing = 0
