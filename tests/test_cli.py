@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -432,6 +433,19 @@ def test_fit_says_what_it_took_and_learned(work):
     scores = load(root / "model.tfm").training_scores_
     lowest = [os.path.basename(one["path"]) for one in said["least_normal"]]
     assert lowest == [f"{i:03}.png" for i in np.argsort(scores)[:3]]
+
+
+def test_fit_leaves_out_what_is_least_like_the_others_and_names_copies(work, tmp_path):
+    folder = tmp_path / "unclean"
+    shutil.copytree(work[0] / "train", folder, ignore=shutil.ignore_patterns("broken.png", ".*", "*.txt"))
+    Image.new("RGB", (8, 8), "red").save(folder / "red.png")
+    shutil.copy(folder / "003.png", folder / "again.png")
+    options = ["--image-size", "32", "--blocks", "1", "--alpha", "0.2", "--trim", "0.04"]
+    result = run(app, ["fit", str(folder), "-o", str(tmp_path / "m.tfm"), *options])
+    assert result.exit_code == 0, result.output
+    assert "not learned: 1 image" in result.output and "red.png" in result.output
+    assert "1 image of these is a copy of others, such as" in result.output
+    assert run(app, ["info", str(tmp_path / "m.tfm")]).exit_code == 0
 
 
 def test_fit_decodes_each_image_once(work, tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ from skl_transformaly._weighting import space_weights
 
 SHARES = (0.0, 0.01, 0.05, 0.1)
 COUNTS = (0, 5, 10, 50)
-DRAWS = 5
+DRAWS = 3
 RATE = 0.05
 
 

@@ -23,6 +23,7 @@ from skl_transformaly.cli._inputs import (
     passed_over,
     unreadable_text,
 )
+from skl_transformaly.images._folders import display_path
 
 if TYPE_CHECKING:
     from skl_transformaly.cli._provenance import Provenance
@@ -81,6 +82,12 @@ ExplainedVariance = Annotated[
         help="Share of the features' variance to keep, in (0, 1); without it, all dimensions.", show_default=False
     ),
 ]
+Trim = Annotated[
+    float,
+    typer.Option(
+        min=0, max=0.49, help="Share of the images that may not be normal: those least like the others are not learned."
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images that go through the teacher at a time.")]
 Device = Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', ...")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")]
@@ -109,6 +116,7 @@ def fit(
     blocks: Blocks = 10,
     epochs: Epochs = None,
     explained_variance: ExplainedVariance = None,
+    trim: Trim = 0.0,
     batch_size: BatchSize = 32,
     device: Device = "auto",
     seed: Seed = 0,
@@ -140,6 +148,7 @@ def fit(
         students=imitators,
         explained_variance=explained_variance,
         contamination=alpha,
+        trim=trim,
         random_state=seed,
     )
     seconds = _fit(detector, found.paths, "raise" if strict else "skip", students, kept, out)
@@ -303,7 +312,8 @@ def _warnings(out: Output) -> Iterator[None]:
 def _unreadable(detector: Any, paths: list[str]) -> dict[str, str]:
     from skl_transformaly.cli._provenance import reasons
 
-    return reasons(paths, [i for i, score in enumerate(detector.training_scores_) if math.isnan(score)])
+    scores = zip(detector.training_scores_.tolist(), detector.training_labels_.tolist())
+    return reasons(paths, [i for i, (score, label) in enumerate(scores) if math.isnan(score) and label == 1])
 
 
 def _provenance(detector: Any, found: FoundFiles, unreadable: dict[str, str], seed: int, seconds: float) -> Provenance:
@@ -311,7 +321,8 @@ def _provenance(detector: Any, found: FoundFiles, unreadable: dict[str, str], se
     from skl_transformaly.cli._provenance import Provenance, describe, relative_to_root
 
     paths, scores = found.paths, detector.training_scores_
-    readable = [i for i, path in enumerate(paths) if path not in unreadable]
+    learned = detector.training_labels_ == 1
+    readable = [i for i, path in enumerate(paths) if path not in unreadable and learned[i]]
     place = {i: k for k, i in enumerate(readable)}
     root, names = relative_to_root(paths)
     return Provenance(
@@ -343,12 +354,14 @@ def _tell(
 
     if unreadable:
         out.warn(unreadable_text(unreadable, "left out"))
-    used = len(found.paths) - len(unreadable)
+    trimmed = [found.paths[i] for i in (detector.training_labels_ == 0).nonzero()[0].tolist()]
+    used = len(found.paths) - len(unreadable) - len(trimmed)
     alarms = FalseAlarms.of(detector)
     least = least_normal(detector, found.paths)
     folder = f" --normal {normal[0]}" if len(normal) == 1 and Path(normal[0]).is_dir() else ""
     lines = [
         f"{output}: fitted on {counted(used, 'image')} in {duration(made.seconds)}{passed_over(found)}.",
+        *_what_was_found(detector, found.paths, trimmed),
         str(alarms),
         least_normal_text(detector, least),
         f"Next: transformaly report {output} NEW_IMAGES{folder}",
@@ -357,6 +370,7 @@ def _tell(
         "model": str(output),
         "images": used,
         "unreadable": unreadable,
+        "trimmed": trimmed,
         "hidden": found.hidden,
         "other": found.other,
         "seconds": made.seconds,
@@ -365,3 +379,21 @@ def _tell(
         "settings": made.settings,
     }
     out.made("\n".join(lines), data)
+
+
+def _what_was_found(detector: Any, paths: list[str], trimmed: list[str]) -> list[str]:
+    """Lines about images that were not learned, and about copies."""
+    lines = []
+    if trimmed:
+        names = "".join(f"\n  {display_path(path)}" for path in trimmed[:10]) + "\n  ..." * (len(trimmed) > 10)
+        lines.append(f"Least like the others, and not learned: {counted(len(trimmed), 'image')}{names}")
+    first: dict[int, int] = {}
+    groups = [(i, group) for i, group in enumerate(detector.training_groups_.tolist()) if group >= 0]
+    copies = [(i, first[group]) for i, group in groups if first.setdefault(group, i) < i]
+    if copies:
+        copy, original = (display_path(paths[i]) for i in copies[0])
+        lines.append(
+            f"{counted(len(copies), 'image')} of these {'is a copy' if len(copies) == 1 else 'are copies'} of others, "
+            f"such as {copy} of {original}: copies are judged together, and do not make up for new images."
+        )
+    return lines
