@@ -23,7 +23,6 @@ from skl_transformaly.cli._inputs import (
     passed_over,
     unreadable_text,
 )
-from skl_transformaly.images._folders import display_path
 
 if TYPE_CHECKING:
     from skl_transformaly.cli._provenance import Provenance
@@ -383,6 +382,8 @@ def _tell(
 
 def _what_was_found(detector: Any, paths: list[str], trimmed: list[str]) -> list[str]:
     """Lines about images that were not learned, and about copies."""
+    from skl_transformaly.images._folders import display_path
+
     lines = []
     if trimmed:
         names = "".join(f"\n  {display_path(path)}" for path in trimmed[:10]) + "\n  ..." * (len(trimmed) > 10)
