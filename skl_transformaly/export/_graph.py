@@ -69,16 +69,16 @@ class Preprocess(_Constants):
 
     def forward(self, images: Tensor) -> Tensor:
         """Pixels (N, 3, height, width), float32, of images (N, H, W, C), uint8; C is 1, 3 or 4."""
-        planes = images.permute(0, 3, 1, 2)
+        planes = images.permute(0, 3, 1, 2).float()
         channels = planes.shape[1]
-        colour = planes.index_select(1, self.colours[channels]).double()
-        has_alpha = torch.scalar_tensor(channels) == 4
-        alpha = torch.where(has_alpha, planes[:, -1:].double() / 255, 1.0)
-        planes = (colour * alpha + (1 - alpha) * 255).round()  # laid on white
+        alpha = torch.where(torch.scalar_tensor(channels) == 4, planes[:, -1:], 255.0)
+        colours = planes[:, : torch.sym_min(channels, 3)]
+        # laid on white; float32 rounds these sums as float64 does
+        planes = (colours * (alpha / 255) + (255 - alpha)).round().double()
         weights, unit = self._byte_weights(planes.shape[3], self._size[1])
         planes = _to_bytes(planes @ weights.T, unit)
         weights, unit = self._byte_weights(planes.shape[2], self._size[0])
-        planes = _to_bytes(weights @ planes, unit)
+        planes = _to_bytes(weights @ planes, unit).index_select(1, self.colours[channels])
         return (planes.float() / 255 - self.mean) / self.std
 
     def _byte_weights(self, size_in: int, size_out: int) -> tuple[Tensor, Tensor]:
