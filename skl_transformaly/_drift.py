@@ -104,7 +104,7 @@ class DriftMonitor:
     calibration set are not independent; these ranks are. A bet pays the mean of a density over the cell of the rank,
     which is 1 on average. Four densities share the capital; two pay for low ranks and two for high ones. Half of the
     capital is bet from the first image on, the other half is put in little by little, so that a change after 10,000
-    images is noticed as well, some ten images later than one at the start.
+    images is noticed as well, five to twenty images later than one at the start.
 
     *What it does not notice.* A few anomalies among normal images: the densities are steep, so that a few in a hundred
     pay less than the other images cost. There is no promise for streams with anomalies, however;
