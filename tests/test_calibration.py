@@ -365,9 +365,12 @@ def test_bad_parameters_are_refused(rng, changes):
         detector.fit(rng.normal(size=(100, 2)))
 
 
-def test_labels_that_name_anomalies_are_warned_of(rng):
-    with pytest.warns(UserWarning, match="50 of 100 samples are anomalies"):
-        ConformalDetector(OneClassSVM()).fit(rng.normal(size=(100, 2)), np.tile([1, -1], 50))
+def test_known_anomalies_are_left_out(rng):
+    X, y = rng.normal(size=(200, 2)), np.tile([1, -1], 100)
+    detector = ConformalDetector(OneClassSVM(), random_state=0).fit(X, y)
+    alone = ConformalDetector(OneClassSVM(), random_state=0).fit(X[y == 1])
+    np.testing.assert_array_equal(detector.calibration_scores_, alone.calibration_scores_)
+    np.testing.assert_array_equal(detector.fitted_positions_, 2 * alone.fitted_positions_)
 
 
 def test_unfitted_says_so():

@@ -170,15 +170,26 @@ def inspect_blocks(images: Images, extractor: Extractor) -> tuple[dict[int, tupl
         image, changes its input in place, or the blocks do not run once each in their order.
     """
     found = _Inspection(extractor.blocks_)
+    pixels = _first_two(images)
     for number in (1, 2):
-        _, pixels = next(images.batches(number), (None, None))
-        if pixels is None:
-            raise ValueError(f"None of the {len(images)} images could be read; first: {images.unreadable[0]}")
         found.begin()
         with torch.no_grad(), extractor.compute():
-            extractor.embed(extractor.preprocess(pixels), found.visit)
+            extractor.embed(extractor.preprocess(pixels[:number]), found.visit)
         found.check_order()
     return found.arguments, found.chained
+
+
+def _first_two(images: Images) -> Any:
+    """Pixels of the first two images that can be read; no others are decoded for that, if these can."""
+    looked_at = 2
+    while True:
+        first = images.take(range(min(looked_at, len(images))))
+        _, pixels = next(first.batches(2), (None, []))
+        if len(pixels) == 2 or (len(pixels) and looked_at >= len(images)):
+            return pixels
+        if looked_at >= len(images):
+            raise ValueError(f"None of the {len(images)} images could be read; first: {first.unreadable[0]}")
+        looked_at *= 4
 
 
 class _Inspection:

@@ -149,9 +149,11 @@ def normal_samples(y: Any, n: int, *, least: int = 2) -> np.ndarray | None:
     if len(labels) != n:
         raise ValueError(f"y has {len(labels)} labels for {n} samples: pass one for each, +1 or -1.")
     normal = labels == 1
+    if normal.all():
+        return None
     if normal.sum() < least:
         raise ValueError(f"fit needs {least} normal samples (+1 in y), got {normal.sum()} of {n}.")
-    return None if normal.all() else normal
+    return normal
 
 
 def _refuse_words(labels: np.ndarray) -> None:
