@@ -697,6 +697,7 @@ def forged_teacher(**changes):
         (forged_state("TransformalyDetector", extractor_={"object": 0}), "expected a fitted TimmExtractor"),
         (forged_state("TransformalyDetector", offset_="a"), "expected a number"),
         (forged_state("TransformalyDetector", _private=1), "attributes of its class"),
+        (lambda header, document: the(document, "TransformalyDetector")["state"].pop("image_shape_"), "attributes of"),
         (forged_student(0, network="teachers.0."), "has weights under"),
         (forged_reuse("network"), "belong to something else"),
         (forged_reuse("residuals"), "belong to something else"),

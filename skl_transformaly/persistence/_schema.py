@@ -98,6 +98,7 @@ _IMAGES = {
     "n_features_in_": f.count(1, axis="features"),
     "feature_names_in_": f.names("features"),
 }
+_IMAGES_OPTIONAL = frozenset(("n_features_in_", "feature_names_in_"))
 # what scikit-learn's validate_data sets
 _ROWS = {"n_features_in_": f.count(1, axis="d"), "feature_names_in_": f.names("d")}
 _ROWS_OPTIONAL = frozenset(("feature_names_in_",))
@@ -127,7 +128,7 @@ _PARTS = (
             "precision_": f.text(*PRECISIONS),
             "weights_sha256_": f.text(length=64),
         },
-        frozenset(_IMAGES),
+        _IMAGES_OPTIONAL,
         frozenset(("_teacher", "settings_")),
         {"teacher": f.count()},
         networks.pack_teacher,
@@ -138,7 +139,7 @@ _PARTS = (
     Spec(
         BlockStudents,
         {**_IMAGES, "extractor_": f.part("TimmExtractor"), "block_indices_": f.array("m", dtypes=_PLACES)},
-        frozenset(_IMAGES),
+        _IMAGES_OPTIONAL,
         _STUDENTS_DERIVED | {"students_", "history_"},
         {
             "students": f.each(
@@ -161,7 +162,7 @@ _PARTS = (
             "training_discrepancies_": f.array("n", "columns", nan=True),
             "held_out_discrepancies_": f.array("n", "columns", nan=True),
         },
-        frozenset(_IMAGES),
+        _IMAGES_OPTIONAL,
         _STUDENTS_DERIVED | _RIDGE_OWN,
         {
             "students": f.each(
@@ -290,7 +291,7 @@ _PARTS = (
             "training_thumbnails_": f.array("n", THUMBNAIL_SIZE, dtypes=("uint8",)),
             "weights_": f.array("S"),
         },
-        frozenset(_IMAGES) | {"students_"},
+        _IMAGES_OPTIONAL | {"students_"},
         frozenset(("_images_seen",)),
         check=invariants.check_detector,
     ),
