@@ -131,8 +131,8 @@ def main() -> None:
     ranks = ("held-out scores", "after trimming", "IsolationForest", "LocalOutlierFactor", "kNN (5)")
     print(
         "\n## Folders that are not clean\n\nOther classes' images are mixed into the training images. AUROC is that on "
-        "clean test images, of a plain fit and of one with `trim` at 1.5 times the share that is there, at least 5 %. Then "
-        "average precision of the mixed-in images among the training images.\n"
+        "clean test images, of a plain fit and of one with `trim` at 1.5 times the share that is there, at least 5 %. "
+        "Then average precision of the mixed-in images among the training images.\n"
     )
     print(f"| data | mixed in | plain fit | trimmed | {' | '.join(f'found by {rank}' for rank in ranks)} |")
     print("|---" * (4 + len(ranks)) + "|")
