@@ -12,7 +12,8 @@ the time that an undisturbed one takes.
 Then Ctrl-C, typed at a terminal, at random moments: the fit must end as one that was interrupted, with the terminal's
 settings as they were, the cursor visible and at the start of a line, and no process left; likewise a fit whose
 students are trained two at a time, a search in two processes, and the command line's ``fit``, which must leave no model
-file. A fit of two jobs is not killed: its activations lie in files with names (see `BlockStudents`), which stay behind.
+file, and nothing else but the students that it has trained. A fit of two jobs is not killed: its activations lie in
+files with names (see `BlockStudents`), which stay behind.
 """
 
 from __future__ import annotations
@@ -304,6 +305,8 @@ def main() -> int:
         there = set(os.listdir(place))
         while counts[name] < options.interrupts:
             terminal = interrupt(work, float(rng.uniform(0.1, latest)) * duration)
+            # the command line keeps the students that are trained, beside the model that is not there yet
+            shutil.rmtree(place / "model.tfm.students", ignore_errors=True)
             more = sorted(set(os.listdir(place)) - there)
             if terminal.finished:
                 latest *= 0.8
