@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
 from scipy.spatial.distance import pdist
-from sklearn.neighbors import radius_neighbors_graph
+from sklearn.decomposition import PCA
 
 from skl_transformaly._gaussian import GaussianDensity
 from skl_transformaly._space import FeatureSpace
@@ -21,8 +22,8 @@ _LEVELS = 3.0
 # Where all images are nearly alike, as of parts under a fixed camera, copies must be far closer than any two images;
 # and where an image shows hardly anything, as a piece of sky, far closer than what it shows.
 _SHARE = 0.1
-# Pairs by which it is seen how much images differ.
-_SAMPLE = 500
+# Images by which it is seen how much images differ, and in how many directions these are looked at first.
+_SAMPLE, _DIRECTIONS = 500, 8
 # Shares that are left out in the first rounds: what begins with half of the images is not led by what is to be found.
 _SHRINKING = (0.5, 0.4, 0.3, 0.2, 0.1)
 # Rounds after those, after which a set of images that still changes is taken as it is.
@@ -52,23 +53,23 @@ def near_duplicates(thumbnails: np.ndarray, groups: np.ndarray) -> np.ndarray:
     >>> near_duplicates(thumbnails, np.arange(4)).tolist()
     [0, 1, 2, 0]
     """
-    groups = np.unique(groups, return_inverse=True)[1]
-    if len(thumbnails) < 3:
+    _, first, groups = np.unique(groups, return_index=True, return_inverse=True)
+    rows = np.asarray(thumbnails, dtype=np.float64)[first]  # images of the same pixels are compared once
+    if len(rows) < 2 or len(thumbnails) < 3:
         return groups
-    rows = np.asarray(thumbnails, dtype=np.float64) / np.sqrt(thumbnails.shape[1])
     sample = rows[np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE)).round().astype(int)]
-    radius = min(_LEVELS, _SHARE * float(np.median(pdist(sample))))
+    unit = np.sqrt(rows.shape[1])  # root mean square differences are distances in this unit
+    radius = min(_LEVELS, _SHARE * float(np.median(pdist(sample))) / unit)
     if not radius > 0:
         return groups
-    close = radius_neighbors_graph(rows, radius, mode="distance").tocoo()
-    contrast = np.asarray(thumbnails, dtype=np.float64).std(axis=1)
-    copies = close.data <= _SHARE * np.minimum(contrast[close.row], contrast[close.col])
-    # images of the same pixels are joined by the first of them
-    _, first, same = np.unique(groups, return_index=True, return_inverse=True)
-    one = np.concatenate([close.row[copies], np.arange(len(rows))])
-    other = np.concatenate([close.col[copies], first[same]])
-    links = coo_array((np.ones(len(one)), (one, other)), shape=(len(rows), len(rows)))
-    return connected_components(links, directed=False)[1]
+    # what is close is close in a few directions, too, in which a tree finds it without looking at all pairs
+    projected = PCA(min(_DIRECTIONS, *sample.shape), svd_solver="full").fit(sample).transform(rows)
+    one, other = KDTree(np.asarray(projected)).query_pairs(radius * unit, output_type="ndarray").T
+    contrast = rows.std(axis=1)
+    far = np.array([np.sqrt(np.mean((rows[i] - rows[j]) ** 2)) for i, j in zip(one, other)])
+    close = far <= np.minimum(radius, _SHARE * np.minimum(contrast[one], contrast[other])) if len(one) else one
+    links = coo_array((np.ones(len(one[close])), (one[close], other[close])), shape=(len(rows), len(rows)))
+    return connected_components(links, directed=False)[1][groups]
 
 
 def least_normal(

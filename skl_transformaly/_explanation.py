@@ -38,7 +38,8 @@ class ExplanationMixin:
     _images: Callable[..., Images]
     _measurer: Callable[[], Measurer]
     _parts: Callable[..., tuple[np.ndarray, np.ndarray]]
-    _training_features: Callable[[], dict[str, np.ndarray]]
+    training_embeddings_: Any  # properties of arrays
+    training_discrepancies_: Any
 
     def anomaly_map(self, X: Any, *, block: int | None = None) -> np.ndarray | list[np.ndarray]:
         """Show where in each image the students deviate from the teacher as they do not on normal images.
@@ -141,7 +142,13 @@ class ExplanationMixin:
         table.update({f"times_{name}": column for name, column in zip(self.feature_spaces_, times.T)})
         table["reason"] = reasons(table["score"] - self.offset_, times, self.feature_spaces_, terms, blocks)
         if n_neighbors:
-            table.update(nearest(features, self._training_features(), n_neighbors))
+            table.update(
+                nearest(
+                    features,
+                    {"pretrained": self.training_embeddings_, "discrepancy": self.training_discrepancies_},
+                    n_neighbors,
+                )
+            )
         if maps:
             table["map"] = np.empty(len(images), dtype=object)
             table["map"][:] = drawn

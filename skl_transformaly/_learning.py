@@ -283,20 +283,20 @@ class LearningMixin:
     def _sizes(self) -> dict[str, np.ndarray]:
         return {name: space.sizes_ for name, space in self.spaces_.items()}
 
-    def _training_features(self) -> dict[str, np.ndarray]:
-        """Features of what was learned, NaN for all else."""
-        learned = (self.training_labels_ == LEARNED)[:, np.newaxis]
-        return {name: np.where(learned, z, np.nan) for name, z in self.training_features_.items()}
+    def _learned(self, name: str) -> np.ndarray:
+        """Features of what was learned, NaN for all else; no column without that space."""
+        z = self.training_features_.get(name, np.empty((len(self.training_labels_), 0)))
+        return np.where((self.training_labels_ == LEARNED)[:, np.newaxis], z, np.nan)
 
     @property
     def training_embeddings_(self) -> np.ndarray:
         """z_p of the training images, (n_samples, D), NaN for those that are not in the fit."""
-        return self._training_features().get("pretrained", np.empty((len(self.training_labels_), 0)))
+        return self._learned("pretrained")
 
     @property
     def training_discrepancies_(self) -> np.ndarray:
         """z_f of the training images after the fit, (n_samples, k * m), NaN for those that are not in the fit."""
-        return self._training_features().get("discrepancy", np.empty((len(self.training_labels_), 0)))
+        return self._learned("discrepancy")
 
     def _labels_of(self, y: Any, n: int, least: int = 2) -> np.ndarray:
         normal = normal_samples(y, n, least=least)
@@ -315,7 +315,7 @@ class LearningMixin:
         if "discrepancy" in self.feature_spaces_:
             self.students_ = self._fit_students(normal, random_state)
         measurer = self._measurer()
-        features, sizes, unseen = measurer.measure_training(normal, held_out)
+        features, sizes, unseen, groups = measurer.measure_training(normal, held_out)
         readable = ~np.isnan(next(iter(features.values()))).any(axis=1)
         if readable.sum() < 2:
             first = next(iter(normal.unreadable.values()), "all others were left out")
@@ -338,7 +338,7 @@ class LearningMixin:
         self.training_digests_ = _digests(normal, used, n) + _digests(others, rest, n)
         self.training_thumbnails_ = _thumbnails(normal, used, n) + _thumbnails(others, rest, n)
         self.training_groups_ = np.full(n, -1)
-        self.training_groups_[used] = copies(normal)
+        self.training_groups_[used] = groups
         self._fit_spaces(sizes, random_state)
 
     def _trimmed(self, images: Images, labels: np.ndarray) -> np.ndarray:

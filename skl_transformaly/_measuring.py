@@ -85,20 +85,18 @@ class Measurer:
 
     def measure_training(
         self, images: Images, held_out: bool
-    ) -> tuple[dict[str, np.ndarray], dict[str, list[int]], np.ndarray | None]:
-        """Features of the training images, sizes of their groups, and discrepancies by students that did not see them.
+    ) -> tuple[dict[str, np.ndarray], dict[str, list[int]], np.ndarray | None, np.ndarray]:
+        """Features of the training images, sizes of their groups, discrepancies without them, and which are copies.
 
-        The last is None without students, and without `held_out`.
+        The discrepancies are by students that did not see the image; None without students, and without `held_out`.
         """
         key = self._key(images)
-        if key is not None:
-            key["groups"] = copies(images)
         run = partial(self._run_training, images, held_out)
         found = run() if key is None else self.cache("features of training images", {**key, "held out": held_out}, run)
-        features, sizes, unseen, state = found
+        features, sizes, unseen, groups, state = found
         if state is not None:
             self.students.set_training_state(state)
-        return features, sizes, unseen
+        return features, sizes, unseen, groups
 
     @property
     def _n_discrepancies(self) -> int:
@@ -118,19 +116,21 @@ class Measurer:
             "students": students,
         }
 
-    def _run_training(self, images: Images, held_out: bool) -> tuple[dict, dict, np.ndarray | None, Any]:
+    def _run_training(self, images: Images, held_out: bool) -> tuple[dict, dict, np.ndarray | None, np.ndarray, Any]:
         if not hasattr(self.students, "measure_training"):
             features, sizes = self.run(images)
-            unseen = self._cross_fit(images) if self.students is not None and held_out else None
-            return features, sizes, unseen, None
+            groups = copies(images)
+            unseen = self._cross_fit(images, groups) if self.students is not None and held_out else None
+            return features, sizes, unseen, groups, None
         collected = TeacherFeatures(self.extractor, self.spaces, len(images))
-        self.students.measure_training(images, collected.collect, copies(images))
-        features = self._collected(collected, self.students.training_discrepancies_, images)
-        return features, collected.sizes, self.students.held_out_discrepancies_, self.students.training_state()
-
-    def _cross_fit(self, images: Images) -> np.ndarray:
-        """Discrepancies of the training images by students that were trained on the other folds."""
         groups = copies(images)
+        self.students.measure_training(images, collected.collect, groups)
+        features = self._collected(collected, self.students.training_discrepancies_, images)
+        unseen = self.students.held_out_discrepancies_
+        return features, collected.sizes, unseen, groups, self.students.training_state()
+
+    def _cross_fit(self, images: Images, groups: np.ndarray) -> np.ndarray:
+        """Discrepancies of the training images by students that were trained on the other folds."""
         readable = np.array([i for i in range(len(images)) if i not in images.unreadable])
         unseen = np.full((len(images), self._n_discrepancies), np.nan)
         for train, test in folds(groups[readable], len(readable), count=_TRAINED_FOLDS):

@@ -273,7 +273,8 @@ def _figures(detector: Any, inner: Any, cards: list[Card]) -> dict[str, Any]:
 
 def _usual_distance(inner: Any) -> float:
     """Median distance between a normal image and the nearest other one, as `explain` measures it; NaN without any."""
-    training = inner._training_features()
+    known = {"pretrained": inner.training_embeddings_, "discrepancy": inner.training_discrepancies_}
+    training = {name: z for name, z in known.items() if z.shape[1]}
     learned = np.flatnonzero(~np.isnan(next(iter(training.values()), np.empty((0, 1)))).any(axis=1))
     if len(learned) < 2:
         return math.nan
