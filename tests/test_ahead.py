@@ -15,6 +15,7 @@ from skl_transformaly import ImageError
 from skl_transformaly.images._ahead import ahead
 from skl_transformaly.images._images import as_images
 from skl_transformaly.images._pixels import decode_file, file_shape
+from skl_transformaly.images._sequence import Images
 
 
 def decode_threads():
@@ -181,3 +182,22 @@ def test_a_broken_large_jpeg_is_an_error(rng, tmp_path):
     path.write_bytes(path.read_bytes()[:-20_000])
     with pytest.raises(ImageError, match=r"a\.jpg.*truncated"):
         as_images([path]).reduced((224, 224))[0]
+
+
+def test_joined_images_are_decoded_as_their_own_parts_do(rng, tmp_path):
+    large = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)).resize((2400, 1800))
+    large.save(tmp_path / "large.jpg")
+    files = as_images([tmp_path / "large.jpg"]).reduced((224, 224))
+    arrays = as_images(rng.integers(0, 256, (2, 20, 24, 3), dtype=np.uint8))
+    for parts in ([files, arrays], [arrays, files], [files, files]):
+        joined = Images.joined(parts)
+        alone = [image for part in parts for image in part]
+        assert [image.shape for image in joined] == [image.shape for image in alone]
+        assert all((one == other).all() for one, other in zip(joined, alone))
+
+
+def test_a_broken_file_among_joined_images_is_named(rng, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    arrays = as_images(rng.integers(0, 256, (2, 20, 24, 3), dtype=np.uint8))
+    with pytest.raises(ImageError, match=r"broken\.jpg"):
+        Images.joined([arrays, as_images([tmp_path / "broken.jpg"])])[2]

@@ -165,15 +165,20 @@ class Images(Sequence):
         joined = cls(
             int(starts[-1]),
             partial(_in_part, [part._one for part in parts], starts),
-            name="image {}".format,
+            name=partial(_in_part, [part._name for part in parts], starts),
             on_error=parts[-1].on_error,
             shape=partial(_in_part, shapes, starts) if files else None,
         )
+        # or `reduced` would return a copy, and what is noted of images in batches would be noted of that
         joined._at_least = parts[-1]._at_least if files else None
         return joined
 
-    def _one(self, i: int, **options: Any) -> np.ndarray:
-        return self.stack[i] if self.stack is not None else self._decode(i, **options)
+    def _one(self, i: int, at_least: int | None = None) -> np.ndarray:
+        """Decode image `i`, for sequences that hold this one: at least as large as they say, else as this one says."""
+        if self.stack is not None:
+            return self.stack[i]
+        at_least = self._at_least if at_least is None else at_least
+        return self._decode(i) if at_least is None else self._decode(i, at_least=at_least)
 
     def batches(self, batch_size: int, *, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray | list[np.ndarray]]]:
         """Yield ``(positions, pixels)`` from position `start` on, at most `batch_size` images at a time.
