@@ -81,12 +81,14 @@ def histogram(
         )
     span = edges[-1] - edges[0]
     first, last = math.ceil(edges[0] / tick - 1e-6), math.floor(edges[-1] / tick + 1e-6)
+    numbers = np.arange(first, last + 1) * tick
+    places = np.clip(100 * (numbers - edges[0]) / span, 0, 100)  # rounding may put the outermost beyond the axis
     return {
         "bars": bars,
         "width": 100 / bins,
         "threshold": threshold,
         "at": None if threshold is None else 100 * (threshold - edges[0]) / span,
-        "ticks": [(100 * (k * tick - edges[0]) / span, k * tick) for k in range(first, last + 1)],
+        "ticks": list(zip(places.tolist(), numbers.tolist())),
         "decimals": max(0, -math.floor(math.log10(tick) + 1e-9)),
         "below": int(np.sum(scores < edges[0])),
         "top": top,
