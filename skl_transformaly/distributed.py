@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import multiprocessing
 import os
 import threading
@@ -27,6 +26,7 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from skl_transformaly.images._folders import list_images
+from skl_transformaly.utils._files import file_sha256
 
 __all__ = ["map_detector"]
 
@@ -130,7 +130,7 @@ def map_detector(
         _check_count(threads, "threads")
     options: dict[str, Any] = {"method": method, "threads": threads}
     if isinstance(detector, (str, os.PathLike)):
-        options |= {"detector": os.path.abspath(detector), "sha256": _file_sha256(detector)}
+        options |= {"detector": os.path.abspath(detector), "sha256": file_sha256(detector)}
         detector = _load(options["detector"], options["sha256"])
     else:
         # a key of the graph, so that it is sent to each worker once and not with each task
@@ -164,24 +164,16 @@ def _load(path: str, sha256: str) -> Any:
     from skl_transformaly import ModelFileError, load
 
     # before, so that another file is not loaded; and after, in case it was replaced in between
-    found, detector = _file_sha256(path), None
+    found, detector = file_sha256(path), None
     if found == sha256:
         detector = load(path)
-        found = _file_sha256(path)
+        found = file_sha256(path)
     if found != sha256:
         raise ModelFileError(
             f"{path!r} was replaced after this graph was built: its SHA-256 is {found}, expected {sha256}. Call "
             "map_detector again for the new model, or keep each model under a file name of its own."
         )
     return detector
-
-
-def _file_sha256(path: str | os.PathLike) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(2**20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _partition(paths: Any, size: int) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from skl_transformaly.images._pixels import eight_bits, least_side
 from skl_transformaly.images._values import ImageError
 from skl_transformaly.serving._maps import paint
+from skl_transformaly.utils._files import file_sha256
 
 __all__ = ["DetectorScorer", "OnnxScorer", "Result", "open_scorer"]
 
@@ -236,11 +236,7 @@ def open_scorer(
     if path.suffix.lower() == ".onnx":
         if weights is not None or device is not None:
             raise ValueError("weights and device are for model files; an ONNX file holds its weights and runs on CPUs.")
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while piece := file.read(2**20):
-                digest.update(piece)
-        about = {"file": path.name, "kind": "ONNX", "sha256": digest.hexdigest()}
+        about = {"file": path.name, "kind": "ONNX", "sha256": file_sha256(path)}
         onnx_scorer = OnnxScorer(path, about, threads=threads)
         # the runtime takes its memory on the first run
         onnx_scorer.score([np.zeros((32, 32, 3), dtype=np.uint8)], [False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -11,7 +12,7 @@ import sklearn
 __all__ = ["warn_user"]
 
 # The package itself, and what decorates its methods
-_INSIDE = tuple(str(Path(folder).parent) for folder in (Path(__file__).parent, sklearn.__file__))
+_INSIDE = tuple(f"{Path(path).parent}{os.sep}" for path in (Path(__file__).parent, sklearn.__file__))
 
 
 def warn_user(message: str) -> None:
