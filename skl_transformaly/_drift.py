@@ -107,7 +107,7 @@ class DriftMonitor:
     images is noticed as well, five to twenty images later than one at the start.
 
     *What it does not notice.* A few anomalies among normal images: the densities are steep, so that a few in a hundred
-    pay less than the other images cost. There is no promise for streams with anomalies, however;
+    pay less than the other images cost. The promise does not cover streams with anomalies, however;
     ``benchmarks/drift.md`` shows how often they raise an alarm. Nor does it notice a change so slow that the stream's
     own past becomes the reference, or a camera that shows the same picture again and again.
 
@@ -306,7 +306,7 @@ def reference_scores(reference: Any) -> np.ndarray:
     NotFittedError
         The detector is not fitted.
     ValueError
-        There are no such scores, or the array does not have one dimension.
+        The detector has no such scores, or the array does not have one dimension.
     """
     scores = reference
     if hasattr(reference, "score_samples"):

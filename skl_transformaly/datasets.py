@@ -207,7 +207,7 @@ def unimodal(dataset: Any, normal_class: Any) -> tuple[Any, Any, np.ndarray]:
     Raises
     ------
     ValueError
-        There is no such class, there are no normal training images, the test images are not both normal and anomalous,
+        The class does not exist, no training image is normal, the test images are not both normal and anomalous,
         or images and labels differ in length.
 
     Examples
@@ -288,7 +288,7 @@ def _check_parts(dataset: Any, chosen: Any) -> tuple[Any, np.ndarray, Any, np.nd
         raise ValueError(f"Expected one label, got {chosen!r}.")
     labels = list(dict.fromkeys([*y_train.tolist(), *y_test.tolist()]))
     if chosen not in labels:
-        raise ValueError(f"There is no class {chosen!r} in the labels, which are {_shown(labels)}.")
+        raise ValueError(f"The class {chosen!r} does not exist; the labels are {_shown(labels)}.")
     return X_train, y_train, X_test, y_test
 
 

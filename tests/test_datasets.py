@@ -395,7 +395,7 @@ def test_unknown_class_of_a_dataset(setting, chosen, data):
 
 @pytest.mark.parametrize("setting", [unimodal, multimodal])
 def test_unknown_label_of_a_tuple(setting, images):
-    with pytest.raises(ValueError, match="no class 'owl' in the labels, which are 'cat', 'dog'"):
+    with pytest.raises(ValueError, match="class 'owl' does not exist; the labels are 'cat', 'dog'"):
         setting((images[:2], ["cat", "dog"], images[:2], ["cat", "dog"]), "owl")
 
 

@@ -510,7 +510,7 @@ def test_the_papers_ten_data_sets_are_there():
 
 
 def test_unknown_name_is_refused():
-    with pytest.raises(ValueError, match="no data set 'CIFAR-10'; expected one of cifar10,"):
+    with pytest.raises(ValueError, match="Unknown data set 'CIFAR-10'; expected one of cifar10,"):
         load("CIFAR-10")
 
 

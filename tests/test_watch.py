@@ -701,7 +701,7 @@ def test_once_scores_what_is_there_and_ends(model, fitted, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere", "-m", "m.tfm", "-o", "s.jsonl"], "no folder 'nowhere'"),
+        (["nowhere", "-m", "m.tfm", "-o", "s.jsonl"], "folder to watch does not exist: 'nowhere'"),
         (["in", "-m", "m.tfm", "-o", "s.parquet"], "must end in .jsonl or .csv"),
         (["in", "-m", "none.tfm", "-o", "s.jsonl"], "none.tfm"),
         (["in", "-m", "m.tfm", "-o", "s.jsonl", "--move-to", "in/."], "another folder"),

@@ -36,7 +36,7 @@ def read(name: str, root: Path, random_state: Any) -> ImageDataset:
     """Read the crops' boxes; images are opened when the crops are used."""
     home = next((path.parent for path in sorted(root.rglob("Annotations")) if path.is_dir()), None)
     if home is None:
-        raise ValueError(f"There is no folder Annotations in {str(root)!r}.")
+        raise ValueError(f"The folder {str(root)!r} has no subfolder Annotations.")
     images: dict[str, Path] = {}
     for folder in ("JPEGImages-trainval", "JPEGImages-test", "JPEGImages"):
         images |= {path.stem: path for path in (home / folder).rglob("*.jpg")}

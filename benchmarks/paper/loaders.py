@@ -90,7 +90,7 @@ def load(name: str, root: str | Path | None = None, *, download: bool = False, r
         The download failed.
     """
     if name not in _SOURCES:
-        raise ValueError(f"There is no data set {name!r}; expected one of {', '.join(DATASETS)}.")
+        raise ValueError(f"Unknown data set {name!r}; expected one of {', '.join(DATASETS)}.")
     source = _SOURCES[name]
     where = _DEBIAN_FASHION if root is None and name == "fashion_mnist" else root
     try:

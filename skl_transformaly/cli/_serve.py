@@ -51,8 +51,8 @@ def serve(
 ) -> None:
     """Answer requests for scores over HTTP, and show a page on which to drop images.
 
-    There is no authentication and no encryption: put a proxy in front of a server that others can reach. SIGTERM and
-    Ctrl-C stop it once all that was accepted is answered.
+    The server has neither authentication nor encryption: put a proxy in front of a server that others can reach.
+    SIGTERM and Ctrl-C stop it once all that was accepted is answered.
     """
     check_model(model)
     try:

@@ -73,7 +73,7 @@ def watch(
     """
     tell = Output(as_json, quiet)
     if not folder.is_dir():
-        raise Mistake(f"There is no folder {str(folder)!r} to watch.")
+        raise Mistake(f"The folder to watch does not exist: {str(folder)!r}.")
     if out.suffix.lower() not in (".csv", ".jsonl"):
         raise Mistake(f"--out {str(out)!r} must end in .jsonl or .csv.")
     check_writable(out)

@@ -206,7 +206,7 @@ def density_module(density: Any) -> nn.Module:
     Raises
     ------
     TypeError
-        There is no such module for the density.
+        The density cannot be exported.
     """
     if type(density) not in _DENSITIES:
         raise TypeError(

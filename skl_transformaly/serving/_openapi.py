@@ -89,7 +89,7 @@ def describe(limits: Limits, version: str) -> dict[str, Any]:
         "info": {
             "title": "transformaly serve",
             "version": version,
-            "description": "Finds images that do not belong. There is no authentication: put a proxy in front.",
+            "description": "Finds images that do not belong. Requests are not authenticated: put a proxy in front.",
         },
         "paths": {
             "/score": {"post": _describe_score(limits)},

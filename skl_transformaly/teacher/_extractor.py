@@ -343,7 +343,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
     @property
     def chunk_size_(self) -> int | None:
-        """How many images the teacher runs on at a time, at most, whatever `batch_size`; None is no bound.
+        """How many images the teacher runs on at a time, at most, whatever `batch_size`; None means no limit.
 
         On a CPU so many that no layer's output is larger than what C libraries hand out again from memory in use; for
         what is larger, each layer of each batch would wait for the system to find, clear and map fresh pages

@@ -34,7 +34,7 @@ class Extractor(Protocol):
     - ``to_maps(activations)`` turns what a block gets or returns into maps (B, C, h, w). Without it there are no
       anomaly maps, and no token is known to be a class token.
     - ``places_known_``: whether `to_maps` is right; True if absent.
-    - ``chunk_size_``: the most images that should run at a time, whatever `batch_size`; None, or absent, is no bound.
+    - ``chunk_size_``: the most images that should run at a time, whatever `batch_size`; None or absent for no limit.
     - ``n_classes_`` and ``classify(z_p)``: the number of classes of the teacher's classifier, and square roots (B, K)
       of their probabilities. Without them there is no feature space "classes".
     - ``precision_``: "float64" if everything is computed in it.
@@ -78,7 +78,7 @@ def missing_members(extractor: Any) -> list[str]:
 
 
 def chunk_size(extractor: Extractor) -> int | None:
-    """The most images that the extractor should run at a time; None is no bound."""
+    """The most images that the extractor should run at a time; None means no limit."""
     return getattr(extractor, "chunk_size_", None)
 
 

@@ -25,7 +25,7 @@ class Chunks:
     what : str
         For the warning: what is done with the images.
     size : int or None, default=None
-        The bound to start with; None is no bound.
+        The bound to start with; None means no limit.
     """
 
     def __init__(self, what: str, size: int | None = None):

@@ -68,10 +68,10 @@ def check_labels(y: Any, who: str, *, both: bool = False) -> np.ndarray:
 
 
 def check_normal_only(y: Any) -> None:
-    """Warn if the labels passed to a one-class `fit` mark some samples as anomalies, or may do so.
+    """Warn if labels that a one-class `fit` cannot use mark some samples as anomalies, or may do so.
 
-    One-class detectors ignore `y`, and so learn anomalies as normal: ``GridSearchCV(refit=True)`` does this silently.
-    With labels 0 and 1, a search by AUROC would moreover choose the worst setting as the best.
+    All samples are then learned as normal. With labels 0 and 1, a search by AUROC would moreover choose the worst
+    setting as the best.
 
     Parameters
     ----------
