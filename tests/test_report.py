@@ -22,7 +22,7 @@ from skl_transformaly._explanation import reasons
 from skl_transformaly.cli import _cards
 from skl_transformaly.cli._histogram import histogram, round_step
 from skl_transformaly.cli._provenance import Provenance, image_facts
-from skl_transformaly.cli.report import write_report
+from skl_transformaly.cli.report import Origin, write_report
 from skl_transformaly.images._pixels import as_rgb
 
 HOSTILE = [
@@ -146,7 +146,8 @@ class Reader(HTMLParser):
 
 def write(tmp_path, paths, training=None, **changes):
     out = tmp_path / "report.html"
-    summary = write_report(Bright(), paths, out, provenance=training, **changes)
+    origin = Origin(training or Provenance(), model=changes.pop("model", ""))
+    summary = write_report(Bright(), paths, out, origin=origin, **changes)
     text = out.read_text(encoding="utf-8")
     return text, Reader(text), summary
 
@@ -322,9 +323,8 @@ def test_a_detector_without_p_values_has_no_filter_for_them(tmp_path, rng):
         (_ for _ in ()).throw(AttributeError(name)) if name == "score_table" else object.__getattribute__(self, name)
     )
     out = tmp_path / "report.html"
-    write_report(
-        Plain(), make_images(tmp_path / "new", ["a.png"], rng), out, provenance=Provenance(settings={"teacher": "x"})
-    )
+    origin = Origin(Provenance(settings={"teacher": "x"}))
+    write_report(Plain(), make_images(tmp_path / "new", ["a.png"], rng), out, origin=origin)
     page = Reader(out.read_text(encoding="utf-8"))
     assert not any(a.get("id") == "p" for _, a in page.tags)
 

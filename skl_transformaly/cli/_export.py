@@ -7,25 +7,9 @@ from typing import Annotated
 
 import typer
 
-from skl_transformaly.cli._app import (
-    Debug,
-    Json,
-    Mistake,
-    Model,
-    Output,
-    Quiet,
-    Weights,
-    app,
-    command,
-)
+from skl_transformaly.cli._app import Debug, Json, Mistake, Model, Output, Quiet, Weights, app, command
 from skl_transformaly.cli._console import counted
-from skl_transformaly.cli._inputs import (
-    check_writable,
-    find_images,
-    load_model,
-    missing_paths,
-    missing_text,
-)
+from skl_transformaly.cli._inputs import check_writable, find_images, load_model
 
 __all__ = ["export"]
 
@@ -47,10 +31,7 @@ def export(
     """Export a model to ONNX, to run without torch or timm; it is compared to the model before it is kept."""
     out = Output(as_json, quiet)
     check_writable(onnx)
-    found = find_images(check, out) if check else None
-    if found is not None and (missing := missing_paths(found)):
-        raise Mistake(missing_text(missing))
-    images = None if found is None else found.paths
+    images = find_images(check).paths if check else None
     detector, _ = load_model(model, weights)
     from skl_transformaly.export import ParityError, to_onnx
 

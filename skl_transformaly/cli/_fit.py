@@ -15,14 +15,7 @@ import typer
 
 from skl_transformaly.cli._app import INTERRUPTED, Debug, Json, Mistake, Output, Quiet, app, command, fail
 from skl_transformaly.cli._console import counted, duration
-from skl_transformaly.cli._inputs import (
-    check_writable,
-    find_images,
-    missing_paths,
-    missing_text,
-    passed_over,
-    unreadable_text,
-)
+from skl_transformaly.cli._inputs import check_writable, find_images, passed_over, unreadable_text
 
 if TYPE_CHECKING:
     from skl_transformaly.cli._provenance import Provenance
@@ -129,7 +122,7 @@ def fit(
     out = Output(as_json, quiet)
     _check(output, teacher, weights, alpha, students, epochs, checkpoint, explained_variance)
     size = _parse_size(image_size)
-    found = _normal_images(normal, out)
+    found = _normal_images(normal)
     out.note(f"Fitting on {counted(len(found.paths), 'image')} with teacher {teacher!r}.")
     kept = _Kept(output, checkpoint) if students == "trained" else None
 
@@ -204,10 +197,8 @@ def _parse_size(text: str | None) -> int | tuple[int, int] | None:
     return int(found[1]) if found[2] is None else (int(found[1]), int(found[2]))
 
 
-def _normal_images(names: list[str], out: Output) -> FoundFiles:
-    found = find_images(names, out)
-    if missing := missing_paths(found):
-        raise Mistake(missing_text(missing))
+def _normal_images(names: list[str]) -> FoundFiles:
+    found = find_images(names)
     if len(found.paths) < 2:
         raise Mistake(f"fit needs at least 2 normal images, found {len(found.paths)}.")
     return found

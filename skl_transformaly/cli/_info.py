@@ -6,18 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from skl_transformaly.cli._app import (
-    Debug,
-    Json,
-    Mistake,
-    Model,
-    Output,
-    app,
-    command,
-)
-from skl_transformaly.cli._inputs import (
-    check_model,
-)
+from skl_transformaly.cli._app import Debug, Json, Mistake, Model, Output, app, command
+from skl_transformaly.cli._inputs import check_model
 
 __all__ = ["info", "teachers"]
 

@@ -7,31 +7,37 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skl_transformaly.cli._app import Mistake, Output
+from skl_transformaly.cli._app import Mistake
+from skl_transformaly.cli._console import counted
 
 if TYPE_CHECKING:
     from skl_transformaly.images._folders import FoundFiles
 
 __all__ = [
+    "check_folder",
     "check_model",
     "check_writable",
     "find_images",
     "load_model",
-    "missing_paths",
     "missing_text",
     "passed_over",
     "unreadable_text",
 ]
 
 
-def find_images(names: list[str], out: Output) -> FoundFiles:
-    """The images that `names` stand for, of which - is a list on stdin; a mistake if no image is found."""
+def find_images(names: list[str], *, missing: str = "refuse") -> FoundFiles:
+    """The images that `names` stand for, of which - is a list on stdin; a mistake if no image is found.
+
+    Paths of the list that lead to no file are a mistake, too, unless `missing` is "keep".
+    """
     from skl_transformaly.cli._files import find_files, split_list
 
     listed = split_list(sys.stdin.buffer.read()) if "-" in names else []
     found = find_files([name for name in names if name != "-"], listed=listed)
     if not found.paths:
         raise Mistake(f"Found no images in {', '.join(map(repr, names))}{passed_over(found)}.")
+    if missing == "refuse" and (text := missing_text(found)):
+        raise Mistake(text)
     return found
 
 
@@ -42,18 +48,22 @@ def passed_over(found: FoundFiles) -> str:
 def unreadable_text(unreadable: dict[str, str], consequence: str) -> str:
     shown = [f"  {path}: {error}" for path, error in list(unreadable.items())[:5]]
     more = [f"  and {len(unreadable) - 5} more"] if len(unreadable) > 5 else []
-    count = f"{len(unreadable)} image{'s' * (len(unreadable) > 1)} could not be read"
-    return "\n".join([f"{count} ({consequence}):", *shown, *more])
+    return "\n".join([f"{counted(len(unreadable), 'image')} could not be read ({consequence}):", *shown, *more])
 
 
-def missing_paths(found: FoundFiles) -> list[str]:
-    """Paths of a list that lead to no file."""
-    return [path for path in found.paths if not os.path.lexists(path)]
-
-
-def missing_text(missing: list[str]) -> str:
+def missing_text(found: FoundFiles) -> str:
+    """What is wrong with a list of which paths lead to no file; empty if all do."""
+    missing = [path for path in found.paths if not os.path.lexists(path)]
+    if not missing:
+        return ""
     more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
     return f"not found: {', '.join(map(repr, missing[:5]))}{more}. Correct the list of paths."
+
+
+def check_folder(path: Path | None, what: str) -> None:
+    """Refuse a folder that the user named and that does not exist."""
+    if path is not None and not path.is_dir():
+        raise Mistake(f"The {what} {str(path)!r} does not exist.")
 
 
 def check_writable(path: Path) -> None:

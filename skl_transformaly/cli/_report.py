@@ -7,25 +7,13 @@ from typing import Annotated
 
 import typer
 
-from skl_transformaly.cli._app import (
-    Debug,
-    Json,
-    Mistake,
-    Model,
-    Output,
-    Paths,
-    Quiet,
-    Weights,
-    app,
-    command,
-    fail,
-)
+from skl_transformaly.cli._app import Debug, Json, Model, Output, Paths, Quiet, Weights, app, command, fail
 from skl_transformaly.cli._console import counted
 from skl_transformaly.cli._inputs import (
+    check_folder,
     check_writable,
     find_images,
     load_model,
-    missing_paths,
     missing_text,
     passed_over,
 )
@@ -60,26 +48,24 @@ def report(
     """Make one HTML file to look at: images from most to least anomalous, with maps and nearest normal images."""
     tell = Output(as_json, quiet)
     check_writable(out)
-    if normal is not None and not normal.is_dir():
-        raise Mistake(f"The folder of normal images {str(normal)!r} does not exist.")
-    found = find_images(paths, tell)
-    missing = missing_paths(found)
+    check_folder(normal, "folder of normal images")
+    found = find_images(paths, missing="keep")
+    missing = missing_text(found)
     detector, header = load_model(model, weights)
     from skl_transformaly.cli._provenance import Provenance, saved_with
-    from skl_transformaly.cli.report import write_report
+    from skl_transformaly.cli.report import Origin, write_report
+
+    made = Provenance.from_json(header["metadata"])
 
     with tell.progress("Looking", len(found.paths)) as advance:
         summary = write_report(
             detector,
             found.paths,
             out,
-            provenance=Provenance.from_json(header["metadata"]),
-            saved=saved_with(header),
+            origin=Origin(made, saved_with(header), str(model), (found.hidden, found.other)),
             normal_dir=normal,
             limit=limit,
             title=title or f"{model.name}: {', '.join(Path(path).name or path for path in paths)}",
-            model=str(model),
-            passed_over=(found.hidden, found.other),
             advance=advance,
         )
     tell.made(
@@ -88,4 +74,4 @@ def report(
         {"out": str(out), **summary},
     )
     if missing:
-        fail(missing_text(missing))
+        fail(missing)

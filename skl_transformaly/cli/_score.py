@@ -32,7 +32,6 @@ from skl_transformaly.cli._inputs import (
     check_writable,
     find_images,
     load_model,
-    missing_paths,
     missing_text,
     passed_over,
     unreadable_text,
@@ -78,8 +77,8 @@ def score(
     """
     tell = Output(as_json, quiet)
     _check(out, resume)
-    found = find_images(paths, tell)
-    missing = missing_paths(found)
+    found = find_images(paths, missing="keep")
+    missing = missing_text(found)
     detector, header = load_model(model, weights)
     tally = _Tally()
     with tell.progress("Scoring", len(found.paths)) as advance:
@@ -95,7 +94,7 @@ def score(
                 file.finish()
     _summarise(detector, found, tally, out, tell)
     if missing:
-        fail(missing_text(missing))
+        fail(missing)
     if fail_on_anomaly and tally.anomalies:
         raise typer.Exit(FOUND)
 

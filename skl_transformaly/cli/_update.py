@@ -13,12 +13,11 @@ import typer
 from skl_transformaly.cli._app import Debug, Json, Mistake, Model, Output, Quiet, Weights, app, command
 from skl_transformaly.cli._console import counted, duration
 from skl_transformaly.cli._inputs import (
+    check_folder,
     check_model,
     check_writable,
     find_images,
     load_model,
-    missing_paths,
-    missing_text,
     unreadable_text,
 )
 
@@ -65,11 +64,8 @@ def update(
         raise Mistake("update needs something to learn from: new normal images, --labels FILE, or both.")
     check_model(model)
     check_writable(output)
-    if normal is not None and not normal.is_dir():
-        raise Mistake(f"The folder of normal images {str(normal)!r} does not exist.")
-    new = find_images(images, out) if images else None
-    if new is not None and (missing := missing_paths(new)):
-        raise Mistake(missing_text(missing))
+    check_folder(normal, "folder of normal images")
+    new = find_images(images) if images else None
 
     from skl_transformaly.cli._relearning import Earlier, Lessons, read_labels
 

@@ -13,7 +13,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
 from importlib.resources import files
@@ -37,13 +37,7 @@ from skl_transformaly.cli._cards import (
 )
 from skl_transformaly.cli._console import counted
 from skl_transformaly.cli._histogram import histogram
-from skl_transformaly.cli._provenance import (
-    ImageFacts,
-    Provenance,
-    describe,
-    image_facts,
-    reason,
-)
+from skl_transformaly.cli._provenance import ImageFacts, Provenance, describe, image_facts, reason
 from skl_transformaly.cli._scores import score_table
 from skl_transformaly.images._folders import display_path
 from skl_transformaly.images._images import as_images
@@ -51,7 +45,7 @@ from skl_transformaly.images._values import ImageError
 from skl_transformaly.teacher._protocol import find_places
 from skl_transformaly.utils._files import replacing
 
-__all__ = ["write_report"]
+__all__ = ["Origin", "write_report"]
 
 # Images, and pixels, that are decoded at a time
 _CHUNK, _CHUNK_PIXELS = 16, 2**25
@@ -62,18 +56,37 @@ _TINY = 4
 _SAMPLED = 500
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What the command line knows of a model and of images, for the page to tell.
+
+    Attributes
+    ----------
+    made : Provenance
+        How the model was made; without it, the nearest normal images have no names.
+    saved : dict of str to str
+        When and with what the model file was saved.
+    model : str
+        Path of the model file, for the command that learns from labels.
+    passed_over : tuple of (int, int)
+        Files that were not looked at: hidden ones, and others than images.
+    """
+
+    made: Provenance = field(default_factory=Provenance)
+    saved: Mapping[str, str] = field(default_factory=dict)
+    model: str = ""
+    passed_over: tuple[int, int] = (0, 0)
+
+
 def write_report(
     detector: Any,
     images: Sequence[str | os.PathLike],
     out: str | os.PathLike,
     *,
-    provenance: Provenance | None = None,
-    saved: Mapping[str, str] | None = None,
+    origin: Origin | None = None,
     normal_dir: str | os.PathLike | None = None,
     limit: int = 1000,
     title: str = "Images, from most to least anomalous",
-    model: str = "",
-    passed_over: tuple[int, int] = (0, 0),
     advance: Callable[[float], None] | None = None,
 ) -> dict[str, Any]:
     """Write what a fitted detector says of images as one HTML file.
@@ -86,22 +99,15 @@ def write_report(
         Files. Those that cannot be read are listed as such.
     out : path
         The file to write. It appears whole or not at all.
-    provenance : Provenance, default=None
-        How the model was made, as the command line keeps it in a model file; without it, the nearest normal images have
-        no names.
-    saved : dict of str to str, default=None
-        When and with what the model file was saved, to be shown beside the rest.
+    origin : Origin, default=None
+        What the command line knows of model and images.
     normal_dir : path, default=None
-        Folder of the normal images. None is where `provenance` says, if this process made it; if it comes from a model
+        Folder of the normal images. None is where `origin` says, if this process made it; if it comes from a model
         file, no picture of a normal image is shown, since the file may be a stranger's and name any folder.
     limit : int, default=1000
         Most images to show with picture, map and neighbours: the most anomalous. All count in the histogram.
     title : str
         Heading.
-    model : str
-        Path of the model file, for the command that learns from labels.
-    passed_over : tuple of (int, int), default=(0, 0)
-        Files that were not looked at: hidden ones, and others than images.
     advance : callable, default=None
         ``advance(n)`` is called as images are done; in all with as many as there are.
 
@@ -121,23 +127,68 @@ def write_report(
         `out` cannot be written.
     """
     paths = [str(path) for path in images]
-    if not paths:
-        raise ValueError("There are no images to report on.")
+    page = _Page(detector, paths, title, origin or Origin(), normal_dir)
+    cards, unreadable = _cards(detector, page.inner, paths, limit, advance or (lambda n: None))
+    values = page.values(cards, unreadable, limit)
+    with replacing(out) as file:
+        for piece in page.template.generate(**values):
+            file.write(piece.encode())
+    return {**_summary(values), "bytes": Path(out).stat().st_size}
+
+
+class _Page:
+    """The template of a page, and the values that it is filled with."""
+
+    def __init__(
+        self, detector: Any, paths: list[str], title: str, origin: Origin, normal_dir: str | os.PathLike | None
+    ):
+        if not paths:
+            raise ValueError("There are no images to report on.")
+        self.detector, self.inner = detector, innermost(detector)
+        # what all have in common is said once
+        self.root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+        self.template = _template(self.root)
+        self.title, self.origin = title, origin
+        self.training = _Training(origin.made, normal_dir, getattr(self.inner.extractor_, "image_size_", None))
+
+    def values(self, cards: list[Card], unreadable: list[ImageFacts], limit: int) -> dict[str, Any]:
+        """All that the template names."""
+        top = cards[:limit]
+        paint(top)
+        suspicious = self.training.suspicious()
+        near = [i for card in top for i, _ in card.neighbors] + [item.position for item in suspicious]
+        style, script = (_source(name) for name in ("report.css", "report.js"))
+        return {
+            "title": self.title,
+            "style": style,
+            "script": script,
+            "policy": _policy(style, script),
+            "root": self.root,
+            "n": len(cards) + len(unreadable),
+            "anomalies": sum(card.prediction < 0 for card in cards),
+            "cards": top,
+            "left_out": len(cards) - len(top),
+            "folders": _folders(cards, self.root),
+            **_wrong(cards, unreadable, self.inner, self.training),
+            **_figures(self.detector, self.inner, cards),
+            **_maps(top),
+            "pool": self.training.pictures(near),
+            "training": self.training,
+            "suspicious": suspicious,
+            "model": self.origin.model,
+            "passed_over": self.origin.passed_over,
+            "settings": self.origin.made.settings or describe(self.detector),
+            "saved": self.origin.saved,
+            "now": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+
+
+def _template(root: str) -> Any:
+    """The page's template; paths are shown from the folder `root`."""
     try:
         import jinja2
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("A report needs jinja2: pip install 'skl-transformaly[cli]'.") from error
-    provenance = provenance or Provenance()
-    inner = innermost(detector)
-    cards, unreadable = _cards(detector, inner, paths, limit, advance or (lambda n: None))
-    top = cards[:limit]
-    paint(top)
-    # what all have in common is said once
-    root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-    training = _Training(provenance, normal_dir, getattr(inner.extractor_, "image_size_", None))
-    suspicious = training.suspicious()
-    wrong = _wrong(cards, unreadable, inner, training)
-    anomalies = sum(card.prediction < 0 for card in cards)
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -145,41 +196,18 @@ def write_report(
     environment.filters.update(
         path=display_path, short=partial(_below, root), number=_number, fixed=_fixed, times=times_text, bytes=path_bytes
     )
-    style, script = (_source(name) for name in ("report.css", "report.js"))
-    page = environment.from_string(_source("report.html")).generate(
-        title=title,
-        style=style,
-        script=script,
-        policy=_policy(style, script),
-        root=root,
-        n=len(paths),
-        anomalies=anomalies,
-        cards=top,
-        left_out=len(cards) - len(top),
-        folders=_folders(cards, root),
-        **wrong,
-        **_figures(detector, inner, cards),
-        **_maps(top),
-        pool=training.pictures([i for card in top for i, _ in card.neighbors] + [item.position for item in suspicious]),
-        training=training,
-        suspicious=suspicious,
-        model=model,
-        passed_over=passed_over,
-        settings=provenance.settings or describe(detector),
-        saved=saved or {},
-        now=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    )
-    with replacing(out) as file:
-        for piece in page:
-            file.write(piece.encode())
+    return environment.from_string(_source("report.html"))
+
+
+def _summary(values: dict[str, Any]) -> dict[str, int]:
+    """Numbers of the images that a page shows, by kind."""
     return {
-        "images": len(paths),
-        "anomalies": anomalies + len(unreadable),
-        "unreadable": len(unreadable),
-        "shown": len(top),
-        "duplicates": len(wrong["groups"]),
-        **{kind: len(wrong[kind]) for kind in ("tiny", "blank", "known")},
-        "bytes": Path(out).stat().st_size,
+        "images": values["n"],
+        "anomalies": values["anomalies"] + len(values["unreadable"]),
+        "unreadable": len(values["unreadable"]),
+        "shown": len(values["cards"]),
+        "duplicates": len(values["groups"]),
+        **{kind: len(values[kind]) for kind in ("tiny", "blank", "known")},
     }
 
 
