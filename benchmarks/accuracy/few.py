@@ -1,6 +1,10 @@
 """How many images does it take? AUROC, false alarms and recall against the number of training images.
 
-    python benchmarks/accuracy/few.py --data view cats_vs_dogs cifar10 --draws 20 > benchmarks/accuracy/FEW.md
+    python benchmarks/accuracy/few.py --data view cats_vs_dogs cifar10 fashion_mnist --teacher vit_tiny bundled
+    python benchmarks/accuracy/few_picture.py
+
+The first command adds rows to few.csv, goes on where it stopped, and writes FEW.md from all rows; the second one draws
+docs/pictures/how_many.png from them.
 
 The teacher runs once over a data set. Each draw then fits what TransformalyDetector fits on the teacher's features, its
 feature spaces and its threshold, on so many images of one class. Students are left out: they would run anew in each.
@@ -9,11 +13,15 @@ feature spaces and its threshold, on so many images of one class. Students are l
 from __future__ import annotations
 
 import argparse
+import csv
+import os
 import platform
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
-from data import NAMES, load
+from data import NAMES, Data, load
 from run import extractor
 from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
@@ -26,8 +34,36 @@ from skl_transformaly.images._images import as_images
 from skl_transformaly.students._imitation import Comparer
 from skl_transformaly.teacher._features import TEACHER_SPACES, TeacherFeatures
 
-NUMBERS = (20, 40, 80, 160)
+NUMBERS = (10, 20, 40, 80, 160, 300, 1000)
 RATE = 0.05
+MEASURED = ("AUROC", "Ledoit-Wolf", "false alarms", "recall")
+FIELDS = (
+    "teacher",
+    "data",
+    "images",
+    "fits",
+    *(name for measured in MEASURED for name in (measured, f"± {measured}")),
+    "false alarms, 5 %",
+    "false alarms, 95 %",
+)
+HEAD = """\
+# How many images does it take?
+
+Rows of few.csv, by
+
+    {command}
+    python benchmarks/accuracy/few_picture.py
+
+skl-transformaly {ours}, torch {torch}, Python {python}, {processor}. One class is normal. Means over classes and
+draws of the training images, per cent, with `contamination={rate}` and without students; ± is two standard errors of
+the mean, from the spread over draws of the same class. Ledoit-Wolf: AUROC of the Mahalanobis distance by this
+covariance, on embeddings of unit length. False alarms: normal test images that are flagged, and between which shares
+nine of ten fits lie. Recall: anomalies that are flagged. If a class has no more images than a row asks for, there is
+one draw.
+
+| teacher | data | images | fits | AUROC | Ledoit-Wolf | false alarms | nine of ten fits | recall |
+|---|---|---|---|---|---|---|---|---|
+"""
 
 
 def teacher_features(images: list, teacher: str, precision: str) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
@@ -50,43 +86,102 @@ def one(features: dict, sizes: dict, rows: np.ndarray, test: slice) -> tuple[np.
     return score, held_out_threshold(np.sort(held_out), RATE)
 
 
+def measure(data: Data, features: dict, sizes: dict, n: int, draws: int) -> Iterator[list[list[float]]]:
+    """For each class, what MEASURED names in each draw of `n` of its training images."""
+    test = slice(data.n_train, None)
+    unit = normalize(features["pretrained"].astype(np.float64))
+    for label in range(len(data.classes)):
+        positions, normal = data.task("one class normal", label)
+        found = []
+        for draw in range(draws if n < len(positions) else 1):
+            chosen = np.random.default_rng([label, draw]).permutation(positions)[:n]
+            score, threshold = one(features, sizes, chosen, test)
+            flagged = score < threshold
+            rival = -LedoitWolf().fit(unit[chosen]).mahalanobis(unit[test])
+            aurocs = [roc_auc_score(normal, s) for s in (score, rival)]
+            found.append([*aurocs, flagged[normal].mean(), flagged[~normal].mean()])
+        yield found
+
+
+def summary(classes: list[list[list[float]]]) -> dict[str, str]:
+    """A row's means, errors and range, in per cent."""
+    fits = 100 * np.concatenate(classes)
+    row = {"fits": str(len(fits))}
+    if len(fits) > len(classes):
+        # classes are the same in all rows: only the draws are chance
+        spread = np.mean([np.var(found, axis=0, ddof=1) for found in classes], axis=0)
+        errors = [f"{e:.1f}" for e in 2 * 100 * np.sqrt(spread / len(fits))]
+    else:
+        errors = ["" for _ in MEASURED]
+    for name, mean, error in zip(MEASURED, fits.mean(axis=0), errors):
+        row |= {name: f"{mean:.1f}", f"± {name}": error}
+    low, high = np.quantile(fits[:, MEASURED.index("false alarms")], [0.05, 0.95])
+    return row | {"false alarms, 5 %": f"{low:.1f}", "false alarms, 95 %": f"{high:.1f}"}
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """Rows that are there already."""
+    return list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
+
+
+def fit(options: argparse.Namespace, path: Path) -> None:
+    """Measure the rows that are missing, and write each to the file as soon as it is there."""
+    there = {(row["teacher"], row["data"], int(row["images"])) for row in read(path)}
+    for teacher in options.teacher:
+        for name in options.data:
+            data = load(name, fashion_train=max(options.numbers), fashion_test=options.fashion_test)
+            smallest = np.bincount(data.labels[: data.n_train]).min()
+            todo = [n for n in options.numbers if n <= smallest and (teacher, name, n) not in there]
+            if not todo:
+                continue
+            features, sizes = teacher_features(data.images, teacher, options.precision)
+            for n in todo:
+                found = summary(list(measure(data, features, sizes, n, options.draws)))
+                with path.open("a", newline="", encoding="utf-8") as file:
+                    writer = csv.DictWriter(file, FIELDS)
+                    if file.tell() == 0:
+                        writer.writeheader()
+                    writer.writerow({"teacher": teacher, "data": name, "images": n, **found})
+                print(teacher, name, n, found["AUROC"], flush=True)
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """The rows in Markdown, a number and its error in one cell."""
+    rows = sorted(rows, key=lambda row: (row["teacher"] != "vit_tiny", NAMES.index(row["data"]), int(row["images"])))
+    lines = []
+    for row in rows:
+        cells = [row[name] + (f" ± {row[f'± {name}']}" if row[f"± {name}"] else "") for name in MEASURED]
+        cells.insert(3, f"{row['false alarms, 5 %']} to {row['false alarms, 95 %']}")
+        lines.append(" | ".join([row["teacher"], row["data"], row["images"], row["fits"], *cells]))
+    return "".join(f"| {line} |\n" for line in lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", choices=NAMES, default=["view", "cats_vs_dogs", "cifar10"])
     parser.add_argument("--teacher", nargs="+", choices=["vit_tiny", "bundled"], default=["vit_tiny"])
-    parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--numbers", nargs="+", type=int, default=NUMBERS, help="of images, as far as a class has them")
+    parser.add_argument("--draws", type=int, default=20, help="of the training images, for each class and number")
+    parser.add_argument("--fashion-test", type=int, default=200, help="test images a class of Fashion-MNIST")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="the folder of few.csv and FEW.md")
     options = parser.parse_args()
-    print(
-        f"# Few images\n\nskl-transformaly {skl_transformaly.__version__}, torch {torch.__version__}, Python "
-        f"{platform.python_version()}, {torch.backends.cpu.get_cpu_capability()}. Means over classes and "
-        f"{options.draws} draws, per cent; contamination is {RATE:.0%}. ± is two standard errors over all draws.\n"
+    options.out.mkdir(parents=True, exist_ok=True)
+    fit(options, options.out / "few.csv")
+    rows = read(options.out / "few.csv")
+    used = {key: " ".join(dict.fromkeys(row[key] for row in rows)) for key in ("data", "teacher")}
+    head = HEAD.format(
+        command=f"python benchmarks/accuracy/few.py --data {used['data']} --teacher {used['teacher']} "
+        f"--draws {options.draws}",
+        ours=skl_transformaly.__version__,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        processor=torch.backends.cpu.get_cpu_capability(),
+        rate=RATE,
     )
-    print(
-        "| teacher | data | images | AUROC | Ledoit-Wolf, unit length | new normal images flagged | anomalies flagged |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    for teacher in options.teacher:
-        for name in options.data:
-            data = load(name)
-            features, sizes = teacher_features(data.images, teacher, options.precision)
-            test = slice(data.n_train, None)
-            unit = normalize(features["pretrained"].astype(np.float64))
-            for n in NUMBERS:
-                rows = []
-                for label in range(len(data.classes)):
-                    positions, normal = data.task("one class normal", label)
-                    for draw in range(options.draws):
-                        chosen = np.random.default_rng([label, draw]).permutation(positions)[:n]
-                        score, threshold = one(features, sizes, chosen, test)
-                        flagged = score < threshold
-                        rival = -LedoitWolf().fit(unit[chosen]).mahalanobis(unit[test])
-                        aurocs = [roc_auc_score(normal, s) for s in (score, rival)]
-                        rows.append([*aurocs, flagged[normal].mean(), flagged[~normal].mean()])
-                mean, error = np.mean(rows, axis=0), 2 * np.std(rows, axis=0) / np.sqrt(len(rows))
-                cells = [f"{100 * m:.1f} ± {100 * e:.1f}" for m, e in zip(mean, error)]
-                print(f"| {teacher} | {name} | {n} | " + " | ".join(cells) + " |", flush=True)
+    (options.out / "FEW.md").write_text(head + table(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("TQDM_DISABLE", "1")
     main()
