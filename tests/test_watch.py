@@ -26,7 +26,7 @@ from skl_transformaly.cli import _actions
 from skl_transformaly.cli import _score as score_command
 from skl_transformaly.cli._actions import Actions, Hook, Shelf
 from skl_transformaly.cli._commands import app
-from skl_transformaly.cli._scores import open_scores
+from skl_transformaly.cli._scores import ScoreFile
 from skl_transformaly.cli._watcher import Arrivals, Watcher
 
 DARK, LIGHT = 20, 200
@@ -69,7 +69,7 @@ class Bench:
         self.folder, self.out = tmp_path / "in", tmp_path / f"scores.{kind}"
         self.folder.mkdir(exist_ok=True)
         self.now, self.stopped, self.warnings, self.rows, self.slept = 0.0, False, [], [], 0
-        self.file = open_scores(self.out, resume=True, model=model)
+        self.file = ScoreFile(self.out, resume=True, model=model)
         self.actions = Actions(
             tmp_path / "actions.jsonl",
             shelf,
@@ -93,8 +93,8 @@ class Bench:
             on_row=self.rows.append,
             warn=self.warnings.append,
             stopping=lambda: self.stopped,
-            sleep=self.sleep,
         )
+        self.watcher._sleep = self.sleep
 
     def sleep(self, seconds):
         self.slept += 1
@@ -701,7 +701,7 @@ def test_once_scores_what_is_there_and_ends(model, fitted, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere", "-m", "m.tfm", "-o", "s.jsonl"], "folder to watch does not exist: 'nowhere'"),
+        (["nowhere", "-m", "m.tfm", "-o", "s.jsonl"], "folder to watch 'nowhere' does not exist"),
         (["in", "-m", "m.tfm", "-o", "s.parquet"], "must end in .jsonl or .csv"),
         (["in", "-m", "none.tfm", "-o", "s.jsonl"], "none.tfm"),
         (["in", "-m", "m.tfm", "-o", "s.jsonl", "--move-to", "in/."], "another folder"),

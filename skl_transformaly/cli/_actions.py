@@ -33,19 +33,11 @@ _NAME = re.compile(f"{{({'|'.join(_FIELDS)})}}")
 
 
 class Hook:
-    """Tells somebody of an anomaly: runs a command, or posts JSON to a URL.
+    """Tells somebody of an anomaly: posts JSON to a URL of http or https, or runs a command without a shell.
 
-    Parameters
-    ----------
-    target : str
-        A URL of http or https; else a command and its arguments, quoted as for a shell, which no shell sees. In the
-        arguments {path}, {score}, {decision}, {p_value}, {prediction} and {moved_to} are replaced; without any of these
-        the path of the image is added as the last argument. The command finds the row as JSON on its stdin.
-
-    Raises
-    ------
-    ValueError
-        The command is empty, is not quoted properly, or is not there.
+    A command and its arguments are quoted as for a shell. In the arguments {path}, {score}, {decision}, {p_value},
+    {prediction} and {moved_to} are replaced; without any of these the path of the image is added as the last argument.
+    The command finds the row as JSON on its stdin.
     """
 
     def __init__(self, target: str):
@@ -61,13 +53,7 @@ class Hook:
             raise ValueError(f"--on-anomaly {target!r} is neither a URL of http or https, nor a command that is there.")
 
     def __call__(self, row: Row) -> None:
-        """Tell of an anomaly.
-
-        Raises
-        ------
-        OSError
-            The command failed or took more than a minute; the server did not answer with 2xx within 10 seconds.
-        """
+        """Tell of an anomaly; OSError if the command fails or hangs, or the server does not answer with 2xx in time."""
         content = json.dumps(row).encode()
         if self.url is not None:
             _post(self.url, content)
@@ -137,40 +123,14 @@ def _post(url: str, content: bytes) -> None:
 
 @dataclass
 class Shelf:
-    """Folder that anomalies are moved to, or in which they are linked, in the folders that they came from.
-
-    Attributes
-    ----------
-    folder : Path
-    root : Path
-        The watched folder, below which the files are.
-    link : bool
-        Leave the files where they are, and make symbolic links.
-    """
+    """Folder that anomalies are moved to, or linked in, in the folders below `root` that they came from."""
 
     folder: Path
     root: Path
     link: bool = False
 
     def __call__(self, path: str, state: State) -> str | None:
-        """Move or link a file.
-
-        Parameters
-        ----------
-        path : str
-        state : `file_state`
-            Of the file that is meant.
-
-        Returns
-        -------
-        place : str or None
-            Where it is now, or where its link is. None if the file is gone or has changed.
-
-        Raises
-        ------
-        OSError
-            It cannot be moved or linked.
-        """
+        """Move or link a file, and return where it or its link is; None if it is gone or no longer in that state."""
         if state is None or file_state(path) != state:
             return None
         wanted = self.folder / os.path.relpath(path, self.root)
@@ -235,19 +195,8 @@ class Actions:
     """What is to be done about anomalies, kept in a file so that nothing is forgotten when the program is stopped.
 
     An anomaly is noted before its row is written, and each action after it has worked. So each is done at least once;
-    twice only if the program is killed between an action and its note.
-
-    Parameters
-    ----------
-    path : Path
-        The file. It is made when the first anomaly comes.
-    shelf : Shelf or None
-    hook : Hook or None
-    warn : callable
-        Takes a text.
-    count : callable
-        Takes a path, and returns how many rows of it there are. What was noted before a row that was never written is
-        not done: the image is scored again.
+    twice only if the program is killed between an action and its note. `count` returns how many rows of a path there
+    are: what was noted before a row that was never written is not done, since the image is scored again.
     """
 
     def __init__(
@@ -277,17 +226,9 @@ class Actions:
         return len(self._due)
 
     def note(self, rows: Iterable[Row], states: dict[str, State]) -> list[_Due]:
-        """Write down what is to be done about the anomalies among `rows`, before these rows are written.
+        """Write down, all or nothing, what is to be done about the anomalies among `rows`, before these are written.
 
-        Returns
-        -------
-        due : list
-            To be passed to `add` when the rows are written.
-
-        Raises
-        ------
-        OSError
-            It cannot be written; nothing was.
+        What it returns goes to `add` once the rows are written.
         """
         due = []
         for row in rows:

@@ -41,43 +41,22 @@ MAP_FROM, MAP_NOISE, _MAP_TO_LEAST = 2.0, 3.0, 6.0
 
 @dataclass
 class Card:
-    """One image as the page shows it.
-
-    Attributes
-    ----------
-    facts : ImageFacts
-    score, decision, p_value : float
-    prediction : int
-        -1 if it is flagged.
-    picture, overlay : str
-        Addresses that hold the pictures themselves; `overlay` is empty if no place stands out.
-    map : ndarray of shape (h, w), float16, or None
-    parts, times : dict of str to float
-        By feature space: what it adds to the score, and how far it lies from the usual (``times_*`` of `explain`).
-    block : int or None
-        The block that adds the least to the part of "discrepancy".
-    reason : str
-        In words, by `explain`.
-    neighbors : list of (int, float)
-        Positions in the fit, and distances, of the nearest normal images.
-    folder : int
-        Position of its folder in the page's list of folders.
-    """
+    """One image as the page shows it."""
 
     facts: ImageFacts
     score: float
     decision: float
     p_value: float
-    prediction: int
-    picture: str = ""
-    map: np.ndarray | None = None
-    overlay: str = ""
-    parts: dict[str, float] = field(default_factory=dict)
-    times: dict[str, float] = field(default_factory=dict)
-    block: int | None = None
-    reason: str = ""
-    neighbors: list[tuple[int, float]] = field(default_factory=list)
-    folder: int = 0
+    prediction: int  # -1 if it is flagged
+    picture: str = ""  # an address that holds the picture itself
+    map: np.ndarray | None = None  # (h, w), float16
+    overlay: str = ""  # as `picture`; empty if no place stands out
+    parts: dict[str, float] = field(default_factory=dict)  # what each feature space adds to the score
+    times: dict[str, float] = field(default_factory=dict)  # ``times_*`` of `explain`, by feature space
+    block: int | None = None  # the one that adds the least to the part of "discrepancy"
+    reason: str = ""  # in words, by `explain`
+    neighbors: list[tuple[int, float]] = field(default_factory=list)  # positions in the fit, and distances
+    folder: int = 0  # position in the page's list of folders
 
     @property
     def path(self) -> str:

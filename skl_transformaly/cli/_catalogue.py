@@ -28,23 +28,7 @@ def bundled_at_hand() -> bool:
 
 
 def hub_models(pattern: str = "*") -> dict[str, bool]:
-    """Names of timm's models with weights, and whether those are in the cache of a download.
-
-    Parameters
-    ----------
-    pattern : str, default="*"
-        What the names must match, with ``*`` and ``?``.
-
-    Returns
-    -------
-    models : dict of str to bool
-        In timm's order.
-
-    Examples
-    --------
-    >>> list(hub_models("vit_tiny_patch16_224.augreg_in21k"))
-    ['vit_tiny_patch16_224.augreg_in21k']
-    """
+    """Timm's models with weights whose names match ``*`` and ``?``, and whether a download of these is cached."""
     return {name: _cached(name) for name in timm.list_models(pattern, pretrained=True)}
 
 

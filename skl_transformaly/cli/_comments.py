@@ -34,28 +34,7 @@ def comments(
     classes: Mapping[str, Mapping[str, Any]],
     alarms: FalseAlarms | None,
 ) -> list[str]:
-    """Comment on an evaluation.
-
-    Parameters
-    ----------
-    figures : mapping
-        What `evaluate_scores` returned.
-    y : ndarray of shape (n,)
-        +1 normal, -1 anomaly; both kinds.
-    flagged : ndarray of shape (n,), bool
-        Whether the model takes each image for an anomaly.
-    p_values : ndarray of shape (n,)
-        NaN if the model has none.
-    classes : mapping
-        What `per_class` returned.
-    alarms : FalseAlarms or None
-        That the model lets expect.
-
-    Returns
-    -------
-    sentences : list of str
-        At least one.
-    """
+    """Comment in at least one sentence on an evaluation: figures of `evaluate_scores`, classes of `per_class`."""
     auroc = figures["auroc"]
     found = [
         _on_auroc(auroc.value),

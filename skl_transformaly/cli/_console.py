@@ -19,15 +19,7 @@ _PAUSE = 10.0
 
 @dataclass
 class Output:
-    """Where a command tells what it does.
-
-    Attributes
-    ----------
-    json : bool
-        Results as JSON.
-    quiet : bool
-        Warnings and errors alone on stderr.
-    """
+    """Where a command tells what it does; `quiet` leaves warnings and errors alone on stderr."""
 
     json: bool
     quiet: bool

@@ -32,22 +32,8 @@ class Interval(NamedTuple):
 def fpr_at_tpr(y_anomaly: np.ndarray, anomaly_score: np.ndarray, tpr: float = 0.95) -> float:
     """Share of normal images flagged at the strictest threshold that still catches a share `tpr` of the anomalies.
 
-    Parameters
-    ----------
-    y_anomaly : ndarray of shape (n,), bool
-        True for anomalies, of both kinds at least one.
-    anomaly_score : ndarray of shape (n,)
-        Higher is more anomalous.
-    tpr : float, default=0.95
-        In (0, 1].
+    `y_anomaly` is True for anomalies; a higher `anomaly_score` is more anomalous.
 
-    Returns
-    -------
-    fpr : float
-        In [0, 1].
-
-    Examples
-    --------
     >>> fpr_at_tpr(np.array([True, True, False, False]), np.array([3.0, 1.0, 2.0, 0.0]))
     0.5
     """
@@ -71,42 +57,14 @@ def evaluate_scores(
     n_resamples: int = 1000,
     random_state: int = 0,
 ) -> dict[str, Interval]:
-    """AUROC, AUPR and FPR at 95 % TPR of scores, anomalies being what is looked for.
+    """AUROC, AUPR and FPR at 95 % TPR of scores (higher is more normal), anomalies being what is looked for.
 
-    Parameters
-    ----------
-    scores : array-like of shape (n,)
-        Higher is more normal, as `score_samples` returns them; none NaN.
-    y : array-like of shape (n,)
-        +1 normal, -1 anomaly; both kinds.
-    confidence : float, default=0.95
-        Of the intervals, in (0, 1).
-    n_resamples : int, default=1000
-        Bootstrap resamples. Normal images and anomalies are drawn apart, so that each holds as many of both as `y`.
-    random_state : int, default=0
-        Seeds them.
+    The intervals are bootstrap percentiles [1]_; normal images and anomalies are drawn apart, so that each resample
+    holds as many of both as `y`. If anomalies and normal images do not overlap, they have no width, whatever the number
+    of images. ``aupr`` is the average precision with anomalies as the positive class, whose value for random scores is
+    their share; for ``fpr95`` see :func:`fpr_at_tpr`.
 
-    Returns
-    -------
-    figures : dict of str to Interval
-        ``auroc``; ``aupr``, the average precision with anomalies as the positive class, whose value for random scores
-        is their share; ``fpr95``, see :func:`fpr_at_tpr`. Intervals are bootstrap percentiles [1]_; if anomalies
-        and normal images do not overlap, they have no width, whatever the number of images.
-
-    Raises
-    ------
-    ValueError
-        Lengths differ, a score is NaN, or `y` is not of +1 and -1.
-
-    References
-    ----------
     .. [1] B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap", Chapman & Hall, 1993, Chapter 13.
-
-    Examples
-    --------
-    >>> figures = evaluate_scores([3.0, 2.0, 0.5, 1.0, -1.0], [1, 1, 1, -1, -1])
-    >>> round(figures["auroc"].value, 3)
-    0.833
     """
     scores, y = np.asarray(scores, dtype=np.float64), check_labels(y, "evaluate_scores", both=True)
     if scores.shape != y.shape or scores.ndim != 1:
@@ -142,13 +100,7 @@ def evaluate_scores(
 
 
 def class_folders(root: str | os.PathLike) -> list[str]:
-    """Names of the folders directly in `root`, sorted, hidden ones left out.
-
-    Raises
-    ------
-    ValueError
-        `root` does not exist, or holds no folder.
-    """
+    """Names of the folders directly in `root`, sorted, hidden ones left out; ValueError if it holds none."""
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"The folder {str(root)!r} does not exist; expected one that holds a folder for each class.")
@@ -163,17 +115,8 @@ def normal_classes(classes: Sequence[str], good: Sequence[str] = ()) -> list[str
 
     Nothing is guessed from order or number: a wrong guess would turn every figure upside down.
 
-    Raises
-    ------
-    ValueError
-        `good` names no class, or is empty and no class or several go by a usual name; or nothing is left as anomaly.
-
-    Examples
-    --------
-    >>> normal_classes(["crack", "good", "scratch"])
-    ['good']
-    >>> normal_classes(["cat", "dog"], ["cat"])
-    ['cat']
+    >>> normal_classes(["crack", "good", "scratch"]), normal_classes(["cat", "dog"], ["cat"])
+    (['good'], ['cat'])
     """
     listed = ", ".join(repr(name) for name in classes)
     if good:

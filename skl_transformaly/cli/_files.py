@@ -15,38 +15,13 @@ __all__ = ["find_files", "split_list"]
 def find_files(names: Iterable[str], *, listed: Iterable[str] = ()) -> FoundFiles:
     """Find the image files that `names` and `listed` stand for.
 
-    Parameters
-    ----------
-    names : iterable of str
-        Each a file, a folder, whose files count with those of the folders in it, or a pattern (``*``, ``?``, ``[...]``,
-        and ``**`` for folders of any depth). A name that is there is never taken as a pattern.
-    listed : iterable of str
-        Files from a list that may be out of date: those that are not there are kept, to be reported as unreadable.
+    A name is a file, a folder, whose files count with those of the folders in it, or a pattern (``*``, ``?``,
+    ``[...]``, and ``**`` for folders of any depth); what is there is never taken as a pattern, and what leads to
+    nothing is a ValueError. Listed files that are not there are kept, to be reported as unreadable.
 
-    Returns
-    -------
-    FoundFiles
-        Within folders and patterns, hidden files and folders are passed over, and files that are not images: by their
-        suffix, or, without one, by their content. Of files that are named themselves, hidden ones count, and the
-        content decides if the suffix is not that of an image.
-
-    Raises
-    ------
-    ValueError
-        A name is neither there nor a pattern that matches something, or a folder cannot be listed.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from pathlib import Path
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> for name in ("b.png", "a.jpg", ".hidden.png", "notes.txt"):
-    ...     (folder / name).touch()
-    >>> found = find_files([str(folder)])
-    >>> [Path(path).name for path in found.paths]
-    ['a.jpg', 'b.png']
-    >>> print(found)
-    1 hidden, 1 .txt
+    Within folders and patterns, hidden files and folders are passed over, and files that are not images: by their
+    suffix, or, without one, by their content. Of files that are named themselves, hidden ones count, and the content
+    decides if the suffix is not that of an image.
     """
     found = FoundFiles()
     seen: set[str] = set()

@@ -205,15 +205,7 @@ def _normal_images(names: list[str]) -> FoundFiles:
 
 
 class _Kept:
-    """A folder in which trained students outlive a fit that is stopped.
-
-    Parameters
-    ----------
-    output : Path
-        The model file; the folder is beside it, and goes when the model is made.
-    chosen : Path or None
-        A folder that the user named instead, which stays.
-    """
+    """A folder in which trained students outlive a fit that is stopped: beside the model file, or one `chosen`."""
 
     def __init__(self, output: Path, chosen: Path | None):
         self.folder = output.with_name(output.name + ".students") if chosen is None else chosen

@@ -31,27 +31,14 @@ def round_step(span: float, most: int) -> float:
 def histogram(
     scores: np.ndarray, flagged: np.ndarray, reference: np.ndarray, threshold: float | None
 ) -> dict[str, Any]:
-    """Bars of scores, with those of normal images behind them.
+    """Bars of scores, with those of normal images (`reference`, finite) behind them, for the page's template.
 
     Scores of anomalies may lie arbitrarily low. The axis covers the normal images and twice as much again below them,
     and always the threshold; the first bar holds all that is lower.
 
-    Parameters
-    ----------
-    scores : ndarray of shape (n,)
-    flagged : ndarray of shape (n,), bool
-    reference : ndarray of shape (m,)
-        Finite scores of normal images.
-    threshold : float or None
-
-    Returns
-    -------
-    histogram : dict
-        ``bars``: each with ``x``, and heights in percent of the highest bar of all, which are shares of the images and
-        shares of the normal images on one scale: ``flagged``, ``rest`` on top of it, ``height`` of both, ``normal``;
-        counts ``count`` and ``other``; and ``low`` and ``high``, infinite at the ends. ``width`` of a bar; ``ticks``:
-        places and values; ``at``: place of the threshold; ``threshold``; ``below``: images lower than the axis;
-        ``top``: the share that the highest bar stands for; ``decimals`` of the ticks.
+    Heights are in percent of the highest bar of all, which stands for the share ``top``: shares of the images
+    (``flagged``, ``rest`` on top of it, ``height`` of both) and shares of the normal images (``normal``) are on one
+    scale. ``count`` and ``other`` are their numbers, ``low`` and ``high`` the edges, infinite at the ends.
     """
     edges, tick = _axis(scores[np.isfinite(scores)], reference, threshold)
     bins = len(edges) - 1

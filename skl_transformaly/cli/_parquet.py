@@ -11,18 +11,7 @@ __all__ = ["ParquetScores"]
 
 
 class ParquetScores:
-    """Scores that become a Parquet file when all are there: such a file cannot grow.
-
-    Parameters
-    ----------
-    path : path
-        Ends in ``.parquet``.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        pyarrow is missing.
-    """
+    """Scores that become a Parquet file when all are there: such a file cannot grow."""
 
     def __init__(self, path: str | os.PathLike):
         try:

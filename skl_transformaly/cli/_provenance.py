@@ -31,26 +31,16 @@ __all__ = [
 class ImageFacts:
     """What can be said of an image without a model.
 
-    Attributes
-    ----------
-    path : str
-    error : str
-        Why it cannot be read; empty if it can.
-    height, width : int
-        In pixels.
-    digest : str
-        Of the decoded pixels, as a detector's `training_digests_`: images with the same are the same, whatever their
-        files' format.
-    blank : bool
-        All pixels are the same.
+    The digest is that of the decoded pixels, as a detector's `training_digests_`: images with the same are the same,
+    whatever their files' format.
     """
 
     path: str
-    error: str = ""
-    height: int = 0
+    error: str = ""  # why it cannot be read; empty if it can
+    height: int = 0  # in pixels
     width: int = 0
     digest: str = ""
-    blank: bool = False
+    blank: bool = False  # all pixels are the same
 
 
 def image_facts(path: str, pixels: np.ndarray) -> ImageFacts:
@@ -83,44 +73,21 @@ def reason(path: str, error: object) -> str:
 
 @dataclass
 class Provenance:
-    """What the command line keeps in a model file of how the model was made.
+    """What the command line keeps in a model file of how the model was made."""
 
-    Attributes
-    ----------
-    root : str
-        Folder of the images that the model was fitted on.
-    files : list of str
-        Those images, relative to `root`.
-    fitted : list of int
-        Positions in `files` of the images that the detector was given, in its order; -1 for unreadable ones.
-    scores : list of float or None
-        Score of each image, without its own part in the fit.
-    digests : list of str
-        See :class:`ImageFacts`.
-    unreadable : dict of str to str
-        Images that could not be read, relative to `root`, and why.
-    hidden, other : int
-        Files that were passed over: hidden ones, and those that are not images.
-    seed : int or None
-    seconds : float
-        That the fit took.
-    settings : dict of str to str
-        See :func:`describe`.
-    own : bool
-        Whether this process made it. Anybody may have written a file, so no folder that it names is opened.
-    """
-
-    root: str = ""
-    files: list[str] = field(default_factory=list)
+    root: str = ""  # folder of the images that the model was fitted on
+    files: list[str] = field(default_factory=list)  # those images, relative to `root`
+    # positions in `files` of the images that the detector was given, in its order; -1 for unreadable ones
     fitted: list[int] = field(default_factory=list)
-    scores: list[float | None] = field(default_factory=list)
-    digests: list[str] = field(default_factory=list)
-    unreadable: dict[str, str] = field(default_factory=dict)
-    hidden: int = 0
-    other: int = 0
+    scores: list[float | None] = field(default_factory=list)  # each without its own part in the fit
+    digests: list[str] = field(default_factory=list)  # see `ImageFacts`
+    unreadable: dict[str, str] = field(default_factory=dict)  # images relative to `root`, and why
+    hidden: int = 0  # files that were passed over
+    other: int = 0  # files that are not images
     seed: int | None = None
-    seconds: float = 0.0
-    settings: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0  # that the fit took
+    settings: dict[str, str] = field(default_factory=dict)  # see `describe`
+    # whether this process made it: anybody may have written a file, so no folder that it names is opened
     own: bool = field(default=True, compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -129,13 +96,7 @@ class Provenance:
 
     @classmethod
     def from_json(cls, content: Any) -> Provenance:
-        """From what :meth:`to_json` gave, maybe by way of a file that somebody else wrote.
-
-        Raises
-        ------
-        ValueError
-            A field has another type, lengths differ, or a file would lie outside `root`.
-        """
+        """From what :meth:`to_json` returned, maybe by way of a file that a stranger wrote; ValueError if not valid."""
         if not isinstance(content, dict):
             raise ValueError(f"How the model was made must be a dict, got {type(content).__name__}.")
         known = {item.name: content[item.name] for item in fields(cls) if item.name in content}
@@ -203,17 +164,7 @@ def saved_with(header: Mapping[str, Any]) -> dict[str, str]:
 
 
 def describe(detector: Any) -> dict[str, str]:
-    """Say in words what a fitted detector is made of.
-
-    Parameters
-    ----------
-    detector : TransformalyDetector, or a ConformalDetector around one
-
-    Returns
-    -------
-    settings : dict of str to str
-        Name and value, for people to read.
-    """
+    """Name and value, for people to read, of what a fitted detector is made of."""
     inner = innermost(detector)
     extractor = inner.extractor_
     name = str(getattr(extractor, "model_name", type(extractor).__name__))

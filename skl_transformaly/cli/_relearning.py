@@ -27,25 +27,7 @@ _KNOWN_ANOMALY, _FORGOTTEN = -1, -2
 
 
 def read_labels(path: Path) -> dict[str, int]:
-    """Read the labels that a report saved.
-
-    Parameters
-    ----------
-    path : Path
-        CSV with the columns ``path`` and ``label``, 1 or -1; others are passed over.
-
-    Returns
-    -------
-    labels : dict of str to int
-        By absolute path.
-
-    Raises
-    ------
-    Mistake
-        The file is not such a table, or gives one image two labels.
-    OSError
-        The file cannot be read.
-    """
+    """Read the labels, 1 or -1, that a report saved as columns ``path`` and ``label``, by absolute path."""
     labels: dict[str, int] = {}
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = csv.DictReader(file)
@@ -64,25 +46,12 @@ def read_labels(path: Path) -> dict[str, int]:
 
 @dataclass
 class Earlier:
-    """The images that a detector was fitted on.
-
-    Attributes
-    ----------
-    detector : TransformalyDetector
-    made : Provenance
-    paths : list of str
-        By position in the fit; empty if nobody knows.
-    digests : list of str
-        Likewise, of the pixels.
-    moved : bool
-        Whether the user said where they are now.
-    """
+    """The images that a detector was fitted on, by position in the fit."""
 
     detector: Any
     made: Provenance
-    paths: list[str]
-    digests: list[str]
-    moved: bool = False
+    paths: list[str]  # empty texts if nobody knows
+    digests: list[str]  # of the pixels
 
     @classmethod
     def of(cls, detector: Any, metadata: Any, normal: Path | None) -> Earlier:
@@ -95,7 +64,7 @@ class Earlier:
         root = Path(made.root) if normal is None else normal.absolute()
         digests = [bytes(row).hex() if row.any() else "" for row in detector.training_digests_]
         paths = [str(root / made.files[i]) if i >= 0 else "" for i in fitted]
-        return cls(detector, made, paths, digests, normal is not None)
+        return cls(detector, made, paths, digests)
 
     @property
     def labels(self) -> np.ndarray:
@@ -181,38 +150,22 @@ class Earlier:
 
 @dataclass
 class Lessons:
-    """What is new in images and labels.
+    """What is new in images and labels."""
 
-    Attributes
-    ----------
-    normal, anomalies : list of str
-        Absolute paths of images to learn as normal, and as known anomalies.
-    taken_back : list of int
-        Positions in the fit of images that are not what they were taken for.
-    known : int
-        Images that the model knows as what they are labelled.
-    unreadable : dict of str to str
-        Absolute paths of images that cannot be read, and why.
-    """
-
-    normal: list[str] = field(default_factory=list)
-    anomalies: list[str] = field(default_factory=list)
-    taken_back: list[int] = field(default_factory=list)
-    known: int = 0
-    unreadable: dict[str, str] = field(default_factory=dict)
+    normal: list[str] = field(default_factory=list)  # absolute paths of images to learn as normal
+    anomalies: list[str] = field(default_factory=list)  # and as known anomalies
+    taken_back: list[int] = field(
+        default_factory=list
+    )  # positions in the fit of images that are not what they were taken for
+    known: int = 0  # images that the model knows as what they are labelled
+    unreadable: dict[str, str] = field(default_factory=dict)  # absolute paths, and why
 
     def __bool__(self) -> bool:
         return bool(self.normal or self.anomalies or self.taken_back)
 
     @classmethod
     def of(cls, given: Mapping[str, int], earlier: Earlier, advance: Callable[[float], None]) -> Lessons:
-        """Compare labels by absolute path with what a detector has learned; copies of an image count once.
-
-        Raises
-        ------
-        Mistake
-            A path leads nowhere and is not one of the fit, or copies of an image have different labels.
-        """
+        """Compare labels by absolute path with what a detector has learned; copies of an image count once."""
         lessons = cls()
         positions = _positions(earlier)
         by_path = {os.path.abspath(path): i for i, path in enumerate(earlier.paths) if path}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -45,8 +43,6 @@ __all__ = ["score", "scored"]
 
 # Images that are scored before their rows are written
 _CHUNK = 64
-# Resuming scores an image once more; other batches round differently, and another model scores differently altogether
-_SAME_SHARE, _SAME_NATS = 1e-3, 1e-2
 
 
 @app.command()
@@ -87,11 +83,10 @@ def score(
         elif out.suffix.lower() == ".parquet":
             _score_to_parquet(out, detector, found.paths, tally, advance)
         else:
-            from skl_transformaly.cli._scores import open_scores
+            from skl_transformaly.cli._scores import ScoreFile
 
-            with open_scores(out, resume=resume, model=header["sha256"]) as file:
+            with ScoreFile(out, resume=resume, model=header["sha256"]) as file:
                 _score_into(file, detector, found.paths, tally, tell, advance)
-                file.finish()
     _summarise(detector, found, tally, out, tell)
     if missing:
         fail(missing)
@@ -197,7 +192,7 @@ def _score_into(
     advance: Callable[[float], None],
 ) -> None:
     """Score what has no row in a file of scores, or one of an image that has changed since."""
-    again = _reuse(file, detector, paths, tally, tell)
+    again = _reuse(file, paths, tally, tell)
     advance(tally.kept)
     states: dict[str, Any] = {}
     try:
@@ -211,13 +206,12 @@ def _score_into(
         file.arrange(paths)
 
 
-def _reuse(file: ScoreFile, detector: Any, paths: list[str], tally: _Tally, tell: Output) -> list[str]:
+def _reuse(file: ScoreFile, paths: list[str], tally: _Tally, tell: Output) -> list[str]:
     """Count the rows of an earlier run that hold; returns the paths whose rows did not, and were taken out."""
     again = _drop_stale(file, paths, tell)
     old = [path for path in paths if path in file.done]
     tally.kept, tally.anomalies = len(old), sum(file.done[path][1] < 0 for path in old)
     tally.blank = sum(file.done[path][0] is None for path in old)
-    _check_same_model(detector, {path: file.done[path][0] for path in old}, file.target)
     return again
 
 
@@ -229,17 +223,17 @@ def _drop_stale(file: ScoreFile, paths: list[str], tell: Output) -> list[str]:
     strange = [path for path in others if not file.knows(path)]
     if strange:
         raise Mistake(
-            f"{str(file.target)!r} has {counted(len(strange), 'row')} of images that were not named now, and nothing "
+            f"{str(file.path)!r} has {counted(len(strange), 'row')} of images that were not named now, and nothing "
             f"says which model scored them, such as {strange[0]!r}: name these too, or score into another file."
         )
     if others:
         tell.warn(
-            f"{str(file.target)!r}: {counted(len(others), 'row')} kept of images that were not named now and have "
+            f"{str(file.path)!r}: {counted(len(others), 'row')} kept of images that were not named now and have "
             f"changed or are gone, such as {others[0]!r}."
         )
     if stale:
         tell.warn(
-            f"{str(file.target)!r}: {counted(len(stale), 'row')} scored again, since the image has changed or another "
+            f"{str(file.path)!r}: {counted(len(stale), 'row')} scored again, since the image has changed or another "
             f"model may have scored it, such as {stale[0]!r}."
         )
         file.drop(stale)
@@ -264,18 +258,3 @@ def scored(
         table = score_table(detector, as_images(chunk, on_error="skip"))
         unreadable.update(reasons(chunk, np.flatnonzero(np.isnan(table["score"])).tolist()))
         yield score_rows(chunk, table)
-
-
-def _check_same_model(detector: Any, known: dict[str, float | None], out: Path) -> None:
-    """Refuse to go on with a file whose rows were changed: the first one with a score is scored again."""
-    for path, before in known.items():
-        if before is None or not os.path.exists(path):
-            continue
-        ((row,),) = scored(detector, [path], {})
-        after = row["score"]
-        if after is not None and math.isclose(after, before, rel_tol=_SAME_SHARE, abs_tol=_SAME_NATS):
-            return
-        raise Mistake(
-            f"{str(out)!r} gives {path!r} the score {before:.6g}, this model scores it {after}: another model "
-            "made the file, or it was edited. Score into another file, or without --resume."
-        )

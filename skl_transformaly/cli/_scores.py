@@ -26,7 +26,6 @@ __all__ = [
     "append_whole",
     "file_state",
     "format_rows",
-    "open_scores",
     "score_rows",
     "score_table",
 ]
@@ -49,22 +48,10 @@ class ScoreFileError(ValueError):
 
 
 def score_table(detector: Any, X: Any, score: Any = None) -> dict[str, np.ndarray]:
-    """Score, decision, p-value and prediction of each image, by any fitted detector.
+    """Score, decision, p-value and prediction (+1 normal, -1 anomaly) of each image, by any fitted detector.
 
-    Parameters
-    ----------
-    detector : outlier detector
-        With `score_table` (:class:`ConformalDetector`), or with `score_samples` and `offset_`.
-    X : images
-        In any form that the detector takes.
-    score : ndarray of shape (n_samples,), default=None
-        What ``score_samples(X)`` of the innermost detector returned, if it is known already.
-
-    Returns
-    -------
-    table : dict of str to ndarray of shape (n_samples,)
-        ``score``, ``decision`` and ``p_value``, float64, and ``prediction``, int: +1 normal, -1 anomaly. Scores of
-        unreadable images are NaN. All p-values are NaN if the detector has none.
+    `score` is what ``score_samples(X)`` of the innermost detector returned, if it is known already. Scores of
+    unreadable images are NaN. All p-values are NaN if the detector has none.
     """
     if hasattr(detector, "score_table"):
         return detector.score_table(X, score=score)
@@ -164,6 +151,11 @@ class _Ledger:
                     break  # a part of a line, or something else: of what follows nothing is known
         return named
 
+    def forget(self) -> None:
+        """Know nothing of any row."""
+        self.states.clear()
+        self.numbers.clear()
+
     def _start(self) -> None:
         """Write down what is known; called only before more is added, so that a refusal changes nothing."""
         with replacing(self.path) as file:
@@ -215,32 +207,14 @@ def append_whole(file: Any, content: bytes, end: int) -> None:
 
 
 class ScoreFile:
-    """A file of scores that grows by whole rows, and that one process writes at a time.
+    """A file of scores, .csv or .jsonl, that grows by whole rows, and that one process writes at a time.
 
-    Whatever stops the program, the file holds whole rows, at most followed by a part of one, which going on cuts off.
-    Where writing itself fails, the rows that were being written are cut off at once.
+    Whatever stops the program, the file holds whole rows, at most followed by a part of one, which is cut off when it
+    is continued (`resume`). If writing itself fails, the rows that were being written are cut off at once. With the
+    digest of the `model`, the model and the state of each image are kept in a file beside, of the same name with
+    ``.meta.jsonl`` added. `done` holds score and prediction of each path that has a row.
 
-    Parameters
-    ----------
-    path : path
-        ``.csv`` or ``.jsonl``.
-    resume : bool
-        Keep the rows that are there.
-    model : str, default=None
-        Digest of the model. With it, the model and the state of each image are kept in a file beside, of the same name
-        with ``.meta.jsonl`` added.
-
-    Attributes
-    ----------
-    done : dict of str to (float or None, int)
-        Score and prediction of each path that has a row.
-
-    Raises
-    ------
-    ScoreFileError
-        Another process is writing the file; or, with `resume`, the file is not one of scores.
-    OSError
-        The file cannot be written.
+    A file that another process is writing, or that is to be continued and is not one of scores, is a ScoreFileError.
     """
 
     def __init__(self, path: str | os.PathLike, *, resume: bool = False, model: str | None = None):
@@ -249,7 +223,8 @@ class ScoreFile:
         self.done: dict[str, tuple[float | None, int]] = {}
         self._counts: Counter[str] = Counter()  # rows of each path
         self._whole = 0  # bytes of the file that are whole rows
-        self._ledger = None if model is None else _Ledger(self._beside(), model)
+        beside = self.path.with_name(self.path.name + ".meta.jsonl")
+        self._ledger = None if model is None else _Ledger(beside, model)
         self._file: Any = _open_locked(self.path)
         try:
             if resume:
@@ -258,28 +233,13 @@ class ScoreFile:
                 self._file.truncate(0)
             if self.kind == "csv" and self._whole == 0:
                 self._append(format_rows([], "csv", header=True))
-            self._begin(resume)
+            if self._ledger is None and not resume:
+                beside.unlink(missing_ok=True)  # it is about rows that are gone
+            if self._ledger is not None and resume and self.done and self._ledger.read() != model:
+                self._ledger.forget()  # rows of another model count as unknown
         except BaseException:
             self.close()
             raise
-
-    @property
-    def target(self) -> Path:
-        """The file that the user named."""
-        return self.path
-
-    def _beside(self) -> Path:
-        return self.path.with_name(self.path.name + ".meta.jsonl")
-
-    def _begin(self, resume: bool) -> None:
-        """Find out what the rows are of; those of another model count as unknown."""
-        if self._ledger is None:
-            if not resume:
-                self._beside().unlink(missing_ok=True)  # it is about rows that are gone
-            return
-        if resume and self.done and self._ledger.read() != self._ledger.model:
-            self._ledger.states.clear()
-            self._ledger.numbers.clear()
 
     def stale(self, paths: Iterable[str]) -> list[str]:
         """Those of `paths` whose rows are not known to be of the files as they are now, by this model."""
@@ -327,19 +287,7 @@ class ScoreFile:
             self._note(row)
 
     def write(self, rows: list[Row], states: dict[str, State] | None = None) -> None:
-        """Append `rows`.
-
-        Parameters
-        ----------
-        rows : list of dict
-        states : dict of str to `file_state`, default=None
-            Of each image before it was read.
-
-        Raises
-        ------
-        OSError
-            No room, for one; the file then ends with a whole row.
-        """
+        """Append `rows`, whole or not at all; `states` are those of their images before these were read."""
         if self._ledger is not None:
             states = states or {}
             self._ledger.note(states, {path: self.count(path) + 1 for path in states})
@@ -370,12 +318,8 @@ class ScoreFile:
         append_whole(self._file, content, self._whole)
         self._whole += len(content)
 
-    def finish(self) -> None:
-        """Close the file; all rows are written."""
-        self.close()
-
     def close(self) -> None:
-        """Close the file; more rows may be to come, with `resume`."""
+        """Close the file; more rows may be added later, with `resume`."""
         if self._ledger is not None:
             self._ledger.close()
         self._file.close()
@@ -388,13 +332,7 @@ class ScoreFile:
 
 
 def _open_locked(path: Path) -> Any:
-    """Open a file for writing, unbuffered, for this process alone; the lock ends with the process, however that ends.
-
-    Raises
-    ------
-    ScoreFileError
-        Another process has it open for writing.
-    """
+    """Open a file for writing, unbuffered, for this process alone; the lock ends with the process in any case."""
     while True:
         # not truncated: another process may be writing it
         file: Any = open(os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "wb", buffering=0)  # noqa: SIM115
@@ -414,13 +352,7 @@ def _open_locked(path: Path) -> Any:
 
 
 def _lock(file: Any) -> None:
-    """Take the lock of an open file.
-
-    Raises
-    ------
-    BlockingIOError
-        Another process has it.
-    """
+    """Take the lock of an open file; BlockingIOError if another process has it."""
     try:
         import fcntl
     except ModuleNotFoundError:  # Windows
@@ -445,51 +377,6 @@ def _lock(file: Any) -> None:
             UserWarning,
             stacklevel=2,
         )
-
-
-def open_scores(path: str | os.PathLike, *, resume: bool = False, model: str | None = None) -> ScoreFile:
-    """Open a file of scores for writing; its suffix says its kind.
-
-    Parameters
-    ----------
-    path : path
-        ``.csv`` or ``.jsonl``.
-    resume : bool, default=False
-        Keep the rows that are there, if any.
-    model : str, default=None
-        As in :class:`ScoreFile`.
-
-    Returns
-    -------
-    ScoreFile
-
-    Raises
-    ------
-    ScoreFileError
-        Another suffix; another process is writing the file; or, with `resume`, the file is not one of scores.
-    OSError
-        The file cannot be written.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from pathlib import Path
-    >>> path = Path(tempfile.mkdtemp()) / "scores.csv"
-    >>> row = {"path": "a.png", "score": -1.5, "decision": 0.25, "p_value": 0.5, "prediction": 1}
-    >>> with open_scores(path) as scores:
-    ...     scores.write([row])
-    >>> print(path.read_text())
-    path,score,decision,p_value,prediction
-    a.png,-1.5,0.25,0.5,1
-    <BLANKLINE>
-    >>> with open_scores(path, resume=True) as scores:
-    ...     print(scores.done)
-    {'a.png': (-1.5, 1)}
-    """
-    suffix = Path(path).suffix.lower()
-    if suffix not in (".csv", ".jsonl"):
-        raise ScoreFileError(f"{str(path)!r} must end in .csv or .jsonl.")
-    return ScoreFile(path, resume=resume, model=model)
 
 
 def _read_rows(path: Path, kind: str) -> Iterator[tuple[Row | None, int]]:

@@ -25,27 +25,16 @@ _FAR = 3.0
 class FalseAlarms:
     """Share of new normal images that a detector flags.
 
-    Attributes
-    ----------
-    images : int
-        Normal images that set the threshold.
-    asked : float
-        Share that the user asked for, in (0, 0.5].
-    expected : float
-        Share to expect on average over fits: at least 1 / (images + 1).
-    low, high : float
-        Between which the share of a single fit lies in 9 of 10 cases. With n held-out scores that are exchangeable with
-        new ones, the share below the k-th lowest has the distribution Beta(k, n + 1 - k) [1]_.
+    With n held-out scores that are exchangeable with new ones, the share below the k-th lowest has the distribution
+    Beta(k, n + 1 - k) [1]_.
 
-    References
-    ----------
     .. [1] V. Vovk, "Conditional validity of inductive conformal predictors", ACML 2012.
     """
 
-    images: int
-    asked: float
-    expected: float
-    low: float
+    images: int  # normal ones, that set the threshold
+    asked: float  # share that the user asked for, in (0, 0.5]
+    expected: float  # share to expect on average over fits: at least 1 / (images + 1)
+    low: float  # between these the share of a single fit lies in 9 of 10 cases
     high: float
 
     @classmethod
@@ -102,17 +91,7 @@ def percent(share: float) -> str:
 def least_normal(detector: Any, paths: Sequence[str], most: int = 3) -> list[tuple[str, float]]:
     """The images of the fit with the lowest scores, each without its own part in the fit, lowest first.
 
-    Parameters
-    ----------
-    detector : fitted detector of images
-    paths : sequence of str
-        Of the images that it was fitted on, unreadable ones included.
-    most : int, default=3
-        And at most a fifth of them, rounded up.
-
-    Returns
-    -------
-    found : list of (path, score)
+    At most a fifth of them, rounded up. `paths` are those of all images of the fit, unreadable ones included.
     """
     scores = detector.training_scores_
     order = [i for i in np.argsort(scores) if np.isfinite(scores[i])]

@@ -14,53 +14,60 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from skl_transformaly.cli._app import Debug, Json, Mistake, Output, Quiet, Weights, app, command, plain
-from skl_transformaly.cli._inputs import check_model, check_writable, load_model
+from skl_transformaly.cli._inputs import check_folder, check_model, check_writable, load_model
 
 if TYPE_CHECKING:
-    from skl_transformaly.cli._actions import Actions
     from skl_transformaly.cli._scores import ScoreFile
     from skl_transformaly.cli._watcher import Watcher
 
 __all__ = ["watch"]
 
-_SLICE = 0.1  # seconds after which a stop is noticed
+
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder, with those in it.", show_default=False)]
+ModelOption = Annotated[
+    Path, typer.Option("--model", "-m", metavar="MODEL", help="A model file that `fit` made.", show_default=False)
+]
+Rows = Annotated[
+    Path,
+    typer.Option("--out", "-o", metavar="FILE", help="Rows of scores, .jsonl or .csv; added to.", show_default=False),
+]
+MoveTo = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Move anomalies to this folder, in the folders they came from.")
+]
+LinkTo = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Leave anomalies where they are, and link them in this folder.")
+]
+OnAnomaly = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COMMAND|URL",
+        help="Called for each anomaly: a command, which gets the path as its last argument, or in place of {path} "
+        "(and {score}, {p_value}), without a shell; or a URL, to which JSON is posted.",
+    ),
+]
+Every = Annotated[float, typer.Option(min=0.05, metavar="S", help="Seconds between two looks.")]
+Settle = Annotated[
+    float, typer.Option(min=0, metavar="S", help="Seconds for which a file must not change to be complete.")
+]
+Patience = Annotated[
+    float, typer.Option(min=0, metavar="S", help="Seconds after which a file that cannot be read is given up.")
+]
+Once = Annotated[bool, typer.Option("--once", help="Stop when all that is there is scored.")]
 
 
 @app.command()
 @command
 def watch(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder, with those in it.", show_default=False)],
-    model: Annotated[
-        Path, typer.Option("--model", "-m", metavar="MODEL", help="A model file that `fit` made.", show_default=False)
-    ],
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", "-o", metavar="FILE", help="Rows of scores, .jsonl or .csv; added to.", show_default=False
-        ),
-    ],
-    move_to: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Move anomalies to this folder, in the folders they came from.")
-    ] = None,
-    link_to: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Leave anomalies where they are, and link them in this folder.")
-    ] = None,
-    on_anomaly: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COMMAND|URL",
-            help="Called for each anomaly: a command, which gets the path as its last argument, or in place of {path} "
-            "(and {score}, {p_value}), without a shell; or a URL, to which JSON is posted.",
-        ),
-    ] = None,
-    interval: Annotated[float, typer.Option(min=0.05, metavar="S", help="Seconds between two looks.")] = 1.0,
-    settle: Annotated[
-        float, typer.Option(min=0, metavar="S", help="Seconds for which a file must not change to be complete.")
-    ] = 2.0,
-    patience: Annotated[
-        float, typer.Option(min=0, metavar="S", help="Seconds after which a file that cannot be read is given up.")
-    ] = 60.0,
-    once: Annotated[bool, typer.Option("--once", help="Stop when all that is there is scored.")] = False,
+    folder: Folder,
+    model: ModelOption,
+    out: Rows,
+    move_to: MoveTo = None,
+    link_to: LinkTo = None,
+    on_anomaly: OnAnomaly = None,
+    interval: Every = 1.0,
+    settle: Settle = 2.0,
+    patience: Patience = 60.0,
+    once: Once = False,
     weights: Weights = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -72,38 +79,31 @@ def watch(
     where it was: no image is lost, and none is scored twice unless it has changed.
     """
     tell = Output(as_json, quiet)
-    if not folder.is_dir():
-        raise Mistake(f"The folder to watch does not exist: {str(folder)!r}.")
+    check_folder(folder, "folder to watch")
     if out.suffix.lower() not in (".csv", ".jsonl"):
         raise Mistake(f"--out {str(out)!r} must end in .jsonl or .csv.")
     check_writable(out)
     check_model(model)
     shelf = _shelf(folder, move_to, link_to)
     from skl_transformaly.cli._actions import Actions, Hook
-    from skl_transformaly.cli._scores import open_scores
+    from skl_transformaly.cli._scores import ScoreFile
     from skl_transformaly.cli._watcher import Arrivals, Watcher
 
     hook = None if on_anomaly is None else Hook(on_anomaly)
-    with _until_stopped() as stopping:
+    with contextlib.ExitStack() as stack:
+        stopping = stack.enter_context(_until_stopped())
         detector, header = load_model(model, weights)
-        with open_scores(out, resume=True, model=header["sha256"]) as file:
-            _check_rows(file)
-            actions = Actions(_beside(out), shelf, hook, warn=tell.warn, count=file.count)
-            excluded = [] if shelf is None else [shelf.folder]
-            arrivals = Arrivals(folder, settle=settle, patience=patience, excluded=excluded)
-            with _display(tell, folder) as (on_row, show), contextlib.closing(actions):
-                watcher = Watcher(
-                    detector,
-                    file,
-                    arrivals,
-                    actions,
-                    on_row=on_row,
-                    warn=tell.warn,
-                    stopping=stopping,
-                    sleep=lambda seconds: _sleep(seconds, stopping),
-                )
-                watcher.run(interval, once=once, idle=lambda: show(watcher))
-            _finish(tell, watcher, actions, out)
+        file = stack.enter_context(ScoreFile(out, resume=True, model=header["sha256"]))
+        _check_rows(file)
+        actions = Actions(out.with_name(out.name + ".actions.jsonl"), shelf, hook, warn=tell.warn, count=file.count)
+        excluded = [] if shelf is None else [shelf.folder]
+        arrivals = Arrivals(folder, settle=settle, patience=patience, excluded=excluded)
+        with _display(tell, folder) as (on_row, show), contextlib.closing(actions):
+            watcher = Watcher(detector, file, arrivals, actions, on_row=on_row, warn=tell.warn, stopping=stopping)
+            watcher.run(interval, once=once, idle=lambda: show(watcher))
+        if actions.waiting:
+            tell.warn(f"still to be moved or told of at the next start: {_anomalies(actions.waiting)}.")
+        tell.note(f"{out}: {_state(watcher)}.")
 
 
 def _shelf(folder: Path, move_to: Path | None, link_to: Path | None) -> Any:
@@ -123,15 +123,11 @@ def _shelf(folder: Path, move_to: Path | None, link_to: Path | None) -> Any:
     return Shelf(Path(os.path.abspath(target)), Path(os.path.abspath(folder)), link=link_to is not None)
 
 
-def _beside(out: Path) -> Path:
-    return out.with_name(out.name + ".actions.jsonl")
-
-
 def _check_rows(file: ScoreFile) -> None:
     strange = [path for path in file.done if not file.knows(path)]
     if strange:
         raise Mistake(
-            f"{str(file.target)!r} has rows of another model, or of an unknown one, such as that of {strange[0]!r}: "
+            f"{str(file.path)!r} has rows of another model, or of an unknown one, such as that of {strange[0]!r}: "
             "score into another file."
         )
 
@@ -152,12 +148,6 @@ def _until_stopped() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _sleep(seconds: float, stopping: Callable[[], bool]) -> None:
-    end = time.monotonic() + seconds
-    while not stopping() and (left := end - time.monotonic()) > 0:
-        time.sleep(min(left, _SLICE))
 
 
 @contextlib.contextmanager
@@ -196,9 +186,3 @@ def _state(watcher: Watcher) -> str:
 
 def _anomalies(number: int) -> str:
     return f"{number} anomal{'y' if number == 1 else 'ies'}"
-
-
-def _finish(tell: Output, watcher: Watcher, actions: Actions, out: Path) -> None:
-    if actions.waiting:
-        tell.warn(f"still to be moved or told of at the next start: {_anomalies(actions.waiting)}.")
-    tell.note(f"{out}: {_state(watcher)}.")

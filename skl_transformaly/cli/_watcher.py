@@ -19,6 +19,8 @@ __all__ = ["Arrivals", "Watcher"]
 _CHUNK = 32
 # Seconds between two tries to write, and between two warnings that it still fails
 _RETRY, _REMIND = 1.0, 60.0
+# Seconds after which a stop is noticed
+_SLICE = 0.1
 
 
 @dataclass
@@ -29,22 +31,11 @@ class _Waiting:
 
 
 class Arrivals:
-    """Finds the images in a folder that are complete and have no row yet.
+    """Finds the images in a folder, and in those below it, that are complete and have no row yet.
 
     A file is complete if its size and its time of change have stayed the same for `settle` seconds. One that cannot be
     decoded then may still be written to, by a writer that pauses: it counts as complete if it stays as it is for
-    `patience` seconds.
-
-    Parameters
-    ----------
-    folder : path
-        Searched with the folders in it. Hidden files and folders are passed over.
-    settle, patience : float
-        In seconds.
-    excluded : iterable of path
-        Folders that are not searched.
-    clock : callable
-        Returns seconds.
+    `patience` seconds. Hidden files and folders are passed over, and the folders `excluded`.
     """
 
     def __init__(
@@ -67,22 +58,10 @@ class Arrivals:
         self._told: set[str] = set()
 
     def look(self, known: Callable[[str, State], bool]) -> list[str]:
-        """Look through the folder once.
+        """Look through the folder once; returns absolute paths, in the order in which the files were changed.
 
-        Parameters
-        ----------
-        known : callable
-            Takes path and state, and returns whether there is a row of that.
-
-        Returns
-        -------
-        complete : list of str
-            Absolute paths, in the order in which the files were changed.
-
-        Raises
-        ------
-        OSError
-            The folder cannot be listed. What cannot be listed below it is a trouble.
+        ``known(path, state)`` tells whether there is a row of that. A folder that cannot be listed is an OSError; what
+        cannot be listed below it is a trouble.
         """
         now = self._clock()
         seen: dict[str, _Waiting] = {}
@@ -160,21 +139,7 @@ class Counts:
 class Watcher:
     """Scores the images that appear in a folder, writes their rows, and does what is to be done about anomalies.
 
-    Parameters
-    ----------
-    detector : fitted detector
-    file : ScoreFile
-        With the digest of the model.
-    arrivals : Arrivals
-    actions : Actions
-    on_row : callable
-        Takes each row that was written.
-    warn : callable
-        Takes a text.
-    stopping : callable
-        Whether to come to an end.
-    sleep : callable
-        Waits so many seconds, or less if it is `stopping`.
+    `on_row` takes each row that was written, `warn` a text, and ``stopping()`` tells whether to come to an end.
     """
 
     def __init__(
@@ -187,14 +152,13 @@ class Watcher:
         on_row: Callable[[Row], None],
         warn: Callable[[str], None],
         stopping: Callable[[], bool],
-        sleep: Callable[[float], None],
     ):
         self.detector = detector
         self.file = file
         self.arrivals = arrivals
         self.actions = actions
         self.counts = Counts()
-        self._on_row, self._warn, self._stopping, self._sleep = on_row, warn, stopping, sleep
+        self._on_row, self._warn, self._stopping = on_row, warn, stopping
         self._blind = False
         self._monitor = _monitor(detector, [score for score, _ in file.done.values()])
         self._drifted = False
@@ -210,6 +174,12 @@ class Watcher:
             idle()
             # a folder that takes long to list is not listed all the time
             self._sleep(max(interval, time.monotonic() - start))
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait, or less if it is time to stop."""
+        end = time.monotonic() + seconds
+        while not self._stopping() and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, _SLICE))
 
     def step(self) -> None:
         """Look through the folder once, and deal with what is complete."""
@@ -270,7 +240,7 @@ class Watcher:
                 if time.monotonic() - told >= _REMIND:
                     told = time.monotonic()
                     why = error.strerror or error
-                    self._warn(f"{str(self.file.target)!r} cannot be written: {why}. Nothing is lost; trying again.")
+                    self._warn(f"{str(self.file.path)!r} cannot be written: {why}. Nothing is lost; trying again.")
                 if self._stopping():
                     return False
                 self._sleep(_RETRY)

@@ -24,19 +24,9 @@ def ahead(
     """Yield each item and a callable that returns ``function(item)``, or raises what that raised.
 
     What an item raises is seen when that item is taken, so that the others can still be taken. Closing the generator
-    ends the threads. In a process that is forked off between two items, where threads would not exist, the callables
-    compute what they return.
+    ends the threads, on which `function` is called. In a process that is forked off between two items, where threads
+    would not exist, the callables compute what they return.
 
-    Parameters
-    ----------
-    function : callable
-        It may be called on several threads at a time.
-    items : iterable of int
-    threads : int
-        How many results are computed at a time.
-
-    Examples
-    --------
     >>> [(i, result()) for i, result in ahead(lambda i: np.array(i * i), range(3), threads=2)]
     [(0, array(0)), (1, array(1)), (2, array(4))]
     """

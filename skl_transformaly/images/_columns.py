@@ -13,13 +13,7 @@ __all__ = ["is_missing", "settled"]
 
 
 def is_missing(item: Any) -> bool:
-    """Return whether an item is a missing value: None, NaN, or one of pandas.
-
-    Examples
-    --------
-    >>> [is_missing(item) for item in (None, float("nan"), "a.png", 0.5)]
-    [True, True, False, False]
-    """
+    """Return whether an item is a missing value: None, NaN, or one of pandas."""
     return (
         item is None
         or (isinstance(item, (float, np.floating)) and bool(item != item))
@@ -31,14 +25,8 @@ def settled(X: Any) -> Any:
     """Return `X` as a sequence, if it holds images in another way; else `X` itself.
 
     Iterators become lists, a data frame of one column that does not hold numbers becomes that column, and a data set
-    whose rows are dicts, as those of Hugging Face, becomes its column of images.
-
-    Raises
-    ------
-    ValueError
-        There are several columns that may be meant.
-    TypeError
-        A data set has no length, or is a dict of several.
+    whose rows are dicts, as those of Hugging Face, becomes its column of images. Several columns that may be meant are
+    a ValueError; a data set without length, or a dict of several, is a TypeError.
     """
     if isinstance(X, (str, os.PathLike, list, tuple, np.ndarray, Image.Image)):
         return X

@@ -25,20 +25,11 @@ _MOST_REASONS = 6
 
 @dataclass
 class FoundFiles:
-    """Image files, and how many others were passed over.
-
-    Attributes
-    ----------
-    paths : list of str
-        Each once; those of a folder or a pattern sorted by path.
-    hidden : int
-        Files and folders passed over because their names begin with a dot.
-    others : Counter of str
-        Files passed over because they are not images, by suffix.
-    """
+    """Image files, each once, and how many others were passed over: hidden ones, and those that are not images."""
 
     paths: list[str] = field(default_factory=list)
     hidden: int = 0
+    # by suffix
     others: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -68,15 +59,10 @@ class FoundFiles:
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
-    """List the image files below `folder`, sorted by path, without hidden ones.
+    """List the image files below `folder`, sorted by path, without hidden ones; ValueError if there are none.
 
     A file counts as an image if its suffix, in any case, is that of a format that Pillow can decode, or, if it has no
     suffix, by its content. A warning counts the files that are passed over.
-
-    Raises
-    ------
-    ValueError
-        `folder` does not exist, is a file, cannot be listed, or holds no image.
     """
     given, folder = str(folder), Path(expand_user(folder))
     if folder.is_file():
@@ -112,11 +98,6 @@ def walk(folder: str | os.PathLike, found: FoundFiles, add: Callable[[str], None
     """Find the images below a folder, sorted by path, and count in `found` what is passed over.
 
     Links to folders are followed, each folder once.
-
-    Raises
-    ------
-    ValueError
-        A folder cannot be listed.
     """
 
     def refuse(error: OSError) -> None:

@@ -94,11 +94,6 @@ def what_else(path: str | os.PathLike, content: bytes | None = None) -> str | No
     """Return what a file is that cannot be decoded as an image, and what to do with it; None if that is not known.
 
     The suffix counts before the content, since many formats are a zip inside. With `content`, no file is opened.
-
-    Examples
-    --------
-    >>> what_else("report.pdf")
-    'is a PDF: save its pages as images first, such as with pdftoppm -png, and pass these.'
     """
     suffix = os.path.splitext(os.fspath(path))[1].lower()
     named = next((kind for kind in _KINDS if suffix in kind.suffixes), None)
@@ -114,15 +109,7 @@ def what_else(path: str | os.PathLike, content: bytes | None = None) -> str | No
 
 
 def url_advice(path: str | os.PathLike) -> str:
-    """Return what to do about a path that is a URL; "" if it is not.
-
-    Examples
-    --------
-    >>> url_advice("https://example.org/a.png")
-    ' It is a URL: download the file first, such as with urllib.request.urlretrieve, and pass its path.'
-    >>> url_advice("C:/photos/a.png")
-    ''
-    """
+    """Return what to do about a path that is a URL; "" if it is not."""
     if not _URL.match(os.fspath(path)):
         return ""
     return " It is a URL: download the file first, such as with urllib.request.urlretrieve, and pass its path."

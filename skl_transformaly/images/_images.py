@@ -33,33 +33,17 @@ __all__ = ["Images", "as_images", "from_array", "is_table"]
 def as_images(X: Any, *, on_error: str = "raise") -> Images:
     """Return whatever a user may pass as images, except 2-D rows, as :class:`Images`.
 
-    Parameters
-    ----------
-    X : array, tensor, sequence, path or Dataset
-        - array (n, H, W) or (n, H, W, C): uint8 0-255, uint16 0-65535, bool, other integers 0-255, or
-          float 0-1; C = 1 grey, 3 RGB, 4 RGBA;
-        - torch tensor (n, C, H, W), with the same value ranges;
-        - sequence or iterator of paths, PIL images, arrays (H, W[, C]) or tensors (C, H, W), of any sizes; ~ in a path
-          is the home folder;
-        - data frame of one column of such, or data set of Hugging Face with one column of images;
-        - str or path of a folder: the images below it, sorted by path;
-        - map-style torch Dataset whose items are images, or tuples that begin with one.
-    on_error : {"raise", "skip"}, default="raise"
-        See :class:`Images`.
+    - array (n, H, W) or (n, H, W, C): uint8 0-255, uint16 0-65535, bool, other integers 0-255, or float 0-1; C = 1
+      grey, 3 RGB, 4 RGBA;
+    - torch tensor (n, C, H, W), with the same value ranges;
+    - sequence or iterator of paths, PIL images, arrays (H, W[, C]) or tensors (C, H, W), of any sizes; ~ in a path is
+      the home folder;
+    - data frame of one column of such, or data set of Hugging Face with one column of images;
+    - str or path of a folder: the images below it, sorted by path;
+    - map-style torch Dataset whose items are images, or tuples that begin with one.
 
-    Returns
-    -------
-    images : Images
-        Image files are decoded ahead on threads; estimators have large JPEGs decoded at a part of their size, see
-        :meth:`Images.reduced`.
-
-    Raises
-    ------
-    TypeError
-        `X` is none of these.
-    ValueError
-        `X` has a wrong shape, pixels that are masked, not finite or out of the range of their dtype, several columns,
-        or is an empty or missing folder.
+    Anything else is a TypeError; a wrong shape, pixels that are masked, not finite or out of the range of their dtype,
+    several columns, and an empty or missing folder are ValueErrors.
     """
     X = settled(X)
     if isinstance(X, Images):

@@ -26,34 +26,15 @@ _LEAST = 672
 
 
 def least_side(size: Sequence[int]) -> int:
-    """Return how short a side of an image may become that is resized to `size` (height, width) later.
-
-    Examples
-    --------
-    >>> least_side((224, 448))
-    1344
-    """
+    """Return how short a side of an image may become that is resized to `size` (height, width) later."""
     return max(_LEAST, _TIMES * max(size))
 
 
 def decode_file(path: str | os.PathLike, *, at_least: int | None = None) -> np.ndarray:
-    """Decode an image file.
+    """Decode an image file as an array (H, W, C); ImageError if it does not exist or cannot be decoded.
 
-    Parameters
-    ----------
-    path : str or path
-    at_least : int, default=None
-        If given, a JPEG may be decoded at a half, a quarter or an eighth of its size, several times as fast, but with
-        no side shorter than this many pixels.
-
-    Returns
-    -------
-    image : ndarray of shape (H, W, C)
-
-    Raises
-    ------
-    ImageError
-        It does not exist, or cannot be decoded.
+    With `at_least`, a JPEG may be decoded at a half, a quarter or an eighth of its size, several times as fast, but
+    with no side shorter than this many pixels.
     """
     path = expand_user(path)
     with _pillow_errors(path):
@@ -69,13 +50,7 @@ def _drafted(image: Image.Image, at_least: int | None) -> Image.Image:
 
 
 def file_shape(path: str | os.PathLike) -> tuple[int, int]:
-    """Return height and width in pixels of the upright image in a file; only its header is read.
-
-    Raises
-    ------
-    ImageError
-        It does not exist, or is not an image.
-    """
+    """Return height and width in pixels of the upright image in a file; only its header is read."""
     path = expand_user(path)
     with _pillow_errors(path):
         _check_regular(path)
@@ -98,24 +73,8 @@ def decode_bytes(
 ) -> np.ndarray:
     """Decode the content of an image file to what `decode_file` decodes the file to.
 
-    Parameters
-    ----------
-    content : bytes
-    at_least : int, default=None
-        See `decode_file`.
-    formats : sequence of str, default=None
-        Pillow's names of the formats to try; None is all that it knows.
-    max_pixels : int, default=None
-        Most pixels that the image may declare. It is looked at before memory is taken for them.
-
-    Returns
-    -------
-    image : ndarray of shape (H, W, C)
-
-    Raises
-    ------
-    ImageError
-        It is too large, or cannot be decoded.
+    `formats` are Pillow's names of those to try; None is all that it knows. An image that declares more than
+    `max_pixels` is refused before memory is taken for them.
     """
 
     def opened() -> Image.Image:
@@ -177,13 +136,7 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
 
 
 def decode_pil(image: Image.Image) -> np.ndarray:
-    """First frame of a PIL image, upright, as (H, W, C); palettes and exotic colour spaces become RGB or RGBA.
-
-    Raises
-    ------
-    ImageError
-        It is closed, or the file behind it cannot be decoded.
-    """
+    """First frame of a PIL image, upright, as (H, W, C); palettes and exotic colour spaces become RGB or RGBA."""
     if _is_closed(image):
         raise ImageError(
             "the PIL image was closed before its pixels were read: call image.load() before it is closed, or pass its "

@@ -35,13 +35,7 @@ def on_error_of(estimator: Any) -> str:
 
 
 def rows_as_images(X: Any, image_shape: tuple[int, ...] | None) -> Images:
-    """Return rows of numbers as images, whatever the range of their values.
-
-    Raises
-    ------
-    ValueError
-        `image_shape` is None, or does not fit the rows.
-    """
+    """Return rows of numbers as images, whatever the range of their values."""
     rows = np.asarray(X)
     if image_shape is None:
         raise ValueError(

@@ -34,33 +34,15 @@ THUMBNAIL_SIZE = 3 * 16 * 16
 class Images(Sequence):
     """Images of any origin as a sequence of ``(H, W, C)`` arrays, decoded when they are asked for.
 
-    Parameters
-    ----------
-    length : int
-        Number of images.
-    decode : callable
-        ``decode(i)`` returns image `i` as an array (H, W, C), C one of 1, 3, 4: uint8 or uint16 for integers over their
-        full range, else floating point in 0-1.
-    stack : ndarray of shape (n, H, W, C), default=None
-        The pixels themselves, if the images are one array: batches are then slices of it.
-    name : callable, default=None
-        ``name(i)`` tells which image `i` is, for messages.
-    on_error : {"raise", "skip"}, default="raise"
-        What to do with an image that cannot be decoded: raise :class:`ImageError`, or leave it out of
-        the batches, warn, and remember it in `unreadable`.
-    shape : callable, default=None
-        For image files: ``shape(i)`` reads height and width of image `i` from its header. `decode` then takes
-        `at_least`, see :func:`decode_file`, and may be called on several threads at a time.
+    ``decode(i)`` returns image `i`, C one of 1, 3, 4: uint8 or uint16 for integers over their full range, else floating
+    point in 0-1. If the images are one array, it is also the `stack`, and batches are slices of it. ``name(i)`` tells
+    which image `i` is, for messages. For image files, ``shape(i)`` reads height and width of image `i` from its header;
+    `decode` then takes `at_least`, see :func:`decode_file`, and may be called on several threads at a time.
 
-    Attributes
-    ----------
-    unreadable : dict of int to str
-        Position and message of each image that was left out so far.
-    thumbnails : dict of int to ndarray of shape (k,), uint8; or None
-        Position and small version of each image that was in a batch since this was set to a dict.
-    digests : dict of int to bytes
-        Position and digest of the pixels of each image that was in a batch so far: the same pixels have the same one,
-        whatever they came from.
+    With ``on_error="skip"``, an image that cannot be decoded is left out of the batches, with a warning, and its
+    message kept in `unreadable`. `digests` holds a digest of the pixels of each image that was in a batch so far: the
+    same pixels have the same one, whatever they came from. `thumbnails`, once set to a dict, holds small versions
+    likewise.
     """
 
     def __init__(
@@ -120,16 +102,8 @@ class Images(Sequence):
     def reduced(self, size: Sequence[int] | None) -> Images:
         """Return the same images, of which large JPEGs are decoded at a part of their size.
 
-        Parameters
-        ----------
-        size : (int, int) or None
-            Height and width to which they are resized later; None if that is not known. No side becomes shorter than 3
-            times the longer of the two, or than 672 pixels.
-
-        Returns
-        -------
-        images : Images
-            Itself, if nothing changes.
+        `size` is the height and width to which they are resized later; None if that is not known. No side becomes
+        shorter than 3 times the longer of the two, or than 672 pixels.
         """
         at_least = None if size is None or self._shape is None else least_side(size)
         if at_least == self._at_least:
@@ -255,12 +229,7 @@ class Images(Sequence):
             warnings.warn(faint_text(kind, len(largest), len(self), max(largest)), UserWarning, stacklevel=4)
 
     def groups(self) -> np.ndarray:
-        """Number images by their pixels: duplicates have the same number, unreadable images one each.
-
-        Returns
-        -------
-        groups : ndarray of shape (n,), int
-        """
+        """Number images by their pixels: duplicates have the same number, unreadable images one each."""
         numbers: dict[Any, int] = {}
         return np.array([numbers.setdefault(self.digests.get(i, i), len(numbers)) for i in range(len(self))])
 

@@ -59,22 +59,8 @@ def check_layout(shape: tuple[int, ...], *, advice: str = "") -> None:
 def checked(X: np.ndarray, *, lenient: bool = False) -> np.ndarray:
     """Return `X` as uint8, uint16 or floats in 0-1, after a check that its values are in the range of their dtype.
 
-    Parameters
-    ----------
-    X : ndarray
-        Pixels of one image or of several.
-    lenient : bool, default=False
-        Only warn about another range, and leave values as they are: for rows of numbers that may not be pixels.
-
-    Returns
-    -------
-    X : ndarray
-        Itself if possible.
-
-    Raises
-    ------
-    ImageError
-        Pixels are not real numbers, not finite, or (unless `lenient`) not in the range of their dtype.
+    `X` is the pixels of one image or of several, and is returned itself if possible. If `lenient`, another range is
+    only warned of, and values stay as they are: for rows of numbers that may not be pixels.
     """
     if X.dtype.kind not in "buif":
         raise ImageError(f"pixels of dtype {X.dtype} are not real numbers; expected uint8, or float 0-1.")
@@ -146,16 +132,7 @@ def _known_dtype(X: np.ndarray) -> np.ndarray:
 def faintness(image: np.ndarray) -> tuple[str, float] | None:
     """Return whether an image only uses the lowest part of its range, and so scores as nearly black.
 
-    Parameters
-    ----------
-    image : ndarray of shape (H, W, C)
-        From `checked`.
-
-    Returns
-    -------
-    kind : {"uint8", "uint16", "float"}
-    largest : float
-        The largest value. None is returned instead of both if the image uses more of its range, or is black.
+    Its kind, "uint8", "uint16" or "float", and its largest value; None if it uses more of its range, or is black.
     """
     largest = float(image[..., :3].max(initial=0))  # opacity is at its full range in any case
     kind = "float" if image.dtype.kind == "f" else image.dtype.name

@@ -43,10 +43,7 @@ def brief(value: Any) -> str:
 class Scope:
     """The axes of one object, by letter, whose sizes must agree between its attributes.
 
-    Parameters
-    ----------
-    fitted : dict of int to dict
-        By ``id``, the axes of fitted objects that were read before.
+    `fitted` holds, by ``id``, the axes of fitted objects that were read before.
     """
 
     fitted: Mapping[int, dict[str, int]]

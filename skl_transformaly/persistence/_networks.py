@@ -35,13 +35,7 @@ _MOST_PACKED = 4
 
 
 def pack_teacher(extractor: TimmExtractor, writer: Writer) -> dict[str, Any]:
-    """Keep the teacher of an extractor.
-
-    Raises
-    ------
-    ValueError
-        A file cannot hold it.
-    """
+    """Keep the teacher of an extractor; ValueError if a file cannot hold it."""
     if _is_described_elsewhere(extractor.model_name):
         raise ValueError(
             f"A model file cannot hold a teacher from {extractor.model_name!r}, whose architecture is described "

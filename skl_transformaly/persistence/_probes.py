@@ -43,19 +43,7 @@ class DriftWarning(UserWarning):
 
 
 def score_probes(detector: Any, images: Any) -> dict[str, Any]:
-    """Score images for a file, or synthetic ones if they are None.
-
-    Returns
-    -------
-    probes : dict
-        ``images``, a list of arrays, or None for the synthetic ones, which no file needs to hold; their ``scores``;
-        their ``p_values``, or None without a :class:`ConformalDetector`.
-
-    Raises
-    ------
-    ValueError
-        `images` are none, or too many, or one cannot be read.
-    """
+    """Score images for a file, or synthetic ones, which no file needs to hold, if they are None."""
     kept = None
     if images is not None:
         images = as_images(images)
@@ -67,13 +55,7 @@ def score_probes(detector: Any, images: Any) -> dict[str, Any]:
 
 
 def read_probes(value: Any, reader: Reader, detector: Any) -> tuple[list[np.ndarray], list[float]]:
-    """Read images and scores from a file, and compare the p-values, which depend on nothing but the file.
-
-    Raises
-    ------
-    Refused
-        The file holds something else, or its calibration scores give other p-values.
-    """
+    """Read images and scores from a file, and compare the p-values, which depend on nothing but the file."""
     with naming("probes"):
         probes = reader.decode({"dict": value})
         _FIELDS(probes, Scope({}))
@@ -93,13 +75,7 @@ def read_probes(value: Any, reader: Reader, detector: Any) -> tuple[list[np.ndar
 def replay(
     detector: Any, images: Sequence[np.ndarray], scores: list[float], tolerance: float, made: Any, path: Path
 ) -> None:
-    """Score the images again, and warn if a score has changed.
-
-    Raises
-    ------
-    Refused
-        The detector cannot score them.
-    """
+    """Score the images again, and warn if a score has changed."""
     scorer = innermost(detector)
     try:
         after = _score_each(scorer, images)

@@ -29,23 +29,9 @@ _RANDOM_STATE = f.fields(
 
 
 class Reader:
-    """Makes objects from a checked file's description.
+    """Makes objects from the description in an open, checked file; `device` and `weights` are those of `load`.
 
-    Parameters
-    ----------
-    file : ModelFile
-        Opened.
-    device, weights : as in `load`
-
-    Attributes
-    ----------
-    teachers : list of dict
-        What the file states of its teachers.
-
-    Raises
-    ------
-    Refused
-        By all methods: what is wrong with the file.
+    All methods raise :class:`Refused` with what is wrong with the file. `teachers` is what the file states of them.
     """
 
     def __init__(self, file: ModelFile, *, device: Any, weights: Any):

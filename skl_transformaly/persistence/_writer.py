@@ -20,19 +20,7 @@ __all__ = ["Writer"]
 
 
 class Writer:
-    """Gathers objects, arrays and teachers of a detector, each once.
-
-    Parameters
-    ----------
-    with_teacher : bool
-        Whether the weights of teachers are among the arrays.
-
-    Attributes
-    ----------
-    objects, teachers : list of dict
-        For the document.
-    arrays : dict of str to ndarray
-    """
+    """Gathers objects, arrays and teachers of a detector, each once, and the weights of teachers if asked to."""
 
     def __init__(self, *, with_teacher: bool):
         self.with_teacher = with_teacher
@@ -43,13 +31,7 @@ class Writer:
         self._kept: list[Any] = []  # keeps ids from being used again
 
     def add(self, part: Any, *, fitted: bool = True) -> int:
-        """Return the position of an estimator among the objects; unless `fitted`, its parameters are kept alone.
-
-        Raises
-        ------
-        TypeError
-            A file cannot hold an estimator of its class.
-        """
+        """Return the position of an estimator among the objects; unless `fitted`, its parameters are kept alone."""
         fitted = fitted or isinstance(part, FrozenEstimator)  # clone returns it as it is
         key = (id(part), fitted)
         if key not in self._places:
@@ -64,13 +46,7 @@ class Writer:
         return self._places[key]
 
     def encode(self, value: Any, name: str, *, fitted: bool = True) -> Any:
-        """Return the JSON of a value, whose arrays and estimators are kept; `name` goes into the names of arrays.
-
-        Raises
-        ------
-        Refused
-            A file cannot hold the value.
-        """
+        """Return the JSON of a value, whose arrays and estimators are kept; `name` goes into the names of arrays."""
         if isinstance(value, np.generic):
             value = value.item()
         if isinstance(value, int) and abs(value) >= 2**63:

@@ -48,23 +48,7 @@ def create_app(
     max_wait: float = 0.005,
     decoders: int = 2,
 ) -> Starlette:
-    """Make the application that answers for a model.
-
-    Parameters
-    ----------
-    scorer : DetectorScorer or OnnxScorer
-        From :func:`~skl_transformaly.serving._scorers.open_scorer`.
-    limits : Limits, default=None
-        None is ``Limits()``.
-    max_batch, max_wait, decoders
-        See :class:`~skl_transformaly.serving._batcher.Batcher`.
-
-    Returns
-    -------
-    app : Starlette
-        Its lifespan starts the threads that decode and score, and ends with them, once all that was accepted is
-        answered.
-    """
+    """Make a server of a scorer; `max_wait` is in seconds. Its lifespan ends once all that was accepted is answered."""
     service = _Service(scorer, limits or Limits(), max_batch=max_batch, max_wait=max_wait, decoders=decoders)
     app = Starlette(
         routes=[

@@ -60,28 +60,12 @@ class _Job:
 class Batcher:
     """Decode and score images that come from several threads, in the order in which they come.
 
-    A batch is scored as soon as it is full, or no other image is on its way, or `max_wait` has passed since its first
-    image was ready: one client alone never waits, and many fill the batches while the last one is scored.
+    A batch is scored as soon as it is full, or no other image is on its way, or `max_wait` seconds have passed since
+    its first image was ready: one client alone never waits, and many fill the batches while the last one is scored.
 
-    Parameters
-    ----------
-    scorer : Scorer
-        Called from one thread only.
-    decode : callable
-        ``decode(content)`` returns the pixels (H, W, C), and a list of what to note of them; what it raises is the
-        image's answer.
-    max_batch : int, default=16
-        Most images in a batch.
-    max_wait : float, default=0.005
-        Seconds that a batch waits for images that are being decoded.
-    max_queue : int, default=256
-        Most images that were accepted and have no result yet.
-    max_pixels : int, default=50_000_000
-        Pixels of decoded images that wait or are being scored; one image may have more.
-    decoders : int, default=2
-        Threads that decode.
-    observe : callable, default=None
-        ``observe(n_images, seconds)`` is called after each batch.
+    The scorer is called from one thread only. ``decode(content)`` returns the pixels (H, W, C), and a list of what to
+    note of them; what it raises is the image's answer. At most `max_queue` images wait for a result, and `max_pixels`
+    pixels of decoded ones, though one image may have more. ``observe(n_images, seconds)`` is called after each batch.
     """
 
     def __init__(
@@ -133,27 +117,9 @@ class Batcher:
         return not self._closing and self.alive and self._pending < self.max_queue
 
     def submit(self, contents: Sequence[bytes], *, maps: bool, deadline: float) -> list[Future]:
-        """Accept images, all or none.
+        """Accept the contents of image files, all or none, until a deadline in the seconds of ``time.monotonic``.
 
-        Parameters
-        ----------
-        contents : sequence of bytes
-            Of image files.
-        maps : bool
-        deadline : float
-            In the seconds of ``time.monotonic``.
-
-        Returns
-        -------
-        futures : list of Future
-            Of :class:`Answer`. Cancelling one takes its image out of the queue.
-
-        Raises
-        ------
-        QueueFull
-            There are too many.
-        Closed
-            `close` was called.
+        Returns futures of :class:`Answer`; cancelling one takes its image out of the queue.
         """
         jobs = [_Job(content, maps, deadline) for content in contents]
         with self._changed:

@@ -25,22 +25,11 @@ _caught = threading.local()
 def decoder(
     prepare: Callable[[np.ndarray], np.ndarray], max_pixels: int, at_least: int | None = None
 ) -> Callable[[bytes], tuple[np.ndarray, list[str]]]:
-    """A function that decodes the content of an image file.
+    """A function that decodes the content of an image file of `FORMATS`, as far as this Pillow knows them.
 
-    Parameters
-    ----------
-    prepare : callable
-        Applied to the pixels (H, W, C).
-    max_pixels : int
-        Most pixels that an image may declare.
-    at_least : int, default=None
-        See :func:`decode_file`.
-
-    Returns
-    -------
-    decode : callable
-        ``decode(content)`` returns pixels and a list of what to note of them, such as that they are nearly black. It
-        raises :class:`ImageError` for what is not an image in one of `FORMATS` that this Pillow decodes.
+    ``decode(content)`` returns what `prepare` makes of the pixels (H, W, C), and a list of what to note of them, such
+    as that they are nearly black; it raises :class:`ImageError` for anything else. For `at_least` see
+    :func:`decode_file`.
     """
     has_image_suffix("photo.heic")  # makes Pillow load its plugins, and pillow-heif if it is installed
     formats = tuple(name for name in FORMATS if name in Image.OPEN)

@@ -9,38 +9,15 @@ __all__ = ["Limits", "Refusal"]
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one request, and all of them together, may ask for.
+    """How much one request, and all of them together, may ask for."""
 
-    Parameters
-    ----------
-    body : int
-        Bytes of a request's body. More is answered with 413.
-    images : int
-        Images in a request. More is answered with 422.
-    pixels : int
-        Pixels of an image, by what it declares. More makes it unreadable.
-    queue : int
-        Images that were accepted and have no score yet. More is answered with 429.
-    timeout : float
-        Seconds to read a request (408) and to score it (504), together.
-    connections : int
-        Open connections. More is answered with 503.
-    held : int
-        Bytes of all bodies that are being read or wait for their scores. More is answered with 503.
-
-    Raises
-    ------
-    ValueError
-        A limit is not positive.
-    """
-
-    body: int = 32 * 2**20
-    images: int = 32
-    pixels: int = 50_000_000
-    queue: int = 256
-    timeout: float = 30.0
-    connections: int = 512
-    held: int = 256 * 2**20
+    body: int = 32 * 2**20  # bytes of a request's body (else 413)
+    images: int = 32  # in a request (422)
+    pixels: int = 50_000_000  # of an image, by what it declares; more makes it unreadable
+    queue: int = 256  # images that were accepted and have no score yet (429)
+    timeout: float = 30.0  # seconds to read a request (408) and to score it (504), together
+    connections: int = 512  # that are open (503)
+    held: int = 256 * 2**20  # bytes of all bodies that are being read or wait for their scores (503)
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -52,21 +29,8 @@ class Limits:
 class Refusal(Exception):
     """Why a request is not answered with scores.
 
-    Parameters
-    ----------
-    status : int
-        HTTP status.
-    reason : str
-        One word for the metrics.
-    message : str
-        What was expected, what came, what to do.
-    retry : bool, default=False
-        Whether the same request may be accepted a second later.
-
-    Attributes
-    ----------
-    unread : bool
-        Whether a part of the body is still to come.
+    An HTTP status, one word for the metrics, what came and what to do, and whether the same request may be accepted a
+    second later (`retry`). `unread` is whether a part of the body is still to come.
     """
 
     def __init__(self, status: int, reason: str, message: str, *, retry: bool = False):

@@ -17,24 +17,10 @@ MAP_SIDE = 256
 
 
 def paint(values: np.ndarray) -> dict[str, float | str]:
-    """Draw a map: nothing where an image is as usual, yellow to red where it is not.
+    """Draw a map (H, W), in standard deviations of normal images: yellow to red where an image is not as usual.
 
-    Parameters
-    ----------
-    values : ndarray of shape (H, W), float32
-        In standard deviations of normal images.
-
-    Returns
-    -------
-    map : dict
-        ``png``: base64 of an RGBA picture of at most 256 pixels a side, to be stretched over the image; ``from`` and
-        ``to``: the values of the faintest and of the strongest colour; ``peak``: the largest value.
-
-    Examples
-    --------
-    >>> picture = paint(np.full((2, 2), 5, dtype=np.float32))
-    >>> picture["from"], picture["to"], picture["peak"], picture["png"][:8]
-    (2.0, 8.0, 5.0, 'iVBORw0K')
+    Returns ``png``, base64 of an RGBA picture of at most 256 pixels a side, to be stretched over the image; ``from``
+    and ``to``, the values of the faintest and of the strongest colour; ``peak``, the largest value.
     """
     height, width = values.shape
     scale = min(1.0, MAP_SIDE / max(height, width))

@@ -16,12 +16,7 @@ _P_VALUES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1)
 class Metrics:
     """Counters of one server, apart from those of the rest of the process.
 
-    Parameters
-    ----------
-    about : dict of str to str
-        Of the model; the labels of ``transformaly_model_info``.
-    pending : callable
-        ``pending()`` is the number of images that wait.
+    `about` has the labels of ``transformaly_model_info``; ``pending()`` is the number of images that wait.
     """
 
     content_type = CONTENT_TYPE_LATEST

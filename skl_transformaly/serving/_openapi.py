@@ -75,15 +75,7 @@ _STATE = {
 
 
 def describe(limits: Limits, version: str) -> dict[str, Any]:
-    """The document, as JSON can hold it.
-
-    Parameters
-    ----------
-    limits : Limits
-        Named in the texts.
-    version : str
-        Of the package.
-    """
+    """The document, as JSON can hold it; its texts name the limits."""
     return {
         "openapi": "3.1.0",
         "info": {

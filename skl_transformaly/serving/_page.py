@@ -41,14 +41,7 @@ POLICY = "; ".join(
 
 
 def page(scorer: Any, limits: Limits) -> str:
-    """The page of a model, as HTML.
-
-    Parameters
-    ----------
-    scorer : DetectorScorer or OnnxScorer
-    limits : Limits
-        The page refuses what the server would.
-    """
+    """The page of a model, as HTML; it refuses what the server would."""
     about = {name: text for name, text in scorer.about.items() if text}
     settings = {"maps": scorer.has_maps, "images": limits.images, "body": limits.body}
     return Template(_source("page.html")).substitute(

@@ -25,30 +25,14 @@ _METADATA_PREFIX = "transformaly."
 
 @dataclass
 class Result:
-    """What a model says of one image.
+    """What a model says of one image."""
 
-    Attributes
-    ----------
-    score : float
-        Higher is more normal.
-    margin : float
-        How far above the threshold; negative for anomalies.
-    p_value : float or None
-        None of a model without.
-    spaces : dict of str to float
-        What each feature space adds to the score; empty of an ONNX file.
-    reason : str
-        In which space an anomaly is unusual; "" of an ONNX file.
-    map : dict or None
-        If asked for; see :func:`~skl_transformaly.serving._maps.paint`.
-    """
-
-    score: float
-    margin: float
+    score: float  # higher is more normal
+    margin: float  # how far above the threshold; negative for anomalies
     p_value: float | None
-    spaces: dict[str, float] = field(default_factory=dict)
-    reason: str = ""
-    map: dict[str, Any] | None = None
+    spaces: dict[str, float] = field(default_factory=dict)  # what each adds to the score; empty of an ONNX file
+    reason: str = ""  # in which space an anomaly is unusual; "" of an ONNX file
+    map: dict[str, Any] | None = None  # if asked for; see `paint`
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.score) or not math.isfinite(self.margin):
@@ -58,23 +42,7 @@ class Result:
 
 
 class DetectorScorer:
-    """Scores by a fitted detector.
-
-    Parameters
-    ----------
-    detector : TransformalyDetector, ConformalDetector or NormalOnly
-        Fitted.
-    about : dict of str to str, default=None
-        What is told of the model.
-
-    Attributes
-    ----------
-    about : dict of str to str
-    has_maps : bool
-        Whether there can be maps.
-    at_least : int or None
-        How short a side of a JPEG may be decoded to, as the detector does with files.
-    """
+    """Scores by a fitted detector; `about` is what is told of the model."""
 
     def __init__(self, detector: Any, about: dict[str, str] | None = None):
         from skl_transformaly._wrappers import innermost
@@ -121,23 +89,7 @@ class DetectorScorer:
 
 
 class OnnxScorer:
-    """Scores by a file that `to_onnx` wrote; imports no torch.
-
-    Parameters
-    ----------
-    path : str or path
-    about : dict of str to str, default=None
-        What is told of the model.
-    threads : int, default=None
-        Threads of a run; None is one for each core.
-
-    Raises
-    ------
-    ValueError
-        The file is not one that `to_onnx` wrote.
-    ModuleNotFoundError
-        onnxruntime is not installed.
-    """
+    """Scores by a file that `to_onnx` wrote, on `threads` threads; imports no torch."""
 
     def __init__(self, path: str | os.PathLike, about: dict[str, str] | None = None, *, threads: int | None = None):
         try:
@@ -210,28 +162,7 @@ def open_scorer(
     device: str | None = None,
     threads: int | None = None,
 ) -> DetectorScorer | OnnxScorer:
-    """Open a model file, or an ONNX file, by its suffix.
-
-    Parameters
-    ----------
-    path : str or path
-        An ONNX file if it ends in ".onnx"; else a file that :func:`skl_transformaly.save` wrote.
-    weights : str or path, default=None
-        See :func:`skl_transformaly.load`.
-    device : str, default=None
-        See :func:`skl_transformaly.load`.
-    threads : int, default=None
-        Threads that compute; None is one for each core.
-
-    Returns
-    -------
-    scorer : DetectorScorer or OnnxScorer
-
-    Raises
-    ------
-    ValueError, OSError
-        The file cannot be read as what its suffix says.
-    """
+    """Open a model file, or an ONNX file, by its suffix; `weights` and `device` are those of `load`."""
     path = Path(path)
     if path.suffix.lower() == ".onnx":
         if weights is not None or device is not None:

@@ -37,22 +37,7 @@ class Upload(NamedTuple):
 
 
 class Held:
-    """Bytes of all bodies that are in memory.
-
-    Parameters
-    ----------
-    most : int
-        How many there may be.
-
-    Examples
-    --------
-    >>> held = Held(10)
-    >>> held.add(8), held.add(8)
-    (True, False)
-    >>> held.remove(8)
-    >>> held.count
-    0
-    """
+    """Bytes of all bodies that are in memory."""
 
     def __init__(self, most: int):
         self.most = most
@@ -73,29 +58,10 @@ class Held:
 async def read_body(
     receive: Receive, declared: str | None, limits: Limits, held: Held, taken: list[int]
 ) -> bytes | None:
-    """Read a body of at most ``limits.body`` bytes.
+    """Read a body of at most ``limits.body`` bytes; None if the client has gone.
 
-    Parameters
-    ----------
-    receive : callable
-        As ASGI has it.
-    declared : str or None
-        The header Content-Length.
-    limits : Limits
-    held : Held
-        Counts what is read.
-    taken : list of int
-        Gets the numbers of bytes that were counted, also if the body is refused.
-
-    Returns
-    -------
-    body : bytes or None
-        None if the client has gone.
-
-    Raises
-    ------
-    Refusal
-        The body is too large, or all bodies together are.
+    `declared` is the header Content-Length. `held` counts what is read, and `taken` gets the numbers of bytes that were
+    counted, also if the body is refused.
     """
     body = bytearray()
     more = True
@@ -125,28 +91,8 @@ def _too_large(limits: Limits) -> Refusal:
 
 
 def parse(content_type: str, body: bytes, limits: Limits) -> list[Upload]:
-    """Images of a body.
+    """Images of a body, at least one; those without a name are called "image 0", ...
 
-    Parameters
-    ----------
-    content_type : str
-        The header Content-Type.
-    body : bytes
-    limits : Limits
-
-    Returns
-    -------
-    uploads : list of Upload
-        At least one. Images without a name are called "image 0", ...
-
-    Raises
-    ------
-    Refusal
-        The body is of another type (415), is malformed (400), or holds something else than 1 to ``limits.images``
-        images (422).
-
-    Examples
-    --------
     >>> parse("application/json", b'{"images": [{"name": "a.png", "data": "UE5H"}]}', Limits())
     [Upload(name='a.png', content=b'PNG')]
     """

@@ -26,18 +26,10 @@ _PACKAGES = ("skl-transformaly", "torch", "timm", "numpy", "pillow")
 
 
 class Cache:
-    """Remembers results in a ``joblib.Memory``; without one, computes.
+    """Remembers results in a ``joblib.Memory`` (None, a path, or one, as in Pipeline); without one, computes.
 
-    A cache is a convenience: if it cannot be read or written, it warns, and the work goes on.
-
-    Parameters
-    ----------
-    memory : None, str, path or joblib.Memory
-        As in scikit-learn's Pipeline.
-    verbose : int, default=0
-        1 prints each hit and miss.
-    parameter : str, default="memory"
-        What the user calls it, for messages.
+    A cache is a convenience: if it cannot be read or written, it warns, and the work goes on. `parameter` is what the
+    user calls it.
     """
 
     def __init__(self, memory: Any, verbose: int = 0, parameter: str = "memory"):

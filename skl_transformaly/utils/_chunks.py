@@ -18,14 +18,8 @@ class Chunks:
     """Works on batches in parts, and remembers how many images fit at a time.
 
     Each time the accelerator runs out of memory, the bound becomes half of what was tried, and a warning names the
-    number. One object serves one use of memory: what fits for scoring may not for training.
-
-    Parameters
-    ----------
-    what : str
-        For the warning: what is done with the images.
-    size : int or None, default=None
-        The bound to start with; None means no limit.
+    number and `what` is done with the images. One object serves one use of memory: what fits for scoring may not for
+    training.
     """
 
     def __init__(self, what: str, size: int | None = None):
@@ -40,13 +34,7 @@ class Chunks:
             yield batch[start : start + size]
 
     def __call__(self, function: Callable[[Any], T], batch: Any) -> list[T]:
-        """Results of `function` for the parts of `batch`, whose size is halved until they fit.
-
-        Raises
-        ------
-        torch.cuda.OutOfMemoryError
-            Not even one image fits.
-        """
+        """Results of `function` for the parts of `batch`, whose size is halved until they fit or one image does not."""
         while True:
             try:
                 return [function(part) for part in self.parts(batch)]

@@ -80,30 +80,8 @@ class ArrayInfo:
 class ModelFile:
     """An open model file whose checksum, header and document have been checked. It reads one array at a time.
 
-    Parameters
-    ----------
-    path : str or path
-    check_sum : bool, default=True
-        Whether to read the whole file and compare its SHA-256.
-
-    Attributes
-    ----------
-    document : dict
-        What was written, as JSON returns it.
-    arrays : dict of str to ArrayInfo
-        The arrays in the file, none of which has been read yet.
-    size : int
-        Bytes of the file.
-    version : int
-    sha256 : str
-        As the file states it.
-
-    Raises
-    ------
-    OSError
-        The file cannot be read.
-    ModelFileError
-        The file is not a model file, is damaged, is of another format, or has a header beyond the limits.
+    With ``check_sum=False`` the file is not read as a whole. What is wrong with it is a :class:`ModelFileError`; one
+    that cannot be read is an OSError.
     """
 
     def __init__(self, path: str | os.PathLike, *, check_sum: bool = True):
@@ -195,26 +173,7 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def write_model_file(path: str | os.PathLike, document: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write document and arrays to `path`, whole or not at all.
-
-    The same input gives the same bytes.
-
-    Parameters
-    ----------
-    path : str or path
-    document : dict
-        Plain JSON.
-    arrays : dict of str to ndarray
-
-    Raises
-    ------
-    OSError
-        The file cannot be written. Nothing is left behind, and an earlier file is unchanged.
-    ValueError
-        The document is too large.
-    TypeError
-        The document is not plain JSON, or an array has a dtype that a file cannot hold.
-    """
+    """Write document and arrays to `path`, whole or not at all; the same input gives the same bytes."""
     # Not by safetensors.save_file: it orders metadata at random, its files are readable by their owner alone, it does
     # not sync, a full disk is not an OSError, and before 0.8 it holds a copy of all arrays.
     ordered = sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))  # keeps items aligned

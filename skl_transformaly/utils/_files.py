@@ -24,34 +24,11 @@ def file_sha256(path: str | os.PathLike) -> str:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Open a file that replaces `path` if the block succeeds, and leaves no trace if it fails.
+    """Open a binary file that replaces `path` if the block succeeds, and leaves no trace if it fails.
 
     The file is written under a temporary name in the same folder, synced to the disk, and moved. At any moment, and
-    after a crash, `path` is either the old file or the new one.
-
-    Parameters
-    ----------
-    path : str or path
-        The file to write. A link is followed, as by ``open``.
-
-    Yields
-    ------
-    file : binary file
-        Can be written and sought.
-
-    Raises
-    ------
-    OSError
-        The file cannot be written or moved.
-
-    Examples
-    --------
-    >>> import os, tempfile
-    >>> path = os.path.join(tempfile.mkdtemp(), "notes.txt")
-    >>> with replacing(path) as file:
-    ...     _ = file.write(b"complete")
-    >>> os.path.getsize(path)
-    8
+    after a crash, `path` is either the old file or the new one. A link is followed, as by ``open``. What fails is an
+    OSError that says that nothing was left behind.
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")

@@ -17,28 +17,10 @@ _CONVERT = "Convert: y = np.where(y_is_anomaly, -1, 1)."
 
 
 def check_labels(y: Any, who: str, *, both: bool = False) -> np.ndarray:
-    """Check that all labels are +1 or -1.
+    """Return labels as int64 (n_samples,); ValueError if one is not +1 or -1, or if `both` are needed and one lacks.
 
-    Parameters
-    ----------
-    y : array-like of shape (n_samples,)
-        +1 for normal samples, -1 for anomalies.
-    who : str
-        What needs the labels, for the message.
-    both : bool, default=False
-        Whether samples of both kinds are needed.
+    `who` needs the labels, for the message.
 
-    Returns
-    -------
-    labels : ndarray of shape (n_samples,), int64
-
-    Raises
-    ------
-    ValueError
-        `y` is None, is not a vector, holds another label, or only one of the two if `both` is needed.
-
-    Examples
-    --------
     >>> check_labels([1.0, -1.0, 1.0], "A curve", both=True)
     array([ 1, -1,  1])
     """
@@ -71,17 +53,7 @@ def check_normal_only(y: Any) -> None:
     """Warn if labels that a one-class `fit` cannot use mark some samples as anomalies, or may do so.
 
     All samples are then learned as normal. With labels 0 and 1, a search by AUROC would moreover choose the worst
-    setting as the best.
-
-    Parameters
-    ----------
-    y : array-like or None
-        Numbers other than +1 and -1, such as classes, mean nothing, unless they are 0 and 1 alone.
-
-    Raises
-    ------
-    ValueError
-        `y` holds strings or booleans, whose meaning cannot be known.
+    setting as the best. Other numbers, such as classes, mean nothing; strings and booleans are refused.
     """
     try:
         labels = np.asarray(y)
@@ -113,27 +85,11 @@ def check_normal_only(y: Any) -> None:
 
 
 def normal_samples(y: Any, n: int, *, least: int = 2) -> np.ndarray | None:
-    """Tell which samples are normal, if labels say so.
+    """Tell which of `n` samples are normal, as booleans (n,); None if `y` does not mark anomalies.
 
-    Parameters
-    ----------
-    y : array-like of shape (n,) or None
-        +1 for normal samples and -1 for known anomalies. Other numbers mean nothing here, with a warning if they look
-        as if they meant anomalies.
-    n : int
-        Number of samples.
-    least : int, default=2
-        Samples that must be normal.
-
-    Returns
-    -------
-    normal : ndarray of shape (n,), bool; or None
-        None if `y` does not mark anomalies.
-
-    Raises
-    ------
-    ValueError
-        `y` holds strings or booleans, has another length, or marks fewer than `least` samples as normal.
+    +1 is a normal sample, -1 a known anomaly. Other numbers mean nothing here, with a warning if they look as if they
+    meant anomalies. ValueError if `y` holds strings or booleans, has another length, or marks fewer than `least` as
+    normal.
     """
     try:
         labels = np.asarray(y)

@@ -36,16 +36,7 @@ def watched(watcher: Watcher) -> Iterator[None]:
 
 
 class Progress(tqdm):
-    """A bar for one phase of some work; silent if it is not to be shown.
-
-    Parameters
-    ----------
-    phase : str
-    total : float
-    unit : str, default="image"
-    show : bool, default=False
-        Whether to draw the bar if nobody watches.
-    """
+    """A bar for one phase of some work; drawn if `show`, unless somebody watches."""
 
     def __init__(self, phase: str, total: float, *, unit: str = "image", show: Any = False):
         self._phase = phase

@@ -90,13 +90,7 @@ _OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory",
 
 @contextlib.contextmanager
 def own_settings() -> Iterator[None]:
-    """Compute as if the caller had set nothing: no autocast, inference mode, default device, or ban on gradients.
-
-    Raises
-    ------
-    MemoryError
-        torch was given too little memory.
-    """
+    """Compute as if the caller had set nothing: no autocast, inference mode, default device, or ban on gradients."""
     _leave_threads_to_the_parent()
     with contextlib.ExitStack() as stack:
         stack.enter_context(np.errstate(under="ignore"))  # tiny products are zero, whatever the caller wants to hear of

@@ -9,13 +9,7 @@ __all__ = ["versions"]
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the installed version of each package, or "unknown" if it is not installed as a package.
-
-    Examples
-    --------
-    >>> versions(["no-such-package"])
-    {'no-such-package': 'unknown'}
-    """
+    """Return the installed version of each package, or "unknown" if it is not installed as a package."""
     found = {}
     for name in packages:
         try:

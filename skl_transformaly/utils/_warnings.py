@@ -16,12 +16,7 @@ _INSIDE = tuple(f"{Path(path).parent}{os.sep}" for path in (Path(__file__).paren
 
 
 def warn_user(message: str) -> None:
-    """Issue a UserWarning that points at the line by which this package was entered.
-
-    Parameters
-    ----------
-    message : str
-    """
+    """Issue a UserWarning that points at the line by which this package was entered."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
         level, frame = level + 1, frame.f_back
