@@ -1,9 +1,9 @@
-"""Semantic anomaly detection for images by two feature spaces, in the manners of scikit-learn."""
+"""Semantic anomaly detection for images, as a scikit-learn estimator."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from skl_transformaly._calibration import ConformalDetector

@@ -1,7 +1,9 @@
 """The package as a whole."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,3 +24,9 @@ def test_public_names_are_there(name):
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         skl_transformaly.Nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("name, pattern", [("CHANGELOG.md", r"^## (\S+)"), ("CITATION.cff", r"^version: (\S+)")])
+def test_other_files_name_the_version(name, pattern):
+    text = (Path(__file__).parent.parent / name).read_text(encoding="utf-8")
+    assert re.search(pattern, text, flags=re.MULTILINE)[1] == skl_transformaly.__version__
