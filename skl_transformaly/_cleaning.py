@@ -31,24 +31,11 @@ _ROUNDS = 5
 
 
 def near_duplicates(thumbnails: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Join groups of duplicates whose thumbnails are nearly the same.
+    """Join groups of images with the same pixels whose thumbnails (n, k), in levels of 0 to 255, are nearly the same.
 
-    Parameters
-    ----------
-    thumbnails : ndarray of shape (n, k)
-        Small versions of the images, in levels of 0 to 255.
-    groups : ndarray of shape (n,), int
-        The same number for images of the same pixels.
+    Returns numbers (n,) that are the same for images that are copies of each other, exact or resized or compressed
+    again.
 
-    Returns
-    -------
-    groups : ndarray of shape (n,), int
-        The same number for images that are copies of each other, exact or resized or compressed again.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skl_transformaly._cleaning import near_duplicates
     >>> thumbnails = np.array([[0.0, 50.0], [100.0, 0.0], [0.0, 100.0], [0.5, 50.5]])
     >>> near_duplicates(thumbnails, np.arange(4)).tolist()
     [0, 1, 2, 0]
@@ -79,34 +66,16 @@ def least_normal(
     share: float,
     normalize: bool,
 ) -> np.ndarray:
-    """Find the images that are least like the others, by a fit that they have no part in.
+    """Positions, ascending, of a share of the images that are least like the others, by a fit without them.
 
     As in the concentration steps of FAST-MCD [1]_: Gaussians are fitted to the half of the images that seemed most
     normal, all images are scored by these, each without itself, fewer are left out, and so on until the same images are
     left out again. Neighbours would not do: a few anomalies of one kind are neighbours of each other.
 
-    Parameters
-    ----------
-    features : dict of str to ndarray of shape (n, D_space)
-        Teacher's features by space.
-    sizes : dict of str to sequence of int
-        Number of features in each group of a space.
-    groups : ndarray of shape (n,), int
-        Duplicates have the same number.
-    share : float
-        Which share of the images to find, in [0, 0.5).
-    normalize : bool
-        Whether features are scaled to unit length.
+    `features` and the `sizes` of their groups are by space; duplicates have the same number in `groups`.
 
-    Returns
-    -------
-    positions : ndarray of shape (m,), int
-        In ascending order; m is the share of n, rounded.
-
-    References
-    ----------
     .. [1] P. J. Rousseeuw and K. Van Driessen, "A Fast Algorithm for the Minimum Covariance Determinant Estimator",
-       Technometrics 41(3), 1999.
+    Technometrics 41(3), 1999.
     """
     n = len(groups)
     count = min(round(share * n), n - 2)

@@ -289,25 +289,7 @@ def _log_payoffs(ranks: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def reference_scores(reference: Any) -> np.ndarray:
-    """Scores of normal images that a detector was not fitted on.
-
-    Parameters
-    ----------
-    reference : fitted detector or array-like of shape (n_reference,)
-        As :class:`DriftMonitor` takes it.
-
-    Returns
-    -------
-    scores : ndarray of shape (n_reference,), float64
-        In ascending order, without NaN.
-
-    Raises
-    ------
-    NotFittedError
-        The detector is not fitted.
-    ValueError
-        The detector has no such scores, or the array does not have one dimension.
-    """
+    """Scores, ascending and without NaN, of normal images that a detector was not fitted on, or a given array."""
     scores = reference
     if hasattr(reference, "score_samples"):
         scores = getattr(reference, "calibration_scores_", None)
@@ -331,19 +313,8 @@ def reference_scores(reference: Any) -> np.ndarray:
 def unlike_calibration(p_values: Any) -> str | None:
     """A sentence about a batch in which so many p-values are low that it can't be mostly normal; else None.
 
-    Parameters
-    ----------
-    p_values : array-like of shape (n_samples,)
-        NaN are left out.
+    If three in four images were normal, as many low p-values would come up once in a million batches (a binomial test).
 
-    Returns
-    -------
-    sentence : str or None
-        If three in four images were normal, as many low p-values would come up once in a million batches (a binomial
-        test).
-
-    Examples
-    --------
     >>> unlike_calibration([0.01] * 63 + [0.5] * 37)
     '63 % of these images have p <= 0.05: another camera, or another model?'
     >>> unlike_calibration([0.01] * 30 + [0.5] * 70)

@@ -164,21 +164,8 @@ def reasons(
 ) -> np.ndarray:
     """Say in words why images are flagged.
 
-    Parameters
-    ----------
-    decisions : ndarray of shape (n,)
-        Negative for anomalies, NaN for unreadable images.
-    times : ndarray of shape (n, S)
-        How far each space's part lies from the usual; see :meth:`FeatureSpace.times_usual`.
-    spaces : sequence of str, of length S
-    terms : ndarray of shape (n, m)
-        What each block adds to "discrepancy"; m may be 0.
-    blocks : sequence of int, of length m
-        The blocks' indices.
-
-    Returns
-    -------
-    reasons : ndarray of shape (n,), object
+    `decisions` (n,) are negative for anomalies and NaN for unreadable images; `times` (n, S) are those of
+    :meth:`FeatureSpace.times_usual`; `terms` (n, m) are what each of the `blocks` adds to "discrepancy".
     """
     found = np.empty(len(times), dtype=object)
     for i, row in enumerate(times):
@@ -201,8 +188,6 @@ def reasons(
 def times_text(times: float) -> str:
     """How far from the usual, to two digits.
 
-    Examples
-    --------
     >>> times_text(1.234), times_text(138.0)
     ('1.2', '138')
     """
@@ -212,20 +197,10 @@ def times_text(times: float) -> str:
 def nearest(
     features: dict[str, np.ndarray], training: dict[str, np.ndarray], n_neighbors: int
 ) -> dict[str, np.ndarray]:
-    """Positions and distances of the nearest training images, as columns.
+    """Positions and distances of the nearest training images, as columns "neighbor0", ... and "distance0", ...
 
-    Parameters
-    ----------
-    features, training : dict of str to ndarray of shape (n, D_space)
-        Features of images and of training images; rows of NaN have no neighbours, and are none.
-    n_neighbors : int
-        At most as many as there are training images are named.
-
-    Returns
-    -------
-    columns : dict of str to ndarray of shape (n,)
-        "neighbor0", ..., -1 without neighbours, and "distance0", ..., NaN without: between embeddings of unit length,
-        or, without embeddings, between standardised discrepancies. Empty if there are neither.
+    Without neighbours, as for rows of NaN, they are -1 and NaN. Distances are those between embeddings of unit length,
+    or, without embeddings, between standardised discrepancies; there are no columns without either.
     """
     if "pretrained" in features:
         z, known = (where_readable(side["pretrained"], normalize) for side in (features, training))

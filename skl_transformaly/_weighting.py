@@ -22,33 +22,13 @@ _FOLDS, _REPEATS = 5, 4
 
 
 def space_weights(normal: np.ndarray, anomalies: np.ndarray) -> np.ndarray:
-    """Weigh the parts of the score so that known anomalies stand out from normal images.
+    """Weigh the parts (n, S) of the score so that known anomalies stand out from normal images; weights have mean 1.
 
     Weights are those of a logistic regression on the parts, drawn towards equal ones. How strongly is decided by AUROC
     on anomalies and normal images that the weights were not fitted to (cross-fitting): they leave equality only if that
-    AUROC is better by more than its standard error over folds.
+    AUROC is better by more than its standard error over folds. With fewer than 5 anomalies they are equal, with a
+    warning.
 
-    Parameters
-    ----------
-    normal : ndarray of shape (n, S)
-        Parts of normal images, each held out.
-    anomalies : ndarray of shape (a, S)
-        Parts of known anomalies.
-
-    Returns
-    -------
-    weights : ndarray of shape (S,)
-        With mean 1.
-
-    Warns
-    -----
-    UserWarning
-        There are fewer than 5 anomalies: the weights are equal.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skl_transformaly._weighting import space_weights
     >>> rng = np.random.default_rng(0)
     >>> normal, anomalies = rng.normal(size=(100, 2)), rng.normal(size=(20, 2)) - [2, 0]
     >>> weights = space_weights(normal, anomalies)

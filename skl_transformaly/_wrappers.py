@@ -18,15 +18,7 @@ __all__ = ["DelegatingMixin", "delegate", "innermost", "nested"]
 
 
 def nested(estimator: Any) -> Iterator[Any]:
-    """Yield a fitted estimator, then the detector inside it, and so on: searches, pipelines, wrappers, frozen ones.
-
-    Examples
-    --------
-    >>> from sklearn.ensemble import IsolationForest
-    >>> from sklearn.frozen import FrozenEstimator
-    >>> [type(each).__name__ for each in nested(FrozenEstimator(IsolationForest()))]
-    ['FrozenEstimator', 'IsolationForest']
-    """
+    """Yield a fitted estimator, then the detector inside it, and so on: searches, pipelines, wrappers, frozen ones."""
     while estimator is not None:
         yield estimator
         if isinstance(estimator, FrozenEstimator):  # which passes on the attributes of what it holds

@@ -10,6 +10,8 @@ os.environ.setdefault("SCIPY_ARRAY_API", "1")
 
 import numpy as np
 import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from skl_transformaly import BlockStudents, RidgeStudents, TimmExtractor, TransformalyDetector
 from skl_transformaly.students import _block
@@ -37,6 +39,19 @@ def tiny_paper(**changes) -> TransformalyDetector:
     return TransformalyDetector.paper(
         **{"extractor": tiny_extractor(), "students": tiny_students(), "random_state": 0, **changes}
     )
+
+
+def pictures_of(digit: int) -> np.ndarray:
+    """scikit-learn's pictures of a digit, uint8 (n, 8, 8)."""
+    digits = load_digits()
+    return (digits.images[digits.target == digit] / 16 * 255).astype(np.uint8)
+
+
+def write_images(folder: Path, images) -> None:
+    """Write images to a new folder, as 000.png and so on."""
+    folder.mkdir(parents=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i:03}.png")
 
 
 def on_training(monkeypatch, notice) -> None:

@@ -14,10 +14,10 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet
 import pytest
+from conftest import pictures_of, write_images
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score, roc_auc_score
 from typer.testing import CliRunner
 
@@ -381,17 +381,10 @@ run = CliRunner().invoke
 def work(tmp_path_factory):
     """Digits as files, and a model of the zeros: ``train``, ``test/good``, ``test/six``, ``model.tfm``."""
     root = tmp_path_factory.mktemp("work")
-    digits = load_digits()
-    pixels = (digits.images / 16 * 255).astype(np.uint8)
-
-    def put(name, images):
-        (root / name).mkdir(parents=True)
-        for i, image in enumerate(images):
-            Image.fromarray(image).save(root / name / f"{i:03}.png")
-
-    put("train", pixels[digits.target == 0][:24])
-    put("test/good", pixels[digits.target == 0][24:32])
-    put("test/six", pixels[digits.target == 6][:6])
+    zeros = pictures_of(0)
+    write_images(root / "train", zeros[:24])
+    write_images(root / "test" / "good", zeros[24:32])
+    write_images(root / "test" / "six", pictures_of(6)[:6])
     (root / "train" / ".hidden.png").write_bytes(b"")
     (root / "train" / "notes.txt").write_bytes(b"")
     (root / "train" / "broken.png").write_bytes(b"no image")

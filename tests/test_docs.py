@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import timm
 import typer
-from PIL import Image
+from conftest import write_images
 from safetensors.torch import save_file
 
 from skl_transformaly import TimmExtractor, TransformalyDetector, save
@@ -81,12 +81,6 @@ def tiny_teachers(weights):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TimmExtractor, "fit", fit)
         yield
-
-
-def write_images(folder: Path, images: np.ndarray) -> None:
-    folder.mkdir(parents=True)
-    for i, image in enumerate(images):
-        Image.fromarray(image).save(folder / f"{i:03}.png")
 
 
 @pytest.fixture(scope="module")

@@ -198,12 +198,18 @@ def test_maps_have_the_size_of_their_images(fitted, rng):
     assert [single.shape for single in detector.anomaly_map(images)] == [(10, 12), (33, 7)]
 
 
-def test_an_unreadable_image_has_a_map_of_nan(tmp_path, images):
+@pytest.fixture
+def good_and_bad(tmp_path, images):
+    """Paths of an image and of a file that is none."""
     Image.fromarray(images[0]).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"no image")
+    return [tmp_path / "good.png", tmp_path / "bad.png"]
+
+
+def test_an_unreadable_image_has_a_map_of_nan(good_and_bad, images):
     detector = tiny_detector(on_error="skip").fit(images)
     with pytest.warns(UserWarning, match="could not be read"):
-        maps = detector.anomaly_map([tmp_path / "good.png", tmp_path / "bad.png"])
+        maps = detector.anomaly_map(good_and_bad)
     assert maps[0].shape == (20, 24) and np.isnan(maps[1]).all()
 
 
@@ -288,11 +294,9 @@ def test_an_explanation_is_a_data_frame(fitted, images):
     assert len(frame) == len(images) and frame.loc[:, "neighbor0"].dtype.kind == "i"
 
 
-def test_an_unreadable_image_is_a_row_of_nan(tmp_path, images):
-    Image.fromarray(images[0]).save(tmp_path / "good.png")
-    (tmp_path / "bad.png").write_bytes(b"no image")
+def test_an_unreadable_image_is_a_row_of_nan(good_and_bad, images):
     detector = tiny_detector(on_error="skip").fit(images)
     with pytest.warns(UserWarning, match="could not be read"):
-        table = detector.explain([tmp_path / "good.png", tmp_path / "bad.png"])
+        table = detector.explain(good_and_bad)
     assert np.isnan(table["score"][1]) and np.isnan(table["block4"][1]) and table["neighbor0"][1] == -1
     assert np.isfinite(table["score"][0])

@@ -7,8 +7,8 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import pictures_of, write_images
 from PIL import Image
-from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
 from skl_transformaly import TransformalyDetector, load
@@ -23,14 +23,9 @@ run = CliRunner().invoke
 def made(tmp_path_factory):
     """Digits as files: ``train`` (24 zeros and a six, zz.png), ``more`` (8 zeros), ``sixes`` (6), and ``model.tfm``."""
     root = tmp_path_factory.mktemp("update")
-    digits = load_digits()
-    pixels = (digits.images / 16 * 255).astype(np.uint8)
-    zeros, sixes = pixels[digits.target == 0], pixels[digits.target == 6]
-    groups = {"train": zeros[:24], "more": zeros[24:32], "sixes": sixes[:6]}
-    for name, images in groups.items():
-        (root / name).mkdir()
-        for i, image in enumerate(images):
-            Image.fromarray(image).save(root / name / f"{i:03}.png")
+    zeros, sixes = pictures_of(0), pictures_of(6)
+    for name, images in {"train": zeros[:24], "more": zeros[24:32], "sixes": sixes[:6]}.items():
+        write_images(root / name, images)
     Image.fromarray(sixes[6]).save(root / "train" / "zz.png")
     (root / "train" / "broken.png").write_bytes(b"no image")
     options = ["--image-size", "32", "--blocks", "1", "--alpha", "0.2"]

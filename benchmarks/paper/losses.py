@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from options import command, complete, guarded
+from options import command, complete, guarded, publish
 from options import parser as common_options
 from rivals import TRAINED_RIVALS
 from study import Study
@@ -52,9 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--rivals must name one of {', '.join(TRAINED_RIVALS)}")
     text = report(histories, f"{study.data.name}, {study.data.class_names[label]}", shown)
     path = options.out / f"losses_{study.data.name}.md"
-    path.write_text(text)
-    print(text)
-    print(f"# Written to {path}.", file=sys.stderr)
+    publish(text, path)
 
 
 if __name__ == "__main__":

@@ -140,6 +140,13 @@ def guarded(main: Callable[[], None]) -> None:
         sys.exit("error: " + str(error).replace(", or pass on_error='skip'", ""))
 
 
+def publish(text: str, path: Path) -> None:
+    """Print a report, and write it to `path`."""
+    path.write_text(text)
+    print(text)
+    print(f"# Written to {path}.", file=sys.stderr)
+
+
 def command(script: str, arguments: list[str]) -> str:
     """The command as a table shows it: where files lie is each reader's own affair."""
     places = {"--root": "DIR", "--weights": "FILE", "--out": "OUT"}

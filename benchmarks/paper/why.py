@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from options import command, complete, guarded
+from options import command, complete, guarded, publish
 from options import parser as common_options
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
@@ -124,9 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
         levels.append(np.log(np.mean(runs, axis=0)).mean(axis=1)[np.isin(study.data.y_test, labels)])
     text = report(study, options.setting, novelty(np.array(levels), y, options.setting), shown)
     path = options.out / f"why_{options.setting}_{study.data.name}.md"
-    path.write_text(text)
-    print(text)
-    print(f"# Written to {path}.", file=sys.stderr)
+    publish(text, path)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import cloudpickle
 import numpy as np
 import torch
-from harness import REPEATS, machine, noise, table, teacher
+from harness import REPEATS, Timing, machine, noise, table, teacher
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -44,18 +44,10 @@ TEACHERS = ("vit_tiny_patch16_224", "vit_base_patch16_224")
 GPU = not torch.cuda.is_available() and "not measured: no GPU at hand"
 
 
-@dataclass
-class Cost:
+class Cost(Timing):
     """Seconds of one image, from several repeats."""
 
-    seconds: list[float]
-
-    @property
-    def median(self) -> float:
-        """Seconds of one image."""
-        return statistics.median(self.seconds)
-
-    def show(self) -> list[str]:
+    def cells(self) -> list[str]:
         """Milliseconds as median (minimum to maximum), and images in a second."""
         low, high = min(self.seconds) * 1e3, max(self.seconds) * 1e3
         return [f"{self.median * 1e3:.3g} ({low:.3g} to {high:.3g})", f"{1 / self.median:.3g}"]
@@ -189,11 +181,11 @@ def measure_gpu(name: str, blocks: int, repeats: int) -> Cost:
 def rates(sizes: Sequence[Size], models: Sequence[Model]) -> str:
     rows = []
     for size in sizes:
-        rows.append([f"decode a JPEG of {size.name}", *size.decode.show()])
-        rows.append(["resize it to 224 x 224", *size.resize.show()])
+        rows.append([f"decode a JPEG of {size.name}", *size.decode.cells()])
+        rows.append(["resize it to 224 x 224", *size.resize.cells()])
     for model in models:
-        rows.append([f"{model.name}: embedding alone", *model.embed.show()])
-        rows.append([f"{model.name}: whole method", *model.score.show()])
+        rows.append([f"{model.name}: embedding alone", *model.embed.cells()])
+        rows.append([f"{model.name}: whole method", *model.score.cells()])
     return table(["stage", "ms an image: median (min to max)", "images a second and core"], rows)
 
 
@@ -270,7 +262,7 @@ def check(detector: TransformalyDetector, size: Size, model: Model, folder: Path
     whole = cost(lambda: detector.score_samples(paths), len(paths), repeats)
     total = size.before + model.score.median
     return (
-        f"Check: `score_samples` on {len(paths)} files of {size.name} with {model.name} takes {whole.show()[0]} ms an "
+        f"Check: `score_samples` on {len(paths)} files of {size.name} with {model.name} takes {whole.cells()[0]} ms an "
         f"image; the stages above add up to {total * 1e3:.3g} ms, {100 * total / whole.median:.0f} % of it."
     )
 

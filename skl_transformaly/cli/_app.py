@@ -3,7 +3,7 @@
 Exit codes: 0 done; 1 anomalies were found and ``--fail-on-anomaly`` was given; 2 a wrong command line, or something
 to be mended first (a missing folder, a broken model, a full disk); 3 a bug; 130 stopped by Ctrl-C.
 
-Each command is a file of its own, ``@app.command()`` above ``@command``, and is listed in ``_commands``. Libraries that
+Each command is a function with ``@command()`` above it, in a file that ``_commands`` lists. Libraries that
 take long to import are imported by the commands that use them: ``--help`` is for impatient people.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, Any, NoReturn, TextIO, get_type_hints
 
 import typer
 
@@ -26,17 +27,14 @@ from skl_transformaly.cli._console import Output, plain, say
 
 __all__ = [
     "BUG",
-    "Debug",
     "FOUND",
     "INTERRUPTED",
-    "Json",
     "MISTAKE",
     "Mistake",
     "Model",
     "Output",
     "PIPE_CLOSED",
     "Paths",
-    "Quiet",
     "Weights",
     "app",
     "command",
@@ -86,32 +84,57 @@ def fail(text: str, code: int = MISTAKE) -> NoReturn:
     raise typer.Exit(code)
 
 
-def command(function: Callable) -> Callable:
-    """Turn what a command raises into a message and an exit code."""
+def command(*, json: bool = True, quiet: bool = True) -> Callable[[Callable], Callable]:
+    """Make a function a command, whose errors become a message and an exit code.
 
-    @functools.wraps(function)
-    def guarded(*args: Any, **kwargs: Any) -> Any:
-        try:
-            with warnings.catch_warnings():
-                warnings.showwarning = _show_warning
-                return function(*args, **kwargs)
-        except typer.Exit:
-            raise
-        except KeyboardInterrupt:
-            fail("stopped.", INTERRUPTED)
-        except BrokenPipeError:
-            # the reader of stdout has gone: nothing may be written there, not even at the end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(PIPE_CLOSED) from None
-        except Exception as error:
-            message = _mistake(error)
-            if kwargs.get("debug") or message is None:
-                traceback.print_exc()
-            if message is None:
-                fail(f"this is a bug ({type(error).__name__}).", BUG)
-            fail(message)
+    Options that commands share are added to its own: --debug, and --json and --quiet unless the command lacks them. The
+    :class:`Output` that they ask for is the function's first argument.
+    """
+    shared = {"as_json": Json, "quiet": Quiet, "debug": Debug}
+    if not json:
+        del shared["as_json"]
+    if not quiet:
+        del shared["quiet"]
 
-    return guarded
+    def register(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def guarded(**given: Any) -> None:
+            own = {name: value for name, value in given.items() if name not in shared}
+            out = Output(given.get("as_json", False), given.get("quiet", False), given.get("debug", False))
+            _guard(lambda: function(out, **own), out.debug)
+
+        hints = get_type_hints(function, include_extras=True)
+        first, *own = inspect.signature(function).parameters.values()
+        added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False) for name in shared]
+        guarded.__annotations__ = {name: kind for name, kind in hints.items() if name != first.name} | shared
+        parameters = [item.replace(annotation=guarded.__annotations__[item.name]) for item in (*own, *added)]
+        guarded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return app.command()(guarded)
+
+    return register
+
+
+def _guard(work: Callable[[], None], debug: bool) -> None:
+    """Do the work of a command; what it raises becomes a message and an exit code."""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            work()
+    except typer.Exit:
+        raise
+    except KeyboardInterrupt:
+        fail("stopped.", INTERRUPTED)
+    except BrokenPipeError:
+        # the reader of stdout has gone: nothing may be written there, not even at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(PIPE_CLOSED) from None
+    except Exception as error:
+        message = _mistake(error)
+        if debug or message is None:
+            traceback.print_exc()
+        if message is None:
+            fail(f"this is a bug ({type(error).__name__}).", BUG)
+        fail(message)
 
 
 def _mistake(error: Exception) -> str | None:

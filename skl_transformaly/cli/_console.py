@@ -23,6 +23,7 @@ class Output:
 
     json: bool
     quiet: bool
+    debug: bool = False
 
     @property
     def lively(self) -> bool:

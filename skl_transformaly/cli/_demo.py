@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from skl_transformaly.cli._app import Debug, Mistake, Output, Quiet, app, command
+from skl_transformaly.cli._app import Mistake, Output, command
 from skl_transformaly.cli._fit import fit
 from skl_transformaly.cli._report import report
 from skl_transformaly.cli._score import score
@@ -21,29 +21,27 @@ _SIDE, _FITTED = 80, 28
 _ANOMALIES = 8
 
 
-@app.command()
-@command
+@command(json=False)
 def demo(
+    out: Output,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make, for images and results.")] = Path(
         "transformaly-demo"
     ),
-    quiet: Quiet = False,
-    debug: Debug = False,
 ) -> None:
     """Try fit, score and report on pieces of two photographs, without images of your own: in a minute, offline."""
-    out = Output(False, quiet)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Mistake(f"{str(folder)!r} is not an empty folder: name another one.")
     _write_images(folder, out)
     normal, new, model = str(folder / "normal"), str(folder / "new"), folder / "model.tfm"
+    shared = {"quiet": out.quiet, "debug": out.debug}
     scores, page = folder / "scores.csv", folder / "report.html"
 
     _show(out, "fit", normal, "-o", model)
-    fit(normal=[normal], output=model, quiet=quiet, debug=debug)
+    fit(normal=[normal], output=model, **shared)
     _show(out, "score", model, new, "--out", scores)
-    score(model=model, paths=[new], out=scores, quiet=quiet, debug=debug)
+    score(model=model, paths=[new], out=scores, **shared)
     _show(out, "report", model, new, "--normal", normal, "--out", page)
-    report(model=model, paths=[new], out=page, normal=Path(normal), quiet=quiet, debug=debug)
+    report(model=model, paths=[new], out=page, normal=Path(normal), **shared)
     out.note(
         f"\nOpen {page} in a browser: the pieces of the other photograph should come first.\n"
         f"{scores} has the same as a table.\n"

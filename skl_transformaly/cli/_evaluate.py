@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skl_transformaly.cli._app import Debug, Json, Mistake, Model, Output, Quiet, Weights, app, command
+from skl_transformaly.cli._app import Mistake, Model, Output, Weights, command
 from skl_transformaly.cli._console import counted
 from skl_transformaly.cli._inputs import load_model, unreadable_text
 from skl_transformaly.cli._score import scored
@@ -24,9 +24,9 @@ __all__ = ["evaluate"]
 _TITLES = {"auroc": "AUROC", "aupr": "AUPR", "fpr95": "FPR at 95 % TPR"}
 
 
-@app.command()
-@command
+@command()
 def evaluate(
+    out: Output,
     model: Model,
     test_dir: Annotated[
         Path, typer.Argument(metavar="TEST_DIR", help="Folder that holds a folder for each class.", show_default=False)
@@ -39,15 +39,11 @@ def evaluate(
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
     weights: Weights = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
 ) -> None:
     """Measure how well a model tells anomalies from normal images: AUROC, AUPR, FPR at 95 % TPR.
 
     Anomalies are what is looked for: TPR is the share of anomalies found, FPR the share of normal images flagged.
     """
-    out = Output(as_json, quiet)
     if not 0 < confidence < 1:
         raise Mistake(f"--confidence must be in (0, 1), got {confidence}.")
     test = _find_test(test_dir, good or [], out)

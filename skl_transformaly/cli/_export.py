@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
-from skl_transformaly.cli._app import Debug, Json, Mistake, Model, Output, Quiet, Weights, app, command
+from skl_transformaly.cli._app import Mistake, Model, Output, Weights, command
 from skl_transformaly.cli._console import counted
 from skl_transformaly.cli._inputs import check_writable, find_images, load_model
 
 __all__ = ["export"]
 
 
-@app.command()
-@command
+@command()
 def export(
+    out: Output,
     model: Model,
     onnx: Annotated[Path, typer.Option(metavar="FILE", help="The ONNX file to make.", show_default=False)],
     check: Annotated[
@@ -24,12 +24,8 @@ def export(
         typer.Option(metavar="PATH", help="Images to compare on, such as a folder; else a few made-up ones."),
     ] = None,
     weights: Weights = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
 ) -> None:
     """Export a model to ONNX, to run without torch or timm; it is compared to the model before it is kept."""
-    out = Output(as_json, quiet)
     check_writable(onnx)
     images = find_images(check).paths if check else None
     detector, _ = load_model(model, weights)

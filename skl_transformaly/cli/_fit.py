@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skl_transformaly.cli._app import INTERRUPTED, Debug, Json, Mistake, Output, Quiet, app, command, fail
+from skl_transformaly.cli._app import INTERRUPTED, Mistake, Output, command, fail
 from skl_transformaly.cli._console import counted, duration
 from skl_transformaly.cli._inputs import check_writable, find_images, passed_over, unreadable_text
 
@@ -95,9 +95,9 @@ Checkpoint = Annotated[
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first image that cannot be read.")]
 
 
-@app.command()
-@command
+@command()
 def fit(
+    out: Output,
     normal: Normal,
     output: ModelFile,
     teacher: Teacher = "bundled",
@@ -114,12 +114,8 @@ def fit(
     seed: Seed = 0,
     checkpoint: Checkpoint = None,
     strict: Strict = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
 ) -> None:
     """Learn what is normal from a folder of normal images."""
-    out = Output(as_json, quiet)
     _check(output, teacher, weights, alpha, students, epochs, checkpoint, explained_variance)
     size = _parse_size(image_size)
     found = _normal_images(normal)

@@ -6,15 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from skl_transformaly.cli._app import Debug, Json, Mistake, Model, Output, app, command
+from skl_transformaly.cli._app import Mistake, Model, Output, command
 from skl_transformaly.cli._inputs import check_model
 
 __all__ = ["info", "teachers"]
 
 
-@app.command()
-@command
-def info(model: Model, as_json: Json = False, debug: Debug = False) -> None:
+@command(quiet=False)
+def info(out: Output, model: Model) -> None:
     """Say how a model was made: teacher, images, seeds, versions, time."""
     from skl_transformaly.cli._provenance import Provenance, saved_with
     from skl_transformaly.utils._container import read_header  # without torch
@@ -43,17 +42,15 @@ def info(model: Model, as_json: Json = False, debug: Debug = False) -> None:
         rows += [("from", made.root), ("time to fit", f"{made.seconds:g} s"), ("seed", made.seed)]
     rows += made.settings.items()
     width = max(len(name) for name, _ in rows)
-    Output(as_json, False).result("\n".join(f"{name:<{width}}  {value}" for name, value in rows), data)
+    out.result("\n".join(f"{name:<{width}}  {value}" for name, value in rows), data)
 
 
-@app.command()
-@command
+@command(quiet=False)
 def teachers(
+    out: Output,
     pattern: Annotated[
         str | None, typer.Argument(metavar="PATTERN", help="List timm's models of this name ('vit_*').")
     ] = None,
-    as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
     """List the teachers that can be used, and whose weights are at hand without network."""
     from skl_transformaly.cli._catalogue import bundled_at_hand, hub_models
@@ -78,4 +75,4 @@ def teachers(
         "cached": cached,
         "hub": [name for name in models if name not in set(cached)] if pattern else len(models) - len(cached),
     }
-    Output(as_json, False).result("\n".join(lines), data)
+    out.result("\n".join(lines), data)

@@ -154,9 +154,8 @@ class Lessons:
 
     normal: list[str] = field(default_factory=list)  # absolute paths of images to learn as normal
     anomalies: list[str] = field(default_factory=list)  # and as known anomalies
-    taken_back: list[int] = field(
-        default_factory=list
-    )  # positions in the fit of images that are not what they were taken for
+    # positions in the fit of images that are not what they were taken for
+    taken_back: list[int] = field(default_factory=list)
     known: int = 0  # images that the model knows as what they are labelled
     unreadable: dict[str, str] = field(default_factory=dict)  # absolute paths, and why
 

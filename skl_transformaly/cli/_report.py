@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from skl_transformaly.cli._app import Debug, Json, Model, Output, Paths, Quiet, Weights, app, command, fail
+from skl_transformaly.cli._app import Model, Output, Paths, Weights, command, fail
 from skl_transformaly.cli._console import counted
 from skl_transformaly.cli._inputs import (
     check_folder,
@@ -21,9 +21,9 @@ from skl_transformaly.cli._inputs import (
 __all__ = ["report"]
 
 
-@app.command()
-@command
+@command()
 def report(
+    tell: Output,
     model: Model,
     paths: Paths,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The HTML file to make.")] = Path(
@@ -41,12 +41,8 @@ def report(
     ] = 1000,
     title: Annotated[str | None, typer.Option(help="Heading of the report.")] = None,
     weights: Weights = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
 ) -> None:
     """Make one HTML file to look at: images from most to least anomalous, with maps and nearest normal images."""
-    tell = Output(as_json, quiet)
     check_writable(out)
     check_folder(normal, "folder of normal images")
     found = find_images(paths, missing="keep")

@@ -10,21 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skl_transformaly.cli._app import (
-    FOUND,
-    INTERRUPTED,
-    Debug,
-    Json,
-    Mistake,
-    Model,
-    Output,
-    Paths,
-    Quiet,
-    Weights,
-    app,
-    command,
-    fail,
-)
+from skl_transformaly.cli._app import FOUND, INTERRUPTED, Mistake, Model, Output, Paths, Weights, command, fail
 from skl_transformaly.cli._console import counted
 from skl_transformaly.cli._inputs import (
     check_writable,
@@ -45,9 +31,9 @@ __all__ = ["score", "scored"]
 _CHUNK = 64
 
 
-@app.command()
-@command
+@command()
 def score(
+    tell: Output,
     model: Model,
     paths: Paths,
     out: Annotated[
@@ -62,16 +48,12 @@ def score(
         bool, typer.Option("--fail-on-anomaly", help="Exit with 1 if an image is an anomaly or cannot be read.")
     ] = False,
     weights: Weights = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
 ) -> None:
     """Score images: path, score, decision, p-value, prediction (1 normal, -1 anomaly).
 
     Higher scores are more normal; the decision is negative for anomalies. Images that the model was fitted on get the
     scores of a model that has not seen them. Images that cannot be read have no score, and -1 as prediction.
     """
-    tell = Output(as_json, quiet)
     _check(out, resume)
     found = find_images(paths, missing="keep")
     missing = missing_text(found)
@@ -79,7 +61,7 @@ def score(
     tally = _Tally()
     with tell.progress("Scoring", len(found.paths)) as advance:
         if out is None:
-            _score_to_stdout("jsonl" if as_json else "csv", detector, found.paths, tally, advance)
+            _score_to_stdout("jsonl" if tell.json else "csv", detector, found.paths, tally, advance)
         elif out.suffix.lower() == ".parquet":
             _score_to_parquet(out, detector, found.paths, tally, advance)
         else:

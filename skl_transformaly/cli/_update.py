@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skl_transformaly.cli._app import Debug, Json, Mistake, Model, Output, Quiet, Weights, app, command
+from skl_transformaly.cli._app import Mistake, Model, Output, Weights, command
 from skl_transformaly.cli._console import counted, duration
 from skl_transformaly.cli._inputs import (
     check_folder,
@@ -30,9 +30,9 @@ __all__ = ["update"]
 _FEW_ANOMALIES = 5
 
 
-@app.command()
-@command
+@command()
 def update(
+    out: Output,
     model: Model,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="NEW_MODEL", help="The model file to make.", show_default=False)
@@ -50,16 +50,12 @@ def update(
         typer.Option(metavar="DIR", help="Folder of the images that the model was fitted on, if it was moved."),
     ] = None,
     weights: Weights = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
 ) -> None:
     """Learn from labels that a report saved, and from more normal images.
 
     Images labelled 1, and new ones without a label, are learned as normal. Images labelled -1 are known anomalies,
     which tell how much each feature space counts; if the model was fitted on them, they are taken back.
     """
-    out = Output(as_json, quiet)
     if not images and labels is None:
         raise Mistake("update needs something to learn from: new normal images, --labels FILE, or both.")
     check_model(model)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skl_transformaly.cli._app import Debug, Json, Mistake, Output, Quiet, Weights, app, command, plain
+from skl_transformaly.cli._app import Mistake, Output, Weights, command, plain
 from skl_transformaly.cli._inputs import check_folder, check_model, check_writable, load_model
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ Patience = Annotated[
 Once = Annotated[bool, typer.Option("--once", help="Stop when all that is there is scored.")]
 
 
-@app.command()
-@command
+@command()
 def watch(
+    tell: Output,
     folder: Folder,
     model: ModelOption,
     out: Rows,
@@ -69,16 +69,12 @@ def watch(
     patience: Patience = 60.0,
     once: Once = False,
     weights: Weights = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
 ) -> None:
     """Score images as they appear in a folder, until SIGTERM or Ctrl-C.
 
     What is in the folder already is scored as well, unless --out has its row. Started again after any stop, it goes on
     where it was: no image is lost, and none is scored twice unless it has changed.
     """
-    tell = Output(as_json, quiet)
     check_folder(folder, "folder to watch")
     if out.suffix.lower() not in (".csv", ".jsonl"):
         raise Mistake(f"--out {str(out)!r} must end in .jsonl or .csv.")

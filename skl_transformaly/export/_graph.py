@@ -50,14 +50,6 @@ class Preprocess(_Constants):
     torch resizes bytes as Pillow does: one axis after the other, with weights rounded to 16-bit integers and the result
     of each axis rounded to bytes. float64 holds these sums of integers exactly, so each axis is one matrix product,
     whose matrix is computed from the size that the images have when the graph runs.
-
-    Parameters
-    ----------
-    size : (int, int)
-        Height and width to resize to.
-    mode : {"bilinear", "bicubic"}
-    mean, std : sequence of float
-        Per channel, of pixels in 0-1.
     """
 
     def __init__(self, size: Sequence[int], mode: str, mean: Sequence[float], std: Sequence[float]):
@@ -201,13 +193,7 @@ _DENSITIES: dict[type, Callable[[Any], nn.Module]] = {
 
 
 def density_module(density: Any) -> nn.Module:
-    """``density.score_samples`` as a module: float64 features (N, d) to (N,).
-
-    Raises
-    ------
-    TypeError
-        The density cannot be exported.
-    """
+    """``density.score_samples`` as a module, float64 features (N, d) to (N,); TypeError if it cannot be exported."""
     if type(density) not in _DENSITIES:
         raise TypeError(
             f"A density of class {type(density).__name__} cannot be exported to ONNX; those that can are "
@@ -241,15 +227,7 @@ class Space(_Constants):
 
 
 class Share(_Constants):
-    """P-values of scores, float64 (N,).
-
-    Parameters
-    ----------
-    scores : ndarray of shape (n,)
-        Of held-out normal images.
-    interpolated : bool
-        As `interpolated_p_values` has them, or as `p_values` has them.
-    """
+    """P-values of scores, float64 (N,), by scores of held-out normal images: as `p_values`, or interpolated."""
 
     def __init__(self, scores: np.ndarray, *, interpolated: bool):
         values = quantile_knots(np.sort(scores)) if interpolated else scores
@@ -313,24 +291,8 @@ class _Network(nn.Module):
 class DetectorGraph(nn.Module):
     """A detector: images (N, H, W, C), uint8, to what `outputs` names.
 
-    Parameters
-    ----------
-    core : TransformalyDetector
-        Not changed, but copied.
-    conformal : ConformalDetector or None
-        Its threshold and p-values take the place of those of `core`.
-    with_map : bool
-        Whether to compute anomaly maps.
-
-    Attributes
-    ----------
-    outputs : list of str
-        "score", "decision", "p_value" and "anomaly_map", or the first ones of these.
-
-    Raises
-    ------
-    TypeError
-        A density cannot be exported.
+    These are "score", "decision", "p_value" and "anomaly_map", or the first ones of them. Threshold and p-values of a
+    `conformal` detector take the place of those of `core`, which is copied.
     """
 
     def __init__(self, core: TransformalyDetector, conformal: ConformalDetector | None, *, with_map: bool):

@@ -29,20 +29,8 @@ class ParityError(RuntimeError):
 class Reference:
     """What torch in float32 makes of the images that a file is checked on.
 
-    Parameters
-    ----------
-    core : TransformalyDetector
-    conformal : ConformalDetector or None
-        Whose threshold and p-values the file has.
-    X : images or None
-        None takes made-up ones.
-    y : array-like or None
-        +1 and -1; None takes the half of the images with the highest scores as normal.
-
-    Raises
-    ------
-    ValueError
-        `X` or `y` is not as described.
+    `conformal` has the threshold and the p-values of the file, if it is not None. `X` None takes made-up images; `y`
+    None takes the half of the images with the highest scores as normal.
     """
 
     def __init__(self, core: TransformalyDetector, conformal: ConformalDetector | None, X: Any, y: Any):

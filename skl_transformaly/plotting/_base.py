@@ -16,10 +16,7 @@ COLORS = {"normal": "tab:blue", "anomaly": "tab:orange", "all": "tab:blue", "tra
 class Display:
     """A picture whose numbers are attributes, which `plot` draws, and draws again elsewhere.
 
-    Attributes
-    ----------
-    ax_ : matplotlib Axes
-    figure_ : matplotlib Figure
+    It is made by the class methods; `plot` sets `ax_` and `figure_`, of matplotlib.
     """
 
     def plot(self, ax: Any = None, **kwargs: Any) -> Any:

@@ -130,12 +130,6 @@ class AnomalyRocCurveDisplay(_AnomalyCurve, metrics.RocCurveDisplay):
     Anomalies are positive unless `pos_label` says otherwise: the false-positive rate is the share of normal images that
     are flagged. The AUROC is the same for both classes.
 
-    Parameters
-    ----------
-    **kwargs
-        Those of :class:`~sklearn.metrics.RocCurveDisplay`; it is recommended to use :meth:`from_estimator`,
-        :meth:`from_predictions` or :meth:`from_cv_results`.
-
     Examples
     --------
     >>> from skl_transformaly.plotting import AnomalyRocCurveDisplay
@@ -156,12 +150,6 @@ class AnomalyPrecisionRecallDisplay(_AnomalyCurve, metrics.PrecisionRecallDispla
 
     Anomalies are positive unless `pos_label` says otherwise: the recall is the share of anomalies that are flagged,
     the precision the share of anomalies among what is flagged, which depends on how many there are in `X`.
-
-    Parameters
-    ----------
-    **kwargs
-        Those of :class:`~sklearn.metrics.PrecisionRecallDisplay`; it is recommended to use :meth:`from_estimator`,
-        :meth:`from_predictions` or :meth:`from_cv_results`.
 
     Examples
     --------

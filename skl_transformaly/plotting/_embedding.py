@@ -23,8 +23,7 @@ __all__ = ["EmbeddingDisplay"]
 class EmbeddingDisplay(Display):
     """Map of a feature space in two dimensions.
 
-    It is recommended to use :meth:`from_estimator` or :meth:`from_predictions`. All parameters are stored as
-    attributes. Drawn by matplotlib's ``Axes.scatter``.
+    Made by :meth:`from_estimator` or :meth:`from_predictions`, and drawn by ``Axes.scatter``.
 
     Parameters
     ----------
@@ -41,8 +40,6 @@ class EmbeddingDisplay(Display):
 
     Attributes
     ----------
-    ax_ : matplotlib Axes
-    figure_ : matplotlib Figure
     scatters_ : dict of matplotlib PathCollection
         By label, or "all" without labels; and "training".
 

@@ -22,8 +22,7 @@ __all__ = ["ExtremeImagesDisplay"]
 class ExtremeImagesDisplay(Display):
     """The most and the least normal images, with their anomaly maps.
 
-    It is recommended to use :meth:`from_estimator` or :meth:`from_predictions`. All parameters are stored as
-    attributes. The maps are drawn by matplotlib's ``Axes.imshow``.
+    Made by :meth:`from_estimator` or :meth:`from_predictions`; maps are drawn by ``Axes.imshow``.
 
     Parameters
     ----------
@@ -41,11 +40,8 @@ class ExtremeImagesDisplay(Display):
 
     Attributes
     ----------
-    ax_ : matplotlib Axes
-        Its place holds the grid; it is not shown itself.
     axes_ : ndarray of matplotlib Axes, of shape (2, n_shown // 2) or (4, n_shown // 2)
         The pictures; with `maps`, rows of images and of maps in turn.
-    figure_ : matplotlib Figure
     colorbar_ : matplotlib Colorbar or None
         Of the maps.
 

@@ -21,8 +21,7 @@ _MAX_BINS = 100
 class ScoreHistogramDisplay(Display):
     """Histogram of scores, with the threshold and, if the detector has them, p-values.
 
-    It is recommended to use :meth:`from_estimator` or :meth:`from_predictions`. All parameters are stored as
-    attributes. Drawn by matplotlib's ``Axes.stairs``.
+    Made by :meth:`from_estimator` or :meth:`from_predictions`, and drawn by ``Axes.stairs``.
 
     Parameters
     ----------
@@ -43,8 +42,6 @@ class ScoreHistogramDisplay(Display):
 
     Attributes
     ----------
-    ax_ : matplotlib Axes
-    figure_ : matplotlib Figure
     bars_ : dict of str to matplotlib StepPatch
         The histogram of each key of `counts`.
     threshold_line_ : matplotlib Line2D or None
@@ -80,14 +77,7 @@ class ScoreHistogramDisplay(Display):
 
     @classmethod
     def from_estimator(
-        cls,
-        estimator: Any,
-        X: Any,
-        y: Any = None,
-        *,
-        response_method: str = "auto",
-        bins: Any = "auto",
-        **kwargs: Any,
+        cls, estimator: Any, X: Any, y: Any = None, *, response_method: str = "auto", bins: Any = "auto", **kwargs: Any
     ) -> ScoreHistogramDisplay:
         """Score images and draw the histogram.
 

@@ -19,8 +19,7 @@ __all__ = ["TrainingHistoryDisplay"]
 class TrainingHistoryDisplay(Display):
     """Loss of each block's student, epoch by epoch.
 
-    It is recommended to use :meth:`from_estimator` or :meth:`from_history`. All parameters are stored as attributes.
-    Drawn by matplotlib's ``Axes.plot``.
+    Made by :meth:`from_estimator` or :meth:`from_history`, and drawn by ``Axes.plot``.
 
     Parameters
     ----------
@@ -30,8 +29,6 @@ class TrainingHistoryDisplay(Display):
 
     Attributes
     ----------
-    ax_ : matplotlib Axes
-    figure_ : matplotlib Figure
     lines_ : dict of (int, str) to matplotlib Line2D
         By block and loss.
 

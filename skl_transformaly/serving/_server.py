@@ -22,20 +22,7 @@ _MOST_HEADERS = 2**14
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that waits for connections.
-
-    Parameters
-    ----------
-    host : str
-        Name or address of this machine.
-    port : int
-        0 is any that is free.
-
-    Raises
-    ------
-    OSError
-        The address is not this machine's, or the port is in use or not allowed.
-    """
+    """A socket that waits for connections; port 0 is any that is free."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=1024)
@@ -45,16 +32,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run(app: ASGIApp, listener: socket.socket, limits: Limits) -> None:
-    """Serve until SIGTERM or Ctrl-C, then answer what was accepted, and return.
-
-    Parameters
-    ----------
-    app : ASGI application
-    listener : socket
-        From `listen`; closed in the end.
-    limits : Limits
-        `connections`, and `timeout` for what is answered in the end.
-    """
+    """Serve until SIGTERM or Ctrl-C, then answer what was accepted, close the listener, and return."""
     for name in ("uvicorn", "python_multipart"):  # malformed requests are counted, and not worth a line each
         logging.getLogger(name).setLevel(logging.ERROR)
     config = uvicorn.Config(

@@ -8,15 +8,16 @@ import json
 from typing import Any, NamedTuple, NoReturn
 
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import Field, File, FormParser, parse_options_header
 from starlette.types import Receive
 
 from skl_transformaly.serving._limits import Limits, Refusal
 
 __all__ = ["Held", "Upload", "parse", "read_body"]
 
-# A multipart body is parsed in pieces of this many bytes, and so many bytes of a part's headers are enough
-_PIECE, _MOST_HEADERS = 2**16, 2**14
+_MULTIPART = "multipart/form-data"
+# A multipart body is parsed in pieces of this many bytes
+_PIECE = 2**16
 # Characters of a name that is sent with an image
 _MOST_NAME = 1024
 # A JSON body has at most so many commas, brackets and braces for each image: base64 has none of these characters, and
@@ -97,8 +98,8 @@ def parse(content_type: str, body: bytes, limits: Limits) -> list[Upload]:
     [Upload(name='a.png', content=b'PNG')]
     """
     kind, options = parse_options_header(content_type)
-    if kind == b"multipart/form-data":
-        uploads = _Parts(options.get(b"boundary", b""), limits).parse(body)
+    if kind == _MULTIPART.encode():
+        uploads = _parse_multipart(options.get(b"boundary", b""), body, limits)
     elif kind == b"application/json":
         uploads = _parse_json(body, limits)
     else:
@@ -118,84 +119,34 @@ def _too_many(limits: Limits) -> NoReturn:
 # ----- multipart
 
 
-class _Parts:
-    """The files of a multipart body."""
+def _parse_multipart(boundary: bytes, body: bytes, limits: Limits) -> list[Upload]:
+    """Files of a whole multipart body, which must end as it should."""
+    if not boundary:
+        raise Refusal(400, "multipart", "The header Content-Type of a multipart body lacks its boundary.")
+    uploads: list[Upload] = []
+    ends: list[bool] = []
 
-    def __init__(self, boundary: bytes, limits: Limits):
-        self.limits = limits
-        self.boundary = boundary
-        self.uploads: list[Upload] = []
-        self.complete = False
-        self._header, self._value = bytearray(), bytearray()
-        self._disposition = b""
-        self._headers_size = 0
-        self._name: str | None = None
-        self._data: list[bytes] = []
+    def take(file: File) -> None:
+        if len(uploads) >= limits.images:
+            _too_many(limits)
+        file.file_object.seek(0)
+        uploads.append(Upload((file.file_name or b"").decode("utf-8", "replace"), file.file_object.read()))
+        file.close()
 
-    def parse(self, body: bytes) -> list[Upload]:
-        """Files of a whole body, which must end as it should."""
-        if not self.boundary:
-            raise Refusal(400, "multipart", "The header Content-Type of a multipart body lacks its boundary.")
-        callbacks: Any = {
-            "on_part_begin": self._part_begin,
-            "on_header_field": self._header_field,
-            "on_header_value": self._header_value,
-            "on_header_end": self._header_end,
-            "on_headers_finished": self._headers_finished,
-            "on_part_data": self._part_data,
-            "on_part_end": self._part_end,
-            "on_end": self._end,
-        }
-        try:
-            parser = MultipartParser(self.boundary, callbacks)
-            for start in range(0, len(body), _PIECE):
-                parser.write(body[start : start + _PIECE])
-            parser.finalize()
-        except FormParserError as error:
-            raise Refusal(400, "multipart", f"The multipart body is malformed: {error}.") from None
-        if not self.complete:
-            raise Refusal(400, "multipart", "The multipart body is cut off: its last boundary is missing.")
-        return self.uploads
+    def refuse(field: Field) -> None:
+        raise Refusal(422, "field", f"A field of the form is not a file. {_EXPECTED}.")
 
-    def _part_begin(self) -> None:
-        self._disposition, self._headers_size, self._data, self._name = b"", 0, [], None
-        if len(self.uploads) >= self.limits.images:
-            _too_many(self.limits)
-
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._count_header(end - start)
-        self._header += data[start:end]
-
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._count_header(end - start)
-        self._value += data[start:end]
-
-    def _count_header(self, n: int) -> None:
-        self._headers_size += n
-        if self._headers_size > _MOST_HEADERS:
-            raise Refusal(400, "multipart", f"The headers of a part are longer than {_MOST_HEADERS} bytes.")
-
-    def _header_end(self) -> None:
-        if self._header.lower() == b"content-disposition":
-            self._disposition = bytes(self._value)
-        self._header.clear()
-        self._value.clear()
-
-    def _headers_finished(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        if b"filename" not in options:
-            raise Refusal(422, "field", f"A field of the form is not a file. {_EXPECTED}.")
-        self._name = options[b"filename"].decode("utf-8", "replace")
-
-    def _part_data(self, data: bytes, start: int, end: int) -> None:
-        self._data.append(data[start:end])
-
-    def _part_end(self) -> None:
-        self.uploads.append(Upload(self._name or "", b"".join(self._data)))
-        self._data = []
-
-    def _end(self) -> None:
-        self.complete = True
+    in_memory = {"MAX_MEMORY_FILE_SIZE": len(body)}
+    parser = FormParser(_MULTIPART, refuse, take, lambda: ends.append(True), boundary, config=in_memory)
+    try:
+        for start in range(0, len(body), _PIECE):
+            parser.write(body[start : start + _PIECE])
+        parser.finalize()
+    except FormParserError as error:
+        raise Refusal(400, "multipart", f"The multipart body is malformed: {error}.") from None
+    if not ends:
+        raise Refusal(400, "multipart", "The multipart body is cut off: its last boundary is missing.")
+    return uploads
 
 
 # ----- JSON

@@ -56,13 +56,6 @@ def architecture_name(model_name: str) -> str:
 def image_sides(image_size: Any) -> Sides:
     """(height, width) of images that `image_size`, a number of pixels for both or the pair, stands for.
 
-    Raises
-    ------
-    ValueError
-        `image_size` is something else.
-
-    Examples
-    --------
     >>> image_sides(224), image_sides([32, 64]), image_sides(None)
     ((224, 224), (32, 64), None)
     """
@@ -82,14 +75,9 @@ def shown_sides(sides: Sides) -> int | tuple[int, int] | None:
 def find_blocks(model: nn.Module) -> list[nn.Module]:
     """The parts of `model` that students imitate, in order of depth, found by structure.
 
-    Transformer blocks (``blocks`` of ViT, DeiT, EVA, DINOv3, BEiT, mixers); stages (``blocks`` of
-    EfficientNet and MobileNet, ``stages`` of ConvNeXt and MetaFormer, ``layers`` of Swin, ``layer1``...
-    of ResNet); elsewhere the modules that timm's ``feature_info`` names.
-
-    Raises
-    ------
-    ValueError
-        The model has none of these.
+    Transformer blocks (``blocks`` of ViT, DeiT, EVA, DINOv3, BEiT, mixers); stages (``blocks`` of EfficientNet and
+    MobileNet, ``stages`` of ConvNeXt and MetaFormer, ``layers`` of Swin, ``layer1``... of ResNet); elsewhere the
+    modules that timm's ``feature_info`` names.
     """
     for name in ("blocks", "stages", "layers"):
         container = getattr(model, name, None)
@@ -152,13 +140,7 @@ def blank_copy(block: nn.Module) -> nn.Module:
 
 
 def set_image_size(model: Any, image_size: tuple[int, int]) -> None:
-    """Change height and width of the input, and resample position embeddings; fully convolutional models take any.
-
-    Raises
-    ------
-    ValueError
-        The size does not fit the patches, or this timm cannot change that of this architecture.
-    """
+    """Change height and width of the input, and resample position embeddings; fully convolutional models take any."""
     native = tuple(model.pretrained_cfg["input_size"][1:])
     if model.pretrained_cfg.get("fixed_input_size") and not hasattr(model, "set_input_size") and native != image_size:
         raise ValueError(
@@ -194,13 +176,7 @@ class _LeaveUnfilled(TorchFunctionMode):
 
 
 def empty_model(model_name: str, image_size: ImageSize) -> nn.Module:
-    """A timm model at its final size, all of whose weights are still to be loaded.
-
-    Raises
-    ------
-    ValueError
-        This timm knows no such architecture, or it cannot have this size.
-    """
+    """A timm model at its final size, all of whose weights are still to be loaded."""
     # timm would read a folder or ask a hub for other names
     if not timm.is_model(architecture_name(model_name)) or ":" in model_name:
         raise ValueError(f"timm {timm.__version__} knows no model {model_name[:100]!r}. Another version may.")

@@ -313,16 +313,9 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         return block
 
     def restore_blocks(self, states: dict[int, dict[str, np.ndarray]], *, sixteen_bits: bool) -> list[nn.Module]:
-        """Blocks of the architecture with these weights and buffers, on the CPU, in eval mode.
+        """Blocks of the architecture with these weights and buffers, by place, on the CPU, in eval mode.
 
-        The teacher's own weights are not needed.
-
-        Parameters
-        ----------
-        states : dict of int to dict of str to ndarray
-            By the block's place, what its ``state_dict()`` was.
-        sixteen_bits : bool
-            Whether they compute by the kernels of :meth:`adapt`.
+        The teacher's own weights are not needed. With `sixteen_bits`, they compute by the kernels of :meth:`adapt`.
         """
         model = _architecture.empty_model(self.settings_["model_name"], self.settings_["image_size"])
         fresh = _architecture.find_blocks(model)
@@ -469,13 +462,7 @@ def resolve_extractor(extractor: str | Extractor | None) -> Extractor: ...
 
 
 def resolve_extractor(extractor: str | Extractor | None) -> Extractor:
-    """Turn None or a name into an extractor; refuse objects that lack what is needed.
-
-    Raises
-    ------
-    TypeError
-        `extractor` is neither a string nor an object with the members of :class:`Extractor`.
-    """
+    """Turn None or a name into an extractor; refuse objects that lack what is needed."""
     if extractor is None:
         return TimmExtractor()
     if isinstance(extractor, str):

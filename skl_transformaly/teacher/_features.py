@@ -33,22 +33,10 @@ def layer_indices(total: int) -> list[int]:
 
 
 class TeacherFeatures:
-    """Collects features while the teacher runs.
+    """Collects features of `length` images in all, while the teacher runs.
 
-    Parameters
-    ----------
-    extractor : fitted extractor
-    spaces : sequence of str
-        Those of `TEACHER_SPACES` that are wanted.
-    length : int
-        Number of images in all.
-
-    Attributes
-    ----------
-    features : dict of str to ndarray of shape (length, D_space)
-        For each space, float32 (float64 of a float64 teacher); NaN for images that the teacher did not see.
-    sizes : dict of str to list of int
-        After the first batch: for each space, the number of features in each of its groups.
+    `features` holds an array (length, D_space) for each space, float32 (float64 of a float64 teacher), NaN for images
+    that the teacher did not see; `sizes`, after the first batch, the number of features in each group of a space.
     """
 
     def __init__(self, extractor: Any, spaces: Sequence[str], length: int):
@@ -63,12 +51,8 @@ class TeacherFeatures:
     def collect(self, positions: np.ndarray) -> tuple[BlockVisitor | None, Callable[[Tensor], None]]:
         """Begin to watch the teacher run on the images at `positions`.
 
-        Returns
-        -------
-        visit : callable or None
-            Visitor for ``extractor.embed``.
-        finish : callable
-            ``finish(z_p)`` stores the features of these images.
+        Returns a visitor for ``extractor.embed``, or None, and ``finish(z_p)``, which stores the features of these
+        images.
         """
         visit, features = self.watch()
 
@@ -84,12 +68,8 @@ class TeacherFeatures:
     def watch(self) -> tuple[BlockVisitor | None, Callable[[Tensor], dict[str, list[Tensor]]]]:
         """Begin to watch one run of the teacher.
 
-        Returns
-        -------
-        visit : callable or None
-            Visitor for ``extractor.embed``.
-        features : callable
-            ``features(z_p)`` returns the groups of features, (B, size), of each space.
+        Returns a visitor for ``extractor.embed``, or None, and ``features(z_p)``, which returns the groups of features,
+        (B, size), of each space.
         """
         groups: list[Tensor] = []
 

@@ -36,23 +36,10 @@ def _quarters(height: int, width: int) -> list[tuple[slice, slice]]:
 
 
 class Teacher:
-    """A frozen timm model in eval mode whose blocks can be watched while it runs.
+    """A frozen timm model in eval mode, at its final input size, whose blocks can be watched while it runs.
 
-    Parameters
-    ----------
-    model : nn.Module
-        A timm model (``forward_features`` and ``forward_head``), at its final input size.
-    data_config : dict
-        timm's: "input_size" (channels, height, width), "mean", "std", "interpolation".
-    weights_sha256 : str
-        See :func:`state_sha256`; of the weights at their native image size.
-    content_sha256 : str, default=None
-        The same of the weights in `model`, whose position embeddings may be resampled; None if they are not.
-
-    Attributes
-    ----------
-    blocks : list of nn.Module
-        See :func:`find_blocks`.
+    `weights_sha256` is that of the weights at their native image size, `content_sha256` that of the weights in `model`,
+    whose position embeddings may be resampled; None if they are not.
     """
 
     def __init__(

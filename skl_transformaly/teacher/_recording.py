@@ -38,15 +38,10 @@ class _Run:
 
 
 class Recording:
-    """What a teacher's visitor saw, for as many images as a file of limited size holds.
+    """What a teacher's visitor saw, for as many images as a file of `limit` bytes holds.
 
     A second pass over images that decodes them and runs the teacher costs as much as the first; reading takes a small
     part of that. The file has no name, so that no way of dying leaves it behind.
-
-    Parameters
-    ----------
-    limit : int
-        Bytes; what would exceed them is not recorded. 0 records nothing.
     """
 
     def __init__(self, limit: int):

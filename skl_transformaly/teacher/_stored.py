@@ -33,13 +33,7 @@ _MOST_SCALE = 1e4
 
 
 def read_state(file: ModelFile, prefix: str, like: nn.Module, dtype: torch.dtype) -> dict[str, np.ndarray]:
-    """Read parameters and buffers from a model file, after checking their names and shapes against those of `like`.
-
-    Raises
-    ------
-    ModelFileError
-        Names or shapes differ, floats are not of `dtype`, or values are not finite.
-    """
+    """Read parameters and buffers from a model file, after checking their names and shapes against those of `like`."""
     found = {name.removeprefix(prefix): info for name, info in file.arrays.items() if name.startswith(prefix)}
     own = like.state_dict()
     problems = [f"{name} is missing" for name in own if name not in found]
@@ -67,13 +61,7 @@ def read_state(file: ModelFile, prefix: str, like: nn.Module, dtype: torch.dtype
 
 
 def stored_teachers(file: ModelFile) -> list[dict[str, Any]]:
-    """What a model file states of its teachers, checked. Their weights are its arrays ``teachers.<place>.<name>``.
-
-    Raises
-    ------
-    ModelFileError
-        It does not state what a saved detector's file does.
-    """
+    """What a model file states of its teachers, checked. Their weights are its arrays ``teachers.<place>.<name>``."""
     entries = file.document.get("teachers")
     if not isinstance(entries, list):
         raise ModelFileError(f"{os.fspath(file.path)!r} has no list of teachers.")
@@ -127,13 +115,7 @@ def _is_teacher_entry(entry: Any) -> bool:
 
 
 def load_stored(model_name: str, path: Path, image_size: Sides) -> tuple[nn.Module, dict[str, Any]]:
-    """Load the teacher in a saved detector, at its final size, and what the file states of it.
-
-    Raises
-    ------
-    ModelFileError
-        The file does not hold it, or its weights do not fit.
-    """
+    """Load the teacher in a saved detector, at its final size, and what the file states of it."""
     with ModelFile(path) as file:
         held = {
             (entry["model_name"], image_sides(entry["image_size"])): (place, entry)

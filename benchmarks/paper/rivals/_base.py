@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from skl_transformaly.images._images import Images, as_images
 from skl_transformaly.teacher._extractor import resolve_extractor
 
-__all__ = ["EmbeddingRival", "Rival", "embed_images", "fitted_extractor", "minibatches", "pixel_tensor"]
+__all__ = ["EmbeddingRival", "Rival", "descend", "embed_images", "fitted_extractor", "minibatches", "pixel_tensor"]
 
 
 class Rival(OutlierMixin, BaseEstimator):
@@ -121,6 +121,18 @@ def pixel_tensor(images: Images, size: int) -> Tensor:
         pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
         rows.append(pixels.expand(-1, 3, -1, -1))
     return torch.cat(rows)
+
+
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer, name: str, clip: float | None = None) -> float:
+    """One step down the gradient of a loss, whose norm is at most `clip`; returns the loss, which must be finite."""
+    if not torch.isfinite(loss):
+        raise FloatingPointError(f"{name}'s loss is not finite: lower lr, or compute in float32.")
+    optimizer.zero_grad()
+    loss.backward()
+    if clip is not None:
+        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], clip)
+    optimizer.step()
+    return loss.item()
 
 
 def minibatches(n: int, batch_size: int, rng: np.random.RandomState) -> list[np.ndarray]:

@@ -34,7 +34,7 @@ from sklearn.utils import check_random_state
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rivals._base import Rival, minibatches, pixel_tensor
+from rivals._base import Rival, descend, minibatches, pixel_tensor
 from skl_transformaly.images._images import Images
 from skl_transformaly.utils._torch import resolve_device, seeded
 
@@ -154,10 +154,7 @@ class DeepSVDD(Rival):
             total = 0.0
             for chosen in minibatches(len(pixels), self.batch_size, rng):
                 loss = loss_of(pixels[torch.from_numpy(chosen).to(pixels.device)])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                total += loss.item() * len(chosen)
+                total += descend(loss, optimizer, "Deep SVDD") * len(chosen)
             schedule.step()
             history.append(total / len(pixels))
         return history

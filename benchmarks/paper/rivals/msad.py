@@ -42,7 +42,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from rivals._base import Rival, fitted_extractor, minibatches
+from rivals._base import Rival, descend, fitted_extractor, minibatches
 from rivals._tuning import Tail, capture, capture_images
 from rivals.dn2 import fit_neighbours, neighbour_distance
 from skl_transformaly.images._images import Images
@@ -126,12 +126,7 @@ class MSAD(Rival):
             for chosen in minibatches(len(images), self.batch_size, rng):
                 shown = {(seed, epoch, *names[i]): images[int(i)] for i in chosen}
                 loss = mean_shifted_loss(self.tail_(self._views(shown)), centre, self.temperature)
-                if not torch.isfinite(loss):
-                    raise FloatingPointError("MSAD's loss is not finite: lower lr, or give precision='float32'.")
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                total += loss.item() * len(chosen)
+                total += descend(loss, optimizer, "MSAD") * len(chosen)
             self.history_.append(total / len(images))
         self.neighbours_ = fit_neighbours(self._embed(activations), self.n_neighbors)
         return -neighbour_distance(self.neighbours_)

@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-from rivals._base import Rival, fitted_extractor, minibatches
+from rivals._base import Rival, descend, fitted_extractor, minibatches
 from rivals._tuning import Tail, capture, capture_images
 from rivals.dn2 import fit_neighbours, neighbour_distance
 from skl_transformaly.images._images import Images
@@ -136,14 +136,8 @@ class PANDA(Rival):
             total, seen = 0.0, 0
             for chosen in minibatches(len(activations), self.batch_size, rng)[: n_steps - step]:
                 loss = (self.tail_(activations[torch.from_numpy(chosen)]) - centre).square().mean()
-                if not torch.isfinite(loss):
-                    raise FloatingPointError("PANDA's loss is not finite: lower lr, or give precision='float32'.")
-                optimizer.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(parameters, self.clip)
-                optimizer.step()
-                step += 1
-                total, seen = total + loss.item() * len(chosen), seen + len(chosen)
+                total += descend(loss, optimizer, "PANDA", self.clip) * len(chosen)
+                step, seen = step + 1, seen + len(chosen)
                 if step in keep_at:
                     training.append(self._keep(activations))
             self.history_.append(total / seen)

@@ -23,7 +23,7 @@ from sklearn.ensemble import IsolationForest
 from sklearn.preprocessing import normalize
 
 from rivals._base import EmbeddingRival
-from rivals.dn2 import fit_neighbours
+from rivals.dn2 import DN2, fit_neighbours
 from rivals.mahalanobis import Mahalanobis
 
 __all__ = ["Forest", "UnitMahalanobis", "UnitNeighbours"]
@@ -39,20 +39,8 @@ class UnitMahalanobis(Mahalanobis):
         return super()._score_rows(normalize(Z))
 
 
-class UnitNeighbours(EmbeddingRival):
-    """Mean distance to the nearest training embeddings, all of unit length.
-
-    Parameters
-    ----------
-    extractor : str, extractor or None, default=None
-        The teacher, as TransformalyDetector takes it.
-    n_neighbors : int, default=2
-        k; less than the number of training images.
-    """
-
-    def __init__(self, extractor: Any = None, *, n_neighbors: int = 2):
-        self.extractor = extractor
-        self.n_neighbors = n_neighbors
+class UnitNeighbours(DN2):
+    """Mean distance to the nearest training embeddings, all of unit length; parameters are those of :class:`DN2`."""
 
     def _fit_rows(self, Z: np.ndarray) -> np.ndarray:
         self.neighbours_ = fit_neighbours(normalize(Z), self.n_neighbors)
