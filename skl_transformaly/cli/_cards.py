@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from skl_transformaly.cli._provenance import ImageFacts
-from skl_transformaly.images._pixels import as_rgb
+from skl_transformaly.images._pixels import as_rgb, map_colours, shrunk
 
 __all__ = [
     "MAP_FROM",
@@ -84,16 +84,9 @@ def look(cards: list[Card], pixels: list[np.ndarray], explained: dict[str, np.nd
             for k in range(nearest)
             if explained[f"neighbor{k}"][i] >= 0
         ]
-        card.map = None if values is None else _smaller(values, image.shape[:2])
-
-
-def _smaller(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """A map (H, W) of an image of `shape`, at the size of overlays."""
-    height, width = shape
-    scale = _MAP / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = Image.fromarray(values).resize(size, Image.Resampling.BILINEAR)
-    return np.minimum(np.asarray(small), np.finfo(np.float16).max).astype(np.float16)
+        if values is not None:  # as large as the image
+            small = shrunk(values, _MAP / max(values.shape))
+            card.map = np.minimum(small, np.finfo(np.float16).max).astype(np.float16)
 
 
 def map_to(cards: list[Card]) -> float:
@@ -111,13 +104,7 @@ def paint(cards: list[Card]) -> None:
     for card in cards:
         if card.map is None or float(card.map.max()) < MAP_NOISE:
             continue
-        strength = np.clip((card.map.astype(np.float32) - MAP_FROM) / (to - MAP_FROM), 0, 1)
-        colour = np.empty((*strength.shape, 4), dtype=np.uint8)
-        colour[..., 0] = 255
-        colour[..., 1] = np.rint(220 * (1 - strength))
-        colour[..., 2] = np.rint(40 * (1 - strength))
-        colour[..., 3] = np.rint(200 * np.sqrt(strength))
-        card.overlay = picture(Image.fromarray(colour), _MAP, MAP_BYTES)
+        card.overlay = picture(map_colours(card.map.astype(np.float32), MAP_FROM, to), _MAP, MAP_BYTES)
 
 
 def picture(image: Image.Image, side: int, most: int) -> str:
@@ -141,8 +128,6 @@ def small_picture(pixels: np.ndarray) -> str:
 def path_bytes(path: str) -> str:
     """The absolute path, byte by byte, as text that is safe anywhere in a page: the script makes tables of it.
 
-    Examples
-    --------
     >>> path_bytes("/tmp/a b.png")
     '/tmp/a%20b.png'
     """

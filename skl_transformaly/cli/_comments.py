@@ -110,7 +110,7 @@ def _on_few(auroc: Interval, y: np.ndarray) -> str:
     n, m = int(np.sum(y == 1)), int(np.sum(y == -1))
     if min(n, m) >= _FEW:
         return ""
-    count = f"{counted(n, 'normal image')} and {m} anomal{'y' if m == 1 else 'ies'}"
+    count = f"{counted(n, 'normal image')} and {counted(m, 'anomaly')}"
     if not auroc.high - auroc.low > 0.01:  # also without an interval
         return f"{count} are few: take these figures as a first look."
     return f"{count} are few: AUROC may as well be {auroc.low:.2f} or {auroc.high:.2f}."

@@ -132,8 +132,6 @@ def _tick(label: str, done: threading.Event) -> None:
 def duration(seconds: float) -> str:
     """A time in words, as roughly as an estimate deserves.
 
-    Examples
-    --------
     >>> [duration(seconds) for seconds in (0.2, 7.4, 43, 290, 9000)]
     ['1 s', '7 s', '45 s', '5 min', '2 h 30 min']
     """
@@ -148,12 +146,12 @@ def duration(seconds: float) -> str:
 def counted(number: int, noun: str) -> str:
     """A number and its noun.
 
-    Examples
-    --------
-    >>> counted(1, "image"), counted(2, "image")
-    ('1 image', '2 images')
+    >>> counted(1, "image"), counted(2, "image"), counted(3, "anomaly")
+    ('1 image', '2 images', '3 anomalies')
     """
-    return f"{number} {noun}{'s' * (number != 1)}"
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun.removesuffix('y')}ies" if noun.endswith("y") else f"{number} {noun}s"
 
 
 def say(text: str) -> None:

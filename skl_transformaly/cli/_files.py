@@ -70,8 +70,6 @@ def _add_named(path: str, found: FoundFiles, add) -> None:
 def split_list(content: bytes) -> list[str]:
     r"""Split a list of paths: one a line, or, if it holds a NUL, separated by NULs, as ``find -print0`` does.
 
-    Examples
-    --------
     >>> split_list(b"a.png\n\nb c.png\r\n")
     ['a.png', 'b c.png']
     >>> split_list(b"two\nlines.png\0b.png\0")

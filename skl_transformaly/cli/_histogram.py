@@ -18,8 +18,6 @@ _LEAST = 1.5
 def round_step(span: float, most: int) -> float:
     """The least of 1, 2 and 5 times a power of ten that goes into `span` at most `most` times.
 
-    Examples
-    --------
     >>> round_step(100, 6), round_step(0.9, 10)
     (20.0, 0.1)
     """

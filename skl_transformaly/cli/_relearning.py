@@ -20,7 +20,7 @@ from skl_transformaly.images._folders import FoundFiles
 from skl_transformaly.images._images import as_images
 from skl_transformaly.images._values import ImageError
 
-__all__ = ["Earlier", "Lessons", "anomalies_text", "read_labels"]
+__all__ = ["Earlier", "Lessons", "read_labels"]
 
 # What became of a training image, as `training_labels_` tells.
 _KNOWN_ANOMALY, _FORGOTTEN = -1, -2
@@ -126,7 +126,7 @@ class Earlier:
         root, names = relative_to_root([*(paths[i] for i in kept), *outside]) if kept else (made.root, [])
         scores = detector.training_scores_
         update = f"{len(lessons.normal)} learned, {len(lessons.taken_back)} taken back, " + (
-            f"{anomalies_text(len(lessons.anomalies))}, "
+            f"{counted(len(lessons.anomalies), 'known anomaly')}, "
             f"students {'learned anew' if self.solved and exact else 'as they were'}"
         )
         settings = describe(detector)
@@ -205,17 +205,6 @@ class Lessons:
             )
         else:
             self.unreadable[path] = reason(path, error)
-
-
-def anomalies_text(number: int) -> str:
-    """Number of known anomalies.
-
-    Examples
-    --------
-    >>> anomalies_text(1), anomalies_text(2)
-    ('1 known anomaly', '2 known anomalies')
-    """
-    return f"{number} known anomal{'y' if number == 1 else 'ies'}"
 
 
 def _positions(earlier: Earlier) -> dict[str, list[int]]:

@@ -115,7 +115,7 @@ def _summarise(detector: Any, found: FoundFiles, tally: _Tally, out: Path | None
     blank = tally.blank + len(tally.unreadable)
     readable = len(found.paths) - blank
     anomalies = tally.anomalies - blank
-    text = f"{counted(len(found.paths), 'image')}: {anomalies} {'anomaly' if anomalies == 1 else 'anomalies'}"
+    text = f"{counted(len(found.paths), 'image')}: {counted(anomalies, 'anomaly')}"
     text += f", {blank} could not be read" if blank else ""
     text += f"{passed_over(found)}."
     alarms = FalseAlarms.of(detector) if readable else None

@@ -51,8 +51,6 @@ class FalseAlarms:
     def promised(cls, images: int, asked: float) -> FalseAlarms:
         """Those of a threshold set by the scores of `images`.
 
-        Examples
-        --------
         >>> print(FalseAlarms.promised(300, 0.05))
         About 5 % of new normal images will be flagged by mistake (3 to 7 % in 9 of 10 such fits).
         """
@@ -80,8 +78,6 @@ class FalseAlarms:
 def percent(share: float) -> str:
     """A share in percent, with as many digits as it deserves.
 
-    Examples
-    --------
     >>> percent(0.05), percent(0.173), percent(0.0026)
     ('5', '17', '0.3')
     """

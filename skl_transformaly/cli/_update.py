@@ -125,7 +125,6 @@ def _tell(
     """What changed, in words."""
     import numpy as np
 
-    from skl_transformaly.cli._relearning import anomalies_text
     from skl_transformaly.cli._trust import FalseAlarms
 
     labels, scores = detector.training_labels_, detector.training_scores_
@@ -139,12 +138,12 @@ def _tell(
     if lessons.known:
         lines.append(f"{counted(lessons.known, 'image')} passed over: the model knew what they are.")
     if 0 < anomalies < _FEW_ANOMALIES:
-        lines.append(f"{anomalies_text(anomalies)}: {_FEW_ANOMALIES} are needed to weigh the feature spaces.")
+        lines.append(f"{counted(anomalies, 'known anomaly')}: {_FEW_ANOMALIES} are needed to weigh the feature spaces.")
     elif anomalies and np.ptp(detector.weights_) == 0:
-        lines.append(f"{anomalies_text(anomalies)}: by them, all feature spaces count alike.")
+        lines.append(f"{counted(anomalies, 'known anomaly')}: by them, all feature spaces count alike.")
     elif anomalies:
         weights = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(detector.feature_spaces_, detector.weights_))
-        lines.append(f"{anomalies_text(anomalies)}: feature spaces weigh {weights}.")
+        lines.append(f"{counted(anomalies, 'known anomaly')}: feature spaces weigh {weights}.")
     alarms = FalseAlarms.of(detector)
     if alarms is not None:
         lines.append(str(alarms))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from skl_transformaly.cli._app import Mistake, Output, Weights, command, plain
+from skl_transformaly.cli._console import counted
 from skl_transformaly.cli._inputs import check_folder, check_model, check_writable, load_model
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def watch(
             watcher = Watcher(detector, file, arrivals, actions, on_row=on_row, warn=tell.warn, stopping=stopping)
             watcher.run(interval, once=once, idle=lambda: show(watcher))
         if actions.waiting:
-            tell.warn(f"still to be moved or told of at the next start: {_anomalies(actions.waiting)}.")
+            tell.warn(f"still to be moved or told of at the next start: {counted(actions.waiting, 'anomaly')}.")
         tell.note(f"{out}: {_state(watcher)}.")
 
 
@@ -170,7 +171,7 @@ def _display(tell: Output, folder: Path) -> Iterator[tuple[Callable[[dict], None
 
 def _state(watcher: Watcher) -> str:
     counts = watcher.counts
-    parts = [f"{counts.scored} scored", _anomalies(counts.anomalies)]
+    parts = [f"{counts.scored} scored", counted(counts.anomalies, "anomaly")]
     if counts.unreadable:
         parts.append(f"{len(counts.unreadable)} unreadable")
     if watcher.arrivals.waiting:
@@ -178,7 +179,3 @@ def _state(watcher: Watcher) -> str:
     if watcher.actions.waiting:
         parts.append(f"{watcher.actions.waiting} to be moved or told of")
     return ", ".join(parts)
-
-
-def _anomalies(number: int) -> str:
-    return f"{number} anomal{'y' if number == 1 else 'ies'}"

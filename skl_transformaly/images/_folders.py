@@ -162,8 +162,6 @@ def display_path(path: str | os.PathLike) -> str:
     Control characters, line separators, marks that change the direction of text, and bytes that are not UTF-8 are shown
     as escapes.
 
-    Examples
-    --------
     >>> print(display_path("red\x1b[31m\u202egpj.png"))
     red\x1b[31m\u202egpj.png
     >>> print(display_path(b"caf\xe9.png".decode("utf-8", "surrogateescape")))

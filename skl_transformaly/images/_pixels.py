@@ -16,7 +16,17 @@ from skl_transformaly.images._depth import decode_deep, deep_tiles, exif_orienta
 from skl_transformaly.images._formats import expand_user, url_advice, what_else
 from skl_transformaly.images._values import SKIP_ADVICE, ImageError, check_layout, checked
 
-__all__ = ["as_rgb", "decode_bytes", "decode_file", "decode_pil", "eight_bits", "file_shape", "least_side"]
+__all__ = [
+    "as_rgb",
+    "decode_bytes",
+    "decode_file",
+    "decode_pil",
+    "eight_bits",
+    "file_shape",
+    "least_side",
+    "map_colours",
+    "shrunk",
+]
 
 # A JPEG may be decoded at a part of its size that is at least this many times what it is resized to, and at least so
 # many pixels high and wide: smaller images take little time in any case. What it changes is measured by
@@ -133,6 +143,23 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
         laid = Image.fromarray(image)
         return np.asarray(Image.alpha_composite(Image.new("RGBA", laid.size, "white"), laid).convert("RGB"))
     return np.broadcast_to(image, (*image.shape[:2], 3))
+
+
+def shrunk(values: np.ndarray, scale: float) -> np.ndarray:
+    """A map (H, W) of floats, `scale` times as large."""
+    size = [max(1, round(side * scale)) for side in values.shape[::-1]]
+    return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
+
+
+def map_colours(values: np.ndarray, low: float, high: float) -> Image.Image:
+    """A picture of a map to lay over an image: nothing up to `low`, then yellow to red, strongest from `high` on."""
+    strength = np.clip((values - low) / (high - low), 0, 1)
+    colour = np.empty((*strength.shape, 4), dtype=np.uint8)
+    colour[..., 0] = 255
+    colour[..., 1] = np.rint(220 * (1 - strength))
+    colour[..., 2] = np.rint(40 * (1 - strength))
+    colour[..., 3] = np.rint(200 * np.sqrt(strength))
+    return Image.fromarray(colour)
 
 
 def decode_pil(image: Image.Image) -> np.ndarray:

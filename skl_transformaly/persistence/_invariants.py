@@ -194,12 +194,7 @@ def _check_training(detector: TransformalyDetector, sizes: dict[str, int]) -> No
 
 
 def check_threshold(detector: Any) -> None:
-    """An `offset_` that follows from the scores of the fit and from the rate that is asked for.
-
-    Raises
-    ------
-    Refused
-    """
+    """An `offset_` that follows from the scores of the fit and from the rate that is asked for."""
     if isinstance(detector, ConformalDetector):
         _check_conformal_threshold(detector)
         return

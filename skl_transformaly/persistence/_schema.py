@@ -41,34 +41,19 @@ LEFT_OUT = frozenset(("memory", "checkpoint"))
 
 @dataclass(frozen=True)
 class Spec:
-    """A class that a file may name.
-
-    Attributes
-    ----------
-    cls : type
-    attributes : dict of str to Check
-        Attributes that `fit` sets and that are stored as they are, in the order in which they are checked.
-    optional : set of str
-        Those of them that may be missing.
-    derived : set of str
-        Attributes that are not stored: `restore` makes them again, or they belong to this process alone.
-    packed : dict of str to Check
-        What ``pack(part, writer)`` returns, and ``restore(part, packed, reader)`` makes attributes of: state that is
-        not stored as it is.
-    portable : callable
-        Changes parameters that mean something on this machine alone.
-    check : callable
-        ``check(part, sizes)`` refuses attributes that do not go together; `sizes` are those of the axes.
-    """
+    """A class that a file may name."""
 
     cls: Any
+    # what `fit` sets and is stored as it is, in the order in which it is checked
     attributes: Mapping[str, f.Check] = field(default_factory=dict)
-    optional: frozenset[str] = frozenset()
-    derived: frozenset[str] = frozenset()
-    packed: Mapping[str, f.Check] = field(default_factory=dict)
+    optional: frozenset[str] = frozenset()  # those of them that may be missing
+    derived: frozenset[str] = frozenset()  # not stored: `restore` makes them, or they belong to this process alone
+    packed: Mapping[str, f.Check] = field(default_factory=dict)  # what `pack` returns, not stored as it is
     pack: Callable[[Any, Writer], dict[str, Any]] = lambda part, writer: {}
     restore: Callable[[Any, dict[str, Any], Reader], None] = lambda part, packed, reader: None
+    # changes parameters that mean something on this machine alone
     portable: Callable[[dict[str, Any]], dict[str, Any]] = lambda params: params
+    # refuses attributes that do not go together; sizes are those of the axes
     check: Callable[[Any, dict[str, int]], None] = lambda part, sizes: None
 
 

@@ -6,7 +6,8 @@ import base64
 import io
 
 import numpy as np
-from PIL import Image
+
+from skl_transformaly.images._pixels import map_colours, shrunk
 
 __all__ = ["MAP_FROM", "MAP_SIDE", "paint"]
 
@@ -22,18 +23,9 @@ def paint(values: np.ndarray) -> dict[str, float | str]:
     Returns ``png``, base64 of an RGBA picture of at most 256 pixels a side, to be stretched over the image; ``from``
     and ``to``, the values of the faintest and of the strongest colour; ``peak``, the largest value.
     """
-    height, width = values.shape
-    scale = min(1.0, MAP_SIDE / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
+    small = shrunk(values, min(1.0, MAP_SIDE / max(values.shape)))
     to = max(_MAP_TO, float(np.percentile(small, 99.5)))
-    strength = np.clip((small - MAP_FROM) / (to - MAP_FROM), 0, 1)
-    colour = np.empty((*strength.shape, 4), dtype=np.uint8)
-    colour[..., 0] = 255
-    colour[..., 1] = np.rint(220 * (1 - strength))
-    colour[..., 2] = np.rint(40 * (1 - strength))
-    colour[..., 3] = np.rint(200 * np.sqrt(strength))
     file = io.BytesIO()
-    Image.fromarray(colour).save(file, "PNG")
+    map_colours(small, MAP_FROM, to).save(file, "PNG")
     png = base64.b64encode(file.getvalue()).decode()
     return {"png": png, "from": MAP_FROM, "to": to, "peak": float(values.max())}

@@ -60,14 +60,7 @@ class Cache:
     def __call__(self, what: str, key: dict[str, Any], compute: Callable[[], T]) -> T:
         """Return the result of `compute`, from the cache if it holds one under `what` and `key`.
 
-        Parameters
-        ----------
-        what : str
-            Kind of result.
-        key : dict
-            All that the result depends on, as numbers, strings and nests of them.
-        compute : callable
-            Takes nothing. What it raises is raised.
+        `key` is all that the result depends on, as numbers, strings and nests of them. What `compute` raises is raised.
         """
         if self._call is None:
             return compute()

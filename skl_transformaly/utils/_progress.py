@@ -21,8 +21,6 @@ _WATCHER: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 def watched(watcher: Watcher) -> Iterator[None]:
     """Tell `watcher` of all progress within the block, instead of drawing bars.
 
-    Examples
-    --------
     >>> with watched(print), Progress("Reading", 2) as progress:
     ...     progress.update()
     Reading 0 2
