@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
-from scipy.spatial.distance import pdist
+from scipy.spatial.distance import cdist, pdist
 from sklearn.decomposition import PCA
+from sklearn.preprocessing import normalize as unit_length
 
 from skl_transformaly._gaussian import GaussianDensity
 from skl_transformaly._space import FeatureSpace
@@ -26,6 +28,8 @@ _SHARE = 0.1
 _SAMPLE, _DIRECTIONS = 500, 8
 # Shares that are left out in the first rounds: what begins with half of the images is not led by what is to be found.
 _SHRINKING = (0.5, 0.4, 0.3, 0.2, 0.1)
+# By what factor the second end must be further away to be preferred to the first.
+_CLEARLY = 1.2
 # Rounds after those, after which a set of images that still changes is taken as it is.
 _ROUNDS = 5
 
@@ -68,9 +72,13 @@ def least_normal(
 ) -> np.ndarray:
     """Positions, ascending, of a share of the images that are least like the others, by a fit without them.
 
-    As in the concentration steps of FAST-MCD [1]_: Gaussians are fitted to the half of the images that seemed most
-    normal, all images are scored by these, each without itself, fewer are left out, and so on until the same images are
-    left out again. Neighbours would not do: a few anomalies of one kind are neighbours of each other.
+    As in the concentration steps of FAST-MCD [1]_, Gaussians are fitted to the images that seemed most normal, all
+    images are scored by these, each without itself, fewer are left out, and so on until the same images are left out
+    again. Neighbours would not do: a few anomalies of one kind are neighbours of each other.
+
+    Where this ends depends on where it begins: once with all images, once with the most central half, by the median of
+    distances to the others in the first space. Of the two ends the one whose left out images are further from the rest
+    is taken; the second only if it is clearly so.
 
     `features` and the `sizes` of their groups are by space; duplicates have the same number in `groups`.
 
@@ -79,21 +87,58 @@ def least_normal(
     """
     n = len(groups)
     count = min(round(share * n), n - 2)
-    left_out: set[int] = set()
-    rounds = [max(count, int(n * share)) for share in _SHRINKING] + [count] * _ROUNDS
-    for most in rounds if count > 0 else ():
-        kept = np.array([i for i in range(n) if i not in left_out])
-        if len(np.unique(groups[kept])) < 2:
+    if count < 1:
+        return np.empty(0, dtype=np.intp)
+    scored = partial(_scored_without, features, sizes, groups, normalize=normalize)
+    everything = [max(count, int(n * part)) for part in _SHRINKING]
+    found, depth = _concentrate(scored, groups, np.arange(0), everything + [count] * _ROUNDS, count)
+    outer = _outer_half(next(iter(features.values())))
+    if len(np.unique(np.delete(groups, outer))) < 2:
+        return found
+    central, central_depth = _concentrate(scored, groups, outer, [count] * _ROUNDS, count)
+    return central if central_depth < _CLEARLY * min(depth, 0.0) else found
+
+
+def _concentrate(
+    scored: Callable[[np.ndarray], np.ndarray],
+    groups: np.ndarray,
+    left_out: np.ndarray,
+    rounds: Sequence[int],
+    count: int,
+) -> tuple[np.ndarray, float]:
+    """Leave out as many images in each round as it says; at last `count`. Returns them, and their mean score."""
+    scores = scored(left_out)
+    for most in rounds:
+        found = np.sort(np.argsort(scores, kind="stable")[:most])
+        if len(np.unique(np.delete(groups, found))) < 2 or (most == count and np.array_equal(found, left_out)):
             break
-        scores = np.zeros(n)
-        for name, Z in features.items():
-            space = FeatureSpace(GaussianDensity(), normalize=normalize)
-            space.fit(Z[kept], sizes=sizes.get(name), groups=groups[kept])
-            parts = space.score_samples(Z)
-            parts[kept] = space.held_out_parts_
-            scores += parts
-        found = set(np.argsort(scores, kind="stable")[:most].tolist())
-        if found == left_out and most == count:
-            break
-        left_out = found
-    return np.array(sorted(left_out), dtype=np.intp)
+        left_out, scores = found, scored(found)
+    return left_out, float(scores[left_out].mean())
+
+
+def _scored_without(
+    features: Mapping[str, np.ndarray],
+    sizes: Mapping[str, Sequence[int]],
+    groups: np.ndarray,
+    left_out: np.ndarray,
+    *,
+    normalize: bool,
+) -> np.ndarray:
+    """Scores of all images by Gaussians of all but those left out; of what is fitted, each without itself."""
+    kept = np.setdiff1d(np.arange(len(groups)), left_out)
+    scores = np.zeros(len(groups))
+    for name, Z in features.items():
+        space = FeatureSpace(GaussianDensity(), normalize=normalize)
+        space.fit(Z[kept], sizes=sizes.get(name), groups=groups[kept])
+        parts = space.score_samples(Z)
+        parts[kept] = space.held_out_parts_
+        scores += parts
+    return scores
+
+
+def _outer_half(Z: np.ndarray) -> np.ndarray:
+    """The half of the images that lies furthest from the others, in ascending order."""
+    unit = unit_length(Z)
+    sample = unit[np.linspace(0, len(Z) - 1, min(len(Z), _SAMPLE)).round().astype(int)]
+    far = np.median(cdist(unit, sample), axis=1)
+    return np.sort(np.argsort(-far, kind="stable")[: len(Z) // 2])
