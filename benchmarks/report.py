@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from page import publish
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
@@ -84,10 +85,7 @@ def main() -> None:
         "|---|---|---|---|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in rows),
     ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if options.out:
-        options.out.write_text(text)
+    publish(lines, options.out)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from hostile import KINDS, exchange, form
+from page import publish
 
 from skl_transformaly import TransformalyDetector, load, save
 from skl_transformaly.export import to_onnx
@@ -282,10 +283,7 @@ def main() -> None:
         "",
         *attack,
     ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if options.out:
-        options.out.write_text(text)
+    publish(lines, options.out)
 
 
 if __name__ == "__main__":

@@ -296,26 +296,12 @@ def _unreadable(detector: Any, paths: list[str]) -> dict[str, str]:
 
 def _provenance(detector: Any, found: FoundFiles, unreadable: dict[str, str], seed: int, seconds: float) -> Provenance:
     """What the model file keeps of how it was made."""
-    from skl_transformaly.cli._provenance import Provenance, describe, relative_to_root
+    from skl_transformaly.cli._provenance import Provenance
 
-    paths, scores = found.paths, detector.training_scores_
     learned = detector.training_labels_ == 1
-    readable = [i for i, path in enumerate(paths) if path not in unreadable and learned[i]]
-    place = {i: k for k, i in enumerate(readable)}
-    root, names = relative_to_root(paths)
-    return Provenance(
-        root=root,
-        files=[names[i] for i in readable],
-        fitted=[place.get(i, -1) for i in range(len(paths))],
-        scores=[float(scores[i]) for i in readable],
-        digests=[bytes(detector.training_digests_[i]).hex() for i in readable],
-        unreadable={names[i]: unreadable[path] for i, path in enumerate(paths) if path in unreadable},
-        hidden=found.hidden,
-        other=found.other,
-        seed=seed,
-        seconds=round(seconds, 1),
-        settings=describe(detector),
-    )
+    readable = [i for i, path in enumerate(found.paths) if path not in unreadable and learned[i]]
+    numbers: dict[str, Any] = {"hidden": found.hidden, "other": found.other, "seconds": round(seconds, 1)}
+    return Provenance.of(detector, found.paths, readable, unreadable, seed=seed, **numbers)
 
 
 def _tell(

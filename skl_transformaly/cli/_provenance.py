@@ -90,6 +90,26 @@ class Provenance:
     # whether this process made it: anybody may have written a file, so no folder that it names is opened
     own: bool = field(default=True, compare=False)
 
+    @classmethod
+    def of(
+        cls, detector: Any, paths: Sequence[str], kept: Sequence[int], unreadable: Mapping[str, str], **more: Any
+    ) -> Provenance:
+        """How a fitted detector was made: the images of its fit at `paths`, of which those at `kept` are named."""
+        place = {i: k for k, i in enumerate(kept)}
+        known = list(dict.fromkeys([*filter(None, paths), *unreadable]))
+        root, relative = relative_to_root(known)
+        names = dict(zip(known, relative))
+        scores = detector.training_scores_
+        return cls(
+            root=root,
+            files=[names[paths[i]] for i in kept],
+            fitted=[place.get(i, -1) for i in range(len(paths))],
+            scores=[None if np.isnan(scores[i]) else float(scores[i]) for i in kept],
+            digests=[bytes(detector.training_digests_[i]).hex() for i in kept],
+            unreadable={names[path]: why for path, why in unreadable.items()},
+            **{"settings": describe(detector), **more},
+        )
+
     def to_json(self) -> dict[str, Any]:
         """As numbers, strings, lists and dicts."""
         return {name: value for name, value in asdict(self).items() if name != "own"}
@@ -142,9 +162,9 @@ def _stays_below(name: str) -> bool:
 
 
 def relative_to_root(paths: Sequence[str]) -> tuple[str, list[str]]:
-    """Give the deepest folder that holds all `paths`, absolute, and each path from there."""
+    """Give the deepest folder that holds all `paths`, absolute, and each path from there; "" of no paths."""
     whole = [os.path.abspath(path) for path in paths]
-    root = os.path.commonpath([os.path.dirname(path) for path in whole])
+    root = os.path.commonpath([os.path.dirname(path) for path in whole]) if whole else ""
     return root, [str(Path(path).relative_to(root)) for path in whole]
 
 

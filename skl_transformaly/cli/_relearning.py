@@ -15,7 +15,7 @@ import numpy as np
 from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly.cli._app import Mistake
 from skl_transformaly.cli._console import counted
-from skl_transformaly.cli._provenance import Provenance, describe, image_facts, reason, relative_to_root
+from skl_transformaly.cli._provenance import Provenance, describe, image_facts, reason
 from skl_transformaly.images._folders import FoundFiles
 from skl_transformaly.images._images import as_images
 from skl_transformaly.images._values import ImageError
@@ -121,10 +121,7 @@ class Earlier:
         paths = [*self.paths, *lessons.normal, *lessons.anomalies]
         kept = [i for i, path in enumerate(paths) if path and detector.training_labels_[i] != _FORGOTTEN]
         kept = [i for i in kept if detector.training_digests_[i].any()]
-        place = {i: k for k, i in enumerate(kept)}
-        outside = [*lessons.unreadable, *(os.path.join(made.root, name) for name in made.unreadable)]
-        root, names = relative_to_root([*(paths[i] for i in kept), *outside]) if kept else (made.root, [])
-        scores = detector.training_scores_
+        earlier = {os.path.join(made.root, name): why for name, why in made.unreadable.items()}
         update = f"{len(lessons.normal)} learned, {len(lessons.taken_back)} taken back, " + (
             f"{counted(len(lessons.anomalies), 'known anomaly')}, "
             f"students {'learned anew' if self.solved and exact else 'as they were'}"
@@ -132,20 +129,19 @@ class Earlier:
         settings = describe(detector)
         history = [made.settings.get("updates", ""), f"{datetime.now(timezone.utc):%Y-%m-%d}: {update}"]
         settings["updates"] = "; ".join(text for text in history if text)
-        reasons = [*lessons.unreadable.values(), *made.unreadable.values()]
-        return Provenance(
-            root=root,
-            files=names[: len(kept)],
-            fitted=[place.get(i, -1) for i in range(len(paths))],
-            scores=[None if np.isnan(scores[i]) else float(scores[i]) for i in kept],
-            digests=[bytes(detector.training_digests_[i]).hex() for i in kept],
-            unreadable=dict(zip(names[len(kept) :], reasons)),
+        after = Provenance.of(
+            detector,
+            paths,
+            kept,
+            {**lessons.unreadable, **earlier},
             hidden=made.hidden + (new.hidden if new else 0),
             other=made.other + (new.other if new else 0),
             seed=made.seed,
             seconds=round(seconds, 1),
             settings=settings,
         )
+        after.root = after.root or made.root
+        return after
 
 
 @dataclass

@@ -24,8 +24,11 @@ class _AnomalyCurve:
     are negated if `pos_label` is -1. This comes before one of scikit-learn's displays among the bases.
     """
 
-    # From labels and scores of each fold, and the positive label: arguments of the display
-    _curves: Callable[[list[tuple[np.ndarray, np.ndarray]], int], dict[str, list]]
+    # scikit-learn's function that returns the points of a curve, and what the display calls their two coordinates
+    _points: Callable[..., tuple[np.ndarray, ...]]
+    _coordinates: tuple[str, str]
+    # from the points of a curve, labels and scores of its fold, and the positive label: all else that the display takes
+    _summary: Callable[..., dict[str, float]]
 
     @classmethod
     def from_estimator(cls, estimator: Any, X: Any, y: Any, *, pos_label: int = -1, name: str | None = None, **kwargs):
@@ -119,9 +122,14 @@ class _AnomalyCurve:
         ValueError
             `y` does not hold both +1 and -1 in each test fold, or other labels; or estimators or indices are missing.
         """
-        folds = _folds(cv_results, X, y, pos_label)
+        arguments: dict[str, list] = {}
+        for fold in _folds(cv_results, X, y, pos_label):
+            points = cls._points(*fold, pos_label=pos_label)[:2]
+            found = {**dict(zip(cls._coordinates, points)), **cls._summary(points, fold, pos_label)}
+            for argument, value in found.items():
+                arguments.setdefault(argument, []).append(value)
         display: Any = cls
-        return display(**cls._curves(folds, pos_label), name=name, pos_label=pos_label).plot(**kwargs)
+        return display(**arguments, name=name, pos_label=pos_label).plot(**kwargs)
 
 
 class AnomalyRocCurveDisplay(_AnomalyCurve, metrics.RocCurveDisplay):
@@ -138,11 +146,11 @@ class AnomalyRocCurveDisplay(_AnomalyCurve, metrics.RocCurveDisplay):
     1.0
     """
 
+    _points, _coordinates = staticmethod(roc_curve), ("fpr", "tpr")
+
     @staticmethod
-    def _curves(folds: list[tuple[np.ndarray, np.ndarray]], pos_label: int) -> dict[str, list]:
-        curves = [roc_curve(*fold, pos_label=pos_label)[:2] for fold in folds]
-        fprs, tprs = (list(parts) for parts in zip(*curves))
-        return {"fpr": fprs, "tpr": tprs, "roc_auc": [auc(fpr, tpr) for fpr, tpr in curves]}
+    def _summary(points: tuple, fold: tuple, pos_label: int) -> dict[str, float]:
+        return {"roc_auc": auc(*points)}
 
 
 class AnomalyPrecisionRecallDisplay(_AnomalyCurve, metrics.PrecisionRecallDisplay):
@@ -159,15 +167,13 @@ class AnomalyPrecisionRecallDisplay(_AnomalyCurve, metrics.PrecisionRecallDispla
     0.5
     """
 
+    _points, _coordinates = staticmethod(precision_recall_curve), ("precision", "recall")
+
     @staticmethod
-    def _curves(folds: list[tuple[np.ndarray, np.ndarray]], pos_label: int) -> dict[str, list]:
-        curves = [precision_recall_curve(*fold, pos_label=pos_label)[:2] for fold in folds]
-        precisions, recalls = (list(parts) for parts in zip(*curves))
+    def _summary(points: tuple, fold: tuple, pos_label: int) -> dict[str, float]:
         return {
-            "precision": precisions,
-            "recall": recalls,
-            "average_precision": [average_precision_score(*fold, pos_label=pos_label) for fold in folds],
-            "prevalence_pos_label": [float(np.mean(labels == pos_label)) for labels, _ in folds],
+            "average_precision": average_precision_score(*fold, pos_label=pos_label),
+            "prevalence_pos_label": float(np.mean(fold[0] == pos_label)),
         }
 
 

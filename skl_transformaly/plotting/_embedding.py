@@ -21,9 +21,7 @@ __all__ = ["EmbeddingDisplay"]
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class EmbeddingDisplay(Display):
-    """Map of a feature space in two dimensions.
-
-    Made by :meth:`from_estimator` or :meth:`from_predictions`, and drawn by ``Axes.scatter``.
+    """Map of a feature space in two dimensions, drawn by ``Axes.scatter``.
 
     Parameters
     ----------

@@ -20,9 +20,7 @@ __all__ = ["ExtremeImagesDisplay"]
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ExtremeImagesDisplay(Display):
-    """The most and the least normal images, with their anomaly maps.
-
-    Made by :meth:`from_estimator` or :meth:`from_predictions`; maps are drawn by ``Axes.imshow``.
+    """The most and the least normal images, with their anomaly maps, which ``Axes.imshow`` draws.
 
     Parameters
     ----------

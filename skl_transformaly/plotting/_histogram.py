@@ -19,9 +19,7 @@ _MAX_BINS = 100
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ScoreHistogramDisplay(Display):
-    """Histogram of scores, with the threshold and, if the detector has them, p-values.
-
-    Made by :meth:`from_estimator` or :meth:`from_predictions`, and drawn by ``Axes.stairs``.
+    """Histogram of scores, with the threshold and, if the detector has them, p-values; drawn by ``Axes.stairs``.
 
     Parameters
     ----------

