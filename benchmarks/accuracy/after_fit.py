@@ -1,10 +1,10 @@
 """After the first fit: folders that are not clean, and anomalies that are known.
 
-    python benchmarks/accuracy/after_fit.py --data view cats_vs_dogs cifar10 > benchmarks/accuracy/AFTER_FIT.md
+    python benchmarks/accuracy/after_fit.py --data view cats_vs_dogs cifar10 --students view cats_vs_dogs
 
 The teacher runs once over a data set. What TransformalyDetector does with its features is then done for each class as
-normal: `trim` on training images into which others were mixed, and weights of the spaces from known anomalies. Students
-are left out: they would run anew in each fit.
+normal: `trim` on training images into which others were mixed, and weights of the spaces from known anomalies, over
+several draws. Students would run anew in each fit: `--students` adds tables of whole detectors with them, of one draw.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ import numpy as np
 import torch
 from data import NAMES, Data, load
 from few import teacher_features
+from run import extractor
+from shared_pass import parts_of_many
 from sklearn.ensemble import IsolationForest
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 from sklearn.preprocessing import normalize
 
 import skl_transformaly
+from skl_transformaly import TransformalyDetector
 from skl_transformaly._cleaning import least_normal
 from skl_transformaly._fusion import held_out_threshold
 from skl_transformaly._space import FeatureSpace
@@ -101,11 +104,58 @@ def known(data: Data, features: dict, sizes: dict, label: int) -> dict[tuple[str
     return found
 
 
+def whole(data: Data, label: int, options: argparse.Namespace) -> dict[str, float]:
+    """AUROC of detectors with students: clean, mixed, trimmed, and with known anomalies of the next class."""
+    rng = np.random.default_rng(label)
+    train, test = data.labels[: data.n_train], np.arange(data.n_train, len(data.labels))
+    good, others = np.flatnonzero(train == label), np.flatnonzero(train != label)
+    mixed = np.concatenate([good, rng.choice(others, round(0.05 * len(good) / 0.95), replace=False)])
+    kind = (label + 1) % len(data.classes)
+    pool = rng.permutation(np.flatnonzero(train == kind))[: COUNTS[-1]]
+    detectors = []
+    for rows, trim in ((good, 0.0), (mixed, 0.0), (mixed, 0.075)):
+        detector = TransformalyDetector(extractor(options.teacher, options.precision), trim=trim, random_state=0)
+        detectors.append(detector.fit([data.images[i] for i in rows]))
+    images = [data.images[i] for i in np.concatenate([test, pool])]
+    parts = [np.column_stack(list(found.values())) for found in parts_of_many(detectors, images)]
+    normal = data.labels[test] == label
+    found = {
+        name: roc_auc_score(normal, own[: len(test)].sum(axis=1))
+        for name, own in zip(("clean", "5 % mixed in", "the same, trimmed"), parts)
+    }
+    for count in COUNTS:
+        weights = space_weights(detectors[0].training_parts_, parts[0][len(test) :][:count])
+        for name, rows in (
+            ("that kind", np.isin(data.labels[test], (label, kind))),
+            ("other kinds", data.labels[test] != kind),
+        ):
+            if not normal[rows].all():
+                found[f"{name}, {count} known"] = roc_auc_score(normal[rows], (parts[0][: len(test)] @ weights)[rows])
+    return found
+
+
+def print_whole(options: argparse.Namespace) -> None:
+    """The tables of whole detectors."""
+    print(
+        "\n## The same with students\n\nWhole detectors, one draw a class: AUROC on clean test images; then with known "
+        "anomalies of the class that comes next.\n"
+    )
+    for i, name in enumerate(options.students):
+        data = load(name)
+        rows = [whole(data, label, options) for label in range(len(data.classes))]
+        columns = list(rows[0])
+        if not i:
+            print(f"| data | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
+        shown = [f"{100 * np.mean([row[key] for row in rows]):.1f}" if key in rows[0] else "-" for key in columns]
+        print(f"| {name} | {' | '.join(shown)} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", choices=NAMES, default=["view", "cats_vs_dogs", "cifar10"])
     parser.add_argument("--teacher", choices=["vit_tiny", "bundled"], default="vit_tiny")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--students", nargs="*", choices=NAMES, default=[], help="data sets for tables with students")
     options = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)  # of few known anomalies
     print(
@@ -146,6 +196,8 @@ def main() -> None:
     print("| data | anomalies to be found | known | AUROC | recall |\n|---|---|---|---|---|")
     for name, kind, count, (auroc, recall) in sorted(weighed, key=lambda row: (row[0], row[1], row[2])):
         print(f"| {name} | of {kind} | {count} | {100 * auroc:.1f} | {100 * recall:.1f} |")
+    if options.students:
+        print_whole(options)
 
 
 if __name__ == "__main__":
