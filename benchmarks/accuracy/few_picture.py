@@ -114,10 +114,10 @@ def main() -> None:
             if measured == "false alarms":
                 axis.axhline(RATE, color="black", linestyle="--", linewidth=1)
                 axis.annotate("contamination", (numbers[-1], RATE), ha="right", va="top", fontsize=9)
-                axis.set_ylim(bottom=0)
             last[teacher] = axis, ends
         grid[-1, column].set_xlabel("normal images for the fit")
-    # once both teachers' lines have set the limits
+    # limits and names wait for the lines of both teachers
+    grid[0, list(PANELS).index("false alarms")].set_ylim(bottom=0)
     for axis, ends in last.values():
         name_lines(axis, ends)
     figure.savefig(options.out, dpi=130)
