@@ -12,6 +12,7 @@ from sklearn.utils.validation import validate_data
 from skl_transformaly.images._columns import settled
 from skl_transformaly.images._images import as_images, from_array, is_table
 from skl_transformaly.images._items import EXPECTED, without_mask
+from skl_transformaly.images._samples import shaped
 from skl_transformaly.images._sequence import Images
 
 __all__ = ["ImageInputMixin"]
@@ -124,7 +125,6 @@ def _forget_features(estimator) -> None:
 
 def _from_rows(rows: np.ndarray, image_shape: tuple[int, ...] | None, *, warn: bool) -> Images:
     if image_shape is None:
-        shape: tuple[int, ...] = (1, rows.shape[1], 1)
         if warn:
             warnings.warn(
                 f"X is rows of {rows.shape[1]} values and image_shape is None: each row is taken as a grey "
@@ -133,12 +133,6 @@ def _from_rows(rows: np.ndarray, image_shape: tuple[int, ...] | None, *, warn: b
                 UserWarning,
                 stacklevel=5,
             )
-    else:
-        shape = tuple(image_shape)
-        if len(shape) not in (2, 3) or np.prod(shape) != rows.shape[1]:
-            raise ValueError(
-                f"image_shape={image_shape!r} must be (H, W) or (H, W, C) with a product of "
-                f"{rows.shape[1]}, the number of values in a row of X."
-            )
-    # rows without a shape may be any numbers, as those of scikit-learn's own checks
-    return from_array(rows.reshape(len(rows), *shape), lenient=image_shape is None)
+        # rows without a shape may be any numbers, as those of scikit-learn's own checks
+        return from_array(rows.reshape(-1, 1, rows.shape[1]), lenient=True)
+    return from_array(shaped(rows, image_shape))

@@ -12,7 +12,7 @@ from skl_transformaly.images._columns import settled
 from skl_transformaly.images._folders import list_images
 from skl_transformaly.images._images import Images, as_images
 
-__all__ = ["as_sequence", "on_error_of", "rows_as_images", "take_samples"]
+__all__ = ["as_sequence", "on_error_of", "rows_as_images", "shaped", "take_samples"]
 
 
 def as_sequence(X: Any) -> Any:
@@ -42,12 +42,17 @@ def rows_as_images(X: Any, image_shape: tuple[int, ...] | None) -> Images:
             f"X is rows, an array of shape {rows.shape}, but images are needed. Pass image_shape=(H, W) or (H, W, C), "
             "or X of shape (n, H, W[, C])."
         )
+    # not as_images, which refuses values that are no pixels; here any will do
+    stack = shaped(rows, image_shape)
+    return Images(len(stack), stack.__getitem__, stack=stack)
+
+
+def shaped(rows: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
+    """Return rows of values as an array (n, H, W, C) of images of `image_shape`, (H, W) or (H, W, C)."""
     shape = tuple(image_shape)
     if rows.ndim != 2 or len(shape) not in (2, 3) or np.prod(shape) != rows.shape[1]:
         raise ValueError(
             f"image_shape={image_shape!r} must be (H, W) or (H, W, C), and its product the number of values in a row "
             f"of X, whose shape is {rows.shape}."
         )
-    # not as_images, which refuses values that are no pixels; here any will do
-    stack = rows.reshape(len(rows), *shape, *([1] if len(shape) == 2 else []))
-    return Images(len(stack), stack.__getitem__, stack=stack)
+    return rows.reshape(len(rows), *shape, *([1] if len(shape) == 2 else []))

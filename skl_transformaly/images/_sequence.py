@@ -84,10 +84,8 @@ class Images(Sequence):
         if not -len(self) <= i < len(self):
             raise IndexError(f"image {i} of {len(self)}")
         i %= len(self)
-        if self.stack is not None:
-            return self.stack[i]
         try:
-            return self._decode(i) if self._at_least is None else self._decode(i, at_least=self._at_least)
+            return self._one(i)
         except ImageError as error:
             raise ImageError(f"{self._name(i)}: {error}") from error
         except MemoryError as error:
@@ -148,7 +146,7 @@ class Images(Sequence):
         return joined
 
     def _one(self, i: int, at_least: int | None = None) -> np.ndarray:
-        """Decode image `i`, for sequences that hold this one: at least as large as they say, else as this one says."""
+        """Decode image `i`: at least as large as a sequence that holds this one says, else as this one says."""
         if self.stack is not None:
             return self.stack[i]
         at_least = self._at_least if at_least is None else at_least
