@@ -131,7 +131,6 @@ def _parse_multipart(boundary: bytes, body: bytes, limits: Limits) -> list[Uploa
             _too_many(limits)
         file.file_object.seek(0)
         uploads.append(Upload((file.file_name or b"").decode("utf-8", "replace"), file.file_object.read()))
-        file.close()
 
     def refuse(field: Field) -> None:
         raise Refusal(422, "field", f"A field of the form is not a file. {_EXPECTED}.")
