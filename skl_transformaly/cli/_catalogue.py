@@ -28,7 +28,7 @@ def bundled_at_hand() -> bool:
 
 
 def hub_models(pattern: str = "*") -> dict[str, bool]:
-    """Timm's models with weights whose names match ``*`` and ``?``, and whether a download of these is cached."""
+    """Timm's models with weights that match a pattern of ``*`` and ``?``, and whether the weights are in a cache."""
     return {name: _cached(name) for name in timm.list_models(pattern, pretrained=True)}
 
 

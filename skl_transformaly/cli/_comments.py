@@ -34,7 +34,10 @@ def comments(
     classes: Mapping[str, Mapping[str, Any]],
     alarms: FalseAlarms | None,
 ) -> list[str]:
-    """Comment in at least one sentence on an evaluation: figures of `evaluate_scores`, classes of `per_class`."""
+    """Comment on an evaluation in at least one sentence.
+
+    `figures` are those of `evaluate_scores`, `classes` those of `per_class`, and `alarms` what the model lets expect.
+    """
     auroc = figures["auroc"]
     found = [
         _on_auroc(auroc.value),

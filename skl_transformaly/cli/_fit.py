@@ -201,7 +201,7 @@ def _normal_images(names: list[str]) -> FoundFiles:
 
 
 class _Kept:
-    """A folder in which trained students outlive a fit that is stopped: beside the model file, or one `chosen`."""
+    """Folder in which trained students outlive a fit that is stopped: beside the model file, or the user's own."""
 
     def __init__(self, output: Path, chosen: Path | None):
         self.folder = output.with_name(output.name + ".students") if chosen is None else chosen

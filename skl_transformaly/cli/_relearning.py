@@ -113,11 +113,9 @@ class Earlier:
         images = as_images(paths, on_error="skip")
         self.detector._images_seen = self.detector._images(images, reset=False)
 
-    def provenance_after(
-        self, detector: Any, lessons: Lessons, exact: bool, seconds: float, new: FoundFiles | None
-    ) -> Provenance:
-        """How the updated model was made."""
-        made = self.made
+    def provenance_after(self, lessons: Lessons, exact: bool, seconds: float, new: FoundFiles | None) -> Provenance:
+        """How the model is made once the detector has learned the lessons."""
+        detector, made = self.detector, self.made
         paths = [*self.paths, *lessons.normal, *lessons.anomalies]
         kept = [i for i, path in enumerate(paths) if path and detector.training_labels_[i] != _FORGOTTEN]
         kept = [i for i in kept if detector.training_digests_[i].any()]

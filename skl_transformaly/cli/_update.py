@@ -79,7 +79,7 @@ def update(
     before = {"images": earlier.learned, "threshold": float(detector.offset_)}
     start = time.perf_counter()
     exact = _learn(detector, earlier, lessons, out)
-    made = earlier.provenance_after(detector, lessons, exact, time.perf_counter() - start, new)
+    made = earlier.provenance_after(lessons, exact, time.perf_counter() - start, new)
 
     from skl_transformaly.persistence import save
 

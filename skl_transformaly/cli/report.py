@@ -58,7 +58,7 @@ _SAMPLED = 500
 
 @dataclass(frozen=True)
 class Origin:
-    """What the command line knows of a model and of images, for the page to tell.
+    """What the command line knows of the model and of the images, for the page.
 
     Attributes
     ----------

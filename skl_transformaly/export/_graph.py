@@ -227,7 +227,7 @@ class Space(_Constants):
 
 
 class Share(_Constants):
-    """P-values of scores, float64 (N,), by scores of held-out normal images: as `p_values`, or interpolated."""
+    """P-values, float64 (N,), among the scores of held-out normal images: as `p_values` has them, or interpolated."""
 
     def __init__(self, scores: np.ndarray, *, interpolated: bool):
         values = quantile_knots(np.sort(scores)) if interpolated else scores

@@ -34,7 +34,7 @@ class Chunks:
             yield batch[start : start + size]
 
     def __call__(self, function: Callable[[Any], T], batch: Any) -> list[T]:
-        """Results of `function` for the parts of `batch`, whose size is halved until they fit or one image does not."""
+        """Results of `function` for the parts of `batch`, which are halved until they fit."""
         while True:
             try:
                 return [function(part) for part in self.parts(batch)]

@@ -17,9 +17,9 @@ _CONVERT = "Convert: y = np.where(y_is_anomaly, -1, 1)."
 
 
 def check_labels(y: Any, who: str, *, both: bool = False) -> np.ndarray:
-    """Return labels as int64 (n_samples,); ValueError if one is not +1 or -1, or if `both` are needed and one lacks.
+    """Return labels as int64 (n_samples,); `who` needs them and refuses any but +1 and -1.
 
-    `who` needs the labels, for the message.
+    With `both`, there must be labels of both kinds.
 
     >>> check_labels([1.0, -1.0, 1.0], "A curve", both=True)
     array([ 1, -1,  1])
