@@ -55,12 +55,12 @@ def draw(axis: plt.Axes, rows: list[dict], measured: str) -> list[tuple]:
         if not mine:
             continue
         n = [int(row["images"]) for row in mine]
-        mean = np.array([float(row[measured]) for row in mine])
+        # cells are "mean" or "mean ± error", and "low to high"
+        mean = np.array([float(row[measured].split()[0]) for row in mine])
+        error = np.array([float(row[measured].partition("±")[2] or 0) for row in mine])
+        low, high = np.clip([mean - error, mean + error], 0, 100)
         if measured == "false alarms":
-            low, high = (np.array([float(row[f"{measured}, {share} %"]) for row in mine]) for share in (5, 95))
-        else:
-            error = np.array([float(row[f"± {measured}"] or 0) for row in mine])
-            low, high = np.clip([mean - error, mean + error], 0, 100)
+            low, high = np.array([row["nine of ten fits"].split(" to ") for row in mine], dtype=float).T
         axis.plot(n, mean, marker="o", markersize=3, color=colour)
         axis.fill_between(n, low, high, color=colour, alpha=0.12, linewidth=0)
         ends.append((n[-1], mean[-1], title, colour))

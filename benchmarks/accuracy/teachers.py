@@ -37,7 +37,7 @@ HEAD = """\
 # Teachers
 
 `python benchmarks/accuracy/teachers.py`: AUROC from rows.csv (`python benchmarks/accuracy/run.py fit`): mean over
-classes, each in turn normal, per cent; "-" was not measured. Times: {images} photographs of cats learned and as many
+classes, each in turn normal, per cent. Times: {images} photographs of cats learned and as many
 others scored, from files, the default detector; medians of {repeats}, milliseconds an image.
 
 {machine}. Load of the machine, by all that ran on it: {load:.1f}.
@@ -87,7 +87,7 @@ def auroc(rows: list[dict[str, str]], teacher: str, data: str) -> str:
     """Mean over classes, each in turn normal, in per cent."""
     wanted = {"teacher": teacher, "data": data, "setting": "one class normal", "method": "all spaces"}
     found = [float(row["auroc"]) for row in rows if wanted.items() <= row.items()]
-    return f"{100 * statistics.mean(found):.1f}" if found else "-"
+    return f"{100 * statistics.mean(found):.1f}" if found else "not measured"
 
 
 def column(teacher: str, rows: list[dict[str, str]], options: argparse.Namespace) -> dict[str, str]:
