@@ -191,6 +191,25 @@ def test_files_that_a_page_names_exist(page):
         assert (ROOT / name).is_file(), name
 
 
+def script_calls(page: Path) -> list[tuple[Path, list[str]]]:
+    """Scripts of this repository that a page calls, in blocks and in the text, and the options that it names."""
+    text = page.read_text(encoding="utf-8")
+    lines = [line for code, _ in blocks(page, "bash") for line in code.splitlines()]
+    lines += [" ".join(words.split()) for words in re.findall(r"`+([^`]+)`+", text)]
+    called = [re.search(r"\bpython ((?:benchmarks|examples)/[\w/]+\.py)(.*?)(?: # |$)", line) for line in lines]
+    return [(ROOT / call[1], re.findall(r"(?<!\S)--[\w-]+", call[2])) for call in called if call]
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES if script_calls(page)])
+def test_commands_of_figures_name_options_that_exist(page):
+    for script, options in script_calls(page):
+        # scripts share parsers across folders
+        sources = "".join(
+            path.read_text(encoding="utf-8") for path in (ROOT / script.relative_to(ROOT).parts[0]).rglob("*.py")
+        )
+        assert [option for option in options if f'"{option}"' not in sources] == [], script
+
+
 def test_no_page_is_left_out_of_the_contents():
     listed = set(re.findall(r"^   (\w+)$", (ROOT / "docs" / "index.rst").read_text(), flags=re.MULTILINE))
     assert listed == {page.stem for page in PAGES if page.suffix == ".rst"} - {"index"}
