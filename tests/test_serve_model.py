@@ -222,9 +222,9 @@ def process(model, *options):
         server.stderr.close()
 
 
-def ask(port, body, kind="application/json"):
+def ask(port, body, kind="application/json", path="/score"):
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
-        connection.request("POST", "/score", body, {"Content-Type": kind})
+        connection.request("POST", path, body, {"Content-Type": kind})
         answer = connection.getresponse()
         return answer.status, json.loads(answer.read())
 
@@ -307,7 +307,9 @@ def test_a_port_in_use_and_a_missing_model_are_mistakes(model):
 def test_the_page_in_a_browser(model, tmp_path, rng):
     names = ["<img src=x onerror=window.hacked=1>.png", "second.png", "broken.png"]
     for name in names[:2]:
-        Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(tmp_path / name)
+        pixels = rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+        pixels[:30, :40] = 255  # what a map shows
+        Image.fromarray(pixels).save(tmp_path / name)
     (tmp_path / names[2]).write_bytes(b"no image")
     with process(model[0]) as (_, port), contextlib.closing(chromium(tmp_path, 1100, 900)) as browser:
         browser.get(f"http://127.0.0.1:{port}/")
@@ -315,13 +317,14 @@ def test_the_page_in_a_browser(model, tmp_path, rng):
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline and not browser.find_elements("css selector", ".card"):
             time.sleep(0.05)
-        _, expected = ask(port, as_json(*[(tmp_path / name).read_bytes() for name in names]))
+        _, expected = ask(port, as_json(*[(tmp_path / name).read_bytes() for name in names]), path="/score?maps=1")
         cards = browser.find_elements("css selector", ".card")
         assert [card.find_element("class name", "name").text for card in cards] == names
         for card, result in zip(cards, expected["results"]):
             assert card.find_element("class name", "decision").text == result["decision"]
             if result["score"] is not None:
                 assert f"score {result['score']:.3f}" in card.text and f"p-value {result['p_value']:.3f}" in card.text
+                assert result["map"]["peak"] > result["map"]["from"]
                 assert card.find_element("css selector", "img.map").size["width"] > 50
         assert "1 cannot be read" in browser.find_element("id", "status").text
         assert browser.execute_script("return typeof window.hacked") == "undefined"

@@ -34,7 +34,7 @@ function card(file, result) {
   };
   image.onerror = () => { URL.revokeObjectURL(image.src); frame.replaceChildren(element("span", "soft", "no preview")); };
   frame.append(image);
-  if (result.map) {
+  if (result.map && result.map.peak > result.map.from) {
     const map = element("img", "map");
     map.alt = "";
     map.src = "data:image/png;base64," + result.map.png;
@@ -51,6 +51,8 @@ function card(file, result) {
     for (const [space, value] of Object.entries(result.spaces || {}))
       text.append(element("p", "soft", space + " " + figure(value)));
   }
+  if (result.decision === "anomaly" && result.map && result.map.peak <= result.map.from)
+    text.append(element("p", "soft", "No single place stands out: the image is unusual as a whole."));
   for (const note of result.notes || []) text.append(element("p", "soft", note));
   text.append(element("p", "soft name", result.name));
   made.append(picture, text);
