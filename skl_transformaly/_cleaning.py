@@ -106,13 +106,20 @@ def _concentrate(
     rounds: Sequence[int],
     count: int,
 ) -> tuple[np.ndarray, float]:
-    """Leave out as many images in each round as it says; at last `count`. Returns them, and their mean score."""
+    """Leave out as many images in each round as it says; at last `count`. Returns them, and their mean score.
+
+    No image is left out, with a score of 0, if the rest would always be copies of one image.
+    """
     scores = scored(left_out)
     for most in rounds:
         found = np.sort(np.argsort(scores, kind="stable")[:most])
-        if len(np.unique(np.delete(groups, found))) < 2 or (most == count and np.array_equal(found, left_out)):
+        if len(np.unique(np.delete(groups, found))) < 2:
+            continue
+        if most == count and np.array_equal(found, left_out):
             break
         left_out, scores = found, scored(found)
+    if len(left_out) != count:
+        return left_out[:0], 0.0
     return left_out, float(scores[left_out].mean())
 
 

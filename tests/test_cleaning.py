@@ -33,3 +33,44 @@ def test_copies_that_fill_the_central_half_leave_one_start():
     Z = np.vstack([np.tile(rng.normal(size=(1, 6)), (10, 1)), rng.normal(size=(8, 6))])
     groups = np.concatenate([np.zeros(10, dtype=int), np.arange(1, 9)])
     assert len(_cleaning.least_normal({"a": Z}, {}, groups, 0.1, True)) == 2
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seed", range(4))
+def test_copies_in_the_middle_of_the_others_change_no_share(seed):
+    # without the half that is least like the others, copies of one image alone would be left
+    Z = np.vstack([np.zeros((15, 6)), np.random.default_rng(seed).normal(size=(5, 6))]) + 20 * np.eye(6)[0]
+    groups = np.concatenate([np.zeros(15, dtype=int), np.arange(1, 6)])
+    left_out = _cleaning.least_normal({"a": Z}, {}, groups, 0.1, True)
+    assert len(left_out) == 2 and left_out.min() >= 15
+
+
+def test_nothing_is_left_out_if_copies_of_one_image_would_be_left():
+    groups, scores = np.array([0, 0, 0, 0, 0, 0, 1, 2]), np.array([1.0] * 6 + [-1.0] * 2)
+    found, depth = _cleaning._concentrate(lambda left_out: scores, groups, np.arange(0), [3, 2, 2], 2)
+    assert len(found) == 0 and depth == 0
+
+
+@pytest.mark.parametrize(("n", "left_out"), [(2, 0), (3, 1), (4, 2)])
+def test_two_images_are_always_kept(n, left_out):
+    Z = np.random.default_rng(0).normal(size=(n, 6))
+    assert len(_cleaning.least_normal({"a": Z}, {}, np.arange(n), 0.49, True)) == left_out
+
+
+def test_the_outer_half_is_furthest_from_the_other_images_by_the_median():
+    Z = np.random.default_rng(0).normal(size=(9, 3)) + [2, 0, 0]
+    unit = Z / np.linalg.norm(Z, axis=1, keepdims=True)
+    far = np.median(np.linalg.norm(unit[:, None] - unit, axis=-1), axis=1)
+    assert _cleaning._outer_half(Z).tolist() == sorted(np.argsort(far)[-4:])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_images_of_the_same_pixels_alone_are_one_group(n):
+    assert _cleaning.near_duplicates(np.full((n, 48), 7.0), np.zeros(n, dtype=int)).tolist() == [0] * n
+
+
+def test_thumbnails_that_are_equal_are_copies_even_if_they_show_nothing(rng):
+    thumbnails = np.vstack([np.full((2, 48), 7.0), rng.uniform(0, 255, (3, 48))])
+    found = _cleaning.near_duplicates(thumbnails, np.arange(5))
+    assert found[0] == found[1] and len(np.unique(found)) == 4

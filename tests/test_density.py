@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import multivariate_normal
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.covariance import LedoitWolf
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
@@ -95,6 +95,29 @@ def test_held_out_scores_are_those_of_a_fit_without_the_sample(density, elsewher
     np.testing.assert_allclose(terms.sum(axis=1), scores, rtol=1e-6)
 
 
+def terms_by_formula(x, mean, covariance):
+    away = x - mean
+    constant = multivariate_normal(mean, covariance).logpdf(mean) / len(x)
+    return constant - 0.5 * away * np.linalg.solve(covariance, away)
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+def test_terms_are_what_each_feature_adds(density):
+    X, new = correlated(0, 30, 4), correlated(1, 1, 4)
+    expected = terms_by_formula(new[0], X.mean(axis=0), dense(density.fit(X), X))
+    np.testing.assert_allclose(density.terms(new)[0], expected)
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+def test_held_out_terms_are_what_each_feature_adds_without_the_sample(density):
+    X = correlated(0, 30, 4)
+    scale, rest = density.fit(X).scale_, X[1:]
+    S = np.cov(rest / scale, rowvar=False, bias=True)
+    covariance = ((1 - density.shrinkage_) * S + density.floor_ * np.eye(4)) * np.outer(scale, scale)
+    expected = terms_by_formula(X[0], rest.mean(axis=0), covariance)
+    np.testing.assert_allclose(density.held_out_terms(X)[0], expected)
+
+
 @pytest.mark.parametrize("n, d", [(15, 10), (200, 4), (20, 300)])
 def test_gaussian_shrinks_as_scikit_learns_ledoit_wolf(n, d):
     X = correlated(n, n, d)
@@ -156,6 +179,14 @@ def test_held_out_scores_of_other_samples_are_refused(density):
         density.fit(X).held_out_scores(X[1:])
 
 
+@pytest.mark.parametrize("density", [GaussianDensity(), AutoDensity(), KNNDensity()])
+@pytest.mark.parametrize("method", ["score_samples", "held_out_scores"])
+def test_samples_of_another_number_of_features_are_refused(density, method):
+    X = correlated(0, 20, 2)
+    with pytest.raises(ValueError, match="1 features, but .* is expecting 2 features"):
+        getattr(density.fit(X), method)(X[:, :1])
+
+
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(2, 30), k=st.integers(1, 5), copies=st.integers(0, 3))
 def test_neighbours_of_a_held_out_sample_are_no_duplicates_of_it(seed, n, k, copies):
@@ -181,6 +212,13 @@ def test_auto_is_the_mean_of_both_on_the_scale_of_held_out_samples():
     auto = AutoDensity().fit(X)
     np.testing.assert_allclose(auto.score_samples(new), expected)
     np.testing.assert_array_equal(auto.held_out_scores_, auto.held_out_scores(X))
+
+
+def test_auto_takes_differences_as_they_are_where_held_out_samples_score_alike():
+    auto = AutoDensity().fit([[0.0], [1.0]])
+    held_out = [part.held_out_scores([[0.0], [1.0]])[0] for part in (auto.gaussian_, auto.neighbors_)]
+    new = [part.score_samples([[3.0]])[0] for part in (auto.gaussian_, auto.neighbors_)]
+    assert auto.score_samples([[3.0]])[0] == pytest.approx(np.subtract(new, held_out).mean())
 
 
 def test_auto_finds_what_lies_between_two_kinds_of_normal():
@@ -210,6 +248,30 @@ def test_densities_without_a_closed_form_are_held_out_by_folds():
     for train, test in folds(None, 23):
         expected[test] = KernelDensity().fit(X[train]).score_samples(X[test])
     np.testing.assert_array_equal(held_out_scores(density, X), expected)
+
+
+class Count(BaseEstimator):
+    """Scores everything as the number of samples that it was fitted on."""
+
+    def fit(self, X, y=None):
+        self.count_ = len(X)
+        return self
+
+    def score_samples(self, X):
+        return np.full(len(X), self.count_)
+
+
+@pytest.mark.parametrize("n, counts", [(2, {2}), (3, {2}), (10, {8})])
+def test_each_of_five_folds_is_fitted_on_the_rest_or_on_two_copies_of_one(n, counts):
+    X = correlated(0, n, 2)
+    assert set(held_out_scores(Count().fit(X), X)) == counts
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_knn_of_duplicates_follows_the_unit(unit):
+    X = np.repeat(correlated(0, 4, 2), 3, axis=0)
+    plain, scaled = (KNNDensity(n_neighbors=2).fit(X * factor).score_samples(X * factor) for factor in (1, unit))
+    np.testing.assert_allclose(scaled, plain - 2 * np.log(unit))
 
 
 def test_knn_formula_by_brute_force():

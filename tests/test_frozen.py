@@ -104,6 +104,17 @@ def test_no_parameter_of_a_fitted_density_is_looked_at(kind, rng):
     check_frozen(estimator, methods, rng.normal(size=(5, 3)))
 
 
+@pytest.mark.parametrize("kind", [*ESTIMATORS, *ROWS])
+def test_no_parameter_of_the_wrong_kind_is_taken(kind, images, rng):
+    build, _ = {**ESTIMATORS, **ROWS}[kind]
+    X = images if kind in ESTIMATORS else rng.normal(size=(20, 3))
+    for name in build().get_params(deep=False):
+        if "students" in kind and name == "extractor":  # has an error of its own
+            continue
+        with pytest.raises(ValueError, match=f"The '{name}' parameter of .* must be"):
+            build().set_params(**{name: object()}).fit(X, np.ones(len(X)))
+
+
 class Fault(Exception):
     """Raised in the middle of a fit."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from conftest import tiny_detector, tiny_students
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.optimize import minimize
 from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
 
 from skl_transformaly import ConformalDetector, load, save
 from skl_transformaly._cleaning import least_normal, near_duplicates
+from skl_transformaly._weighting import _fit as fit_weights
 from skl_transformaly._weighting import space_weights
 
 
@@ -222,6 +225,34 @@ def test_a_useful_space_counts_more(rng):
     labels = np.r_[np.ones(200), np.zeros(30)]
     everything = np.concatenate([normal, new])
     assert roc_auc_score(labels, everything @ weights) > roc_auc_score(labels, everything.sum(axis=1))
+
+
+@pytest.mark.parametrize("n_spaces, n_anomalies", [(1, 3), (2, 0)])
+def test_weights_that_have_nothing_to_learn_are_equal_without_a_word(n_spaces, n_anomalies, rng):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        weights = space_weights(rng.normal(size=(20, n_spaces)), rng.normal(size=(n_anomalies, n_spaces)))
+    assert weights.tolist() == [1.0] * n_spaces
+
+
+def test_the_strongest_pull_that_helps_is_taken():
+    # one space tells all, the other adds so little noise that slightly unequal weights suffice
+    normal = np.column_stack([np.ones(40), np.resize([1.02, -1.02], 40)])
+    np.testing.assert_array_equal(space_weights(normal, -normal[:20]), fit_weights(normal, -normal[:20], 3.0))
+
+
+@pytest.mark.parametrize("pull", [0.1, 1.0, 3.0])
+def test_weights_minimise_the_logistic_loss_and_the_pull_towards_equal_ones(pull, rng):
+    normal, known = rng.normal(size=(50, 2)), rng.normal(size=(10, 2)) - [2, 1]
+
+    def loss(values):
+        *weights, shift = values
+        errors = (np.logaddexp(0, -(normal @ weights + shift)), np.logaddexp(0, known @ weights + shift))
+        return np.mean([part.mean() for part in errors]) + pull * 2 * np.var(weights)
+
+    options = {"xatol": 1e-8, "fatol": 1e-12, "maxiter": 9999}
+    best = minimize(loss, [1, 1, 1], method="Nelder-Mead", options=options).x[:2]
+    np.testing.assert_allclose(fit_weights(normal, known, pull), best / best.mean(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(5))
