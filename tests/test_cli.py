@@ -881,6 +881,17 @@ def test_a_full_disk_is_one_message(tmp_path, model, test_dir):
     assert result.exit_code == 2 and "disk is full" in result.stderr and "Traceback" not in result.output
 
 
+def test_a_torchvision_of_another_torch_is_not_called_a_bug(monkeypatch, model, test_dir):
+    from skl_transformaly.cli import _scores as scores
+
+    def missing(*args):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(scores, "score_table", missing)
+    result = run(app, ["score", model, test_dir])
+    assert result.exit_code == 2 and "do not fit each other" in result.stderr and "Traceback" not in result.stderr
+
+
 def test_a_bug_is_not_taken_for_anomalies(monkeypatch, model, test_dir):
     import skl_transformaly.cli._scores as scores
 

@@ -145,6 +145,11 @@ def _mistake(error: Exception) -> str | None:
         return f"{error.filename}: {error.strerror}."
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error).lower()):
         return "not enough memory: use smaller batches (--batch-size of fit), or smaller images. " + str(error)
+    if isinstance(error, RuntimeError) and "torchvision::" in str(error):
+        return (
+            "torch and torchvision do not fit each other: install both from the same place, in one command "
+            f"(pip install --force-reinstall torch torchvision). {error}"
+        )
     if isinstance(error, (Mistake, ValueError, OSError, ImportError, FloatingPointError)):
         from skl_transformaly.images._values import SKIP_ADVICE
 
