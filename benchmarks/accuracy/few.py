@@ -38,8 +38,21 @@ NUMBERS = (10, 20, 40, 80, 160, 300, 1000)
 RATE = 0.05
 DATA = ("view", "cats_vs_dogs", "cifar10", "fashion_mnist")
 TEACHERS = ("vit_tiny", "bundled")
-MEASURED = ("AUROC", "Ledoit-Wolf", "false alarms", "recall")
-FIELDS = ("teacher", "data", "images", "fits", "AUROC", "Ledoit-Wolf", "false alarms", "nine of ten fits", "recall")
+MEASURED = ("AUROC", "Ledoit-Wolf", "false alarms", "same folder", "recall")
+FIELDS = (
+    "teacher",
+    "data",
+    "images",
+    "fits",
+    "AUROC",
+    "Ledoit-Wolf",
+    "false alarms",
+    "nine of ten fits",
+    "same folder",
+    "recall",
+)
+# Fewer images that were not drawn say too little.
+LEAST_REST = 20
 HEAD = """\
 # How many images does it take?
 
@@ -52,8 +65,9 @@ skl-transformaly {ours}, torch {torch}, Python {python}, {processor}. One class 
 draws of the training images, per cent, with `contamination={rate}` and without students; ± is two standard errors of
 the mean, from the spread over draws of the same class. Ledoit-Wolf: AUROC of the Mahalanobis distance by this
 covariance, on embeddings of unit length. False alarms: normal test images that are flagged, and between which shares
-nine of ten fits lie. Recall: anomalies that are flagged. If a class has no more images than a row asks for, there is
-one draw.
+nine of ten fits lie; the same folder: training images that were not drawn and are flagged, which differ from those
+drawn by nothing but chance. Recall: anomalies that are flagged. If a class has no more images than a row asks for,
+there is one draw.
 
 """
 
@@ -68,30 +82,32 @@ def teacher_features(images: list, teacher: str, precision: str) -> tuple[dict[s
     return found.features, found.sizes
 
 
-def one(features: dict, sizes: dict, rows: np.ndarray, test: slice) -> tuple[np.ndarray, float]:
-    """Scores of the test images, and the threshold."""
+def one(features: dict, sizes: dict, rows: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, float]:
+    """Scores of new images, and the threshold."""
     score, held_out = 0.0, 0.0
     for name, z in features.items():
         space = FeatureSpace("auto").fit(z[rows], sizes=sizes[name])
-        score = score + space.score_samples(z[test])
+        score = score + space.score_samples(z[new])
         held_out = held_out + space.held_out_parts_
     return score, held_out_threshold(np.sort(held_out), RATE)
 
 
 def measure(data: Data, features: dict, sizes: dict, n: int, draws: int) -> Iterator[list[list[float]]]:
     """For each class, what MEASURED names in each draw of `n` of its training images."""
-    test = slice(data.n_train, None)
+    test = np.arange(data.n_train, len(data.labels))
     unit = normalize(features["pretrained"].astype(np.float64))
     for label in range(len(data.classes)):
         positions, normal = data.task("one class normal", label)
         found = []
         for draw in range(draws if n < len(positions) else 1):
             chosen = np.random.default_rng([label, draw]).permutation(positions)[:n]
-            score, threshold = one(features, sizes, chosen, test)
-            flagged = score < threshold
+            rest = np.setdiff1d(positions, chosen)
+            score, threshold = one(features, sizes, chosen, np.concatenate([test, rest]))
+            score, flagged, of_rest = score[: len(test)], *np.split(score < threshold, [len(test)])
             rival = -LedoitWolf().fit(unit[chosen]).mahalanobis(unit[test])
             aurocs = [roc_auc_score(normal, s) for s in (score, rival)]
-            found.append([*aurocs, flagged[normal].mean(), flagged[~normal].mean()])
+            same = of_rest.mean() if len(rest) >= LEAST_REST else np.nan
+            found.append([*aurocs, flagged[normal].mean(), same, flagged[~normal].mean()])
         yield found
 
 
@@ -104,6 +120,7 @@ def summary(classes: list[list[list[float]]]) -> dict[str, str]:
         spread = np.mean([np.var(100 * np.array(found), axis=0, ddof=1) for found in classes], axis=0)
         texts = [f"{text} ± {error:.1f}" for text, error in zip(texts, 2 * np.sqrt(spread / len(fits)))]
     low, high = np.quantile(fits[:, MEASURED.index("false alarms")], [0.05, 0.95])
+    texts = ["-" if text.startswith("nan") else text for text in texts]
     return {"fits": str(len(fits)), **dict(zip(MEASURED, texts)), "nine of ten fits": f"{low:.1f} to {high:.1f}"}
 
 
