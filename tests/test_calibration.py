@@ -305,7 +305,7 @@ def test_just_enough_calibration_images_suffice(rng):
 def test_held_out_scores_are_advised_only_where_they_would_be_enough(rng, n, helps):
     with pytest.raises(ValueError, match="at least 19 calibration images") as caught:
         ConformalDetector(FirstValue(), calibration=0.2).fit(rng.normal(size=(n, 1)))
-    assert ("calibration='held-out', by which all 30 images calibrate" in str(caught.value)) == helps
+    assert (f"calibration='held-out', by which all {n} images calibrate" in str(caught.value)) == helps
 
 
 def test_a_detectors_own_held_out_scores_calibrate_without_another_fit(images, rng):
@@ -316,6 +316,20 @@ def test_a_detectors_own_held_out_scores_calibrate_without_another_fit(images, r
     np.testing.assert_array_equal(detector.calibration_scores_, np.sort(alone.training_scores_))
     as_low = [sum(held_out <= score for held_out in alone.training_scores_) for score in alone.score_samples(new)]
     np.testing.assert_allclose(detector.p_values(new), (1 + np.array(as_low)) / 13)
+
+
+class KeepsScores(FirstValue):
+    """Has training scores, and says nothing about how they came about."""
+
+    def fit(self, X, y=None):
+        self.training_scores_ = self.score_samples(X) - 1
+        return self
+
+
+def test_training_scores_of_another_detector_are_taken_as_held_out(rng):
+    X = rng.normal(size=(20, 1))
+    detector = ConformalDetector(KeepsScores(), calibration="held-out").fit(X)
+    np.testing.assert_array_equal(detector.calibration_scores_, np.sort(X[:, 0] - 1))
 
 
 @pytest.mark.parametrize(

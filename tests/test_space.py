@@ -1,0 +1,104 @@
+"""One feature space, by what its parts are made of."""
+
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+
+from skl_transformaly._density import GaussianDensity, KNNDensity, folds
+from skl_transformaly._space import FeatureSpace
+
+
+@pytest.fixture
+def Z(rng):
+    return rng.normal(size=(30, 5)) * [1, 2, 3, 4, 5] + 2
+
+
+def standardized(scores):
+    return (scores - scores.mean()) / scores.std()
+
+
+def test_each_group_of_features_has_unit_length(Z):
+    scaled = FeatureSpace().fit(Z, sizes=[2, 3]).transform(Z)
+    lengths = np.linalg.norm(Z[:, :2], axis=1, keepdims=True), np.linalg.norm(Z[:, 2:], axis=1, keepdims=True)
+    np.testing.assert_allclose(scaled, np.hstack([Z[:, :2] / lengths[0], Z[:, 2:] / lengths[1]]))
+
+
+@pytest.mark.parametrize("settings", [{"normalize": False}, {"discrepancy": True}])
+def test_features_stay_as_they_are(Z, settings):
+    np.testing.assert_array_equal(FeatureSpace(**settings).fit(Z).transform(Z), Z)
+
+
+def test_held_out_images_have_no_part_in_their_whitening(Z):
+    scores = np.empty(30)
+    for train, test in folds(None, 30):
+        whitening = PCA(0.8, whiten=True, svd_solver="full").fit(Z[train])
+        density = GaussianDensity().fit(whitening.transform(Z[train]))
+        scores[test] = density.score_samples(whitening.transform(Z[test]))
+    space = FeatureSpace(normalize=False, explained_variance=0.8).fit(Z)
+    np.testing.assert_allclose(space.held_out_parts_, standardized(scores))
+
+
+def test_whitening_of_held_out_images_needs_three(Z):
+    space = FeatureSpace(explained_variance=0.8)
+    with pytest.raises(ValueError, match="at least 3 images, got 2"):
+        space.fit(Z[:2])
+    assert np.isfinite(space.fit(Z[:3]).held_out_parts_).all()
+
+
+@pytest.mark.parametrize("density", ["gmm", KNNDensity(n_neighbors=5)])
+def test_a_whitened_fold_may_have_fewer_images_than_its_density_asks_for(Z, density):
+    assert np.isfinite(FeatureSpace(density, explained_variance=0.5).fit(Z[:5]).held_out_parts_).all()
+
+
+def test_parts_are_deviations_from_held_out_scores(Z, rng):
+    density, new = GaussianDensity(target="diagonal").fit(Z), rng.normal(size=(4, 5))
+    held_out = density.held_out_scores(Z)
+    space = FeatureSpace(discrepancy=True).fit(Z)
+    np.testing.assert_allclose(space.held_out_parts_, standardized(held_out))
+    np.testing.assert_allclose(
+        space.score_samples(new), (density.score_samples(new) - held_out.mean()) / held_out.std()
+    )
+
+
+def test_terms_sum_to_the_parts_and_are_zero_on_average(Z, rng):
+    space = FeatureSpace(discrepancy=True).fit(Z)
+    np.testing.assert_allclose(space.held_out_terms_.sum(axis=1), space.held_out_parts_)
+    np.testing.assert_allclose(space.held_out_terms_.mean(axis=0), 0, atol=1e-12)
+    new = rng.normal(size=(4, 5))
+    np.testing.assert_allclose(space.terms(new).sum(axis=1), space.score_samples(new))
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_without_standardization_parts_and_terms_are_log_densities(Z, held_out):
+    density = GaussianDensity(target="diagonal").fit(Z)
+    space = FeatureSpace(discrepancy=True, standardize=False, held_out=held_out).fit(Z)
+    expected = density.held_out_scores(Z) if held_out else density.score_samples(Z)
+    np.testing.assert_allclose(space.held_out_parts_, expected)
+    np.testing.assert_allclose(space.held_out_terms_.sum(axis=1), expected)
+    np.testing.assert_allclose(space.terms(Z), density.terms(Z))
+
+
+def test_parts_are_told_in_units_of_the_lowest_of_normal_images(Z):
+    space = FeatureSpace().fit(Z)
+    low, usual = np.quantile(space.held_out_parts_, 0.01), np.median(space.held_out_parts_)
+    np.testing.assert_allclose(space.times_usual(np.array([usual, low, 2 * low - usual])), [0, 1, 2], atol=1e-12)
+
+
+def test_a_weight_multiplies_the_part_and_its_usual_values(Z):
+    plain, heavy = FeatureSpace().fit(Z), FeatureSpace().fit(Z)
+    heavy.scale(2.5)
+    parts = heavy.score_samples(Z)
+    np.testing.assert_allclose(parts, 2.5 * plain.score_samples(Z))
+    np.testing.assert_allclose(heavy.times_usual(parts), plain.times_usual(parts / 2.5))
+
+
+@pytest.mark.parametrize("settings", [{}, {"normalize": False}, {"discrepancy": True}])
+def test_images_that_do_not_differ_are_refused(settings):
+    with pytest.raises(ValueError, match="All 4 training images look the same"):
+        FeatureSpace(**settings).fit(np.full((4, 3), 7.0))
+
+
+def test_images_that_differ_in_one_feature_alone_are_learned():
+    Z = np.ones((4, 3))
+    Z[1, 2] += 1e-6
+    assert np.isfinite(FeatureSpace(normalize=False).fit(Z).score_samples(Z)).all()
