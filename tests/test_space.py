@@ -102,3 +102,16 @@ def test_images_that_differ_in_one_feature_alone_are_learned():
     Z = np.ones((4, 3))
     Z[1, 2] += 1e-6
     assert np.isfinite(FeatureSpace(normalize=False).fit(Z).score_samples(Z)).all()
+
+
+def test_a_refit_that_fails_leaves_the_space_as_it_was(Z):
+    space = FeatureSpace(explained_variance=0.5).fit(Z)
+    expected = space.score_samples(Z)
+    with pytest.raises(ValueError, match="at least 3 images"):
+        space.fit(Z[:2])
+    np.testing.assert_array_equal(space.score_samples(Z), expected)
+
+
+def test_all_of_the_variance_is_no_share_to_whiten_by(Z):
+    with pytest.raises(ValueError, match="The 'explained_variance' parameter"):
+        FeatureSpace(explained_variance=1.0).fit(Z)
