@@ -15,6 +15,7 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin, features
 
 from skl_transformaly import ImageError
 from skl_transformaly.images._images import as_images
+from skl_transformaly.images._pixels import as_rgb, eight_bits, map_colours, shrunk
 
 HIGH, WIDE = 5, 7
 
@@ -474,3 +475,62 @@ def test_tiffs_made_here_are_tiffs(folder, rng):
     with Image.open(folder / "check.tif") as image:
         assert isinstance(image, TiffImagePlugin.TiffImageFile)
         np.testing.assert_array_equal(np.asarray(image), pixels >> 8)
+
+
+# ----- pixels that people look at
+
+
+LEVELS = np.arange(0, 255, 17, dtype=np.uint8)[:12].reshape(2, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        LEVELS,
+        LEVELS / np.float32(255),
+        LEVELS / 255,
+        LEVELS * np.uint16(257),
+        np.concatenate([LEVELS, np.full((2, 2, 1), 255, dtype=np.uint8)], axis=2),
+    ],
+    ids=["uint8", "float32", "float64", "uint16", "opaque"],
+)
+def test_people_see_the_same_picture_of_any_dtype(pixels):
+    seen = as_rgb(pixels)
+    assert seen.dtype == np.uint8
+    np.testing.assert_array_equal(seen, LEVELS)
+
+
+def test_people_see_floats_beyond_their_range_scaled_by_it():
+    seen = as_rgb(np.array([[[-1.0], [0.0], [4.0]]]))
+    np.testing.assert_array_equal(seen, np.repeat([[[0], [51], [255]]], 3, axis=2))
+
+
+def test_people_see_transparency_laid_on_white():
+    seen = as_rgb(np.array([[[0, 0, 0, 0], [0, 100, 200, 255], [0, 0, 0, 51]]], dtype=np.uint8))
+    np.testing.assert_array_equal(seen, [[[255, 255, 255], [0, 100, 200], [204, 204, 204]]])
+
+
+@pytest.mark.parametrize("pixels", [LEVELS / np.float32(255), LEVELS / 255, LEVELS * np.uint16(257)])
+def test_levels_of_8_bits_are_recognised_in_any_dtype(pixels):
+    found = eight_bits(pixels)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, LEVELS)
+
+
+def test_finer_values_than_8_bits_are_kept():
+    np.testing.assert_array_equal(eight_bits(LEVELS / 256), LEVELS / 256)
+    np.testing.assert_allclose(eight_bits(LEVELS * np.uint16(256)), LEVELS * 256.0 / 65535)
+
+
+def test_a_map_is_shrunk_with_its_sides_in_proportion():
+    values = np.repeat(np.arange(4, dtype=np.float32)[:, None], 6, axis=1)
+    small = shrunk(values, 0.5)
+    assert small.shape == (2, 3)
+    np.testing.assert_allclose(small.mean(axis=0), values.mean())
+    assert shrunk(values, 0.01).shape == (1, 1)
+
+
+def test_a_map_is_laid_over_an_image_from_clear_to_strong_red():
+    colours = np.asarray(map_colours(np.array([[0.0, 2.0, 3.0, 6.0, 9.0]]), 2.0, 6.0))
+    expected = [[255, 220, 40, 0], [255, 220, 40, 0], [255, 165, 30, 100], [255, 0, 0, 200], [255, 0, 0, 200]]
+    np.testing.assert_array_equal(colours[0], expected)
