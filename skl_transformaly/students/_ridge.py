@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from functools import partial
 from numbers import Integral, Real
@@ -351,47 +352,15 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         groups : ndarray of shape (n,), default=None
             The same number for images that are left out together; None takes those of the same pixels.
         """
-        n, m = len(images), len(self.block_indices_)
-        fitted, held_out = (np.full((n, self._n_features_out), np.nan) for _ in range(2))
-        duplicates = group_sizes(images.groups() if groups is None else groups, n)
-        chosen = set(np.unique(np.linspace(0, n - 1, min(n, _MAP_IMAGES)).round().astype(int)).tolist())
-        maps: list[dict[int, Tensor]] = [{} for _ in range(m)]  # by position: a part may be taken again
-        to_maps = find_places(self.extractor_)
-        solutions = [tuple(map(torch.from_numpy, arrays)) for arrays in self._inverses]
+        n = len(images)
+        measures = _TrainingMeasures(self, group_sizes(images.groups() if groups is None else groups, n))
 
         def run(positions: np.ndarray, embed: Callable[[BlockVisitor], Tensor]) -> None:
             visit_also, finish = collect(positions) if collect is not None else (None, None)
-            seen: dict[int, Tensor] = {}
-            unseen: dict[int, Tensor] = {}
-
-            def visit(index, block, args, kwargs, output):
-                if visit_also is not None:
-                    visit_also(index, block, args, kwargs, output)
-                j = places.get(index)
-                if j is None:
-                    return
-                with torch.autocast(output.device.type, enabled=False):
-                    student = students[j].to(output.device)
-                    residual = student(*args) - at_least_float32(output)
-                    left_out = leave_out(student, args[0], output, residual, solutions[j], duplicates[positions])
-                    seen[index] = block_measures(self.measures_, args[0], output, residual)
-                    # updates do not depend on students
-                    unseen[index] = seen[index].to(left_out, copy=True)
-                    unseen[index][:, 0] = left_out.square().flatten(1).mean(1)
-                    if to_maps is not None:
-                        for i, position in enumerate(positions.tolist()):
-                            if position in chosen:
-                                maps[j][position] = left_out[i].float().cpu()
-
-            with torch.no_grad(), self.extractor_.compute():
+            with torch.no_grad(), self.extractor_.compute(), measures.of(positions, visit_also) as visit:
                 z_p = embed(visit)
-            fitted[positions] = by_measure(seen).double().cpu().numpy()
-            held_out[positions] = by_measure(unseen).double().cpu().numpy()
             if finish is not None:
                 finish(z_p)
-
-        places = {index: j for j, index in enumerate(self.block_indices_.tolist())}
-        students = self._modules
 
         def run_live(part: Part) -> None:
             run(part.positions, partial(self.extractor_.embed, part.batch))
@@ -408,8 +377,8 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
             for positions, pixels in images.batches(self.extractor_.batch_size, start=seen_until):
                 chunks(run_live, Part(positions, self.extractor_.preprocess(pixels)))
                 progress.update(len(positions))
-        self.training_discrepancies_, self.held_out_discrepancies_ = fitted, held_out
-        self.residuals_ = [_map_statistics([found[i] for i in sorted(found)], to_maps) for found in maps]
+        self.training_discrepancies_, self.held_out_discrepancies_ = measures.fitted, measures.held_out
+        self.residuals_ = measures.map_statistics()
         self._inverses = []  # they have done what they were for
 
     def training_state(self) -> tuple:
@@ -439,6 +408,56 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "local_weights_")
+
+
+class _TrainingMeasures:
+    """What solved students measure of the images that they were solved on: by them, and by others without the image."""
+
+    def __init__(self, students: RidgeStudents, duplicates: np.ndarray):
+        self.students = students
+        self.duplicates = duplicates  # how often each image is among them
+        n, m = len(duplicates), len(students.block_indices_)
+        self.fitted, self.held_out = (np.full((n, len(students.get_feature_names_out())), np.nan) for _ in range(2))
+        self._places = {index: j for j, index in enumerate(students.block_indices_.tolist())}
+        self._solutions = [tuple(map(torch.from_numpy, arrays)) for arrays in students._inverses]
+        self._to_maps = find_places(students.extractor_)
+        self._in_maps = set(np.unique(np.linspace(0, n - 1, min(n, _MAP_IMAGES)).round().astype(int)).tolist())
+        self._maps: list[dict[int, Tensor]] = [{} for _ in range(m)]  # by position: a part may be taken again
+
+    @contextmanager
+    def of(self, positions: np.ndarray, visit_also: BlockVisitor | None) -> Iterator[BlockVisitor]:
+        """A visitor of the teacher's blocks while it runs over these images, after another one if there is one."""
+        seen: dict[int, Tensor] = {}
+        unseen: dict[int, Tensor] = {}
+
+        def visit(index, block, args, kwargs, output):
+            if visit_also is not None:
+                visit_also(index, block, args, kwargs, output)
+            if index in self._places:
+                with torch.autocast(output.device.type, enabled=False):
+                    seen[index], unseen[index] = self._at(self._places[index], positions, args, output)
+
+        yield visit
+        self.fitted[positions] = by_measure(seen).double().cpu().numpy()
+        self.held_out[positions] = by_measure(unseen).double().cpu().numpy()
+
+    def _at(self, j: int, positions: np.ndarray, args: tuple, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Measures at the j-th block, (B, k), by the student and without the images; residuals are kept for maps."""
+        student = self.students.students_[j].to(output.device)
+        residual = student(*args) - at_least_float32(output)
+        left_out = leave_out(student, args[0], output, residual, self._solutions[j], self.duplicates[positions])
+        seen = block_measures(self.students.measures_, args[0], output, residual)
+        unseen = seen.to(left_out, copy=True)  # updates do not depend on students
+        unseen[:, 0] = left_out.square().flatten(1).mean(1)
+        if self._to_maps is not None:
+            for i, position in enumerate(positions.tolist()):
+                if position in self._in_maps:
+                    self._maps[j][position] = left_out[i].float().cpu()
+        return seen, unseen
+
+    def map_statistics(self) -> list[ResidualStatistics | None]:
+        """What anomaly maps compare with, by block."""
+        return [_map_statistics([found[i] for i in sorted(found)], self._to_maps) for found in self._maps]
 
 
 def _map_size(layout: Layout, output: Tensor) -> tuple[int, int]:
