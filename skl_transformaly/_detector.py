@@ -347,8 +347,8 @@ class TransformalyDetector(
         Returns
         -------
         scores : ndarray of shape (n_samples,), float64
-            In standard deviations of held-out normal images (with ``fusion="sum"``: in nats); images that `fit` has
-            seen get their `training_scores_`; NaN for unreadable images with ``on_error="skip"``.
+            Each part is in standard deviations of held-out normal images (with ``fusion="sum"``: in nats). Images
+            that `fit` has seen get their `training_scores_`; NaN for unreadable images with ``on_error="skip"``.
 
         Raises
         ------
