@@ -30,7 +30,7 @@ from skl_transformaly.cli._fit import _parse_size
 from skl_transformaly.cli._parquet import ParquetScores
 from skl_transformaly.cli._provenance import Provenance, image_facts
 from skl_transformaly.cli._scores import COLUMNS, ScoreFile, ScoreFileError, score_table
-from skl_transformaly.cli._trust import FalseAlarms
+from skl_transformaly.cli._trust import FalseAlarms, least_normal_text
 from skl_transformaly.images import _images
 from skl_transformaly.images._folders import display_path
 from skl_transformaly.images._images import as_images
@@ -426,6 +426,14 @@ def test_fit_says_what_it_took_and_learned(work):
     scores = load(root / "model.tfm").training_scores_
     lowest = [os.path.basename(one["path"]) for one in said["least_normal"]]
     assert lowest == [f"{i:03}.png" for i in np.argsort(scores)[:3]]
+
+
+@pytest.mark.parametrize("trim", [0.0, 0.1])
+def test_fit_counts_what_is_below_the_threshold_and_says_what_to_do(trim):
+    scores = np.array([0.0, -3.0, 0.2, np.nan, -2.5, 0.3, -2.2, -2.1])
+    text = least_normal_text(SimpleNamespace(training_scores_=scores, offset_=-2.0, trim=trim), [("b.png", -3.0)])
+    assert "(4 of 7 are below the threshold of -2.0):\n      -3.0  b.png" in text
+    assert text.count("fit again with --trim 0.05") == (0 if trim else 1)
 
 
 def test_fit_leaves_out_what_is_least_like_the_others_and_names_copies(work, tmp_path):

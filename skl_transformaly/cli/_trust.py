@@ -52,7 +52,7 @@ class FalseAlarms:
         """Those of a threshold set by the scores of `images`.
 
         >>> print(FalseAlarms.promised(300, 0.05))
-        About 5 % of new normal images will be flagged by mistake (3 to 7 % in 9 of 10 such fits).
+        About 5 % of new normal images will be flagged by mistake (nine of ten such fits flag between 3 and 7 %).
         """
         expected = max(asked, 1 / (images + 1))
         k = expected * (images + 1)
@@ -60,10 +60,10 @@ class FalseAlarms:
         return cls(images, asked, expected, float(low), float(high))
 
     def __str__(self) -> str:
-        span = f"{percent(self.low)} to {percent(self.high)} %"
+        span = f"{percent(self.low)} and {percent(self.high)} %"
         text = (
             f"About {percent(self.expected)} % of new normal images will be flagged by mistake "
-            f"({span} in 9 of 10 such fits)."
+            f"(nine of ten such fits flag between {span})."
         )
         if self.expected > self.asked:
             text += (
@@ -95,12 +95,19 @@ def least_normal(detector: Any, paths: Sequence[str], most: int = 3) -> list[tup
 
 
 def least_normal_text(detector: Any, found: list[tuple[str, float]]) -> str:
-    """Name them, and warn if one lies far beyond the threshold."""
-    lines = [f"Least normal of these images, each judged by the others (threshold {detector.offset_:.1f}):"]
+    """Name them, count those below the threshold, point out those far beyond it, and tell what to do about them."""
+    scores, threshold = detector.training_scores_, detector.offset_
+    below = int(np.sum(scores < threshold))
+    count = f"{below} of {np.sum(np.isfinite(scores))} {'is' if below == 1 else 'are'}"
+    lines = [
+        f"Least normal of these images, each judged by the others ({count} below the threshold of {threshold:.1f}):"
+    ]
     lines += [f"  {score:8.1f}  {path}" for path, score in found]
-    median = float(np.nanmedian(detector.training_scores_))
-    far = sum(median - score > _FAR * (median - detector.offset_) for _, score in found)
+    median = float(np.nanmedian(scores))
+    far = sum(median - score > _FAR * (median - threshold) for _, score in found)
     if far:
         those = "The first one is" if far == 1 else f"The first {far} are"
-        lines.append(f"{those} far from all others. If it is not normal, take it out and fit again.")
+        lines.append(f"{those} far from all others.")
+    if not innermost(detector).trim:
+        lines.append("If some of these are not normal, remove them, or fit again with --trim 0.05.")
     return "\n".join(lines)
