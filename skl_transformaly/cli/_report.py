@@ -64,10 +64,10 @@ def report(
             title=title or f"{model.name}: {', '.join(Path(path).name or path for path in paths)}",
             advance=advance,
         )
-    tell.made(
-        f"{out}: {counted(summary['images'], 'image')}, {summary['anomalies']} of them anomalies or unreadable"
-        f"{passed_over(found)}; {summary['bytes'] / 1e6:.1f} MB.",
-        {"out": str(out), **summary},
-    )
+    unreadable = summary["unreadable"]
+    text = f"{counted(summary['images'], 'image')}: {counted(summary['anomalies'] - unreadable, 'anomaly')}"
+    text += f", {unreadable} could not be read" if unreadable else ""
+    text += f"{passed_over(found)}; {summary['bytes'] / 1e6:.1f} MB."
+    tell.made(f"{out}: {text}", {"out": str(out), **summary})
     if missing:
         fail(missing)
