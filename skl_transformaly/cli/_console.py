@@ -125,8 +125,12 @@ class _LogLines:
 
 def _tick(label: str, done: threading.Event) -> None:
     start = time.monotonic()
+    told = ""
     while not done.wait(_PAUSE):
-        say(f"{label}: {duration(time.monotonic() - start)} so far")
+        passed = duration(time.monotonic() - start)  # in whole minutes, after a while
+        if passed != told:
+            told = passed
+            say(f"{label}: {passed} so far")
 
 
 def duration(seconds: float) -> str:

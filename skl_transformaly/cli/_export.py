@@ -31,15 +31,16 @@ def export(
     detector, _ = load_model(model, weights)
     from skl_transformaly.export import ParityError, to_onnx
 
-    number = "a few made-up images" if images is None else counted(len(images), "image")
-    out.note(f"Exporting {model} to {onnx}, and comparing their scores on {number}.")
+    noun = "made-up image" if images is None else "image"
+    compared = "a few made-up images" if images is None else counted(len(images), noun)
+    out.note(f"Exporting {model} to {onnx}, and comparing their scores on {compared}.")
     try:
         with out.waiting("Exporting"):
             measured = to_onnx(detector, onnx, images)
     except (ParityError, TypeError) as error:
         raise Mistake(str(error)) from error
     out.made(
-        f"{onnx}: {measured['bytes'] / 1e6:.1f} MB; on {counted(measured['n_images'], 'image')}, scores differ by "
-        f"{measured['score_deviation']:.2g} at most, AUROC by {measured['auroc_deviation']:.2g}.",
+        f"{onnx}: {measured['bytes'] / 1e6:.1f} MB; on {counted(measured['n_images'], noun)}, scores differ by "
+        f"at most {measured['score_deviation']:.2g} of their size.",
         {"onnx": str(onnx), **measured},
     )
