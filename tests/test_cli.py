@@ -22,6 +22,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from typer.testing import CliRunner
 
 from skl_transformaly import TransformalyDetector, load
+from skl_transformaly.cli import _console
 from skl_transformaly.cli._commands import app
 from skl_transformaly.cli._comments import comments
 from skl_transformaly.cli._evaluation import evaluate_scores, fpr_at_tpr, normal_classes
@@ -748,6 +749,23 @@ def test_evaluate_leaves_images_outside_the_classes_out(tmp_path, model, test_di
     result = run(app, ["evaluate", model, str(tmp_path / "test"), "--json", "--resamples", "100"])
     assert "1 image outside of the class folders left out" in result.stderr
     assert json.loads(result.stdout)["n_anomalies"] == 6
+
+
+def test_a_log_has_no_line_twice(monkeypatch, capsys):
+    seconds = iter([0.0, 110.0, 120.0, 140.0, 170.0])
+    monkeypatch.setattr(_console, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    waits = iter([False] * 4 + [True])
+    _console._tick("Exporting", SimpleNamespace(wait=lambda pause: next(waits)))
+    assert capsys.readouterr().err == "Exporting: 2 min so far\nExporting: 3 min so far\n"
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_report_counts_anomalies_and_what_cannot_be_read_apart(tmp_path, model, work, test_dir, broken):
+    paths = [test_dir, *[str(work[0] / "train" / "broken.png")] * broken]
+    anomalies = sum(row["prediction"] == "-1" for row in read_csv(run(app, ["score", model, test_dir]).stdout))
+    said = run(app, ["report", model, *paths, "-o", str(tmp_path / "r.html")]).stderr
+    found = f"{14 + broken} images: {anomalies} anomal"
+    assert found in said and ("1 could not be read" in said) == broken and ("read" in said) == broken
 
 
 def test_report_is_one_file(tmp_path, model, work, test_dir):
