@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin, TiffImagePlugin, features
 
 from skl_transformaly import ImageError
+from skl_transformaly.images._depth import _avif_bits, _jpeg_2000_bits
 from skl_transformaly.images._images import as_images
 from skl_transformaly.images._pixels import as_rgb, eight_bits, map_colours, shrunk
 
@@ -212,6 +213,11 @@ def test_a_container_whose_depth_pillow_cuts_warns_and_one_of_8_bits_does_not(fo
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert decoded(folder, make(8)).dtype == np.uint8
+
+
+@pytest.mark.parametrize("bits_of", [_jpeg_2000_bits, _avif_bits])
+def test_a_header_that_tells_no_depth_is_of_8_bits(bits_of):
+    assert bits_of(b"") == bits_of(bytes(100)) == 8
 
 
 def test_a_grey_jpeg_2000_keeps_its_16_bits(folder, rng):
