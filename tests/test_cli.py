@@ -19,15 +19,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
+from typer.main import get_command
 from typer.testing import CliRunner
 
-from skl_transformaly import TransformalyDetector, load
+from skl_transformaly import TransformalyDetector, load, persistence
 from skl_transformaly.cli import _console
 from skl_transformaly.cli._commands import app
 from skl_transformaly.cli._comments import comments
 from skl_transformaly.cli._evaluation import evaluate_scores, fpr_at_tpr, normal_classes
 from skl_transformaly.cli._files import find_files
 from skl_transformaly.cli._fit import _parse_size
+from skl_transformaly.cli._inputs import load_model
 from skl_transformaly.cli._parquet import ParquetScores
 from skl_transformaly.cli._provenance import Provenance, image_facts
 from skl_transformaly.cli._scores import COLUMNS, ScoreFile, ScoreFileError, score_table
@@ -905,6 +907,37 @@ def test_a_full_disk_is_one_message(tmp_path, model, test_dir):
     (tmp_path / "s.csv").symlink_to("/dev/full")
     result = run(app, ["score", model, test_dir, "--out", str(tmp_path / "s.csv")])
     assert result.exit_code == 2 and "disk is full" in result.stderr and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("name", ["fit", "update", "score", "report", "watch", "export"])
+def test_the_file_to_write_goes_by_three_names(name):
+    (found,) = [one for one in get_command(app).commands[name].params if "-o" in one.opts]
+    assert {"-o", "--out", "--output"} <= set(found.opts)
+    assert ("--onnx" in found.opts) == (name == "export")
+
+
+@pytest.mark.parametrize("name", ["score", "report"])
+def test_a_model_after_the_images_is_told_its_place(tmp_path, model, test_dir, name):
+    for images in (test_dir, f"{test_dir}/six/000.png"):
+        result = run(app, [name, images, model])
+        assert result.exit_code == 2 and f"The model comes first: transformaly {name} MODEL" in result.stderr
+
+
+def test_an_onnx_file_is_told_its_use(tmp_path, test_dir):
+    (tmp_path / "m.onnx").write_bytes(b"")
+    result = run(app, ["score", str(tmp_path / "m.onnx"), test_dir])
+    assert result.exit_code == 2 and "ONNX files are for `transformaly serve` and other runtimes" in result.stderr
+
+
+@pytest.mark.parametrize(("terminal", "quiet", "told"), [(True, False, 1), (True, True, 0), (False, False, 0)])
+def test_a_terminal_is_told_at_once_that_a_model_is_loaded(monkeypatch, tmp_path, capsys, terminal, quiet, told):
+    said = []
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(persistence, "read_header", lambda path: said.append(capsys.readouterr().err) or 1 / 0)
+    (tmp_path / "m.tfm").write_bytes(b"")
+    with pytest.raises(ZeroDivisionError):
+        load_model(tmp_path / "m.tfm", None, _console.Output(json=False, quiet=quiet))
+    assert said == ["Loading the model ...\n" * told]
 
 
 def test_a_torchvision_of_another_torch_is_not_called_a_bug(monkeypatch, model, test_dir):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -12,8 +13,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from skl_transformaly import TransformalyDetector, load
+from skl_transformaly.cli._app import Mistake
 from skl_transformaly.cli._commands import app
 from skl_transformaly.cli._provenance import Provenance
+from skl_transformaly.cli._relearning import read_labels
 from skl_transformaly.persistence import read_header
 
 run = CliRunner().invoke
@@ -168,7 +171,8 @@ def test_images_that_were_learned_are_passed_over(root, tmp_path):
     result = run(
         app, ["update", str(root / "model.tfm"), str(root / "train" / "004.png"), "-o", str(tmp_path / "x.tfm")]
     )
-    assert result.exit_code == 2 and "nothing new to learn" in result.stderr and not (tmp_path / "x.tfm").exists()
+    assert result.exit_code == 2 and "the model has learned these images already" in result.stderr
+    assert not (tmp_path / "x.tfm").exists()
 
 
 def test_a_training_image_that_is_gone_can_be_taken_back(root, tmp_path):
@@ -212,6 +216,13 @@ def test_a_wrong_file_of_labels_is_one_message(root, tmp_path, what):
     result = run(app, ["update", str(root / "model.tfm"), *arguments])
     assert result.exit_code == 2 and "Traceback" not in result.output and result.stderr.count("error") == 1
     assert not (tmp_path / "new.tfm").exists()
+
+
+@pytest.mark.parametrize("line", ["a.png,normal", "a.png,1.5,left", "a.png"])
+def test_a_wrong_line_of_labels_is_shown(tmp_path, line):
+    (tmp_path / "labels.csv").write_text(f"path,label\n{line}\n", encoding="utf-8")
+    with pytest.raises(Mistake, match=f"line 2: expected path,1 or path,-1, got '{re.escape(line)}'"):
+        read_labels(tmp_path / "labels.csv")
 
 
 def test_without_images_and_labels_there_is_nothing_to_learn(made, tmp_path):

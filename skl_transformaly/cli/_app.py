@@ -32,6 +32,7 @@ __all__ = [
     "MISTAKE",
     "Mistake",
     "Model",
+    "OUT",
     "Output",
     "PIPE_CLOSED",
     "Paths",
@@ -55,6 +56,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 anomalies found (--fail-on-anomaly), 2 wrong usage or input, 3 a bug.",
 )
+
+OUT = ("--out", "--output", "-o")
+"""Names of the option for the main file that a command writes."""
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A model file that `fit` made.", show_default=False)]
 Paths = Annotated[

@@ -35,6 +35,11 @@ class Output:
         if not self.quiet:
             say(text)
 
+    def loading(self) -> None:
+        """Tell, on a terminal, that what follows takes seconds: libraries and a model are loaded."""
+        if self.lively:
+            say("Loading the model ...")
+
     def warn(self, text: str) -> None:
         """Warn on stderr, even if `quiet`."""
         say(f"warning: {text}")

@@ -10,7 +10,7 @@ import typer
 
 from skl_transformaly.cli._app import Mistake, Model, Output, Weights, command
 from skl_transformaly.cli._console import counted
-from skl_transformaly.cli._inputs import load_model, unreadable_text
+from skl_transformaly.cli._inputs import check_model, load_model, unreadable_text
 from skl_transformaly.cli._score import scored
 
 if TYPE_CHECKING:
@@ -44,10 +44,11 @@ def evaluate(
 
     Anomalies are what is looked for: TPR is the share of anomalies found, FPR the share of normal images flagged.
     """
+    check_model(model, "evaluate MODEL TEST_DIR")
     if not 0 < confidence < 1:
         raise Mistake(f"--confidence must be in (0, 1), got {confidence}.")
     test = _find_test(test_dir, good or [], out)
-    detector, _ = load_model(model, weights)
+    detector, _ = load_model(model, weights, out)
     scores = _score_test(detector, test, out)
 
     from skl_transformaly.cli._comments import comments

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from skl_transformaly.cli._app import Mistake, Model, Output, Weights, command
+from skl_transformaly.cli._app import OUT, Mistake, Model, Output, Weights, command
 from skl_transformaly.cli._console import counted
-from skl_transformaly.cli._inputs import check_writable, find_images, load_model
+from skl_transformaly.cli._inputs import check_model, check_writable, find_images, load_model
 
 __all__ = ["export"]
 
@@ -18,7 +18,9 @@ __all__ = ["export"]
 def export(
     out: Output,
     model: Model,
-    onnx: Annotated[Path, typer.Option(metavar="FILE", help="The ONNX file to make.", show_default=False)],
+    onnx: Annotated[
+        Path, typer.Option("--onnx", *OUT, metavar="FILE", help="The ONNX file to make.", show_default=False)
+    ],
     check: Annotated[
         list[str] | None,
         typer.Option(metavar="PATH", help="Images to compare on, such as a folder; else a few made-up ones."),
@@ -26,9 +28,10 @@ def export(
     weights: Weights = None,
 ) -> None:
     """Export a model to ONNX, to run without torch or timm; it is compared to the model before it is kept."""
+    check_model(model)
     check_writable(onnx)
     images = find_images(check).paths if check else None
-    detector, _ = load_model(model, weights)
+    detector, _ = load_model(model, weights, out)
     from skl_transformaly.export import ParityError, to_onnx
 
     noun = "made-up image" if images is None else "image"

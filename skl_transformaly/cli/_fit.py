@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skl_transformaly.cli._app import INTERRUPTED, Mistake, Output, command, fail
+from skl_transformaly.cli._app import INTERRUPTED, OUT, Mistake, Output, command, fail
 from skl_transformaly.cli._console import counted, duration
 from skl_transformaly.cli._inputs import check_writable, find_images, passed_over, unreadable_text
 
@@ -37,9 +37,7 @@ Normal = Annotated[
         metavar="NORMAL_DIR", help="Folder of normal images; also files, patterns, or - .", show_default=False
     ),
 ]
-ModelFile = Annotated[
-    Path, typer.Option("--output", "-o", metavar="FILE", help="The model file to make.", show_default=False)
-]
+ModelFile = Annotated[Path, typer.Option(*OUT, metavar="FILE", help="The model file to make.", show_default=False)]
 Teacher = Annotated[str, typer.Option(metavar="NAME", help="'bundled', or the name of a timm model; see `teachers`.")]
 TeacherWeights = Annotated[
     Path | None,
@@ -64,7 +62,14 @@ Students = Annotated[
         "longer.",
     ),
 ]
-Blocks = Annotated[int, typer.Option(min=1, help="Students: one for each of the teacher's last blocks.")]
+Blocks = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Students: one for each of the teacher's last blocks.",
+        show_default="the last 10, or all if there are fewer",
+    ),
+]
 Epochs = Annotated[
     int | None, typer.Option(min=1, help="Epochs that students are trained, 8 by default; with --students trained.")
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skl_transformaly.cli._app import Mistake
-from skl_transformaly.cli._console import counted
+from skl_transformaly.cli._console import Output, counted
 
 if TYPE_CHECKING:
     from skl_transformaly.images._folders import FoundFiles
@@ -77,14 +77,30 @@ def check_writable(path: Path) -> None:
         raise Mistake(f"{str(path)!r} cannot be written: no permission.")
 
 
-def check_model(path: Path) -> None:
+def check_model(path: Path, usage: str = "", *, onnx: bool = False) -> None:
+    """Refuse what is not a model file by its looks, unless it is an ONNX file and `onnx`.
+
+    `usage` shows where a command has its model, for those who name it after the images.
+    """
+    from skl_transformaly.images._folders import has_image_suffix
+
+    what = "a folder" if path.is_dir() else "an image" if path.is_file() and has_image_suffix(path.name) else ""
+    if what:
+        advice = f" The model comes first: transformaly {usage}." if usage else ""
+        raise Mistake(f"{str(path)!r} is {what}; expected a model file.{advice}")
+    if path.suffix.lower() == ".onnx" and not onnx:
+        raise Mistake(
+            f"{str(path)!r}: ONNX files are for `transformaly serve` and other runtimes; expected a model file that "
+            "`transformaly fit` made."
+        )
     if not path.is_file():
         raise Mistake(f"The model file {str(path)!r} does not exist; `transformaly fit` makes one.")
 
 
-def load_model(path: Path, weights: str | None) -> tuple[Any, dict[str, Any]]:
+def load_model(path: Path, weights: str | None, tell: Output) -> tuple[Any, dict[str, Any]]:
     """Load a model; returns it and the header of its file."""
     check_model(path)
+    tell.loading()
     from skl_transformaly.persistence import load, read_header
 
     header = read_header(path)

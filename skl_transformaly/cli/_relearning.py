@@ -36,12 +36,18 @@ def read_labels(path: Path) -> dict[str, int]:
         for row in rows:
             label = {"1": 1, "+1": 1, "-1": -1}.get((row["label"] or "").strip())
             if label is None or not row["path"]:
-                raise Mistake(f"{str(path)!r}, line {rows.line_num}: expected path,1 or path,-1, got {row}.")
+                raise Mistake(f"{str(path)!r}, line {rows.line_num}: expected path,1 or path,-1, got {_line(row)!r}.")
             if labels.setdefault(os.path.abspath(row["path"]), label) != label:
                 raise Mistake(f"{str(path)!r} labels {row['path']!r} as normal and as an anomaly: keep one line.")
     if not labels:
         raise Mistake(f"{str(path)!r} holds no labels.")
     return labels
+
+
+def _line(row: Mapping[Any, Any]) -> str:
+    """A row of `csv.DictReader` as a line; fields beyond the header's are a list, and missing ones None."""
+    fields = [field for value in row.values() for field in (value if isinstance(value, list) else [value])]
+    return ",".join(field for field in fields if field is not None)
 
 
 @dataclass

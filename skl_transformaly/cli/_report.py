@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from skl_transformaly.cli._app import Model, Output, Paths, Weights, command, fail
+from skl_transformaly.cli._app import OUT, Model, Output, Paths, Weights, command, fail
 from skl_transformaly.cli._console import counted
 from skl_transformaly.cli._inputs import (
     check_folder,
+    check_model,
     check_writable,
     find_images,
     load_model,
@@ -26,9 +27,7 @@ def report(
     tell: Output,
     model: Model,
     paths: Paths,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The HTML file to make.")] = Path(
-        "report.html"
-    ),
+    out: Annotated[Path, typer.Option(*OUT, metavar="FILE", help="The HTML file to make.")] = Path("report.html"),
     normal: Annotated[
         Path | None,
         typer.Option(
@@ -43,11 +42,12 @@ def report(
     weights: Weights = None,
 ) -> None:
     """Make one HTML file to look at: images from most to least anomalous, with maps and nearest normal images."""
+    check_model(model, "report MODEL IMAGES")
     check_writable(out)
     check_folder(normal, "folder of normal images")
     found = find_images(paths, missing="keep")
     missing = missing_text(found)
-    detector, header = load_model(model, weights)
+    detector, header = load_model(model, weights, tell)
     from skl_transformaly.cli._provenance import Provenance, saved_with
     from skl_transformaly.cli.report import Origin, write_report
 

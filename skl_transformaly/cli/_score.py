@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skl_transformaly.cli._app import FOUND, INTERRUPTED, Mistake, Model, Output, Paths, Weights, command, fail
+from skl_transformaly.cli._app import FOUND, INTERRUPTED, OUT, Mistake, Model, Output, Paths, Weights, command, fail
 from skl_transformaly.cli._console import counted
 from skl_transformaly.cli._inputs import (
+    check_model,
     check_writable,
     find_images,
     load_model,
@@ -38,7 +39,7 @@ def score(
     paths: Paths,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FILE", help=".csv, .jsonl or .parquet; without it, CSV on stdout."),
+        typer.Option(*OUT, metavar="FILE", help=".csv, .jsonl or .parquet; without it, CSV on stdout."),
     ] = None,
     resume: Annotated[
         bool,
@@ -54,10 +55,11 @@ def score(
     Higher scores are more normal; the decision is negative for anomalies. Images that the model was fitted on get the
     scores of a model that has not seen them. Images that cannot be read have no score, and -1 as prediction.
     """
+    check_model(model, "score MODEL IMAGES")
     _check(out, resume)
     found = find_images(paths, missing="keep")
     missing = missing_text(found)
-    detector, header = load_model(model, weights)
+    detector, header = load_model(model, weights, tell)
     tally = _Tally()
     with tell.progress("Scoring", len(found.paths)) as advance:
         if out is None:

@@ -65,7 +65,8 @@ def serve(
     The server has neither authentication nor encryption: put a proxy in front of a server that others can reach.
     SIGTERM and Ctrl-C stop it once all that was accepted is answered.
     """
-    check_model(model)
+    check_model(model, onnx=True)
+    tell.loading()
     try:
         from skl_transformaly.serving._app import create_app
         from skl_transformaly.serving._server import listen, run

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skl_transformaly.cli._app import Mistake, Model, Output, Weights, command
+from skl_transformaly.cli._app import OUT, Mistake, Model, Output, Weights, command
 from skl_transformaly.cli._console import counted, duration
 from skl_transformaly.cli._inputs import (
     check_folder,
@@ -35,7 +35,7 @@ def update(
     out: Output,
     model: Model,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="NEW_MODEL", help="The model file to make.", show_default=False)
+        Path, typer.Option(*OUT, metavar="NEW_MODEL", help="The model file to make.", show_default=False)
     ],
     images: Annotated[
         list[str] | None,
@@ -58,7 +58,7 @@ def update(
     """
     if not images and labels is None:
         raise Mistake("update needs something to learn from: new normal images, --labels FILE, or both.")
-    check_model(model)
+    check_model(model, "update MODEL NEW_IMAGES")
     check_writable(output)
     check_folder(normal, "folder of normal images")
     new = find_images(images) if images else None
@@ -68,14 +68,15 @@ def update(
     given = {os.path.abspath(path): 1 for path in (new.paths if new is not None else [])}
     if labels is not None:
         given.update(read_labels(labels))  # a label says more than where an image lies
-    detector, header = load_model(model, weights)
+    detector, header = load_model(model, weights, out)
     earlier = Earlier.of(detector, header["metadata"], normal)
     with out.progress("Reading", len(given)) as advance:
         lessons = Lessons.of(given, earlier, advance)
     if lessons.unreadable:
         out.warn(unreadable_text(lessons.unreadable, "left out"))
     if not lessons:
-        raise Mistake("there is nothing new to learn: the model has learned these labels already.")
+        given_as = " and ".join(["images"] * bool(images) + ["labels"] * (labels is not None))
+        raise Mistake(f"there is nothing new to learn: the model has learned these {given_as} already.")
     before = {"images": earlier.learned, "threshold": float(detector.offset_)}
     start = time.perf_counter()
     exact = _learn(detector, earlier, lessons, out)
@@ -140,7 +141,10 @@ def _tell(
     if 0 < anomalies < _FEW_ANOMALIES:
         lines.append(f"{counted(anomalies, 'known anomaly')}: {_FEW_ANOMALIES} are needed to weigh the feature spaces.")
     elif anomalies and np.ptp(detector.weights_) == 0:
-        lines.append(f"{counted(anomalies, 'known anomaly')}: by them, all feature spaces count alike.")
+        lines.append(
+            f"{counted(anomalies, 'known anomaly')}: they change nothing, since equal weights of the feature spaces "
+            "were as good on held-out images."
+        )
     elif anomalies:
         weights = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(detector.feature_spaces_, detector.weights_))
         lines.append(f"{counted(anomalies, 'known anomaly')}: feature spaces weigh {weights}.")
