@@ -27,6 +27,7 @@ from skl_transformaly.cli import _score as score_command
 from skl_transformaly.cli._actions import Actions, Hook, Shelf
 from skl_transformaly.cli._commands import app
 from skl_transformaly.cli._scores import ScoreFile
+from skl_transformaly.cli._watch import _state
 from skl_transformaly.cli._watcher import Arrivals, Watcher
 
 DARK, LIGHT = 20, 200
@@ -716,6 +717,19 @@ def test_a_mistake_is_one_message(tmp_path, monkeypatch, arguments, message):
     (tmp_path / "m.tfm").write_bytes(b"")
     result = CliRunner().invoke(app, command(*arguments))
     assert result.exit_code == 2 and message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(0, ""), (2, ", 2 not complete (0.png, 1.png)"), (4, "0.png, 1.png, 2.png, ...")]
+)
+def test_the_last_line_names_what_is_not_complete(bench, number, said):
+    watch = bench()
+    for i in range(number):
+        draw(watch.folder / f"{i}.png")
+    watch.pass_time(0)
+    text = _state(watch.watcher, named=True).replace(f"{watch.folder}{os.sep}", "")
+    assert said in text and ("not complete" in text) == bool(number)
+    assert ".png" not in _state(watch.watcher)
 
 
 def test_rows_of_another_model_are_not_added_to(model, tmp_path):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skl_transformaly.cli._app import Mistake, Output, Weights, command, plain
+from skl_transformaly.cli._app import OUT, Mistake, Output, Weights, command, plain
 from skl_transformaly.cli._console import counted
 from skl_transformaly.cli._inputs import check_folder, check_model, check_writable, load_model
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["watch"]
 
+# Files that are not complete, of which the last line tells the names
+_MOST_NAMES = 3
+
 
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder, with those in it.", show_default=False)]
 ModelOption = Annotated[
@@ -30,7 +33,7 @@ ModelOption = Annotated[
 ]
 Rows = Annotated[
     Path,
-    typer.Option("--out", "-o", metavar="FILE", help="Rows of scores, .jsonl or .csv; added to.", show_default=False),
+    typer.Option(*OUT, metavar="FILE", help="Rows of scores, .jsonl or .csv; added to.", show_default=False),
 ]
 MoveTo = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Move anomalies to this folder, in the folders they came from.")
@@ -89,7 +92,7 @@ def watch(
     hook = None if on_anomaly is None else Hook(on_anomaly)
     with contextlib.ExitStack() as stack:
         stopping = stack.enter_context(_until_stopped())
-        detector, header = load_model(model, weights)
+        detector, header = load_model(model, weights, tell)
         file = stack.enter_context(ScoreFile(out, resume=True, model=header["sha256"]))
         _check_rows(file)
         actions = Actions(out.with_name(out.name + ".actions.jsonl"), shelf, hook, warn=tell.warn, count=file.count)
@@ -100,7 +103,7 @@ def watch(
             watcher.run(interval, once=once, idle=lambda: show(watcher))
         if actions.waiting:
             tell.warn(f"still to be moved or told of at the next start: {counted(actions.waiting, 'anomaly')}.")
-        tell.note(f"{out}: {_state(watcher)}.")
+        tell.note(f"{out}: {_state(watcher, named=True)}.")
 
 
 def _shelf(folder: Path, move_to: Path | None, link_to: Path | None) -> Any:
@@ -169,13 +172,17 @@ def _display(tell: Output, folder: Path) -> Iterator[tuple[Callable[[dict], None
         yield on_row, lambda watcher: status.update(Text(plain(f"Watching {folder}: {_state(watcher)}")))
 
 
-def _state(watcher: Watcher) -> str:
-    counts = watcher.counts
+def _state(watcher: Watcher, *, named: bool = False) -> str:
+    """How things are, in one line; with the names of a few files that are not complete if `named`."""
+    counts, waiting = watcher.counts, watcher.arrivals.waiting
     parts = [f"{counts.scored} scored", counted(counts.anomalies, "anomaly")]
     if counts.unreadable:
         parts.append(f"{len(counts.unreadable)} unreadable")
-    if watcher.arrivals.waiting:
-        parts.append(f"{watcher.arrivals.waiting} not complete")
+    if waiting:
+        parts.append(f"{len(waiting)} not complete")
+    if waiting and named:
+        more = ", ..." if len(waiting) > _MOST_NAMES else ""
+        parts[-1] += f" ({', '.join(waiting[:_MOST_NAMES])}{more})"
     if watcher.actions.waiting:
         parts.append(f"{watcher.actions.waiting} to be moved or told of")
     return ", ".join(parts)

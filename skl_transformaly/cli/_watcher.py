@@ -103,9 +103,9 @@ class Arrivals:
         self._waiting.pop(path, None)
 
     @property
-    def waiting(self) -> int:
-        """Number of files that are not complete, or have no row yet."""
-        return len(self._waiting)
+    def waiting(self) -> list[str]:
+        """Absolute paths of the files that are not complete, or have no row yet."""
+        return sorted(self._waiting)
 
     def _files(self, folder: str, above: set[tuple[int, int]]) -> Iterator[tuple[str, tuple[int, int]]]:
         place = os.stat(folder)
