@@ -175,6 +175,7 @@ def test_what_was_measured_is_in_the_file(exported, session):
     metadata = session.get_modelmeta().custom_metadata_map
     for name in ("score_deviation", "auroc_deviation", "p_value_deviation", "anomaly_map_deviation"):
         assert float(metadata[f"transformaly.{name}"]) == report[name] < 1e-3
+    assert float(metadata["transformaly.threshold"]) == report["threshold"] == exported[0].offset_
     assert metadata["transformaly.weights_sha256"] == exported[0].estimator_.extractor_.weights_sha256_
     assert report["bytes"] == path.stat().st_size
 

@@ -152,7 +152,8 @@ def test_unknown_queries_are_refused(client, query):
 def test_an_unreadable_image_does_not_spoil_the_others(client):
     results = post(client, png(150), b"no image", png(50)).json()["results"]
     assert [result["decision"] for result in results] == ["normal", "unreadable", "anomaly"]
-    assert results[1]["score"] is None and "not an image" in results[1]["error"]
+    assert results[1]["score"] is None
+    assert results[1]["error"] == "The file is not an image of a format that is accepted here."
     assert "on_error" not in results[1]["error"] and "BytesIO" not in results[1]["error"]
 
 
@@ -181,6 +182,8 @@ def test_other_paths_answer(client, path):
 def test_wrong_paths_are_refused_in_json(client, method, path, status):
     found = client.request(method, path)
     assert found.status_code == status and set(found.json()) == {"error"}
+    text = found.json()["error"]
+    assert text == f"{method} is not allowed here; use {found.headers['allow']}." if status == 405 else "path" in text
 
 
 def test_requests_images_and_refusals_are_counted():

@@ -73,6 +73,7 @@ def test_scores_are_those_of_the_detector(model, pictures):
         np.testing.assert_allclose([result["score"] for result in found], expected["score"], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose([result["p_value"] for result in found], expected["p_value"], rtol=1e-4)
     assert [result["decision"] == "anomaly" for result in results] == (expected["prediction"] == -1).tolist()
+    assert {result["threshold"] for result in (*results, *alone)} == {detector.offset_}
     parts = [sum(result["spaces"].values()) for result in results]
     np.testing.assert_allclose(parts, [result["score"] for result in results])
     assert set(results[0]["spaces"]) == set(detector.feature_spaces_)
@@ -140,6 +141,7 @@ def test_an_onnx_file_scores_as_the_detector(model, onnx_model, pictures):
     results = found.json()["results"]
     np.testing.assert_allclose([result["score"] for result in results], expected["score"], rtol=1e-3, atol=1e-3)
     assert all("map" in result and "spaces" not in result for result in results)
+    assert {result["threshold"] for result in results} == {model[1].offset_}
     assert [result["decision"] == "anomaly" for result in results] == (expected["prediction"] == -1).tolist()
 
 

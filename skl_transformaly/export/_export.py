@@ -84,7 +84,7 @@ def to_onnx(
         - ``p_value_deviation``, ``anomaly_map_deviation``: largest differences, where the file has those outputs;
         - ``fitted_deviation``: like ``score_deviation``, against the detector as it was fitted, where that was in
           bfloat16 or float16;
-        - ``n_images`` on which, ``bytes`` of the file, and teacher, its weights, and versions.
+        - ``n_images`` on which, ``bytes`` of the file, its ``threshold``, and teacher, its weights, and versions.
 
     Raises
     ------
@@ -154,7 +154,8 @@ def to_onnx(
             UserWarning,
             stacklevel=3,
         )
-    report = {**report, **_provenance(core)}
+    threshold = float((core if conformal is None else conformal).offset_)
+    report = {**report, "threshold": threshold, **_provenance(core)}
     _annotate(model, report)
     data = model.SerializeToString()
     with replacing(path) as file:

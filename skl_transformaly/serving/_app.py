@@ -204,7 +204,7 @@ class _Service:
     def _entry(self, upload: Upload, answer: Any) -> dict[str, Any]:
         if isinstance(answer, ImageError):
             self.metrics.images.labels("unreadable").inc()
-            return _entry(upload.name, error=str(answer).removesuffix(SKIP_ADVICE))
+            return _entry(upload.name, error=_sentence(str(answer).removesuffix(SKIP_ADVICE)))
         if isinstance(answer, Expired):
             raise Refusal(504, "timeout", f"There was no score within {self.limits.timeout:g} seconds.", retry=True)
         if isinstance(answer, MemoryError):
@@ -227,7 +227,7 @@ def _entry(name: str, answer: Answer | None = None, *, error: str | None = None)
         "name": name,
         "decision": "anomaly" if result.margin < 0 else "normal",
         "score": result.score,
-        "threshold": result.score - result.margin,
+        "threshold": result.score - result.margin if result.threshold is None else result.threshold,
         "p_value": result.p_value,
     }
     if result.spaces:
@@ -238,6 +238,17 @@ def _entry(name: str, answer: Answer | None = None, *, error: str | None = None)
     if answer.notes:
         entry["notes"] = list(answer.notes)
     return entry
+
+
+def _sentence(text: str) -> str:
+    """What is wrong with a file, as a sentence; elsewhere its path stands before such texts.
+
+    >>> _sentence("is a PDF."), _sentence("pixels contain NaN.")
+    ('The file is a PDF.', 'Pixels contain NaN.')
+    """
+    if text.partition(" ")[0] in ("is", "has", "holds", "cannot"):
+        return f"The file {text}"
+    return text[:1].upper() + text[1:]
 
 
 async def _gone(request: Request) -> None:
@@ -278,7 +289,13 @@ def _refused(refusal: Refusal) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _json({"error": error.detail}, error.status_code, connection="close", **dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    texts = {
+        404: "There is nothing at this path; /openapi.json describes those that there are.",
+        405: f"{request.method} is not allowed here; use {headers.get('Allow', 'another method')}.",
+    }
+    text = texts.get(error.status_code, error.detail)
+    return _json({"error": text}, error.status_code, connection="close", **headers)
 
 
 class _Guard:

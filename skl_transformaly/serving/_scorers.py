@@ -33,6 +33,7 @@ class Result:
     spaces: dict[str, float] = field(default_factory=dict)  # what each adds to the score; empty of an ONNX file
     reason: str = ""  # in which space an anomaly is unusual; "" of an ONNX file
     map: dict[str, Any] | None = None  # if asked for; see `paint`
+    threshold: float | None = None  # the model's own; None if it does not tell
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.score) or not math.isfinite(self.margin):
@@ -83,6 +84,7 @@ class DetectorScorer:
                 spaces={name: float(table[name][i]) for name in self._core.feature_spaces_},
                 reason=str(table["reason"][i]),
                 map=paint(table["map"][i]) if with_map else None,
+                threshold=float(calibrated.offset_),
             )
             for i in range(len(images))
         ]
@@ -117,6 +119,8 @@ class OnnxScorer:
         metadata = session.get_modelmeta().custom_metadata_map
         wanted = {name: metadata.get(_METADATA_PREFIX + name, "") for name in ("teacher", "versions")}
         self.about = {**wanted, **(about or {})}
+        threshold = metadata.get(_METADATA_PREFIX + "threshold", "")
+        self._threshold = float(threshold) if threshold else None
         size = metadata.get(_METADATA_PREFIX + "image_size", "")
         self.at_least = least_side([int(side) for side in size.split("x")]) if size else None
 
@@ -150,6 +154,7 @@ class OnnxScorer:
                 margin=float(found["decision"][i]),
                 p_value=float(found["p_value"][i]) if "p_value" in found else None,
                 map=paint(found["anomaly_map"][i]) if with_map else None,
+                threshold=self._threshold,
             )
             for i in range(len(batch))
         ]
