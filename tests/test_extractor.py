@@ -467,3 +467,12 @@ def test_a_teacher_whose_places_are_not_known_gives_scores_and_no_maps(images, m
     with pytest.raises(TypeError, match="not known where in the image"):
         Comparer(extractor, students, maps="squared")
     teacher.__dict__.pop("places_known", None)  # shared with other tests
+
+
+@pytest.mark.parametrize(
+    ("slip", "meant"),
+    [("vit_tinny", "vit_tiny_"), ("resnett50", "resnet50"), ("xit_tiny_patch16_224", "vit_tiny_patch16_224")],
+)
+def test_an_unknown_teacher_is_told_names_that_begin_alike(slip, meant):
+    with pytest.raises(ValueError, match=f"knows no model '{slip}'.*Close names: {meant}.*`transformaly teachers"):
+        _weights.create_model(slip, None)

