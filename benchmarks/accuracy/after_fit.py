@@ -140,11 +140,12 @@ def print_whole(options: argparse.Namespace) -> None:
         "\n## The same with students\n\nWhole detectors, one draw a class: AUROC on clean test images; then with known "
         "anomalies of the class that comes next.\n"
     )
-    for i, name in enumerate(options.students):
+    columns: list[str] = []
+    for name in options.students:
         data = load(name)
         rows = [whole(data, label, options) for label in range(len(data.classes))]
-        columns = list(rows[0])
-        if not i:
+        if not columns:
+            columns = list(rows[0])
             print(f"| data | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
         shown = [f"{100 * np.mean([row[key] for row in rows]):.1f}" if key in rows[0] else "-" for key in columns]
         print(f"| {name} | {' | '.join(shown)} |", flush=True)
