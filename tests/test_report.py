@@ -349,11 +349,20 @@ def test_figures_have_the_same_decimals_everywhere(tmp_path, rng, training):
 
 
 def test_a_map_of_noise_is_not_shown(tmp_path, rng, training):
-    paths = make_images(tmp_path / "new", ["dark.png", "bright.png"], rng)
-    Image.new("RGB", (64, 48), (230, 230, 230)).save(paths[1])  # 3.6 by Bright; dark is below 1
+    paths = make_images(tmp_path / "new", ["dark.png", "bright.png", "grey.png"], rng)
+    Image.new("RGB", (64, 48), (40, 40, 40)).save(paths[0])
+    Image.new("RGB", (64, 48), (230, 230, 230)).save(paths[1])  # 3.6 by Bright; the others are below 3
+    Image.new("RGB", (64, 48), (128, 128, 128)).save(paths[2])
     text, _, _ = write(tmp_path, paths, training)
-    cards = {re.search(r">(\w+)\.png<", card)[1]: card for card in text.split('<li class="card')[1:3]}
-    assert 'class="map"' in cards["bright"] and 'class="map"' not in cards["dark"]
+    cards = {re.search(r">(\w+)\.png<", card)[1]: card for card in text.split('<li class="card')[1:4]}
+    assert [name for name, card in cards.items() if 'class="map"' in card] == ["bright"]
+    # of an anomaly without a map the card says why; dark is none
+    assert [name for name, card in cards.items() if "No single place stands out" in card] == ["grey"]
+
+
+def test_distances_of_neighbours_are_called_so(tmp_path, rng, training):
+    text, _, _ = write(tmp_path, make_images(tmp_path / "new", ["a.png"], rng), training)
+    assert all(f"distance {number}.00" in text for number in (1, 2, 3))
 
 
 def test_cards_know_their_folders(tmp_path, rng, training):
