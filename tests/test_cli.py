@@ -23,7 +23,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from skl_transformaly import TransformalyDetector, load, persistence
-from skl_transformaly.cli import _console
+from skl_transformaly.cli import _console, _scores
 from skl_transformaly.cli._commands import app
 from skl_transformaly.cli._comments import comments
 from skl_transformaly.cli._evaluation import evaluate_scores, fpr_at_tpr, normal_classes
@@ -251,6 +251,27 @@ def test_intervals_are_bootstrap_percentiles(rng):
     means = [wins[rng.integers(0, 50, 50)][:, rng.integers(0, 30, 30)].mean() for _ in range(4000)]
     _, low, high = evaluate_scores(scores, y, n_resamples=200)["auroc"]
     np.testing.assert_allclose([low, high], np.percentile(means, [2.5, 97.5]), atol=0.03)
+
+
+@pytest.mark.parametrize(("n", "confidence"), [(40, 0.95), (7, 0.8)])
+def test_figures_without_mistakes_claim_no_certainty(n, confidence):
+    """No anomaly scores as high as a normal image: a share of 0 of n is below p, or chance would bring p^n."""
+    y = np.repeat([1, -1], [n, 20])
+    figures = evaluate_scores(np.where(y == 1, 1.0, 0.0) + np.linspace(0, 0.5, n + 20), y, confidence=confidence)
+    assert figures["auroc"].value == pytest.approx(figures["aupr"].value) == 1
+    assert np.isnan([*figures["auroc"][1:], *figures["aupr"][1:]]).all()
+    value, low, high = figures["fpr95"]
+    assert value == low == 0 and (1 - high) ** n == pytest.approx((1 - confidence) / 2)
+
+
+def test_evaluate_says_why_there_is_no_interval(tmp_path, monkeypatch, model, test_dir):
+    def perfect(detector, images):
+        normal = np.arange(len(images)) < 8  # "good" comes before "six"
+        return {"score": 1.0 * normal, "decision": normal - 0.5, "p_value": 0.5 * normal, "prediction": 2 * normal - 1}
+
+    monkeypatch.setattr(_scores, "score_table", perfect)
+    said = run(app, ["evaluate", model, test_dir, "--resamples", "100"]).stdout
+    assert "AUROC             1.000  too few mistakes for an interval" in said
 
 
 @pytest.mark.slow
@@ -732,7 +753,8 @@ def test_evaluate_measures_what_the_scores_say(model, test_dir):
     flagged = np.array([row["prediction"] == "-1" for row in rows])
     assert said["auroc"]["value"] == pytest.approx(roc_auc_score(y, scores)) and said["auroc"]["value"] > 0.5
     assert said["aupr"]["value"] == pytest.approx(average_precision_score(y == -1, -scores))
-    assert said["auroc"]["low"] <= said["auroc"]["value"] <= said["auroc"]["high"]
+    assert (said["auroc"]["low"] is None) == (said["auroc"]["value"] == 1)
+    assert said["fpr95"]["low"] <= said["fpr95"]["value"] <= said["fpr95"]["high"] > 0
     assert (said["flagged_normal"], said["flagged_anomalies"]) == (flagged[y == 1].sum(), flagged[y == -1].sum())
     assert said["classes"]["six"]["n"] == 6
 

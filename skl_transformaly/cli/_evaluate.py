@@ -139,12 +139,13 @@ def _text(
     import numpy as np
 
     y = test.y
+    lacking = f"too few {'images' if min(np.sum(y == 1), np.sum(y == -1)) < 2 else 'mistakes'} for an interval"
     lines = [
         f"normal: {', '.join(test.normal)} ({counted(int(np.sum(y == 1)), 'image')}); anomalies: "
         + ", ".join(f"{name} ({entry['n']})" for name, entry in classes.items()),
         f"{'':<16} {'value':>6}  {100 * confidence:g} % interval",
         *(
-            f"{_TITLES[name]:<16} {value:6.3f}  {'-' if np.isnan(low) else f'{low:.3f} to {high:.3f}'}"
+            f"{_TITLES[name]:<16} {value:6.3f}  {lacking if np.isnan(low) else f'{low:.3f} to {high:.3f}'}"
             for name, (value, low, high) in figures.items()
         ),
         f"flagged by the model's threshold: {_share(flagged[y == 1], 'normal images')}, "

@@ -1,4 +1,4 @@
-"""How well scores tell anomalies from normal images, with bootstrap intervals."""
+"""How well scores tell anomalies from normal images, with intervals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from skl_transformaly.utils._labels import check_labels
@@ -19,10 +19,12 @@ __all__ = ["METRICS", "Interval", "class_folders", "evaluate_scores", "fpr_at_tp
 
 # names that a folder of normal images goes by, of which the first that is there counts
 _NORMAL_NAMES = ("good", "normal", "ok")
+# width of an interval that is none but for rounding
+_ROUNDING = 1e-9
 
 
 class Interval(NamedTuple):
-    """A figure and its confidence interval."""
+    """A figure and its confidence interval, of which NaN are the ends if there is too little to tell one."""
 
     value: float
     low: float
@@ -60,11 +62,16 @@ def evaluate_scores(
     """AUROC, AUPR and FPR at 95 % TPR of scores (higher is more normal), anomalies being what is looked for.
 
     The intervals are bootstrap percentiles [1]_; normal images and anomalies are drawn apart, so that each resample
-    holds as many of both as `y`. If anomalies and normal images do not overlap, they have no width, whatever the number
-    of images. ``aupr`` is the average precision with anomalies as the positive class, whose value for random scores is
-    their share; for ``fpr95`` see :func:`fpr_at_tpr`.
+    holds as many of both as `y`. If all resamples agree, such as when no anomaly scores as high as a normal image,
+    there are too few mistakes to tell how far the figure may be off, and the ends are NaN. That of ``fpr95``, a share
+    of the normal images, always has ends: it holds the interval of Clopper and Pearson [2]_ for that share, too.
+
+    ``aupr`` is the average precision with anomalies as the positive class, whose value for random scores is their
+    share; for ``fpr95`` see :func:`fpr_at_tpr`.
 
     .. [1] B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap", Chapman & Hall, 1993, Chapter 13.
+    .. [2] C. J. Clopper and E. S. Pearson, "The use of confidence or fiducial limits illustrated in the case of the
+       binomial", Biometrika 26, 1934.
     """
     scores, y = np.asarray(scores, dtype=np.float64), check_labels(y, "evaluate_scores", both=True)
     if scores.shape != y.shape or scores.ndim != 1:
@@ -95,7 +102,13 @@ def evaluate_scores(
                 method="percentile",
                 random_state=np.random.default_rng(random_state),
             )
-        figures[name] = Interval(value, float(result.confidence_interval.low), float(result.confidence_interval.high))
+        low, high = map(float, result.confidence_interval)
+        if name == "fpr95":
+            exact = binomtest(round(value * len(normal)), len(normal)).proportion_ci(confidence, method="exact")
+            low, high = min(low, float(exact.low)), max(high, float(exact.high))
+        elif high - low < _ROUNDING:
+            low = high = float("nan")
+        figures[name] = Interval(value, low, high)
     return figures
 
 
