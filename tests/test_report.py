@@ -268,7 +268,11 @@ def test_neighbours_are_named_in_the_order_of_the_fit(tmp_path, rng, training):
     text, page, _ = write(tmp_path, make_images(tmp_path / "new", ["a.png"], rng), training)
     titles = [a["title"] for tag, a in page.tags if tag == "img" and "data-near" in a and a["alt"]]
     assert titles == ["39.png", "38.png", "37.png"]
-    assert [re.search(rf'title="{name}">([\d.]+)</span>', text)[1] for name in titles] == ["1.00", "2.00", "3.00"]
+    assert [re.search(rf'title="{name}">distance ([\d.]+)</span>', text)[1] for name in titles] == [
+        "1.00",
+        "2.00",
+        "3.00",
+    ]
 
 
 def test_each_neighbour_is_in_the_page_once(tmp_path, rng, training):

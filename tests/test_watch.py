@@ -660,10 +660,13 @@ def test_a_stream_that_has_changed_is_warned_of_once(bench):
 
 @pytest.mark.parametrize(("grey", "warns"), [(LIGHT, False), (5, True)])
 def test_score_warns_of_a_batch_that_cannot_be_mostly_normal(tmp_path, monkeypatch, grey, warns):
-    monkeypatch.setattr(score_command, "load_model", lambda model, weights: (Mean(), {"sha256": "0" * 64}))
+    monkeypatch.setattr(score_command, "load_model", lambda model, weights, tell: (Mean(), {"sha256": "0" * 64}))
     for i in range(20):
         draw(tmp_path / "in" / f"{i}.png", grey)
-    result = CliRunner().invoke(app, ["score", "m.tfm", str(tmp_path / "in"), "--out", str(tmp_path / "s.csv")])
+    (tmp_path / "m.tfm").write_bytes(b"")
+    result = CliRunner().invoke(
+        app, ["score", str(tmp_path / "m.tfm"), str(tmp_path / "in"), "--out", str(tmp_path / "s.csv")]
+    )
     assert result.exit_code == 0
     assert ("warning: 100 % of these images have p <= 0.05: another camera" in result.stderr) == warns
 
