@@ -425,3 +425,15 @@ def test_a_warning_of_few_images_points_at_the_call_of_fit(images):
     with pytest.warns(UserWarning, match="With 8 images") as caught:
         tiny_detector(contamination=0.05).fit(images[:8])
     assert [warning.filename for warning in caught if "With 8 images" in str(warning.message)] == [__file__]
+
+
+@pytest.mark.parametrize("spaces", [[], ["pretrained", "pretrained"], ["pretrained", "colour"]])
+def test_spaces_are_named_each_once(images, spaces):
+    with pytest.raises(ValueError, match="feature_spaces must be 'auto' or name some of"):
+        tiny_detector(feature_spaces=spaces).fit(images)
+
+
+@pytest.mark.parametrize("trim", [-0.1, 0.5, 1.0])
+def test_less_than_half_of_the_images_can_be_trimmed(images, trim):
+    with pytest.raises(ValueError, match="'trim' parameter"):
+        tiny_detector(trim=trim).fit(images)

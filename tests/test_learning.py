@@ -318,6 +318,12 @@ def test_copies_are_one_image():
     assert groups[10] == groups[4] and len(np.unique(groups)) == 10
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # one known anomaly is few
+def test_what_is_not_learned_is_a_copy_of_nothing(images):
+    detector = without_students(contamination=0.3).fit(images[:6], [1, 1, 1, 1, 1, -1])
+    assert detector.training_groups_[5] == -1 and (detector.training_groups_[:5] >= 0).all()
+
+
 def test_parts_under_a_fixed_camera_are_no_copies(rng):
     part = rng.integers(0, 256, (1, 48))
     assert len(np.unique(near_duplicates(part + rng.normal(0, 0.5, (30, 48)), np.arange(30)))) == 30

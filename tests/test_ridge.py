@@ -214,3 +214,24 @@ def test_students_learn_in_parts_as_at_once(images, sizes):
 def test_students_of_fit_keep_no_sums_to_go_on_with(images):
     with pytest.raises(ValueError, match="keeps no sums"):
         RidgeStudents(n_blocks=2, extractor=tiny_extractor()).fit(images[:6]).partial_fit(images[6:])
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("side", "step"), [(5, 1), (21, 3)])
+def test_rows_of_maps_are_places_with_their_neighbourhoods(channels_last, side, step):
+    rng = np.random.default_rng(0)
+    x, output = (rng.normal(size=(2, side, side, 3)).astype(np.float32) for _ in range(2))
+    order = (0, 1, 2, 3) if channels_last else (0, 3, 1, 2)
+    layout = Layout(tokens=False, prefix=0, channels_last=channels_last, residual=True, kernel=3)
+    local, context, target = (
+        part.numpy() for part in layout.rows(*(torch.from_numpy(a.transpose(order).copy()) for a in (x, output)))
+    )
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    places = [(i, j) for i in range(0, side, step) for j in range(0, side, step)]
+    for row, (i, j) in enumerate(places):
+        # channel by channel, each with its 3 x 3 places
+        expected = padded[:, i : i + 3, j : j + 3].transpose(0, 3, 1, 2).reshape(2, -1)
+        np.testing.assert_array_equal(local[:, row], expected)
+        np.testing.assert_allclose(target[:, row], output[:, i, j] - x[:, i, j], rtol=1e-6)
+    assert local.shape[1] == len(places)
+    np.testing.assert_allclose(context, np.column_stack([x.mean((1, 2)), np.ones(2)]), rtol=1e-5, atol=1e-6)

@@ -54,9 +54,9 @@ GROUPS = {
         "test_columns.py",
     ),
     "regression": ("students/_regression.py", "test_ridge.py"),
-    "ridge": ("students/_ridge.py", "test_ridge.py"),
-    "block": ("students/_block.py", "test_students.py"),
-    "detector": ("_detector.py", "test_detector.py test_frozen.py test_learning.py"),
+    "ridge": ("students/_ridge.py", "test_ridge.py test_recording.py test_frozen.py"),
+    "block": ("students/_block.py", "test_students.py test_memory.py test_frozen.py"),
+    "detector": ("_detector.py", "test_detector.py test_frozen.py test_learning.py test_memory.py"),
     "learning": ("_learning.py", "test_learning.py test_frozen.py"),
 }
 # Networks of these families take seconds each to build, and of others to start processes
