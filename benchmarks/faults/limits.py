@@ -37,6 +37,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from scipy.linalg import blas
 
 from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector, load, save
 from skl_transformaly.__main__ import main as transformaly
@@ -57,6 +58,15 @@ def images(n: int = 32) -> np.ndarray:
 
 # ----- one trial in a process of its own
 
+# Seconds after which a trial is killed, which counts as died
+_PATIENCE = 300
+
+
+def _have_buffers() -> None:
+    """Let numpy's and scipy's OpenBLAS have the buffers that they lose in a fork: without memory they try for ever."""
+    square = np.eye(256)
+    _ = square @ square, blas.dgemm(1.0, square, square)
+
 
 def apart(work: Callable[[], Any], limit: Callable[[], None]) -> dict[str, Any]:
     """Do `work` in a forked process, after `limit` was set there; say how it ended."""
@@ -67,7 +77,9 @@ def apart(work: Callable[[], Any], limit: Callable[[], None]) -> dict[str, Any]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
+                _have_buffers()
                 limit()
+                signal.alarm(_PATIENCE)
                 end["result"] = work()
             except BaseException as error:
                 end["error"], end["text"] = type(error).__name__, str(error)
