@@ -59,7 +59,7 @@ def images(n: int = 32) -> np.ndarray:
 # ----- one trial in a process of its own
 
 # Seconds after which a trial is killed, which counts as died
-_PATIENCE = 300
+_PATIENCE = 60
 
 
 def _have_buffers() -> None:
