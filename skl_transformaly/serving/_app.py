@@ -291,7 +291,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
     texts = {
-        404: "There is nothing at this path; /openapi.json describes those that there are.",
+        404: "There is nothing at this path; /openapi.json lists all paths.",
         405: f"{request.method} is not allowed here; use {headers.get('Allow', 'another method')}.",
     }
     text = texts.get(error.status_code, error.detail)
