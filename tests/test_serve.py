@@ -277,6 +277,28 @@ def test_any_body_is_parsed_or_refused(body, kind):
         parse(kind, body, Limits())
 
 
+# Lines that forms are made of, in any order: parts without headers, headers without an end, ends without a beginning
+LINES = (
+    b"--b",
+    b"--b--",
+    b"",
+    b"x",
+    b"X: y",
+    b"Content-Transfer-Encoding: base64",
+    b'Content-Disposition: form-data; name="a"; filename="a"',
+)
+
+
+@given(st.lists(st.sampled_from(LINES), max_size=12), st.sampled_from(["b", "", "-", "b" * 300]))
+def test_any_lines_are_files_or_refused(lines, boundary):
+    try:
+        found = parse(f"multipart/form-data; boundary={boundary}", b"\r\n".join(lines), Limits())
+    except Refusal as refusal:
+        assert refusal.status in (400, 422)
+    else:
+        assert found
+
+
 @settings(max_examples=50, deadline=None)
 @given(contents=st.lists(st.binary(max_size=200), min_size=1, max_size=5))
 def test_multipart_is_what_was_sent(contents):

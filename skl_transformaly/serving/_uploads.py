@@ -136,8 +136,8 @@ def _parse_multipart(boundary: bytes, body: bytes, limits: Limits) -> list[Uploa
         raise Refusal(422, "field", f"A field of the form is not a file. {_EXPECTED}.")
 
     in_memory = {"MAX_MEMORY_FILE_SIZE": len(body)}
-    parser = FormParser(_MULTIPART, refuse, take, lambda: ends.append(True), boundary, config=in_memory)
     try:
+        parser = FormParser(_MULTIPART, refuse, take, lambda: ends.append(True), boundary, config=in_memory)
         for start in range(0, len(body), _PIECE):
             parser.write(body[start : start + _PIECE])
         parser.finalize()
