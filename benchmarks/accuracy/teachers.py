@@ -36,8 +36,8 @@ AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 HEAD = """\
 # Teachers
 
-`python benchmarks/accuracy/teachers.py --images {images} --repeats {repeats}`: AUROC from rows.csv (`run.py fit`): mean over
-classes, each in turn normal, per cent. Times: {images} photographs of cats learned and as many
+`python benchmarks/accuracy/teachers.py --images {images} --repeats {repeats}`: AUROC from rows.csv (`run.py fit`): mean
+over classes, each in turn normal, per cent. Times: {images} photographs of cats learned and as many
 others scored, from files, the default detector; medians of {repeats}, milliseconds an image.
 
 {machine}. Load of the machine, by all that ran on it: {load:.1f}.
