@@ -77,13 +77,13 @@ def least_normal(
     again. Neighbours would not do: a few anomalies of one kind are neighbours of each other.
 
     Where this ends depends on where it begins: once with all images, once with the most central half, by the median of
-    distances to the others in the first space. Of the two ends the one whose left out images are further from the rest
-    is taken; the second only if it is clearly so.
+    distances to the others in the first space. The second end is taken if the images that it leaves out are clearly
+    further from the rest.
 
     `features` and the `sizes` of their groups are by space; duplicates have the same number in `groups`.
 
     .. [1] P. J. Rousseeuw and K. Van Driessen, "A Fast Algorithm for the Minimum Covariance Determinant Estimator",
-    Technometrics 41(3), 1999.
+       Technometrics 41(3), 1999.
     """
     n = len(groups)
     count = min(round(share * n), n - 2)
@@ -108,7 +108,7 @@ def _concentrate(
 ) -> tuple[np.ndarray, float]:
     """Leave out as many images in each round as it says; at last `count`. Returns them, and their mean score.
 
-    No image is left out, with a score of 0, if the rest would always be copies of one image.
+    Leaves out no image, with a score of 0, if the rest would always be copies of one image.
     """
     scores = scored(left_out)
     for most in rounds:

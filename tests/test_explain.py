@@ -200,7 +200,7 @@ def test_maps_have_the_size_of_their_images(fitted, rng):
 
 @pytest.fixture
 def good_and_bad(tmp_path, images):
-    """Paths of an image and of a file that is none."""
+    """Paths of an image and of a file that is not an image."""
     Image.fromarray(images[0]).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"no image")
     return [tmp_path / "good.png", tmp_path / "bad.png"]

@@ -19,7 +19,7 @@ __all__ = ["METRICS", "Interval", "class_folders", "evaluate_scores", "fpr_at_tp
 
 # names that a folder of normal images goes by, of which the first that is there counts
 _NORMAL_NAMES = ("good", "normal", "ok")
-# width of an interval that is none but for rounding
+# Narrower intervals have no width but rounding
 _ROUNDING = 1e-9
 
 
