@@ -14,10 +14,11 @@ from skl_transformaly._cleaning import least_normal, near_duplicates
 from skl_transformaly._density import resolve_density
 from skl_transformaly._explanation import scatter
 from skl_transformaly._fusion import held_out_threshold
-from skl_transformaly._measuring import NOT_FINITE, Measurer, copies
+from skl_transformaly._measuring import NOT_FINITE, Measurer, TrainingFeatures, copies
 from skl_transformaly._space import FeatureSpace
 from skl_transformaly._weighting import space_weights
 from skl_transformaly.images._sequence import DIGEST_SIZE, THUMBNAIL_SIZE, Images
+from skl_transformaly.students._regression import Sums
 from skl_transformaly.students._ridge import RidgeStudents
 from skl_transformaly.teacher._extractor import resolve_extractor
 from skl_transformaly.teacher._features import SPACES, layer_indices
@@ -217,15 +218,18 @@ class LearningMixin:
     # ----- fitting
 
     def _fit(self, X: Any, y: Any) -> None:
+        self._learn(*self._begin(X, y))
+
+    def _begin(self, X: Any, y: Any) -> tuple[Images, np.ndarray]:
+        """Check the images and their labels, fit the teacher, and choose the spaces."""
         for name in ("students_", "spaces_", "offset_", "training_scores_", "training_digests_"):
             self.__dict__.pop(name, None)  # of an earlier fit, perhaps with other feature spaces
         self._check_spaces()
         images = self._images(X, reset=True)
         labels = self._labels_of(y, len(images))
         self.extractor_ = clone(resolve_extractor(self.extractor), safe=False).fit(images)
-        images = images.reduced(getattr(self.extractor_, "image_size_", None))
         self.feature_spaces_ = self._resolve_spaces()
-        self._learn(images, labels)
+        return images.reduced(getattr(self.extractor_, "image_size_", None)), labels
 
     def _solves_students(self) -> bool:
         return "discrepancy" in self.feature_spaces_ and hasattr(self.students_, "measure_training")
@@ -315,31 +319,74 @@ class LearningMixin:
         if "discrepancy" in self.feature_spaces_:
             self.students_ = self._fit_students(normal, random_state)
         measurer = self._measurer()
-        features, sizes, unseen, groups = measurer.measure_training(normal, held_out)
-        readable = ~np.isnan(next(iter(features.values()))).any(axis=1)
+        found = measurer.measure_training(normal, held_out)
+        self._keep(found, normal, used, labels)
+        if len(rest):
+            others = images.take(rest)
+            others.thumbnails = {}
+            for name, z in measurer.measure(others).items():
+                self.training_features_[name][rest] = z
+            self.training_digests_ += _digests(others, rest, len(images))
+            self.training_thumbnails_ += _thumbnails(others, rest, len(images))
+        self._images_seen = images
+        self._fit_spaces(found.sizes, random_state)
+
+    def _keep(self, found: TrainingFeatures, normal: Images, used: np.ndarray, labels: np.ndarray) -> None:
+        """Keep what was measured of the images that are learned, `normal`, at their places `used` among all."""
+        readable = ~np.isnan(next(iter(found.features.values()))).any(axis=1)
+        n = len(labels)
         if readable.sum() < 2:
             first = next(iter(normal.unreadable.values()), "all others were left out")
-            raise ValueError(
-                f"fit needs 2 images, only {readable.sum()} of {len(images)} could be read; first: {first}"
-            )
-        if unseen is not None and not np.isfinite(unseen[readable]).all():
+            raise ValueError(f"fit needs 2 images, only {readable.sum()} of {n} could be read; first: {first}")
+        if found.unseen is not None and not np.isfinite(found.unseen[readable]).all():
             raise FloatingPointError(NOT_FINITE)
-        n = len(images)
-        measured = {name: scatter(n, used, z) for name, z in features.items()} if len(rest) else features
-        others = images.take(rest)
-        others.thumbnails = {}
-        if len(rest):
-            for name, z in measurer.measure(others).items():
-                measured[name][rest] = z
-        self._images_seen = images
-        self.training_features_ = measured
-        self.training_held_out_ = np.empty((n, 0)) if unseen is None else scatter(n, used, unseen)
+        whole = len(used) == n
+        self.training_features_ = (
+            found.features if whole else {k: scatter(n, used, z) for k, z in found.features.items()}
+        )
+        self.training_held_out_ = np.empty((n, 0)) if found.unseen is None else scatter(n, used, found.unseen)
         self.training_labels_ = labels
-        self.training_digests_ = _digests(normal, used, n) + _digests(others, rest, n)
-        self.training_thumbnails_ = _thumbnails(normal, used, n) + _thumbnails(others, rest, n)
+        self.training_digests_ = _digests(normal, used, n)
+        self.training_thumbnails_ = _thumbnails(normal, used, n)
         self.training_groups_ = np.full(n, -1)
-        self.training_groups_[used] = groups
-        self._fit_spaces(sizes, random_state)
+        self.training_groups_[used] = found.groups
+
+    def begin_parts(self, X: Any) -> dict[int, Sums]:
+        """Begin a fit to images that are measured in parts: by the first of them, as in `fit`.
+
+        Parameters
+        ----------
+        X : images
+            2 at least that can be read.
+
+        Returns
+        -------
+        start : dict of int to Sums
+            What the sums of students in closed form start from; empty without students.
+
+        Raises
+        ------
+        ValueError
+            `trim` is not 0, or the students are trained.
+        """
+        if self.trim:
+            raise ValueError("A fit in parts takes all images as normal: set trim=0, or call fit.")
+        images, _ = self._begin(X, None)
+        if "discrepancy" not in self.feature_spaces_:
+            return {}
+        students = self._new_students(check_random_state(self.random_state))
+        if not hasattr(students, "begin_sums"):
+            raise ValueError(
+                f"A fit in parts takes students in closed form, got {type(students).__name__}: set "
+                "students=RidgeStudents(), or call fit."
+            )
+        self.students_ = students
+        return students.begin_sums(images, self.extractor_)
+
+    def end_parts(self, seen: Images, found: TrainingFeatures) -> None:
+        """End it, once all images, which `seen` stands for, are measured."""
+        self._keep(found, seen, np.arange(len(seen)), np.full(len(seen), LEARNED, dtype=np.int8))
+        self._fit_spaces(found.sizes, check_random_state(self.random_state))
 
     def _trimmed(self, images: Images, labels: np.ndarray) -> np.ndarray:
         """Label 0 for the share `trim` of the images that is least like the others, by the teacher alone."""
@@ -465,6 +512,13 @@ class LearningMixin:
         return [space for space in SPACES if space in self.feature_spaces]
 
     def _fit_students(self, images: Images, random_state: np.random.RandomState) -> Any:
+        students = self._new_students(random_state)
+        # an unseeded fit is never repeated, so that caching its students would only fill the disk
+        drawn = "random_state" in students.get_params(deep=False) and self.random_state is None
+        return students._fit(images, self.extractor_, Cache(None) if drawn else self._cache())
+
+    def _new_students(self, random_state: np.random.RandomState) -> Any:
+        """Students to be fitted, with what the detector has set for them."""
         students = RidgeStudents() if self.students is None else clone(self.students)
         if students.extractor is not None:
             raise ValueError(
@@ -479,9 +533,7 @@ class LearningMixin:
         # a checkpoint of an unseeded fit keeps the seed that was drawn
         if self.random_state is not None or parameters.get("checkpoint") is None:
             students = _with_seed(students, random_state)
-        # an unseeded fit is never repeated, so that caching its students would only fill the disk
-        drawn = "random_state" in parameters and self.random_state is None
-        return students._fit(images, self.extractor_, Cache(None) if drawn else self._cache())
+        return students
 
     def _density(self, discrepancy: bool, random_state: np.random.RandomState) -> Any:
         density = self.discrepancy_density if discrepancy else self.density

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -14,15 +14,37 @@ from skl_transformaly._cleaning import near_duplicates
 from skl_transformaly._density import folds
 from skl_transformaly.images._sequence import Images
 from skl_transformaly.students._imitation import Comparer
+from skl_transformaly.students._leaving_out import Measured
 from skl_transformaly.teacher._features import TeacherFeatures
 from skl_transformaly.utils._cache import Cache, fingerprint, identity
 
-__all__ = ["NOT_FINITE", "Measurer", "copies", "enlarge"]
+__all__ = ["NOT_FINITE", "Measurer", "TrainingFeatures", "copies", "enlarge"]
 
 # Images cannot be left out of trained students for free: so many sets are trained besides, each on the other folds.
 _TRAINED_FOLDS = 3
 
 NOT_FINITE = "The teacher or a student gave a value that is not finite. Give the extractor precision='float32'."
+
+
+class TrainingFeatures(NamedTuple):
+    """What is measured of training images.
+
+    Attributes
+    ----------
+    features : dict of str to ndarray of shape (n, D_space)
+        By space; NaN for unreadable images.
+    sizes : dict of str to list of int
+        By space, sizes of the groups of its features.
+    unseen : ndarray of shape (n, k * m) or None
+        Discrepancies by students that did not see the image; None without students, or if nobody asked for them.
+    groups : ndarray of shape (n,), int
+        Which images are copies of each other; see `copies`.
+    """
+
+    features: dict[str, np.ndarray]
+    sizes: dict[str, list[int]]
+    unseen: np.ndarray | None
+    groups: np.ndarray
 
 
 class Measurer:
@@ -83,20 +105,33 @@ class Measurer:
                     maps[position] = enlarge(single.mean(axis=0), images.size(position, image))
         return self._collected(collected, z_fs, images), collected.sizes
 
-    def measure_training(
-        self, images: Images, held_out: bool
-    ) -> tuple[dict[str, np.ndarray], dict[str, list[int]], np.ndarray | None, np.ndarray]:
-        """Features of the training images, sizes of their groups, discrepancies without them, and which are copies.
-
-        The discrepancies are by students that did not see the image; None without students, and without `held_out`.
-        """
+    def measure_training(self, images: Images, held_out: bool) -> TrainingFeatures:
+        """Measure the training images, each by students that did not see it as well if `held_out`."""
         key = self._key(images)
         run = partial(self._run_training, images, held_out)
         found = run() if key is None else self.cache("features of training images", {**key, "held out": held_out}, run)
         features, sizes, unseen, groups, state = found
         if state is not None:
             self.students.set_training_state(state)
-        return features, sizes, unseen, groups
+        return TrainingFeatures(features, sizes, unseen, groups)
+
+    def measure_part(
+        self, images: Images, duplicates: np.ndarray, in_maps: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], dict[str, list[int]], Measured | None]:
+        """Measure some of the training images of students that were solved; see :meth:`RidgeStudents.measure_part`.
+
+        Returns
+        -------
+        features : dict of str to ndarray of shape (n, D_space)
+        sizes : dict of str to list of int
+        measured : Measured or None
+            None without students.
+        """
+        if self.students is None:
+            return *self.run(images), None
+        collected = TeacherFeatures(self.extractor, self.spaces, len(images))
+        measured = self.students.measure_part(images, duplicates, in_maps, collected.collect)
+        return self._collected(collected, measured.fitted, images), collected.sizes, measured
 
     @property
     def _n_discrepancies(self) -> int:

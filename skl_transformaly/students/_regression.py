@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -176,7 +177,7 @@ class Sums:
             centre = context.mean(0)
             centre[-1] = 0
             self.origin = local.mean((0, 1)), centre
-        local, context = local - self.origin[0], context - self.origin[1]
+        local, context = local - self.origin[0].to(local), context - self.origin[1].to(context)
         count = local.shape[1]
         flat = local.reshape(-1, local.shape[2])
         found = [
@@ -191,6 +192,21 @@ class Sums:
     def add(self, products: list[np.ndarray]) -> None:
         """Add what `products` has given."""
         self.parts = [a + b for a, b in zip(self.parts, products)] if self.parts else products
+
+    def emptied(self) -> Sums:
+        """Sums of the same block around the same origin, which hold nothing."""
+        empty = Sums(self.layout, self.size)
+        empty.origin = None if self.origin is None else (self.origin[0].cpu(), self.origin[1].cpu())
+        return empty
+
+    @classmethod
+    def total(cls, several: Sequence[Sums]) -> Sums:
+        """Add sums that have one origin, as those of :meth:`emptied` do; none of them changes."""
+        total = several[0].emptied()
+        for sums in several:
+            if sums.parts:
+                total.add(sums.parts)
+        return total
 
     def solve(self, ridge: float) -> tuple[np.ndarray, np.ndarray]:
         """Coefficients (F + Q, C_out), and the inverse of the regularised products (F + Q, F + Q).

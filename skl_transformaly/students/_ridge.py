@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
 from numbers import Integral, Real
@@ -17,15 +16,9 @@ from torch import Tensor
 from skl_transformaly._gaussian import group_sizes
 from skl_transformaly.images._images import Images
 from skl_transformaly.students._activations import inspect_blocks
-from skl_transformaly.students._imitation import (
-    Collect,
-    ImitationMixin,
-    Part,
-    block_measures,
-    by_measure,
-)
-from skl_transformaly.students._regression import Layout, RidgeStudent, Sums, leave_out
-from skl_transformaly.students._residuals import ResidualStatistics
+from skl_transformaly.students._imitation import Collect, ImitationMixin, Part
+from skl_transformaly.students._leaving_out import Measured, TrainingMeasures, map_positions
+from skl_transformaly.students._regression import Layout, RidgeStudent, Sums
 from skl_transformaly.teacher._network import BlockVisitor
 from skl_transformaly.teacher._protocol import Extractor, chunk_size, find_places
 from skl_transformaly.teacher._recording import Recording
@@ -34,14 +27,12 @@ from skl_transformaly.utils._chunks import Chunks
 from skl_transformaly.utils._compat import Interval, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
 from skl_transformaly.utils._progress import Progress
-from skl_transformaly.utils._torch import at_least_float32, own_settings, single_threaded_blas
+from skl_transformaly.utils._torch import own_settings, single_threaded_blas
 
 __all__ = ["RidgeStudents"]
 
 # What the teacher's blocks got and gave is kept on disk up to this size, so that it runs once; of more, it runs twice.
 _RECORDED_BYTES = 2**30
-# Maps compare residuals with those of at most so many training images.
-_MAP_IMAGES = 32
 
 
 class RidgeStudents(ImitationMixin, BaseEstimator):
@@ -238,7 +229,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         else:
             images, _ = self._begin(X, None)
             self.updates_ = self.updates
-        self._add(images, sums)
+        self._add(images, sums, record=True)
         self.cache_keys_ = {}
         self._set_solution(self._solution(dict(sums)))
         self._sums = sums
@@ -254,16 +245,53 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     def _solve(self, images: Images) -> tuple[list, list, list, list, list]:
         """One pass of the teacher, and a solution for each block."""
         sums: dict[int, Sums] = {}
-        self._add(images, sums)
+        self._add(images, sums, record=True)
         return self._solution(sums)
 
-    def _add(self, images: Images, sums: dict[int, Sums]) -> None:
-        """Run the teacher, record it, and add to the sums of its blocks, which are made if there are none."""
+    def begin_sums(self, X: Any, extractor: Extractor | None = None) -> dict[int, Sums]:
+        """Take the first images of several parts, which are to be fitted together, and choose the blocks by them.
+
+        Parameters
+        ----------
+        X : images
+            2 at least that can be read.
+        extractor : fitted extractor, default=None
+            As in `fit`.
+
+        Returns
+        -------
+        start : dict of int to Sums
+            By block, empty, for `add_sums`: features are taken around those of the first batch of `X`, as in `fit`.
+        """
+        images, extractor = self._begin(X, extractor)
+        self.updates_, self.cache_keys_ = self.updates, {}
+        sums: dict[int, Sums] = {}
+        with own_settings():
+            first, _ = next(images.batches(extractor.batch_size))
+            self._add(images.take(first), sums, record=False)
+        return {index: block.emptied() for index, block in sums.items()}
+
+    @own_settings()
+    def add_sums(self, images: Images, start: dict[int, Sums]) -> dict[int, Sums]:
+        """Return the sums of some images by block; changes neither `start` nor the students."""
+        sums = {index: copy(block) for index, block in start.items()}
+        self._add(images, sums, record=False)
+        return sums
+
+    def solve_sums(self, sums: dict[int, Sums]) -> None:
+        """Solve the students by the sums of all images, of which none is measured yet."""
+        self._set_solution(self._solution(dict(sums)))
+        self.training_discrepancies_ = self.held_out_discrepancies_ = np.empty((0, self._n_features_out))
+
+    def _add(self, images: Images, sums: dict[int, Sums], *, record: bool) -> None:
+        """Run the teacher, and add to the sums of its blocks, which are made if there are none."""
         extractor = self.extractor_
         if not sums:
             inspect_blocks(images, extractor)
         wanted = set(self.block_indices_.tolist())
-        recording = self._recording = Recording(_RECORDED_BYTES)
+        recording = Recording(_RECORDED_BYTES if record else 0)
+        if record:
+            self._recording = recording
 
         def run(part: Part) -> dict[int, list[np.ndarray]]:
             found = {}
@@ -352,8 +380,27 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         groups : ndarray of shape (n,), default=None
             The same number for images that are left out together; None takes those of the same pixels.
         """
-        n = len(images)
-        measures = _TrainingMeasures(self, group_sizes(images.groups() if groups is None else groups, n))
+        duplicates = group_sizes(images.groups() if groups is None else groups, len(images))
+        measured = self.measure_part(images, duplicates, map_positions(len(images)), collect)
+        self.set_training_measures(measured)
+
+    @own_settings()
+    def measure_part(
+        self, images: Images, duplicates: np.ndarray, in_maps: np.ndarray, collect: Collect | None = None
+    ) -> Measured:
+        """Measure some of the training images with and without their part in the students; changes nothing.
+
+        Parameters
+        ----------
+        images : Images
+        duplicates : ndarray of shape (n,), int
+            How often each of them is among all training images.
+        in_maps : ndarray of int
+            Positions of those whose residuals anomaly maps compare with.
+        collect : callable, default=None
+            As in `measure_training`.
+        """
+        measures = TrainingMeasures(self, duplicates, in_maps)
 
         def run(positions: np.ndarray, embed: Callable[[BlockVisitor], Tensor]) -> None:
             visit_also, finish = collect(positions) if collect is not None else (None, None)
@@ -367,7 +414,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
 
         recording = self._take_recording()
         chunks = Chunks("scoring", chunk_size(self.extractor_))
-        with Progress("Measuring", n, show=self.verbose) as progress:
+        with Progress("Measuring", len(images), show=self.verbose) as progress:
             seen_until = 0
             if recording is not None:
                 for recorded in recording.runs():
@@ -377,9 +424,12 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
             for positions, pixels in images.batches(self.extractor_.batch_size, start=seen_until):
                 chunks(run_live, Part(positions, self.extractor_.preprocess(pixels)))
                 progress.update(len(positions))
-        self.training_discrepancies_, self.held_out_discrepancies_ = measures.fitted, measures.held_out
-        self.residuals_ = measures.map_statistics()
-        self._inverses = []  # they have done what they were for
+        return measures.found
+
+    def set_training_measures(self, measured: Measured) -> None:
+        """Set what `measure_training` would, from the measures of all training images."""
+        statistics = measured.map_statistics(find_places(self.extractor_))
+        self.set_training_state((measured.fitted, measured.held_out, statistics))
 
     def training_state(self) -> tuple:
         """What `measure_training` has set, for a cache."""
@@ -388,7 +438,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     def set_training_state(self, state: tuple) -> None:
         """Set what `measure_training` would, from a cache."""
         self.training_discrepancies_, self.held_out_discrepancies_, self.residuals_ = state
-        self._inverses = []
+        self._inverses = []  # they have done what they were for
         self._take_recording()
 
     def _take_recording(self) -> Recording | None:
@@ -410,68 +460,8 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         return hasattr(self, "local_weights_")
 
 
-class _TrainingMeasures:
-    """What solved students measure of the images that they were solved on: by them, and by others without the image."""
-
-    def __init__(self, students: RidgeStudents, duplicates: np.ndarray):
-        self.students = students
-        self.duplicates = duplicates  # how often each image is among them
-        n, m = len(duplicates), len(students.block_indices_)
-        self.fitted, self.held_out = (np.full((n, len(students.get_feature_names_out())), np.nan) for _ in range(2))
-        self._places = {index: j for j, index in enumerate(students.block_indices_.tolist())}
-        self._solutions = [tuple(map(torch.from_numpy, arrays)) for arrays in students._inverses]
-        self._to_maps = find_places(students.extractor_)
-        self._in_maps = set(np.unique(np.linspace(0, n - 1, min(n, _MAP_IMAGES)).round().astype(int)).tolist())
-        self._maps: list[dict[int, Tensor]] = [{} for _ in range(m)]  # by position: a part may be taken again
-
-    @contextmanager
-    def of(self, positions: np.ndarray, visit_also: BlockVisitor | None) -> Iterator[BlockVisitor]:
-        """A visitor of the teacher's blocks while it runs over these images, after another one if there is one."""
-        seen: dict[int, Tensor] = {}
-        unseen: dict[int, Tensor] = {}
-
-        def visit(index, block, args, kwargs, output):
-            if visit_also is not None:
-                visit_also(index, block, args, kwargs, output)
-            if index in self._places:
-                with torch.autocast(output.device.type, enabled=False):
-                    seen[index], unseen[index] = self._at(self._places[index], positions, args, output)
-
-        yield visit
-        self.fitted[positions] = by_measure(seen).double().cpu().numpy()
-        self.held_out[positions] = by_measure(unseen).double().cpu().numpy()
-
-    def _at(self, j: int, positions: np.ndarray, args: tuple, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Measures at the j-th block, (B, k), by the student and without the images; residuals are kept for maps."""
-        student = self.students.students_[j].to(output.device)
-        residual = student(*args) - at_least_float32(output)
-        left_out = leave_out(student, args[0], output, residual, self._solutions[j], self.duplicates[positions])
-        seen = block_measures(self.students.measures_, args[0], output, residual)
-        unseen = seen.to(left_out, copy=True)  # updates do not depend on students
-        unseen[:, 0] = left_out.square().flatten(1).mean(1)
-        if self._to_maps is not None:
-            for i, position in enumerate(positions.tolist()):
-                if position in self._in_maps:
-                    self._maps[j][position] = left_out[i].float().cpu()
-        return seen, unseen
-
-    def map_statistics(self) -> list[ResidualStatistics | None]:
-        """What anomaly maps compare with, by block."""
-        return [_map_statistics([found[i] for i in sorted(found)], self._to_maps) for found in self._maps]
-
-
 def _map_size(layout: Layout, output: Tensor) -> tuple[int, int]:
     if layout.tokens:
         return (0, 0)
     height, width = output.shape[1:3] if layout.channels_last else output.shape[2:]
     return int(height), int(width)
-
-
-def _map_statistics(residuals: list[Tensor], to_maps: Any) -> ResidualStatistics | None:
-    """How a student errs on normal images; None where outputs have no places in the image."""
-    if not residuals or to_maps is None:
-        return None
-    try:
-        return ResidualStatistics.fit(to_maps(torch.stack(residuals)))
-    except ValueError:  # tokens that fill no grid: who asks for a map is told
-        return None

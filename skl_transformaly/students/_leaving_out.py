@@ -1,0 +1,127 @@
+"""What solved students measure of the images that they were solved on: by them, and by others without the image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skl_transformaly.students._imitation import block_measures, by_measure
+from skl_transformaly.students._regression import leave_out
+from skl_transformaly.students._residuals import ResidualStatistics
+from skl_transformaly.teacher._network import BlockVisitor
+from skl_transformaly.teacher._protocol import find_places
+from skl_transformaly.utils._torch import at_least_float32
+
+__all__ = ["Measured", "TrainingMeasures", "map_positions"]
+
+# Maps compare residuals with those of at most so many training images.
+_MAP_IMAGES = 32
+
+
+def map_positions(n: int) -> np.ndarray:
+    """Positions, ascending, of the images among `n` that maps compare with."""
+    return np.unique(np.linspace(0, n - 1, min(n, _MAP_IMAGES)).round().astype(int))
+
+
+@dataclass
+class Measured:
+    """Measures of training images.
+
+    Attributes
+    ----------
+    fitted : ndarray of shape (n, k * m), float64
+        By the students; NaN for unreadable images.
+    held_out : ndarray of shape (n, k * m), float64
+        By others, which have not seen the image.
+    residuals : list of dict of int to Tensor
+        By block, those of other students, for images that maps compare with, by position.
+    """
+
+    fitted: np.ndarray
+    held_out: np.ndarray
+    residuals: list[dict[int, Tensor]]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Measured]) -> Measured:
+        """Those of the images of all parts, one after another."""
+        starts = np.cumsum([0, *(len(part.fitted) for part in parts)]).tolist()
+        residuals: list[dict[int, Tensor]] = [
+            {start + i: found for start, by_position in zip(starts, blocks) for i, found in by_position.items()}
+            for blocks in zip(*(part.residuals for part in parts))
+        ]
+        fitted, held_out = (np.concatenate(arrays) for arrays in zip(*((p.fitted, p.held_out) for p in parts)))
+        return cls(fitted, held_out, residuals)
+
+    def map_statistics(self, to_maps: Callable[[Tensor], Tensor] | None) -> list[ResidualStatistics | None]:
+        """What anomaly maps compare with, by block."""
+        return [_map_statistics([found[i] for i in sorted(found)], to_maps) for found in self.residuals]
+
+
+class TrainingMeasures:
+    """Measures training images while the teacher runs.
+
+    Parameters
+    ----------
+    students : RidgeStudents
+        Solved on them.
+    duplicates : ndarray of shape (n,), int
+        How often each image is among all training images.
+    in_maps : ndarray of int
+        Positions of the images whose residuals are kept.
+    """
+
+    def __init__(self, students: Any, duplicates: np.ndarray, in_maps: np.ndarray):
+        self.students = students
+        self.duplicates = duplicates
+        n, m, columns = len(duplicates), len(students.block_indices_), len(students.get_feature_names_out())
+        # residuals by position: a part may be taken again
+        self.found = Measured(np.full((n, columns), np.nan), np.full((n, columns), np.nan), [{} for _ in range(m)])
+        self._places = {index: j for j, index in enumerate(students.block_indices_.tolist())}
+        self._solutions = [tuple(map(torch.from_numpy, arrays)) for arrays in students._inverses]
+        self._in_maps = set(in_maps.tolist()) if find_places(students.extractor_) is not None else set()
+
+    @contextmanager
+    def of(self, positions: np.ndarray, visit_also: BlockVisitor | None) -> Iterator[BlockVisitor]:
+        """A visitor of the teacher's blocks while it runs over these images, after another one if there is one."""
+        seen: dict[int, Tensor] = {}
+        unseen: dict[int, Tensor] = {}
+
+        def visit(index, block, args, kwargs, output):
+            if visit_also is not None:
+                visit_also(index, block, args, kwargs, output)
+            if index in self._places:
+                with torch.autocast(output.device.type, enabled=False):
+                    seen[index], unseen[index] = self._at(self._places[index], positions, args, output)
+
+        yield visit
+        self.found.fitted[positions] = by_measure(seen).double().cpu().numpy()
+        self.found.held_out[positions] = by_measure(unseen).double().cpu().numpy()
+
+    def _at(self, j: int, positions: np.ndarray, args: tuple, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Measures at the j-th block, (B, k), by the student and without the images; residuals are kept for maps."""
+        student = self.students.students_[j].to(output.device)
+        residual = student(*args) - at_least_float32(output)
+        left_out = leave_out(student, args[0], output, residual, self._solutions[j], self.duplicates[positions])
+        seen = block_measures(self.students.measures_, args[0], output, residual)
+        unseen = seen.to(left_out, copy=True)  # updates do not depend on students
+        unseen[:, 0] = left_out.square().flatten(1).mean(1)
+        for i, position in enumerate(positions.tolist()):
+            if position in self._in_maps:
+                self.found.residuals[j][position] = left_out[i].float().cpu()
+        return seen, unseen
+
+
+def _map_statistics(residuals: list[Tensor], to_maps: Callable[[Tensor], Tensor] | None) -> ResidualStatistics | None:
+    """How a student errs on normal images; None if outputs have no places in the image."""
+    if not residuals or to_maps is None:
+        return None
+    try:
+        return ResidualStatistics.fit(to_maps(torch.stack(residuals)))
+    except ValueError:  # tokens do not fill a grid: whoever asks for a map is told
+        return None
