@@ -3,6 +3,7 @@
 import os
 import pickle
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -175,6 +176,37 @@ def test_a_forked_process_scores_and_fits():
     assert done.returncode == 0, done.stderr
 
 
+LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+import numpy as np
+from conftest import tiny_detector
+X = np.random.default_rng(0).integers(0, 256, (12, 20, 24, 3), dtype=np.uint8)
+taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + (int(sys.argv[1]) << 20), resource.RLIM_INFINITY))
+try:
+    print(tiny_detector().fit(X).score_samples(X[:1]))
+except MemoryError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits and sizes are as on Linux")
+@pytest.mark.parametrize("mib, said", [(40, "Less than 128 MiB of memory are left.*ulimit"), (2048, r"^\[.*\]$")])
+def test_too_little_memory_is_an_error_and_no_endless_wait(mib, said):
+    """OpenBLAS tries to get its buffers for ever."""
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE_MEMORY, str(mib)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=os.path.dirname(os.path.dirname(__file__)),
+    )
+    assert re.search(said, done.stdout.strip()), done.stderr
+
+
 # The user's program
 
 
@@ -207,8 +239,7 @@ def world():
         "warnings": list(warnings.filters),
         "environment": dict(os.environ),
         "folder": os.getcwd(),
-        # tqdm keeps one of its own
-        "threads of the program": {thread.name for thread in threading.enumerate()} - {"tqdm_monitor"},
+        "threads of the program": {thread.name for thread in threading.enumerate()},
     }
 
 

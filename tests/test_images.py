@@ -6,7 +6,7 @@ import torch
 from conftest import tiny_detector
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from skl_transformaly import ImageError
 from skl_transformaly.images._folders import list_images
@@ -144,6 +144,24 @@ def test_exif_orientation_turns_the_image_upright(tmp_path, images):
     exif[0x0112] = 6  # to be turned a quarter clockwise
     Image.fromarray(images[0]).save(tmp_path / "turned.png", exif=exif)
     np.testing.assert_array_equal(decoded(tmp_path / "turned.png"), np.rot90(images[0], -1))
+
+
+def no_memory(*_, **__):
+    raise MemoryError
+
+
+def test_lack_of_memory_is_not_taken_for_a_broken_header(tmp_path, images, monkeypatch):
+    Image.fromarray(images[0]).save(tmp_path / "photo.png")
+    monkeypatch.setattr(ImageOps, "exif_transpose", no_memory)
+    with pytest.raises(MemoryError, match="not enough memory to decode"):
+        as_images([tmp_path / "photo.png"])[0]
+
+
+def test_lack_of_memory_is_not_taken_for_a_file_that_is_not_an_image(tmp_path, images, monkeypatch):
+    Image.fromarray(images[0]).save(tmp_path / "photo", format="png")
+    monkeypatch.setattr(Image, "open", no_memory)
+    with pytest.raises(MemoryError):
+        list_images(tmp_path)
 
 
 def test_animation_gives_its_first_frame(tmp_path):

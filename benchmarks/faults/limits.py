@@ -37,7 +37,6 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from scipy.linalg import blas
 
 from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector, load, save
 from skl_transformaly.__main__ import main as transformaly
@@ -62,12 +61,6 @@ def images(n: int = 32) -> np.ndarray:
 _PATIENCE = 60
 
 
-def _have_buffers() -> None:
-    """Let numpy's and scipy's OpenBLAS have the buffers that they lose in a fork: without memory they try for ever."""
-    square = np.eye(256)
-    _ = square @ square, blas.dgemm(1.0, square, square)
-
-
 def apart(work: Callable[[], Any], limit: Callable[[], None]) -> dict[str, Any]:
     """Do `work` in a forked process, after `limit` was set there; say how it ended."""
     receiver, sender = os.pipe()
@@ -77,7 +70,6 @@ def apart(work: Callable[[], Any], limit: Callable[[], None]) -> dict[str, Any]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                _have_buffers()
                 limit()
                 signal.alarm(_PATIENCE)
                 end["result"] = work()
@@ -351,6 +343,7 @@ def starve(world: World, counts: collections.Counter) -> list[str]:
     works: dict[str, Callable[[], Any]] = {
         "fit on many images": lambda: fits.fit(many).score_samples(many[:2]).tolist(),
         "score a large file": lambda: load(world.folder / "model.tfm").score_samples([large]).tolist(),
+        "score a folder": lambda: load(world.folder / "model.tfm").score_samples(world.folder / "images").tolist(),
         "score many images": lambda: load(world.folder / "model.tfm").score_samples(list(many)).tolist(),
         "save": lambda: save(load(world.folder / "model.tfm"), world.folder / "again.tfm"),
         "transformaly score": lambda: command(

@@ -28,6 +28,7 @@ from skl_transformaly.persistence._writer import Writer
 from skl_transformaly.students._regression import Layout
 from skl_transformaly.students._residuals import ResidualStatistics
 from skl_transformaly.utils._container import ModelFile, ModelFileError, read_header, write_model_file
+from skl_transformaly.utils._torch import own_settings
 
 __all__ = ["SKOPS_TYPES", "DriftWarning", "ModelFileError", "load", "read_header", "save"]
 
@@ -185,7 +186,7 @@ def load(
     """
     path = Path(path)
     try:
-        with ModelFile(path) as file:
+        with own_settings(), ModelFile(path) as file:
             document = file.document
             if set(document) != {"class", "made", "teachers", "metadata", "probes", "objects"}:
                 refuse("does not describe a detector")

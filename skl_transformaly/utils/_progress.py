@@ -36,6 +36,8 @@ def watched(watcher: Watcher) -> Iterator[None]:
 class Progress(tqdm):
     """A bar for one phase of some work; drawn if `show`, unless somebody watches."""
 
+    monitor_interval = 0  # no thread of tqdm's own, which would outlive the work
+
     def __init__(self, phase: str, total: float, *, unit: str = "image", show: Any = False):
         self._phase = phase
         self._watcher = _WATCHER.get()

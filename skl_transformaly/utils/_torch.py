@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import mmap
 import os
 import threading
 from collections.abc import Iterator
 
 import numpy as np
 import torch
+from scipy.linalg import blas
 from threadpoolctl import ThreadpoolController, threadpool_limits
 from torch import Tensor
 
@@ -92,6 +94,7 @@ _OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory",
 def own_settings() -> Iterator[None]:
     """Compute as if the caller had set nothing: no autocast, inference mode, default device, or ban on gradients."""
     _leave_threads_to_the_parent()
+    _take_buffers()
     with contextlib.ExitStack() as stack:
         stack.enter_context(np.errstate(under="ignore"))  # tiny products are zero, whatever the caller wants to hear of
         stack.enter_context(torch.inference_mode(False))
@@ -136,6 +139,40 @@ def _leave_threads_to_the_parent() -> None:
         _forked = False
         threadpool_limits(limits=1)
         torch.set_num_threads(1)
+
+
+_BUFFERS = 128  # MiB, twice what numpy's and scipy's OpenBLAS take
+_with_buffers: int | None = None  # the process that has them: a fork loses them
+
+
+def _take_buffers() -> None:
+    """Let OpenBLAS have its buffers in a process whose memory is limited, as by ``ulimit -v``.
+
+    Without memory it would try to get them for ever, or end the process.
+    """
+    global _with_buffers
+    if _with_buffers == os.getpid() or not _is_limited():
+        return
+    try:
+        mmap.mmap(-1, _BUFFERS * 2**20).close()
+    except OSError as error:
+        raise MemoryError(
+            f"Less than {_BUFFERS} MiB of memory are left, which numerical libraries need to begin with. Raise the "
+            "limit on this process's memory (ulimit -v)."
+        ) from error
+    square = np.eye(256)
+    with threadpool_limits(limits=1, user_api="blas"):  # which takes a buffer itself
+        _ = square @ square, blas.dgemm(1.0, square, square)
+    _with_buffers = os.getpid()
+
+
+def _is_limited() -> bool:
+    """Whether this process may have only so much memory, whatever the machine has."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return False
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 _generator_lock = threading.RLock()
