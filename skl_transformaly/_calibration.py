@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from copy import deepcopy
 from numbers import Real
@@ -10,11 +9,12 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import false_discovery_control
-from sklearn.base import BaseEstimator, OutlierMixin, clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import train_test_split
 from sklearn.utils import get_tags
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
+from skl_transformaly._decisions import DecisionMixin
 from skl_transformaly._drift import DriftMonitor, DriftReport
 from skl_transformaly._fusion import p_values
 from skl_transformaly._wrappers import DelegatingMixin
@@ -22,11 +22,12 @@ from skl_transformaly.images._samples import as_sequence, on_error_of, take_samp
 from skl_transformaly.utils._compat import HasMethods, Interval, RealNotInt, StrOptions, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
 from skl_transformaly.utils._labels import normal_samples
+from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["ConformalDetector"]
 
 
-class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
+class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
     """Turns the scores of any outlier detector into p-values, and keeps a promised false-positive rate.
 
     The p-value of an image is the share of normal calibration images, itself counted among them, that score as low
@@ -180,9 +181,7 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
             detector, scores, fitted_on = self._split_scores(X)
         missing = int(np.isnan(scores).sum())
         if missing:
-            warnings.warn(
-                f"{missing} of {len(scores)} calibration images scored NaN and are left out.", UserWarning, stacklevel=3
-            )
+            warn_user(f"{missing} of {len(scores)} calibration images scored NaN and are left out.")
         scores = np.sort(scores[~np.isnan(scores)])
         self._check_enough(len(scores))
         # counted with the very division that p_values makes, so that both agree on ties
@@ -233,68 +232,7 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
             `fit` was not called.
         """
         check_is_fitted(self)
-        return p_values(np.asarray(self.estimator_.score_samples(X), dtype=np.float64), self.calibration_scores_)
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Say which images are anomalies, with a false-positive rate of at most `alpha`.
-
-        Parameters
-        ----------
-        X : samples
-            As `estimator` takes them.
-
-        Returns
-        -------
-        labels : ndarray of shape (n_samples,), int
-            -1 where the p-value is at most `alpha`, and where the score is NaN; else +1.
-        """
-        return self._labels(self.decision_function(X))
-
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Scores shifted so that 0 is the threshold; its sign is what `predict` says.
-
-        Parameters
-        ----------
-        X : samples
-            As `estimator` takes them.
-
-        Returns
-        -------
-        decisions : ndarray of shape (n_samples,), float64
-            ``score_samples(X) - offset_``. Negative for anomalies.
-        """
-        check_is_fitted(self)
-        return self._above_offset(self.estimator_.score_samples(X))
-
-    def score_table(self, X: Any, score: Any = None) -> dict[str, np.ndarray]:
-        """Score, decision, p-value and prediction of each image, from one scoring.
-
-        What `score_samples`, `decision_function`, `p_values` and `predict` give, each of which would score the images
-        once more.
-
-        Parameters
-        ----------
-        X : samples
-            As `estimator` takes them.
-        score : array-like of shape (n_samples,), default=None
-            What ``estimator_.score_samples(X)`` gave, where it is known already.
-
-        Returns
-        -------
-        table : dict of str to ndarray of shape (n_samples,)
-            Columns ``score``, ``decision`` and ``p_value``, float64, and ``prediction``, int; ready for
-            ``pandas.DataFrame(table)``.
-
-        Raises
-        ------
-        NotFittedError
-            `fit` was not called.
-        """
-        check_is_fitted(self)
-        score = np.asarray(self.estimator_.score_samples(X) if score is None else score, dtype=np.float64)
-        decision = self._above_offset(score)
-        p = p_values(score, self.calibration_scores_)
-        return {"score": score, "decision": decision, "p_value": p, "prediction": self._labels(decision)}
+        return self._p_values_of(np.asarray(self.score_samples(X), dtype=np.float64))
 
     def select(self, X: Any, *, fdr: float = 0.1) -> np.ndarray:
         """Choose the images of a batch to declare anomalies, so that few of those declared are false.
@@ -345,12 +283,10 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
             declared = false_discovery_control(tested, method="bh") <= fdr
             selected[~selected] = declared
             if lowest and not declared.any():
-                warnings.warn(
+                warn_user(
                     f"{lowest} of {m} images score below all {n} calibration images, and yet none can be declared at "
                     f"fdr={fdr}: in a batch of {m} it takes {int(np.ceil(m * smallest / fdr))} such images, or about "
-                    f"{int(np.ceil(m / (lowest * fdr))) - 1} calibration images.",
-                    UserWarning,
-                    stacklevel=2,
+                    f"{int(np.ceil(m / (lowest * fdr))) - 1} calibration images."
                 )
         return selected
 
@@ -374,15 +310,8 @@ class ConformalDetector(DelegatingMixin, OutlierMixin, BaseEstimator):
         """
         return DriftMonitor(self, alpha=alpha).update(X)
 
-    @staticmethod
-    def _labels(decisions: np.ndarray) -> np.ndarray:
-        return np.where(decisions >= 0, 1, -1)  # NaN compares false
-
-    def _above_offset(self, scores: Any) -> np.ndarray:
-        scores = np.asarray(scores, dtype=np.float64)
-        decisions = np.zeros_like(scores)
-        # a density may be zero, and -inf less -inf is no number
-        return np.subtract(scores, self.offset_, out=decisions, where=scores != self.offset_)
+    def _p_values_of(self, scores: np.ndarray) -> np.ndarray:
+        return p_values(scores, self.calibration_scores_)
 
     def _split(self, X: Any) -> tuple[Any, Any, np.ndarray | None]:
         """What to fit on, what to calibrate on, and where in `X` the former is; None is all of `X`."""

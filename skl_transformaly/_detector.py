@@ -8,9 +8,10 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, OutlierMixin, TransformerMixin
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
+from skl_transformaly._decisions import DecisionMixin
 from skl_transformaly._density import GaussianDensity
 from skl_transformaly._explanation import ExplanationMixin, where_readable
 from skl_transformaly._fusion import interpolated_p_values
@@ -35,7 +36,7 @@ _PARTS = {
 
 
 class TransformalyDetector(
-    LearningMixin, ExplanationMixin, ImageInputMixin, TransformerMixin, OutlierMixin, BaseEstimator
+    LearningMixin, ExplanationMixin, ImageInputMixin, TransformerMixin, DecisionMixin, BaseEstimator
 ):
     """Finds images unlike the normal ones, by their likelihood in several feature spaces.
 
@@ -272,7 +273,9 @@ class TransformalyDetector(
     def paper(
         cls, extractor: Any = "vit_base_patch16_384.augreg_in21k_ft_in1k", **changes: Any
     ) -> TransformalyDetector:
-        """The paper's own settings: two spaces, trained students, Gaussians as they are, log-likelihoods added.
+        """Make a detector with the paper's settings.
+
+        Two spaces, trained students, Gaussians without shrinkage, and log-likelihoods that are added as they are.
 
         The embedding is whitened to 90 % of its variance (Section 3.3), the students are trained as in Section 4, and
         the threshold is a quantile of the training scores. The paper computes in float32 and resizes bilinearly: give
@@ -337,7 +340,7 @@ class TransformalyDetector(
         return super().set_params(**params)
 
     def score_samples(self, X: Any) -> np.ndarray:
-        """How normal each image is: the sum of the feature spaces' parts; higher is more normal.
+        """Score how normal each image is, by the sum of the feature spaces' parts; higher is more normal.
 
         Parameters
         ----------
@@ -362,67 +365,37 @@ class TransformalyDetector(
         return self._parts(images, self._measurer().measure(images))[0].sum(axis=1)
 
     def score_as_new(self, X: Any) -> np.ndarray:
-        """Score images as if `fit` had not seen them, even if it has: what the model file and ONNX are checked by.
+        """Score images as if `fit` had not seen them, even if it has; model files and ONNX files are checked by this.
 
         Parameters
         ----------
         X : images
-            See Notes for their forms.
+            As for `score_samples`.
 
         Returns
         -------
         scores : ndarray of shape (n_samples,), float64
-            As `score_samples` gives for new images; too high for training images.
+            Those of `score_samples` for new images; too high for training images.
         """
         check_is_fitted(self)
         images = self._images(X, reset=False)
         return self._parts(images, self._measurer().measure(images), recognise=False)[0].sum(axis=1)
 
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Scores shifted so that 0 is the threshold: ``score_samples(X) - offset_``.
-
-        Parameters
-        ----------
-        X : images
-            See Notes for their forms.
-
-        Returns
-        -------
-        decisions : ndarray of shape (n_samples,), float64
-            Negative for anomalies.
-        """
-        return self.score_samples(X) - self.offset_
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Say which images are anomalies.
-
-        Parameters
-        ----------
-        X : images
-            See Notes for their forms.
-
-        Returns
-        -------
-        labels : ndarray of shape (n_samples,), int
-            +1 normal, -1 anomaly (also where the score is NaN).
-        """
-        return self._labels(self.decision_function(X))
-
     def p_values(self, X: Any) -> np.ndarray:
-        """How rare a score as low as each image's is among new normal images.
+        """Compute how rare a score as low as each image's is among new normal images.
 
         Parameters
         ----------
         X : images
-            See Notes for their forms.
+            As for `score_samples`.
 
         Returns
         -------
         p : ndarray of shape (n_samples,), float64
             In [1 / (n + 1), 1] with n training images; small for anomalies. Just above the k-th lowest of
             `training_scores_` it is k / (n + 1), and between these it is interpolated. `predict` flags what is below
-            `contamination` (or, if that is below 1 / (n + 1), what scores lower than all training images). NaN where
-            the score is.
+            `contamination` (or, if that is below 1 / (n + 1), what scores lower than all training images). NaN if the
+            score is.
 
         Raises
         ------
@@ -447,43 +420,15 @@ class TransformalyDetector(
                 "p-values take held-out scores, and this detector was fitted with threshold='training'. Fit with "
                 "threshold='held-out', or calibrate it with ConformalDetector."
             )
-        return interpolated_p_values(self.score_samples(X), self.training_scores_)
-
-    def score_table(self, X: Any, score: Any = None) -> dict[str, np.ndarray]:
-        """Score, decision, p-value and prediction of each image, from one scoring.
-
-        Parameters
-        ----------
-        X : images
-            See Notes for their forms.
-        score : array-like of shape (n_samples,), default=None
-            What ``score_samples(X)`` gave, if it is known already.
-
-        Returns
-        -------
-        table : dict of str to ndarray of shape (n_samples,)
-            Columns ``score``, ``decision`` and ``p_value``, float64, and ``prediction``, int; ready for
-            ``pandas.DataFrame(table)``. p-values are NaN without held-out scores.
-        """
-        check_is_fitted(self)
-        score = np.asarray(self.score_samples(X) if score is None else score, dtype=np.float64)
-        decision = score - self.offset_
-        return {
-            "score": score,
-            "decision": decision,
-            "p_value": interpolated_p_values(score, self.training_scores_)
-            if self.held_out_
-            else np.full(len(score), np.nan),
-            "prediction": self._labels(decision),
-        }
+        return self._p_values_of(self.score_samples(X))
 
     def transform(self, X: Any) -> np.ndarray:
-        """All feature spaces side by side, as the densities take them, for use with other estimators.
+        """Compute all feature spaces side by side, as the densities take them, for use with other estimators.
 
         Parameters
         ----------
         X : images
-            See Notes for their forms.
+            As for `score_samples`.
 
         Returns
         -------
@@ -495,7 +440,7 @@ class TransformalyDetector(
         return np.hstack([where_readable(features[space], self.spaces_[space].transform) for space in features])
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Names of what `transform` gives.
+        """Get names of the columns that `transform` returns.
 
         Parameters
         ----------
@@ -561,9 +506,10 @@ class TransformalyDetector(
                 parts[position], terms[position] = self.training_parts_[row], self.training_terms_[row]
         return parts, terms
 
-    @staticmethod
-    def _labels(decisions: np.ndarray) -> np.ndarray:
-        return np.where(decisions >= 0, 1, -1)
+    def _p_values_of(self, scores: np.ndarray) -> np.ndarray:
+        if not self.held_out_:
+            return np.full(len(scores), np.nan)
+        return interpolated_p_values(scores, self.training_scores_)
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())  # which from Python 3.11 on is the object's own

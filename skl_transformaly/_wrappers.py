@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skl_transformaly.images._columns import settled
 
-__all__ = ["DelegatingMixin", "delegate", "innermost", "nested"]
+__all__ = ["DelegatingMixin", "decider", "delegate", "innermost", "nested"]
 
 
 def nested(estimator: Any) -> Iterator[Any]:
@@ -35,6 +35,11 @@ def innermost(estimator: Any) -> Any:
     """Return the detector that does the work inside a fitted estimator: the last of :func:`nested`."""
     *_, last = nested(estimator)
     return last
+
+
+def decider(estimator: Any) -> Any:
+    """Return the outermost part of a fitted estimator that has a threshold: what it holds scores, it decides."""
+    return next(part for part in nested(estimator) if hasattr(part, "offset_"))
 
 
 def delegate(name: str, result: str) -> Any:

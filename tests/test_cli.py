@@ -23,7 +23,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from skl_transformaly import TransformalyDetector, load, persistence
-from skl_transformaly.cli import _console, _scores
+from skl_transformaly.cli import _console
 from skl_transformaly.cli._commands import app
 from skl_transformaly.cli._comments import comments
 from skl_transformaly.cli._evaluation import evaluate_scores, fpr_at_tpr, normal_classes
@@ -32,7 +32,7 @@ from skl_transformaly.cli._fit import _parse_size
 from skl_transformaly.cli._inputs import load_model
 from skl_transformaly.cli._parquet import ParquetScores
 from skl_transformaly.cli._provenance import Provenance, image_facts
-from skl_transformaly.cli._scores import COLUMNS, ScoreFile, ScoreFileError, score_table
+from skl_transformaly.cli._scores import COLUMNS, ScoreFile, ScoreFileError
 from skl_transformaly.cli._trust import FalseAlarms, least_normal_text
 from skl_transformaly.images import _images
 from skl_transformaly.images._folders import display_path
@@ -269,7 +269,7 @@ def test_evaluate_says_why_there_is_no_interval(tmp_path, monkeypatch, model, te
         normal = np.arange(len(images)) < 8  # "good" comes before "six"
         return {"score": 1.0 * normal, "decision": normal - 0.5, "p_value": 0.5 * normal, "prediction": 2 * normal - 1}
 
-    monkeypatch.setattr(_scores, "score_table", perfect)
+    monkeypatch.setattr(TransformalyDetector, "score_table", perfect)
     said = run(app, ["evaluate", model, test_dir, "--resamples", "100"]).stdout
     assert "AUROC             1.000  too few mistakes for an interval" in said
 
@@ -516,7 +516,7 @@ def test_scores_are_the_detectors(tmp_path, model, test_dir):
     rows = read_csv((tmp_path / "s.csv").read_text())
     paths = find_files([test_dir]).paths
     assert [row["path"] for row in rows] == paths
-    table = score_table(load(model), paths)
+    table = load(model).score_table(paths)
     for name in COLUMNS[1:]:
         np.testing.assert_allclose([float(row[name]) for row in rows], table[name], rtol=1e-9)
 
@@ -580,13 +580,12 @@ def read_rows(path):
 def cheap(monkeypatch, tmp_path):
     """A model that says how large an image's file is, and three images: resuming is about files, not about scores."""
     from skl_transformaly import persistence
-    from skl_transformaly.cli import _scores
 
     for name in "abc":
         Image.new("L", (4, 4)).save(tmp_path / f"{name}.png")
     digest = ["0" * 64]
 
-    def table(detector, images, score=None):
+    def table(images):
         score = np.array([float(os.path.getsize(path)) if os.path.exists(path) else np.nan for path in images.paths])
         decision = score - len(digest[0].rstrip("1"))
         return {"score": score, "decision": decision, "p_value": score, "prediction": np.where(decision > 0, 1, -1)}
@@ -597,8 +596,8 @@ def cheap(monkeypatch, tmp_path):
 
     (tmp_path / "m.tfm").write_bytes(b"")
     monkeypatch.setattr(_images, "as_images", Paths)
-    monkeypatch.setattr(_scores, "score_table", table)
-    monkeypatch.setattr(persistence, "load", lambda path, weights: SimpleNamespace(extractor_=None, held_out_=False))
+    detector = SimpleNamespace(extractor_=None, held_out_=False, offset_=0.0, score_table=table)
+    monkeypatch.setattr(persistence, "load", lambda path, weights: detector)
     monkeypatch.setattr(persistence, "read_header", lambda path: {"sha256": digest[0]})
     return digest
 
@@ -963,31 +962,26 @@ def test_a_terminal_is_told_at_once_that_a_model_is_loaded(monkeypatch, tmp_path
 
 
 def test_a_torchvision_of_another_torch_is_not_called_a_bug(monkeypatch, model, test_dir):
-    from skl_transformaly.cli import _scores as scores
 
     def missing(*args):
         raise RuntimeError("operator torchvision::nms does not exist")
 
-    monkeypatch.setattr(scores, "score_table", missing)
+    monkeypatch.setattr(TransformalyDetector, "score_table", missing)
     result = run(app, ["score", model, test_dir])
     assert result.exit_code == 2 and "do not fit each other" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_a_bug_is_not_taken_for_anomalies(monkeypatch, model, test_dir):
-    import skl_transformaly.cli._scores as scores
-
-    monkeypatch.setattr(scores, "score_table", lambda *args: {}["bug"])
+    monkeypatch.setattr(TransformalyDetector, "score_table", lambda *args: {}["bug"])
     result = run(app, ["score", model, test_dir])
     assert result.exit_code == 3 and "this is a bug" in result.stderr and "Traceback" in result.stderr
 
 
 def test_ctrl_c_is_130(monkeypatch, model, test_dir):
-    import skl_transformaly.cli._scores as scores
-
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scores, "score_table", stop)
+    monkeypatch.setattr(TransformalyDetector, "score_table", stop)
     result = run(app, ["score", model, test_dir])
     assert result.exit_code == 130 and result.stderr == "error: stopped.\n"
 

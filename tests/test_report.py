@@ -317,15 +317,13 @@ def test_more_images_than_the_limit_leave_the_least_anomalous_out(tmp_path, rng,
 
 def test_a_detector_without_p_values_has_no_filter_for_them(tmp_path, rng):
     class Plain(Bright):
-        score_table = None
-
         def __init__(self):
             super().__init__()
             del self.calibration_scores_
 
-    Plain.__getattribute__ = lambda self, name: (
-        (_ for _ in ()).throw(AttributeError(name)) if name == "score_table" else object.__getattribute__(self, name)
-    )
+        def score_table(self, X, score=None):
+            return {**Bright().score_table(X, score), "p_value": np.full(len(X), np.nan)}
+
     out = tmp_path / "report.html"
     origin = Origin(Provenance(settings={"teacher": "x"}))
     write_report(Plain(), make_images(tmp_path / "new", ["a.png"], rng), out, origin=origin)

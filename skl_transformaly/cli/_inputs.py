@@ -98,13 +98,14 @@ def check_model(path: Path, usage: str = "", *, onnx: bool = False) -> None:
 
 
 def load_model(path: Path, weights: str | None, tell: Output) -> tuple[Any, dict[str, Any]]:
-    """Load a model; returns it and the header of its file."""
+    """Load a model, without wrappers that decide nothing; returns it and the header of its file."""
     check_model(path)
     tell.loading()
+    from skl_transformaly._wrappers import decider
     from skl_transformaly.persistence import load, read_header
 
     header = read_header(path)
-    detector = load(path, weights=weights)
+    detector = decider(load(path, weights=weights))
     if read_header(path)["sha256"] != header["sha256"]:
         raise Mistake(f"{str(path)!r} was replaced while it was loaded: try again.")
     return detector, header

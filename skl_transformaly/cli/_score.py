@@ -231,7 +231,7 @@ def scored(
     import numpy as np
 
     from skl_transformaly.cli._provenance import reasons
-    from skl_transformaly.cli._scores import file_state, score_rows, score_table
+    from skl_transformaly.cli._scores import file_state, score_rows
     from skl_transformaly.images._images import as_images
 
     for start in range(0, len(paths), _CHUNK):
@@ -239,6 +239,6 @@ def scored(
         if states is not None:
             states.clear()
             states.update({path: file_state(path) for path in chunk})
-        table = score_table(detector, as_images(chunk, on_error="skip"))
+        table = detector.score_table(as_images(chunk, on_error="skip"))
         unreadable.update(reasons(chunk, np.flatnonzero(np.isnan(table["score"])).tolist()))
         yield score_rows(chunk, table)

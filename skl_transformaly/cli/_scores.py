@@ -9,7 +9,6 @@ import io
 import json
 import math
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from skl_transformaly.utils._files import replacing
+from skl_transformaly.utils._warnings import warn_user
 
 __all__ = [
     "COLUMNS",
@@ -27,7 +27,6 @@ __all__ = [
     "file_state",
     "format_rows",
     "score_rows",
-    "score_table",
 ]
 
 COLUMNS = ("path", "score", "decision", "p_value", "prediction")
@@ -45,24 +44,6 @@ State = tuple[int, int] | None
 
 class ScoreFileError(ValueError):
     """A file of scores cannot be continued. The message tells why, and what to do."""
-
-
-def score_table(detector: Any, X: Any, score: Any = None) -> dict[str, np.ndarray]:
-    """Score, decision, p-value and prediction (+1 normal, -1 anomaly) of each image, by any fitted detector.
-
-    `score` is what ``score_samples(X)`` of the innermost detector returned, if it is known already. Scores of
-    unreadable images are NaN. All p-values are NaN if the detector has none.
-    """
-    if hasattr(detector, "score_table"):
-        return detector.score_table(X, score=score)
-    score = np.asarray(detector.score_samples(X) if score is None else score, dtype=np.float64)
-    decision = score - detector.offset_
-    return {
-        "score": score,
-        "decision": decision,
-        "p_value": np.full(len(score), np.nan),
-        "prediction": np.where(decision >= 0, 1, -1),
-    }
 
 
 def score_rows(paths: list[str], table: dict[str, np.ndarray]) -> list[Row]:
@@ -372,10 +353,8 @@ def _lock(file: Any) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS):
             raise
-        warnings.warn(
-            f"{file.name!r} cannot be locked ({error.strerror}): see to it that no other process writes scores there.",
-            UserWarning,
-            stacklevel=2,
+        warn_user(
+            f"{file.name!r} cannot be locked ({error.strerror}): see to it that no other process writes scores there."
         )
 
 

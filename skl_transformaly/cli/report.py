@@ -38,7 +38,6 @@ from skl_transformaly.cli._cards import (
 from skl_transformaly.cli._console import counted
 from skl_transformaly.cli._histogram import histogram
 from skl_transformaly.cli._provenance import ImageFacts, Provenance, describe, image_facts, reason
-from skl_transformaly.cli._scores import score_table
 from skl_transformaly.images._folders import display_path
 from skl_transformaly.images._images import as_images
 from skl_transformaly.images._values import ImageError
@@ -223,7 +222,7 @@ def _cards(
     unreadable: list[ImageFacts] = []
     for facts, pixels in _decoded(paths, inner, unreadable):
         explained = _explain(detector, inner, pixels) if at_once else None
-        table = score_table(detector, pixels, None if explained is None else explained["score"])
+        table = detector.score_table(pixels, None if explained is None else explained["score"])
         for i, fact in enumerate(facts):
             values = {name: column[i].item() for name, column in table.items()}
             cards.append(Card(fact, **values))

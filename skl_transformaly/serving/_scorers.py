@@ -46,10 +46,10 @@ class DetectorScorer:
     """Scores by a fitted detector; `about` is what is told of the model."""
 
     def __init__(self, detector: Any, about: dict[str, str] | None = None):
-        from skl_transformaly._wrappers import innermost
+        from skl_transformaly._wrappers import decider, innermost
         from skl_transformaly.students._imitation import find_places
 
-        self.detector = detector
+        self._decider = decider(detector)
         self._core = detector = innermost(detector)
         self.about = about or {}
         size = getattr(detector.extractor_, "image_size_", None)
@@ -72,10 +72,7 @@ class DetectorScorer:
 
     def _score(self, images: list[np.ndarray], with_map: bool) -> list[Result]:
         table = self._core.explain(images, n_neighbors=0, maps=with_map)
-        calibrated = self.detector
-        while not hasattr(calibrated, "score_table"):
-            calibrated = getattr(calibrated, "estimator_", None) or calibrated.estimator
-        columns = calibrated.score_table(images, table["score"])
+        columns = self._decider.score_table(images, table["score"])
         return [
             Result(
                 score=float(columns["score"][i]),
@@ -84,7 +81,7 @@ class DetectorScorer:
                 spaces={name: float(table[name][i]) for name in self._core.feature_spaces_},
                 reason=str(table["reason"][i]),
                 map=paint(table["map"][i]) if with_map else None,
-                threshold=float(calibrated.offset_),
+                threshold=float(self._decider.offset_),
             )
             for i in range(len(images))
         ]
