@@ -15,7 +15,7 @@ from sklearn.base import clone
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GroupKFold
 from sklearn.neighbors import NearestNeighbors
-from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
+from sklearn.utils.validation import has_fit_parameter, validate_data
 
 from skl_transformaly._gaussian import GaussianDensity, LogDensity, group_sizes
 from skl_transformaly.utils._compat import Interval, fit_context
@@ -70,7 +70,8 @@ class KNNDensity(LogDensity):
 
     Notes
     -----
-    In `score_samples` a training sample is its own first neighbour; in `held_out_scores` it is not.
+    In `score_samples` a training sample is its own first neighbour; in `held_out_scores` it is not: if fewer than
+    `n_neighbors` other samples are left there, the farthest of these is taken.
 
     References
     ----------
@@ -98,27 +99,7 @@ class KNNDensity(LogDensity):
         self.max_samples = max_samples
         self.n_jobs = n_jobs
 
-    @all_or_nothing
-    @fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any = None) -> KNNDensity:
-        """Keep the training samples.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            At least 2 and at least `n_neighbors` samples.
-        y : ignored
-
-        Returns
-        -------
-        self : KNNDensity
-
-        Raises
-        ------
-        ValueError
-            Fewer samples than `n_neighbors`, or NaN or infinity in `X`.
-        """
-        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+    def _fit(self, X: np.ndarray) -> None:
         count = len(X) if self.max_samples is None else min(len(X), self.max_samples)
         if count < self.n_neighbors:
             raise ValueError(
@@ -129,7 +110,6 @@ class KNNDensity(LogDensity):
         positions = np.linspace(0, len(X) - 1, count).round().astype(int)
         self.restore(X[positions], 1e-12 * (spread or 1.0))
         self.positions_, self.n_samples_fit_ = positions, len(X)
-        return self
 
     def restore(self, samples: np.ndarray, floor: float) -> None:
         """Set the samples, as a model file does; a search structure is built anew.
@@ -143,42 +123,12 @@ class KNNDensity(LogDensity):
         self.floor_ = floor
         self.neighbors_ = NearestNeighbors(n_neighbors=self.n_neighbors, n_jobs=self.n_jobs).fit(samples)
 
-    def score_samples(self, X: Any) -> np.ndarray:
-        """Log-density of each sample.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-
-        Returns
-        -------
-        log_density : ndarray of shape (n_samples,), float64
-            In nats.
-        """
-        check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
+    def _log_density(self, X: np.ndarray) -> np.ndarray:
         distances = self.neighbors_.kneighbors(X)[0]
-        return self._log_density(distances[:, -1], len(self.samples_), distances.shape[1])
+        return self._by_distance(distances[:, -1], len(self.samples_), distances.shape[1])
 
-    def held_out_scores(self, X: Any, *, groups: Any = None, unseen: Any = None) -> np.ndarray:
-        """Log-density of each training sample by its neighbours other than itself and its duplicates.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            What `fit` saw, in its order.
-        groups : array-like of shape (n_samples,), default=None
-            Samples of one group are duplicates, and no neighbours of each other.
-        unseen : array-like of shape (n_samples, n_features), default=None
-            What to score instead of `X`: the same samples as measured by something that had not seen them.
-
-        Returns
-        -------
-        log_density : ndarray of shape (n_samples,), float64
-            In nats. Where fewer than `n_neighbors` other samples are left, the farthest of these is taken.
-        """
-        check_is_fitted(self)
-        X = validate_data(self, X if unseen is None else unseen, dtype=np.float64, reset=False)
+    def _held_out(self, X: np.ndarray, groups: Any, unseen: np.ndarray | None) -> np.ndarray:
+        X = X if unseen is None else unseen
         if len(X) != self.n_samples_fit_:
             raise ValueError(f"X must be the {self.n_samples_fit_} samples that fit saw, got {len(X)}.")
         labels = np.arange(len(X)) if groups is None else np.unique(groups, return_inverse=True)[1]
@@ -192,9 +142,9 @@ class KNNDensity(LogDensity):
         distances.sort(axis=1)
         nearest = distances[np.arange(len(X)), wanted - 1]
         nearest = np.where(np.isfinite(nearest), nearest, 0.0)  # all samples are alike
-        return self._log_density(nearest, np.maximum(n - sizes, 1), wanted)
+        return self._by_distance(nearest, np.maximum(n - sizes, 1), wanted)
 
-    def _log_density(self, distance: np.ndarray, n: Any, k: Any) -> np.ndarray:
+    def _by_distance(self, distance: np.ndarray, n: Any, k: Any) -> np.ndarray:
         d = self.samples_.shape[1]
         log_ball = d / 2 * np.log(np.pi) - gammaln(d / 2 + 1)
         return np.log(k) - np.log(n) - log_ball - d * np.log(np.maximum(distance, self.floor_))
@@ -273,34 +223,10 @@ class AutoDensity(LogDensity):
         self.held_out_scores_ = self._together(held_out)
         return self
 
-    def score_samples(self, X: Any) -> np.ndarray:
-        """Mean of the two standardised log-densities of each sample.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-
-        Returns
-        -------
-        scores : ndarray of shape (n_samples,), float64
-            0 is the mean of held-out training samples; higher is more normal.
-        """
-        check_is_fitted(self)
+    def _log_density(self, X: np.ndarray) -> np.ndarray:
         return self._together([self.gaussian_.score_samples(X), self.neighbors_.score_samples(X)])
 
-    def held_out_scores(self, X: Any, *, groups: Any = None, unseen: Any = None) -> np.ndarray:
-        """Score each training sample without itself and its duplicates.
-
-        Parameters
-        ----------
-        X, groups, unseen
-            As in :meth:`GaussianDensity.held_out_scores`.
-
-        Returns
-        -------
-        scores : ndarray of shape (n_samples,), float64
-        """
-        check_is_fitted(self)
+    def _held_out(self, X: np.ndarray, groups: Any, unseen: np.ndarray | None) -> np.ndarray:
         parts = (self.gaussian_, self.neighbors_)
         return self._together([part.held_out_scores(X, groups=groups, unseen=unseen) for part in parts])
 

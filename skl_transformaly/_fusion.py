@@ -52,26 +52,6 @@ def held_out_threshold(scores: np.ndarray, rate: float) -> float:
     return float(np.interp(rate, np.arange(1, n + 1) / (n + 1), quantile_knots(scores)))
 
 
-def interpolated_p_values(scores: np.ndarray, held_out: np.ndarray) -> np.ndarray:
-    """Share of new normal images that is expected to score as low, between held-out scores interpolated.
-
-    Parameters
-    ----------
-    scores : ndarray of shape (m,)
-    held_out : ndarray of shape (n,)
-        Of normal images; NaN are left out.
-
-    Returns
-    -------
-    p : ndarray of shape (m,)
-        In [1 / (n + 1), 1]: n images cannot tell smaller shares. NaN where the score is.
-    """
-    knots = quantile_knots(np.sort(held_out[~np.isnan(held_out)]))
-    n = len(knots)
-    p = np.where(scores >= knots[-1], 1.0, np.interp(scores, knots, np.arange(1, n + 1) / (n + 1)))
-    return np.where(np.isnan(scores), np.nan, p)
-
-
 def p_values(scores: np.ndarray, held_out: np.ndarray) -> np.ndarray:
     """Share of held-out scores, and of the score itself among them, that are at most as high.
 
@@ -84,8 +64,19 @@ def p_values(scores: np.ndarray, held_out: np.ndarray) -> np.ndarray:
     Returns
     -------
     p : ndarray of shape (m,)
-        Multiples of 1 / (n + 1) in (0, 1]; NaN where the score is.
+        Multiples of 1 / (n + 1) in (0, 1]; NaN if the score is.
     """
     usable = np.sort(held_out[~np.isnan(held_out)])
     count = np.searchsorted(usable, scores, side="right")
     return np.where(np.isnan(scores), np.nan, (1.0 + count) / (len(usable) + 1))
+
+
+def interpolated_p_values(scores: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    """Share of new normal images that is expected to score as low: like :func:`p_values`, but interpolated.
+
+    p-values are in [1 / (n + 1), 1], since n images cannot tell smaller shares.
+    """
+    knots = quantile_knots(np.sort(held_out[~np.isnan(held_out)]))
+    n = len(knots)
+    p = np.where(scores >= knots[-1], 1.0, np.interp(scores, knots, np.arange(1, n + 1) / (n + 1)))
+    return np.where(np.isnan(scores), np.nan, p)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
@@ -19,10 +20,74 @@ _RANK_TOLERANCE = 1e-12
 
 
 class LogDensity(DensityMixin, BaseEstimator):
-    """What the densities share: ``score`` as the mean log-density, which is what a grid search wants."""
+    """What the densities share: checked input, and `score` as the mean log-density, which is what a grid search wants.
+
+    A density defines ``_fit(X)``, ``_log_density(X)`` and ``_held_out(X, groups, unseen)``, of checked arrays.
+    """
+
+    _fit: Callable[[np.ndarray], None]
+    _log_density: Callable[[np.ndarray], np.ndarray]
+    _held_out: Callable[[np.ndarray, Any, np.ndarray | None], np.ndarray]
+
+    @all_or_nothing
+    @fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any = None) -> Any:
+        """Fit the density to samples.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            At least 2 samples.
+        y : ignored
+
+        Returns
+        -------
+        self : object
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            There are too few samples, or `X` contains NaN or infinity.
+        """
+        self._fit(validate_data(self, X, dtype=np.float64, ensure_min_samples=2))
+        return self
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Compute the log-density of each sample.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        log_density : ndarray of shape (n_samples,), float64
+            In nats; of :class:`AutoDensity` in standard deviations, where 0 is the mean of held-out training samples.
+        """
+        return self._log_density(self._checked(X))
+
+    def held_out_scores(self, X: Any, *, groups: Any = None, unseen: Any = None) -> np.ndarray:
+        """Compute the log-density of each training sample without itself and its duplicates.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            The samples that `fit` saw, in their order.
+        groups : array-like of shape (n_samples,), default=None
+            Samples of one group are duplicates, which are left out together. None takes each sample as its own group.
+        unseen : array-like of shape (n_samples, n_features), default=None
+            What to score instead of `X`: the same samples as measured by something that had not seen them.
+
+        Returns
+        -------
+        log_density : ndarray of shape (n_samples,), float64
+            As from `score_samples`.
+        """
+        return self._held_out(self._checked(X), groups, None if unseen is None else self._checked(unseen))
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Mean log-density of `X`.
+        """Compute the mean log-density of `X`.
 
         Parameters
         ----------
@@ -32,9 +97,13 @@ class LogDensity(DensityMixin, BaseEstimator):
         Returns
         -------
         score : float
-            In nats per sample.
+            As from `score_samples`.
         """
         return float(np.mean(self.score_samples(X)))
+
+    def _checked(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        return validate_data(self, X, dtype=np.float64, reset=False)
 
 
 class GaussianDensity(LogDensity):
@@ -75,6 +144,10 @@ class GaussianDensity(LogDensity):
     --------
     KNNDensity : Makes no assumption about the shape of the distribution.
 
+    Notes
+    -----
+    `held_out_scores` are computed in closed form: shrinkage and target stay those of all samples.
+
     References
     ----------
     .. [1] M. J. Cohen and S. Avidan, "Transformaly - Two (Feature Spaces) Are Better Than One", CVPR
@@ -103,27 +176,7 @@ class GaussianDensity(LogDensity):
         self.target = target
         self.ridge = ridge
 
-    @all_or_nothing
-    @fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any = None) -> GaussianDensity:
-        """Estimate mean and covariance.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            At least 2 samples.
-        y : ignored
-
-        Returns
-        -------
-        self : GaussianDensity
-
-        Raises
-        ------
-        ValueError
-            Fewer than 2 samples, or NaN or infinity in `X`.
-        """
-        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+    def _fit(self, X: np.ndarray) -> None:
         n, d = X.shape
         mean = X.mean(axis=0)
         scale = np.ones(d)
@@ -141,7 +194,6 @@ class GaussianDensity(LogDensity):
         self.shrinkage_ = float(shrinkage)
         self.floor_ = (self.shrinkage_ + self.ridge) * (mean_variance or 1.0)
         self.n_samples_ = n
-        return self
 
     @property
     def covariance_(self) -> np.ndarray:
@@ -151,18 +203,7 @@ class GaussianDensity(LogDensity):
         empirical[np.diag_indices_from(empirical)] += self.floor_
         return empirical * np.outer(self.scale_, self.scale_)
 
-    def score_samples(self, X: Any) -> np.ndarray:
-        """Log-density of each sample.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-
-        Returns
-        -------
-        log_density : ndarray of shape (n_samples,), float64
-            In nats.
-        """
+    def _log_density(self, X: np.ndarray) -> np.ndarray:
         delta = self._centred(X)
         inside, outside = self._split(delta)
         variances = self._variances()
@@ -185,32 +226,10 @@ class GaussianDensity(LogDensity):
         terms : ndarray of shape (n_samples, n_features), float64
             In nats; rows sum to the log-density. A feature that makes up for others can have a positive term.
         """
-        delta = self._centred(X)
+        delta = self._centred(self._checked(X))
         variances = self._variances()
         constant = self._constant(np.log(variances).sum()) / delta.shape[1]
         return constant - 0.5 * delta * self._solve(delta, variances)
-
-    def held_out_scores(self, X: Any, *, groups: Any = None, unseen: Any = None) -> np.ndarray:
-        """Log-density of each training sample under the others, in closed form.
-
-        Leaving samples out takes a rank-one term from the covariance and moves the mean. Shrinkage and target stay
-        those of all samples.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            What `fit` saw, in its order.
-        groups : array-like of shape (n_samples,), default=None
-            Samples of one group are duplicates, which are left out together. None takes each sample as its own group.
-        unseen : array-like of shape (n_samples, n_features), default=None
-            What to score instead of `X`: the same samples as measured by something that had not seen them.
-
-        Returns
-        -------
-        log_density : ndarray of shape (n_samples,), float64
-            In nats.
-        """
-        return self._held_out(X, groups, unseen)[0]
 
     def held_out_terms(self, X: Any, *, groups: Any = None, unseen: Any = None) -> np.ndarray:
         """Take the held-out log-density apart by features, as `terms` does.
@@ -225,12 +244,21 @@ class GaussianDensity(LogDensity):
         terms : ndarray of shape (n_samples, n_features), float64
             Rows sum to the held-out log-density.
         """
-        scores, delta, solved = self._held_out(X, groups, unseen)
+        unseen = None if unseen is None else self._checked(unseen)
+        scores, delta, solved = self._without_each(self._checked(X), groups, unseen)
         quadratic = -0.5 * delta * solved
         return quadratic + ((scores - quadratic.sum(axis=1)) / delta.shape[1])[:, np.newaxis]
 
-    def _held_out(self, X: Any, groups: Any, unseen: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Held-out log-densities, scaled deviations from the held-out mean, and the held-out inverse times these."""
+    def _held_out(self, X: np.ndarray, groups: Any, unseen: np.ndarray | None) -> np.ndarray:
+        return self._without_each(X, groups, unseen)[0]
+
+    def _without_each(
+        self, X: np.ndarray, groups: Any, unseen: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Held-out log-densities, scaled deviations from the held-out mean, and the held-out inverse times these.
+
+        Leaving samples out takes a rank-one term from the covariance and moves the mean.
+        """
         r = self._centred(X)
         n = self.n_samples_
         if len(r) != n:
@@ -251,9 +279,7 @@ class GaussianDensity(LogDensity):
         log_determinant = np.log(variances).sum(axis=1) + np.log1p(-leverage)
         return self._constant(log_determinant) - 0.5 * (delta * solved).sum(axis=1), delta, solved
 
-    def _centred(self, X: Any) -> np.ndarray:
-        check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
+    def _centred(self, X: np.ndarray) -> np.ndarray:
         return (X - self.mean_) / self.scale_
 
     def _split(self, delta: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -19,6 +20,7 @@ from skl_transformaly.utils._fitting import all_or_nothing
 __all__ = ["FeatureSpace"]
 
 
+@dataclass(eq=False, repr=False)
 class FeatureSpace(BaseEstimator):
     """The density of one representation of images, put on the scale of images that it has not seen.
 
@@ -63,7 +65,7 @@ class FeatureSpace(BaseEstimator):
         Means of the held-out terms of :meth:`GaussianDensity.terms`; only for a Gaussian without whitening.
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: ClassVar[dict] = {
         "density": [StrOptions({"auto", "gaussian", "gmm", "knn"}), HasMethods(["fit", "score_samples"])],
         "discrepancy": ["boolean"],
         "normalize": ["boolean"],
@@ -72,22 +74,13 @@ class FeatureSpace(BaseEstimator):
         "held_out": ["boolean"],
     }
 
-    def __init__(
-        self,
-        density: Any = "gaussian",
-        *,
-        discrepancy: bool = False,
-        normalize: bool = True,
-        explained_variance: float | None = None,
-        standardize: bool = True,
-        held_out: bool = True,
-    ):
-        self.density = density
-        self.discrepancy = discrepancy
-        self.normalize = normalize
-        self.explained_variance = explained_variance
-        self.standardize = standardize
-        self.held_out = held_out
+    density: Any = "gaussian"
+    _: KW_ONLY
+    discrepancy: bool = False
+    normalize: bool = True
+    explained_variance: float | None = None
+    standardize: bool = True
+    held_out: bool = True
 
     @all_or_nothing
     @fit_context(prefer_skip_nested_validation=False)
@@ -156,69 +149,23 @@ class FeatureSpace(BaseEstimator):
         return self
 
     def transform(self, Z: np.ndarray) -> np.ndarray:
-        """Features as the density takes them: scaled, and whitened if that was asked for.
-
-        Parameters
-        ----------
-        Z : ndarray of shape (n_samples, n_features)
-
-        Returns
-        -------
-        features : ndarray of shape (n_samples, k), float64
-        """
+        """Return the features (n, k) as the density takes them: scaled, and whitened if that was asked for."""
         check_is_fitted(self)
         return self._whiten(self._scaled(Z))
 
     def score_samples(self, Z: np.ndarray) -> np.ndarray:
-        """The space's part in the score of each sample.
-
-        Parameters
-        ----------
-        Z : ndarray of shape (n_samples, n_features)
-
-        Returns
-        -------
-        parts : ndarray of shape (n_samples,), float64
-            In standard deviations of held-out normal images.
-        """
+        """Return the space's part in each score, (n,), in standard deviations of held-out normal images."""
         scores = np.asarray(self.density_.score_samples(self.transform(Z)), dtype=np.float64)
         return (scores - self.location_) / self.spread_
 
     def terms(self, Z: np.ndarray) -> np.ndarray | None:
-        """Take the parts apart by features; None where the density cannot be.
-
-        Parameters
-        ----------
-        Z : ndarray of shape (n_samples, n_features)
-
-        Returns
-        -------
-        terms : ndarray of shape (n_samples, n_features), float64; or None
-            Rows sum to the parts.
-        """
+        """Take the parts apart by features, (n, n_features); None if the density cannot."""
         if not hasattr(self, "term_locations_"):
             return None
         return (self.density_.terms(self.transform(Z)) - self.term_locations_) / self.spread_
 
-    def _scaled(self, Z: np.ndarray) -> np.ndarray:
-        Z = np.asarray(Z, dtype=np.float64)
-        if self.discrepancy or not self.normalize:
-            return Z
-        return np.hstack([normalize(group) for group in np.split(Z, np.cumsum(self.sizes_)[:-1], axis=1)])
-
     def times_usual(self, parts: np.ndarray) -> np.ndarray:
-        """How far below the usual parts lie, in units of how far the lowest 1 % of normal images do.
-
-        Parameters
-        ----------
-        parts : ndarray of shape (n_samples,)
-            From `score_samples`.
-
-        Returns
-        -------
-        times : ndarray of shape (n_samples,)
-            Negative above the usual.
-        """
+        """Return how far parts lie below the usual, in units of how far the lowest 1 % of normal images do."""
         return (self.usual_ - parts) / ((self.usual_ - self.lowest_) or 1.0)
 
     def scale(self, weight: float) -> None:
@@ -229,8 +176,14 @@ class FeatureSpace(BaseEstimator):
 
     @property
     def n_features_out_(self) -> int:
-        """Number of features that `transform` gives."""
+        """Number of features that `transform` returns."""
         return int(self.whitening_.n_components_) if hasattr(self, "whitening_") else self.n_features_in_
+
+    def _scaled(self, Z: np.ndarray) -> np.ndarray:
+        Z = np.asarray(Z, dtype=np.float64)
+        if self.discrepancy or not self.normalize:
+            return Z
+        return np.hstack([normalize(group) for group in np.split(Z, np.cumsum(self.sizes_)[:-1], axis=1)])
 
     def _whitened(self) -> bool:
         return self.explained_variance is not None and not self.discrepancy
