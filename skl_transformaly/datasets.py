@@ -8,7 +8,6 @@ reads class folders or an .npz file, and :func:`unimodal` and :func:`multimodal`
 from __future__ import annotations
 
 import os
-import warnings
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from sklearn.utils.validation import _num_samples
 
 from skl_transformaly.images._folders import FoundFiles, walk
 from skl_transformaly.images._images import Images, as_images
+from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["ImageDataset", "load", "multimodal", "unimodal"]
 
@@ -177,10 +177,9 @@ def load(
             "of all classes."
         )
     if path.absolute() in (_find_split(path.absolute().parent) or ()):
-        warnings.warn(
+        warn_user(
             f"{str(path)!r} looks like one part of the data set in {str(path.absolute().parent)!r}, and is split anew. "
-            "Pass the latter to have both parts.",
-            stacklevel=2,
+            "Pass the latter to have both parts."
         )
     return _from_files(name, *_split_at_random(files, test_size, random_state))
 
@@ -359,9 +358,9 @@ def _class_files(folder: Path) -> list[tuple[str, str]]:
     for name, found in classes.items():
         walk(folder / name, found, found.paths.append)
     if others := ", ".join(sum(classes.values(), FoundFiles()).reasons()):
-        warnings.warn(f"Passed over files below {str(folder)!r}: {others}.", stacklevel=3)
+        warn_user(f"Passed over files below {str(folder)!r}: {others}.")
     if empty := [name for name, found in classes.items() if not found.paths]:
-        warnings.warn(f"There are no images in {_shown(empty)} of {str(folder)!r}.", stacklevel=3)
+        warn_user(f"There are no images in {_shown(empty)} of {str(folder)!r}.")
     files = [(name, path) for name, found in classes.items() for path in found.paths]
     if not files:
         raise ValueError(

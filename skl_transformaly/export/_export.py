@@ -21,6 +21,7 @@ from skl_transformaly.teacher._extractor import TimmExtractor
 from skl_transformaly.utils._files import replacing
 from skl_transformaly.utils._torch import autocast, own_settings
 from skl_transformaly.utils._versions import versions
+from skl_transformaly.utils._warnings import warn_user
 
 if TYPE_CHECKING:
     import onnx
@@ -147,12 +148,10 @@ def to_onnx(
     report = reference.compare(model)
     check_parity(report, tolerance, auroc_tolerance)
     if report.get("fitted_deviation", 0) > tolerance:
-        warnings.warn(
+        warn_user(
             f"The detector computes in {core.extractor_.precision_}, the file in float32: scores differ by up to "
             f"{report['fitted_deviation']:.2g} of their size. Threshold and p-values were set with the former; for "
-            "ones that fit the file, fit with precision='float32'.",
-            UserWarning,
-            stacklevel=3,
+            "ones that fit the file, fit with precision='float32'."
         )
     threshold = float((core if conformal is None else conformal).offset_)
     report = {**report, "threshold": threshold, **_provenance(core)}

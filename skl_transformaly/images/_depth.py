@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from skl_transformaly.images._values import ImageError
+from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["decode_deep", "deep_tiles", "exif_orientation", "upright"]
 
@@ -63,11 +63,9 @@ def _with_raw_mode(tile: tuple, raw: str) -> tuple:
 def _warn_if_cut(image: Image.Image) -> None:
     bits = _cut_bits(image)
     if bits > 8:
-        warnings.warn(
+        warn_user(
             f"Pillow cuts {image.format} images of {bits} bits per channel to 8 bits: save them as PNG or TIFF to keep "
-            "their depth.",
-            UserWarning,
-            stacklevel=2,
+            "their depth."
         )
 
 
@@ -162,6 +160,8 @@ def exif_orientation(image: Image.Image) -> int:
     """Return the orientation in the EXIF data, 1 to 8; beyond 4, the image is turned on its side."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except MemoryError:
+        raise
     except Exception:  # of any kind, as the parser stumbles on it
         return 1
 
@@ -170,10 +170,10 @@ def upright(image: Image.Image) -> Image.Image:
     """Return the image as its EXIF data says that it is to be seen."""
     try:
         return ImageOps.exif_transpose(image)
+    except MemoryError:  # which says nothing about the image
+        raise
     except Exception as error:  # of any kind, as the parser stumbles on it
-        warnings.warn(
-            f"The EXIF data of an image cannot be read ({type(error).__name__}: {error}): it is taken as upright.",
-            UserWarning,
-            stacklevel=2,
+        warn_user(
+            f"The EXIF data of an image cannot be read ({type(error).__name__}: {error}): it is taken as upright."
         )
         return image

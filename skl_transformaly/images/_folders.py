@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from skl_transformaly.images._formats import expand_user, url_advice, what_else
+from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["FoundFiles", "display_path", "has_image_suffix", "is_image", "list_images", "walk"]
 
@@ -84,7 +84,7 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
             + "".join(f" A {suffix} file {text}" for suffix, text in _known_others(found))
         )
     if others:
-        warnings.warn(f"Passed over files below {str(folder)!r}: {others}.", stacklevel=2)
+        warn_user(f"Passed over files below {str(folder)!r}: {others}.")
     return [Path(path) for path in found.paths]
 
 
@@ -134,6 +134,8 @@ def is_image(path: str) -> bool:
     try:
         with Image.open(path) as image:
             return image.format not in _NOT_DECODED
+    except MemoryError:
+        raise
     except Exception:  # Pillow's plugins raise nearly anything
         return False
 

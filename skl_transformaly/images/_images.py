@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from numbers import Number
@@ -26,6 +25,7 @@ from skl_transformaly.images._items import (
 from skl_transformaly.images._pixels import decode_file, file_shape
 from skl_transformaly.images._sequence import Images
 from skl_transformaly.images._values import SKIP_ADVICE, ImageError, check_layout, checked
+from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["Images", "as_images", "from_array", "is_table"]
 
@@ -103,11 +103,9 @@ def is_table(X) -> bool:
 
 
 def _warn_one_image(shape: tuple[int, ...], count: int, size: tuple[int, ...], advice: str) -> None:
-    warnings.warn(
+    warn_user(
         f"X of shape {shape} is taken as {count} grey images of {size[0]} x {size[1]} pixels. If it is one image in "
-        f"colour, pass {advice}.",
-        UserWarning,
-        stacklevel=4,
+        f"colour, pass {advice}."
     )
 
 

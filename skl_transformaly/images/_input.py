@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from skl_transformaly.images._images import as_images, from_array, is_table
 from skl_transformaly.images._items import EXPECTED, without_mask
 from skl_transformaly.images._samples import shaped
 from skl_transformaly.images._sequence import Images
+from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["ImageInputMixin"]
 
@@ -126,12 +126,10 @@ def _forget_features(estimator) -> None:
 def _from_rows(rows: np.ndarray, image_shape: tuple[int, ...] | None, *, warn: bool) -> Images:
     if image_shape is None:
         if warn:
-            warnings.warn(
+            warn_user(
                 f"X is rows of {rows.shape[1]} values and image_shape is None: each row is taken as a grey "
                 f"image of 1 x {rows.shape[1]} pixels. Pass image_shape=(H, W) or (H, W, C), or X of shape "
-                "(n, H, W[, C]).",
-                UserWarning,
-                stacklevel=5,
+                "(n, H, W[, C])."
             )
         # rows without a shape may be any numbers, as those of scikit-learn's own checks
         return from_array(rows.reshape(-1, 1, rows.shape[1]), lenient=True)

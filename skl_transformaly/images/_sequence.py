@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -17,6 +16,7 @@ from PIL import Image
 from skl_transformaly.images._ahead import ahead
 from skl_transformaly.images._pixels import eight_bits, least_side
 from skl_transformaly.images._values import SKIP_ADVICE, ImageError, faint_text, faintness
+from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["DIGEST_SIZE", "THUMBNAIL_SIZE", "Images"]
 
@@ -164,11 +164,9 @@ class Images(Sequence):
             messages = list(self.unreadable.values())[self._warned :]
             self._warned = len(self.unreadable)
             shown = [message.removesuffix(SKIP_ADVICE) for message in messages[:3]] + ["..."] * (len(messages) > 3)
-            warnings.warn(
+            warn_user(
                 f"{len(messages)} of {len(self)} images could not be read: they are left out, and scored NaN. "
-                + "; ".join(shown),
-                UserWarning,
-                stacklevel=3,
+                + "; ".join(shown)
             )
         self._warn_of_faint()
 
@@ -224,7 +222,7 @@ class Images(Sequence):
         for kind in sorted({kind for kind, _ in self._faint.values()} - self._told):
             self._told.add(kind)
             largest = [value for found, value in self._faint.values() if found == kind]
-            warnings.warn(faint_text(kind, len(largest), len(self), max(largest)), UserWarning, stacklevel=4)
+            warn_user(faint_text(kind, len(largest), len(self), max(largest)))
 
     def groups(self) -> np.ndarray:
         """Number images by their pixels: duplicates have the same number, unreadable images one each."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
+
+from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["SKIP_ADVICE", "ImageError", "check_layout", "checked", "faint_text", "faintness"]
 
@@ -82,7 +82,7 @@ def checked(X: np.ndarray, *, lenient: bool = False) -> np.ndarray:
         found, advice = f"float pixels are expected in 0-1 but span {low:.3g} to {high:.3g}", _float_advice(low, high)
     if not lenient:
         raise ImageError(f"{found}: {advice}.")
-    warnings.warn(f"{found}: {advice}. They are used as they are.", UserWarning, stacklevel=2)
+    warn_user(f"{found}: {advice}. They are used as they are.")
     return _known_dtype(X)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from skl_transformaly.persistence import _fields as f
 from skl_transformaly.persistence._fields import Scope, brief, naming, refuse
 from skl_transformaly.persistence._reader import Reader
 from skl_transformaly.utils._versions import versions
+from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["FORGED", "DriftWarning", "environment", "read_probes", "replay", "score_probes"]
 
@@ -91,13 +91,12 @@ def replay(
             worst = drift
             line = f"probe {k} scored {old:.9g} when it was saved and scores {new:.9g} now"
     if not worst <= tolerance:
-        warnings.warn(
+        warn_user(
             f"{os.fspath(path)!r}: scores have drifted by up to {worst:.2g} of a score's distance from the threshold; "
             f"tolerance is {tolerance:g}. {line}. Changed since it was saved: {_changes(made) or 'nothing known'}. "
             "Thresholds and p-values may not hold here: fit again, or use the libraries, processor and precision that "
             "saved it.",
             DriftWarning,
-            stacklevel=3,
         )
 
 

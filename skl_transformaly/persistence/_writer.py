@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import nn
 
 from skl_transformaly.persistence._fields import Part, Refused, refuse
 from skl_transformaly.persistence._schema import LEFT_OUT, PARTS, Spec
+from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["Writer"]
 
@@ -133,11 +133,7 @@ class Writer:
             state["output"] = output
         known = {*spec.attributes, *spec.derived, *part.get_params(deep=False), "_sklearn_output_config"}
         if unknown := sorted(own.keys() - known):
-            warnings.warn(
-                f"Attributes that {spec.cls.__name__} does not define are not saved: {', '.join(unknown)}.",
-                UserWarning,
-                stacklevel=5,
-            )
+            warn_user(f"Attributes that {spec.cls.__name__} does not define are not saved: {', '.join(unknown)}.")
         return {name: self.encode(value, name) for name, value in state.items()}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from skl_transformaly.teacher._architecture import (
     shown_sides,
 )
 from skl_transformaly.utils._container import ModelFile, ModelFileError
+from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["MAX_IMAGE_SIZE", "load_stored", "read_state", "stated_sha256", "stored_teachers"]
 
@@ -164,11 +164,9 @@ def stated_sha256(entry: dict[str, Any], content: str, path: str | os.PathLike) 
     """
     if content in (entry["sha256"], entry["content_sha256"]):
         return entry["sha256"]
-    warnings.warn(
+    warn_user(
         f"{os.fspath(path)!r} holds other weights of {entry['model_name']!r} than it states: their SHA-256 is "
         f"{content}, and {entry['content_sha256']} is stated. Scores are those of the weights in the file; take "
-        "the file from whoever saved it first.",
-        UserWarning,
-        stacklevel=2,
+        "the file from whoever saved it first."
     )
     return content

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
@@ -16,6 +15,7 @@ from sklearn.utils.validation import check_memory
 from skl_transformaly.utils._compat import FileSystemStoreBackend
 from skl_transformaly.utils._files import replacing
 from skl_transformaly.utils._versions import versions
+from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["Cache", "fingerprint", "identity"]
 
@@ -97,11 +97,9 @@ class Cache:
             self._warn(error)
 
     def _warn(self, error: OSError) -> None:
-        warnings.warn(
+        warn_user(
             f"The cache cannot be used ({error}); the work goes on without it. Set `{self.parameter}` to a folder that "
-            "can be written and has room.",
-            UserWarning,
-            stacklevel=3,
+            "can be written and has room."
         )
 
 

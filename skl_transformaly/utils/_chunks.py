@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
+
+from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["Chunks"]
 
@@ -44,9 +45,7 @@ class Chunks:
                     raise
             # outside of the handler, whose traceback would keep the failed pass's tensors alive
             self.size = tried // 2
-            warnings.warn(
+            warn_user(
                 f"Out of memory while {self.what} {tried} images at a time; going on with {self.size}. Set batch_size "
-                "to that to save the failed attempt.",
-                UserWarning,
-                stacklevel=3,
+                "to that to save the failed attempt."
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
@@ -12,12 +13,12 @@ import sklearn
 __all__ = ["warn_user"]
 
 # The package itself, and what decorates its methods
-_INSIDE = tuple(f"{Path(path).parent}{os.sep}" for path in (Path(__file__).parent, sklearn.__file__))
+_INSIDE = (f"{Path(__file__).parent.parent}{os.sep}", f"{Path(sklearn.__file__).parent}{os.sep}", contextlib.__file__)
 
 
-def warn_user(message: str) -> None:
-    """Issue a UserWarning that points at the line by which this package was entered."""
+def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
+    """Issue a warning that points at the line by which this package was entered."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, UserWarning, stacklevel=level + 1)
+    warnings.warn(message, category, stacklevel=level + 1)
