@@ -207,7 +207,7 @@ class DriftMonitor:
         Returns
         -------
         report : DriftReport
-            On the whole stream so far.
+            As from `update`.
 
         Raises
         ------
@@ -228,7 +228,7 @@ class DriftMonitor:
         return self.report()
 
     def report(self) -> DriftReport:
-        """What is known after the images so far.
+        """Return what is known after the images so far.
 
         Returns
         -------

@@ -47,7 +47,7 @@ from skl_transformaly.model_selection import (
     held_out_log_likelihood,
     synthetic_outliers,
 )
-from skl_transformaly.utils._labels import check_normal_only
+from skl_transformaly.utils._labels import normal_samples
 
 
 @pytest.fixture
@@ -380,30 +380,28 @@ def test_search_over_a_detector_of_images(images):
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
 
 
-# check_normal_only
+# normal_samples
 
 
 @pytest.mark.parametrize(
     "y",
     [
-        [1, -1, 1, -1, 1],
-        [1.0, -1.0, 1.0, -1.0, 1.0],
         [0, -1, 0, -1, 0],
-        [3, -1, 1, -1, 2],
+        [3.0, -1.0, 1.0, -1.0, 2.0],
         [1, -1, np.nan, -1, 1],
-        np.array([1, -1, 1, -1, 1], object),
-        [[1], [-1], [1], [-1], [1]],
+        np.array([3, -1, 1, -1, 2], object),
+        [[1], [-1], [0], [-1], [1]],
     ],
 )
 def test_anomalies_in_a_fit_are_warned_of(y):
-    with pytest.warns(UserWarning, match=r"2 of 5 samples are anomalies.*NormalOnly"):
-        check_normal_only(y)
+    with pytest.warns(UserWarning, match=r"marks 2 of 5 samples as anomalies.*NormalOnly"):
+        assert normal_samples(y, 5) is None
 
 
 @pytest.mark.parametrize("y", [[0, 1, 1], [0.0, 1.0], np.array([1, 0], np.uint8)])
 def test_labels_of_zero_and_one_in_a_fit_are_warned_of(y):
     with pytest.warns(UserWarning, match=r"y holds 0 and 1.*1 - AUROC.*np\.where"):
-        check_normal_only(y)
+        assert normal_samples(y, len(y)) is None
 
 
 @pytest.mark.parametrize(
@@ -418,13 +416,12 @@ def test_labels_of_zero_and_one_in_a_fit_are_warned_of(y):
         [[1, -1]],
         3,
         [[1], [1, 2]],
-        [],
     ],
 )
 def test_any_other_y_is_ignored(y):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_normal_only(y)
+        assert normal_samples(y, 3) is None
 
 
 WORDS = {

@@ -45,7 +45,7 @@ class _AnomalyCurve:
         pos_label : {-1, 1}, default=-1
             Which class is positive.
         name : str, default=None
-            For the legend; None is the name of the estimator's class.
+            For the legend; None is the name of the estimator's class, if there is one.
         **kwargs
             Passed to ``from_predictions`` of scikit-learn's display: `ax`, `plot_chance_level`, ...
 
@@ -73,12 +73,8 @@ class _AnomalyCurve:
             +1 normal, -1 anomaly.
         y_score : array-like of shape (n_samples,)
             Higher is more normal, whatever `pos_label`. NaN counts as the least normal, as it does for `predict`.
-        pos_label : {-1, 1}, default=-1
-            Which class is positive.
-        name : str, default=None
-            For the legend.
-        **kwargs
-            Passed to ``from_predictions`` of scikit-learn's display.
+        pos_label, name, **kwargs
+            As for :meth:`from_estimator`.
 
         Returns
         -------
@@ -104,10 +100,8 @@ class _AnomalyCurve:
             return_indices=True)``.
         X : samples
             Those passed to ``cross_validate``.
-        y : array-like of shape (n_samples,)
-            +1 normal, -1 anomaly.
-        pos_label : {-1, 1}, default=-1
-            Which class is positive.
+        y, pos_label
+            As for :meth:`from_estimator`.
         name : str or list of str, default=None
             For the legend.
         **kwargs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from sklearn.utils.validation import column_or_1d
 
 from skl_transformaly.utils._warnings import warn_user
 
-__all__ = ["check_labels", "check_normal_only", "normal_samples"]
+__all__ = ["check_labels", "normal_samples"]
 
 _CONVERT = "Convert: y = np.where(y_is_anomaly, -1, 1)."
 
@@ -49,50 +48,24 @@ def check_labels(y: Any, who: str, *, both: bool = False) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def check_normal_only(y: Any) -> None:
-    """Warn if labels that a one-class `fit` cannot use mark some samples as anomalies, or may do so.
+def normal_samples(y: Any, n: int, *, least: int = 2) -> np.ndarray | None:
+    """Tell which of `n` samples are normal, as booleans (n,); None if `y` does not mark anomalies.
 
-    All samples are then learned as normal. With labels 0 and 1, a search by AUROC would moreover choose the worst
-    setting as the best. Other numbers, such as classes, mean nothing; strings and booleans are refused.
+    +1 is a normal sample, -1 a known anomaly. Other numbers, such as classes, mean nothing here; a warning is issued if
+    they may mark anomalies. Raises ValueError if `y` holds strings or booleans, has another length, or marks fewer than
+    `least` samples as normal.
     """
     labels = _as_vector(y)
-    if labels is None:  # y is ignored, whatever it is
-        return
+    if labels is None:
+        return None
     _refuse_words(labels)
     if labels.dtype.kind == "O":
         with contextlib.suppress(TypeError, ValueError):
             labels = labels.astype(np.float64)
     if labels.dtype.kind not in "iuf":
-        return
-    anomalies = int((labels == -1).sum())
-    if np.unique(labels).tolist() == [0, 1]:
-        warn_user(
-            f"y holds 0 and 1, but fit ignores y and takes all {len(labels)} samples as normal. If one of the two "
-            "means anomaly, pass normal samples only. If y is also used for scoring, label normal samples +1 and "
-            f"anomalies -1, or roc_auc may silently be 1 - AUROC. {_CONVERT}",
-        )
-    if anomalies and not np.nan_to_num(labels % 1).any():
-        warn_user(
-            f"y says that {anomalies} of {len(labels)} samples are anomalies (-1), but fit ignores y and takes "
-            "them as normal. Pass normal samples only, fit(X[y == 1]); wrap the detector, "
-            "skl_transformaly.model_selection.NormalOnly(detector); or, in a search, set refit=False.",
-        )
-
-
-def normal_samples(y: Any, n: int, *, least: int = 2) -> np.ndarray | None:
-    """Tell which of `n` samples are normal, as booleans (n,); None if `y` does not mark anomalies.
-
-    +1 is a normal sample, -1 a known anomaly. Other numbers mean nothing here, with a warning if they look as if they
-    meant anomalies. ValueError if `y` holds strings or booleans, has another length, or marks fewer than `least` as
-    normal.
-    """
-    labels = _as_vector(y)
-    if labels is None:
         return None
-    if labels.dtype.kind == "O" and all(isinstance(label, Real) for label in labels):
-        labels = labels.astype(np.float64)
-    if labels.dtype.kind not in "iuf" or set(np.unique(labels).tolist()) - {-1, 1}:
-        check_normal_only(y)
+    if set(np.unique(labels).tolist()) - {-1, 1}:
+        _warn_of_other_numbers(labels)
         return None
     if len(labels) != n:
         raise ValueError(f"y has {len(labels)} labels for {n} samples: pass one for each, +1 or -1.")
@@ -113,6 +86,23 @@ def _as_vector(y: Any) -> np.ndarray | None:
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels.ravel()
     return None if y is None or labels.ndim != 1 else labels
+
+
+def _warn_of_other_numbers(labels: np.ndarray) -> None:
+    """Warn if numbers that `fit` cannot use may mark some samples, which it takes as normal, as anomalies."""
+    anomalies = int((labels == -1).sum())
+    if np.unique(labels).tolist() == [0, 1]:
+        warn_user(
+            f"y holds 0 and 1, but fit ignores y and takes all {len(labels)} samples as normal. If one of the two "
+            "means anomaly, pass normal samples only. If y is also used for scoring, label normal samples +1 and "
+            f"anomalies -1, or roc_auc may silently be 1 - AUROC. {_CONVERT}"
+        )
+    if anomalies and not np.nan_to_num(labels % 1).any():
+        warn_user(
+            f"y marks {anomalies} of {len(labels)} samples as anomalies (-1), but it has other numbers than +1 and -1, "
+            "so that fit ignores it and takes all samples as normal. Pass normal samples only, fit(X[y == 1]); wrap "
+            "the detector, skl_transformaly.model_selection.NormalOnly(detector); or, in a search, set refit=False."
+        )
 
 
 def _refuse_words(labels: np.ndarray) -> None:
