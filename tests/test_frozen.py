@@ -1,6 +1,5 @@
 """What was fitted stays as it is, whatever is set afterwards."""
 
-import contextlib
 import copy
 import pickle
 import sys
@@ -139,7 +138,7 @@ def calls_in(action, *, fail_at=None):
 
 
 def check_all_or_nothing(build, methods, first, second, X, **changes):
-    """A refit with other parameters; attributes must be the very objects that they were, or those of the whole refit."""
+    """Refit with other parameters; after a fault, attributes must be the objects that they were before."""
     estimator = build().fit(*first)
     expected = results(estimator, methods, X)
     total = calls_in(lambda: build().set_params(**changes).fit(*second))
@@ -160,10 +159,7 @@ def check_all_or_nothing(build, methods, first, second, X, **changes):
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        pytest.param(kind, marks=pytest.mark.slow if kind in ("conformal", "held-out") else ())
-        for kind in ESTIMATORS
-    ],
+    [pytest.param(kind, marks=pytest.mark.slow if kind in ("conformal", "held-out") else ()) for kind in ESTIMATORS],
 )
 @pytest.mark.filterwarnings("ignore:With .* images a false-positive rate")
 def test_a_refit_that_fails_leaves_what_was_fitted(kind, images, rng):

@@ -55,7 +55,10 @@ GROUPS = {
     ),
     "regression": ("students/_regression.py", "test_ridge.py"),
     "ridge": ("students/_ridge.py", "test_ridge.py test_recording.py test_frozen.py"),
-    "block": ("students/_block.py", "test_students.py test_memory.py test_frozen.py"),
+    "block": (
+        "students/_block.py",
+        "test_students.py test_checkpoint.py test_activations.py test_memory.py test_frozen.py",
+    ),
     "detector": ("_detector.py", "test_detector.py test_frozen.py test_learning.py test_memory.py"),
     "learning": ("_learning.py", "test_learning.py test_frozen.py"),
 }
