@@ -142,7 +142,7 @@ class LearningMixin:
         -----
         Positions, as in `forget` and `explain`, go on: the first image of `X` comes after the last one of the call
         before. For the earlier images a detector keeps what it was given: paths, or a reference to arrays. Pickles and
-        model files hold neither.
+        model files hold neither; see `set_training_images`.
         """
         if not self.__sklearn_is_fitted__():
             self._fit(X, y)
@@ -189,6 +189,33 @@ class LearningMixin:
             self._learn_again(self._earlier_images(), labels)
             return self
         self._settle(labels, self._sizes())
+        return self
+
+    @own_settings()
+    def set_training_images(self, X: Any) -> Any:
+        """Hand over the training images, which a detector from a file or pickle does not hold.
+
+        `partial_fit` and `forget` need them to update students in closed form, and notice if one has changed.
+
+        Parameters
+        ----------
+        X : images
+            All of them, in the order in which they were learned; see Notes of the class for their forms.
+
+        Returns
+        -------
+        self : TransformalyDetector
+
+        Raises
+        ------
+        ValueError
+            There are fewer or more images than were learned.
+        """
+        check_is_fitted(self)
+        images = self._images(X, reset=False)
+        if len(images) != len(self.training_labels_):
+            raise ValueError(f"X must be the {len(self.training_labels_)} training images, got {len(images)}.")
+        self._images_seen = images
         return self
 
     def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
@@ -239,7 +266,8 @@ class LearningMixin:
         if images is None:
             raise ValueError(
                 "Students in closed form need the earlier images again, and a detector from a file or pickle does not "
-                "hold them. Pass update_students=False, which leaves the students as they are, or fit on all images."
+                "hold them. Hand them over by set_training_images, or pass update_students=False, which leaves the "
+                "students as they are."
             )
         return images
 

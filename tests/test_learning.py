@@ -93,6 +93,20 @@ def test_a_detector_without_its_images_says_how_to_go_on(images):
     assert len(detector.training_scores_) == 8
 
 
+def test_a_detector_that_is_given_its_images_again_learns_as_before(images, new):
+    detector = tiny_detector().fit(images[:8])
+    given = pickle.loads(pickle.dumps(detector)).set_training_images(images[:8]).partial_fit(images[8:])
+    assert_same(given, detector.partial_fit(images[8:]), new)
+
+
+def test_other_training_images_are_refused(images):
+    detector = tiny_detector().fit(images[:8])
+    with pytest.raises(ValueError, match="the 8 training images, got 7"):
+        detector.set_training_images(images[:7])
+    with pytest.raises(ValueError, match="1 of 8 images have changed.*position 2"):
+        detector.set_training_images([*images[:2], images[9], *images[3:8]]).forget([0])
+
+
 def test_images_that_changed_since_are_an_error(images, tmp_path):
     paths = []
     for i, image in enumerate(images):

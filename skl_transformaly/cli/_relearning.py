@@ -84,8 +84,8 @@ class Earlier:
 
     @property
     def solved(self) -> bool:
-        """Whether students are to be solved again."""
-        return self.detector._solves_students()
+        """Whether the detector has students that are to be solved again."""
+        return hasattr(getattr(self.detector, "students_", None), "measure_training")
 
     def why_not_again(self, lessons: Lessons, advance: Callable[[float], None]) -> str:
         """Why all images cannot be learned once more; empty if they can: they are where they were, and the same."""
@@ -116,8 +116,7 @@ class Earlier:
         """Give the detector its earlier images, which its file does not hold."""
         # what could not be read then cannot be read now: the folder is not an image
         paths = [path if path and digest else os.curdir for path, digest in zip(self.paths, self.digests)]
-        images = as_images(paths, on_error="skip")
-        self.detector._images_seen = self.detector._images(images, reset=False)
+        self.detector.set_training_images(as_images(paths, on_error="skip"))
 
     def provenance_after(self, lessons: Lessons, exact: bool, seconds: float, new: FoundFiles | None) -> Provenance:
         """How the model is made once the detector has learned the lessons."""
