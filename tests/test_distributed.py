@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_detector, tiny_extractor, tiny_students
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from joblib import parallel_config
 from PIL import Image
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 
 import skl_transformaly
-from skl_transformaly import ConformalDetector, ImageError, ModelFileError, distributed, load, save
-from skl_transformaly.distributed import map_detector
+from skl_transformaly import ConformalDetector, ImageError, ModelFileError, RidgeStudents, distributed, load, save
+from skl_transformaly.distributed import fit_detector, fit_students, map_detector
 from skl_transformaly.utils._torch import limited_threads
 
 da = pytest.importorskip("dask.array", reason="dask is not installed")
@@ -269,6 +271,152 @@ def test_limits_of_threads_end_with_the_last():
     assert torch.get_num_threads() == before
 
 
+# Fits
+
+
+def in_partitions(X, sizes):
+    return da.from_array(X, chunks=(sizes, *X.shape[1:]))
+
+
+def solved(**changes):
+    return RidgeStudents(n_blocks=2, extractor=tiny_extractor(batch_size=4, **changes))
+
+
+@pytest.fixture(scope="module")
+def normal():
+    """Twenty images, of which two are the same, and students that saw them at once."""
+    X = np.random.default_rng(3).integers(0, 256, (20, 20, 24, 3), dtype=np.uint8)
+    X[17] = X[3]
+    return X, solved().fit(X)
+
+
+def assert_same_students(students, expected, X, rtol):
+    for name in ("local_weights_", "context_weights_"):
+        for found, weights in zip(getattr(students, name), getattr(expected, name)):
+            np.testing.assert_allclose(found, weights, rtol=0, atol=rtol * np.abs(weights).max())
+    np.testing.assert_allclose(students.transform(X), expected.transform(X), rtol=rtol)
+
+
+@settings(max_examples=15, deadline=None)
+@given(cuts=st.sets(st.integers(0, 20)), empty=st.booleans())
+def test_students_are_those_of_one_process_in_any_partitions(normal, cuts, empty):
+    X, expected = normal
+    sizes = tuple(np.diff([0, *sorted(cuts - {0, 20}), 20]).tolist())
+    students = fit_students(solved(), in_partitions(X, (0, *sizes) if empty else sizes))
+    assert_same_students(students, expected, X, rtol=1e-10)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_students_of_whole_batches_are_those_of_one_process_in_other_precisions(normal, precision):
+    X = normal[0]
+    with limited_threads(1):
+        expected = solved(precision=precision).fit(X)
+        students = fit_students(solved(precision=precision), in_partitions(X, (8, 4, 8)))
+        assert_same_students(students, expected, X, rtol=1e-7)
+
+
+@pytest.mark.parametrize("form", ["folder", "bag", "series", "threads"])
+def test_students_are_fitted_to_whatever_is_scored(folder, form):
+    paths = paths_of(folder)
+    X = folder
+    if form == "bag":
+        X = db.from_sequence(paths, npartitions=3)
+    if form == "series":
+        dd = pytest.importorskip("dask.dataframe", reason="dask.dataframe needs pandas and pyarrow")
+        X = dd.from_pandas(pytest.importorskip("pandas").Series(paths), npartitions=3)
+    with dask.config.set(scheduler="threads" if form == "threads" else "synchronous"):
+        students = fit_students(solved(), X, partition_size=4)
+    expected = solved().fit(paths)
+    assert_same_students(students, expected, paths, rtol=1e-9)
+    assert students.training_discrepancies_.shape == (0, 4)
+
+
+def test_partitions_take_no_more_than_sums_over_each_other(normal, monkeypatch):
+    """What tasks return, besides the first batch's, is of one size for any number of images."""
+    from skl_transformaly import _parts
+
+    sizes = []
+    total = _parts.total
+
+    def noted(several):
+        sizes.extend(sum(product.nbytes for sums in part.sums.values() for product in sums.parts) for part in several)
+        assert all(not part.seen for part in several)
+        return total(several)
+
+    monkeypatch.setattr(_parts, "total", noted)
+    fit_students(solved(), in_partitions(normal[0], (2, 15, 3)))
+    assert len(sizes) == 3 and len(set(sizes)) == 1
+
+
+def test_the_students_that_are_given_stay_unfitted(normal):
+    students = solved()
+    fit_students(students, in_partitions(normal[0], (10, 10)))
+    with pytest.raises(NotFittedError):
+        students.transform(normal[0])
+
+
+@pytest.mark.parametrize("spaces", ["auto", ["pretrained", "layers"]])
+def test_a_detector_is_that_of_one_process(normal, spaces, tmp_path):
+    X = normal[0]
+    detector = tiny_detector(extractor=tiny_extractor(batch_size=4), feature_spaces=spaces)
+    expected, found = detector.fit(X), fit_detector(detector, in_partitions(X, (3, 0, 9, 8)))
+    np.testing.assert_array_equal(found.training_groups_, expected.training_groups_)
+    np.testing.assert_array_equal(found.training_digests_, expected.training_digests_)
+    np.testing.assert_array_equal(found.training_thumbnails_, expected.training_thumbnails_)
+    np.testing.assert_allclose(found.training_scores_, expected.training_scores_, atol=1e-6)
+    assert found.offset_ == pytest.approx(expected.offset_, abs=1e-6)
+    assert found.n_features_in_ == expected.n_features_in_ == X[0].size
+    new = 255 - X
+    np.testing.assert_allclose(found.score_samples(new), expected.score_samples(new), rtol=1e-6)
+    if spaces == "auto":
+        np.testing.assert_allclose(found.training_held_out_, expected.training_held_out_, rtol=1e-9)
+        np.testing.assert_allclose(found.anomaly_map(new[:2]), expected.anomaly_map(new[:2]), atol=1e-4)
+    save(found, tmp_path / "detector.tfm")
+    np.testing.assert_array_equal(load(tmp_path / "detector.tfm").score_samples(new), found.score_samples(new))
+
+
+def test_unreadable_files_are_skipped_if_the_detector_skips(folder, tmp_path):
+    paths = paths_of(folder)
+    for i in (0, 1, 7):  # the first partition holds no other
+        paths.insert(i, str(tmp_path / f"{i}.png"))
+        (tmp_path / f"{i}.png").write_bytes(b"no image")
+    detector = tiny_detector(extractor=tiny_extractor(batch_size=2), on_error="skip")
+    with pytest.warns(UserWarning, match="3 of 13 images could not be read: they are left out"):
+        found = fit_detector(detector, paths, partition_size=2)
+    with pytest.warns(UserWarning, match="3 of 13"):
+        expected = detector.fit(paths)
+    assert np.flatnonzero(np.isnan(found.training_scores_)).tolist() == [0, 1, 7]
+    np.testing.assert_allclose(found.training_scores_, expected.training_scores_, atol=1e-6)
+    with pytest.raises(ImageError, match=r"7\.png"):
+        fit_detector(detector.set_params(on_error="raise"), paths[2:], partition_size=4)
+
+
+def test_a_fit_that_finds_no_image_says_why(tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    for spaces in ("auto", ["pretrained"]):
+        detector = tiny_detector(on_error="skip", feature_spaces=spaces)
+        with pytest.warns(UserWarning, match="could not be read"), pytest.raises(ValueError, match=r"broken\.png"):
+            fit_detector(detector, [broken, broken], partition_size=1)
+
+
+def test_fits_refuse_what_they_cannot_do(fitted, folder):
+    with pytest.raises(TypeError, match="Only RidgeStudents"):
+        fit_students(tiny_students(), folder)
+    with pytest.raises(TypeError, match="Expected a TransformalyDetector, got RidgeStudents"):
+        fit_detector(solved(), folder)
+    with pytest.raises(ValueError, match="set trim=0"):
+        fit_detector(tiny_detector(trim=0.1), folder)
+    with pytest.raises(ValueError, match="students in closed form, got BlockStudents"):
+        fit_detector(tiny_detector(students=tiny_students()), folder)
+    with pytest.raises(ValueError, match="ridge"):
+        fit_students(RidgeStudents(ridge=-1), folder)
+    with pytest.raises(ValueError, match="at least 2 images"):
+        fit_students(solved(), paths_of(folder)[:1])
+    with pytest.raises(TypeError, match="Delayed"):
+        fit_students(solved(), dask.delayed(1))
+
+
 # A real cluster of two processes
 
 
@@ -304,6 +452,17 @@ def test_a_cluster_of_two_processes_gives_the_detectors_own_scores(cluster, fitt
     state = cluster.run(_state_of_worker)
     assert len({pid for pid, _, _ in state.values()} - {os.getpid()}) == 2
     assert [(loads, threads) for _, loads, threads in state.values()] == [(1, 1), (1, 1)]
+
+
+@pytest.mark.slow
+def test_fits_on_a_cluster_are_those_of_one_process(cluster, normal):
+    X, expected = normal
+    slow = in_partitions(X, 4).map_blocks(_slowly, seconds=0.1, dtype=X.dtype)
+    with dask.config.set(scheduler=cluster.get):
+        assert_same_students(fit_students(solved(), slow), expected, X, rtol=1e-10)
+        detector = tiny_detector(extractor=tiny_extractor(batch_size=4))
+        scores = fit_detector(detector, slow).training_scores_
+    np.testing.assert_allclose(scores, detector.fit(X).training_scores_, atol=1e-6)
 
 
 def _state_of_worker():

@@ -267,7 +267,8 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         self.updates_, self.cache_keys_ = self.updates, {}
         sums: dict[int, Sums] = {}
         with own_settings():
-            first, _ = next(images.batches(extractor.batch_size))
+            # if no image can be read, it is `_add` that says so
+            first, _ = next(images.batches(extractor.batch_size), (range(len(images)), None))
             self._add(images.take(first), sums, record=False)
         return {index: block.emptied() for index, block in sums.items()}
 
