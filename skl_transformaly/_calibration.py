@@ -16,7 +16,7 @@ from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from skl_transformaly._decisions import DecisionMixin
 from skl_transformaly._drift import DriftMonitor, DriftReport
-from skl_transformaly._fusion import p_values
+from skl_transformaly._fusion import conformal_threshold, p_values
 from skl_transformaly._wrappers import DelegatingMixin
 from skl_transformaly.images._samples import as_sequence, on_error_of, take_samples
 from skl_transformaly.utils._compat import HasMethods, Interval, RealNotInt, StrOptions, fit_context
@@ -184,14 +184,12 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
             warn_user(f"{missing} of {len(scores)} calibration images scored NaN and are left out.")
         scores = np.sort(scores[~np.isnan(scores)])
         self._check_enough(len(scores))
-        # counted with the very division that p_values makes, so that both agree on ties
-        flagged = int(np.count_nonzero(np.arange(1, len(scores) + 2) / (len(scores) + 1) <= self.alpha))
         self.estimator_ = detector
         if normal is not None:  # positions are those in what the user gave
             fitted_on = np.flatnonzero(normal)[slice(None) if fitted_on is None else fitted_on]
         self.fitted_positions_ = fitted_on
         self.calibration_scores_ = scores
-        self.offset_ = float(scores[flagged - 1])
+        self.offset_ = conformal_threshold(scores, self.alpha)
         return self
 
     def _own_scores(self, X: Any) -> tuple[Any, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["held_out_threshold", "interpolated_p_values", "p_values", "quantile_knots"]
+__all__ = ["conformal_threshold", "held_out_threshold", "interpolated_p_values", "p_values", "quantile_knots"]
 
 # A threshold keeps at least this share of the gap between two scores away from the lower one, so that rounding moves no
 # image across it.
@@ -69,6 +69,17 @@ def p_values(scores: np.ndarray, held_out: np.ndarray) -> np.ndarray:
     usable = np.sort(held_out[~np.isnan(held_out)])
     count = np.searchsorted(usable, scores, side="right")
     return np.where(np.isnan(scores), np.nan, (1.0 + count) / (len(usable) + 1))
+
+
+def conformal_threshold(scores: np.ndarray, alpha: float) -> float:
+    """Return the smallest score whose p-value by :func:`p_values` is above `alpha`.
+
+    `scores` (n,) are those of calibration images, in ascending order; 1 / (n + 1) must not be above `alpha`.
+    """
+    n = len(scores)
+    # counted with the very division that p_values makes, so that both agree on ties
+    flagged = np.count_nonzero(np.arange(1, n + 2) / (n + 1) <= alpha)
+    return float(scores[flagged - 1])
 
 
 def interpolated_p_values(scores: np.ndarray, held_out: np.ndarray) -> np.ndarray:

@@ -65,6 +65,7 @@ class LearningMixin:
     training_groups_: np.ndarray
     training_labels_: np.ndarray
 
+    _images_seen: Images | None
     _images: Callable[..., Images]
     _cache: Callable[[], Cache]
     _measurer: Callable[[], Measurer]

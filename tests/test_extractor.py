@@ -474,5 +474,5 @@ def test_a_teacher_whose_places_are_not_known_gives_scores_and_no_maps(images, m
     [("vit_tinny", "vit_tiny_"), ("resnett50", "resnet50"), ("xit_tiny_patch16_224", "vit_tiny_patch16_224")],
 )
 def test_an_unknown_teacher_is_told_names_that_begin_alike(slip, meant):
-    with pytest.raises(ValueError, match=f"knows no model '{slip}'.*Close names: {meant}.*`transformaly teachers"):
+    with pytest.raises(ValueError, match=f"has no model '{slip}'.*Close names: {meant}.*`transformaly teachers"):
         _weights.create_model(slip, None)

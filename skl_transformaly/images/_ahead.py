@@ -13,7 +13,7 @@ import numpy as np
 
 __all__ = ["ahead"]
 
-# Results that wait to be taken: at most so many, and, beyond one for each thread, no more bytes than these.
+# The most results that wait to be taken, and, beyond one for each thread, the most bytes of these.
 _MOST = 64
 _MOST_BYTES = 2**26
 
@@ -23,9 +23,9 @@ def ahead(
 ) -> Iterator[tuple[int, Callable[[], np.ndarray]]]:
     """Yield each item and a callable that returns ``function(item)``, or raises what that raised.
 
-    What an item raises is seen when that item is taken, so that the others can still be taken. Closing the generator
-    ends the threads, on which `function` is called. In a process that is forked off between two items, where threads
-    would not exist, the callables compute what they return.
+    The error of an item is raised when that item is taken, so that the others can still be taken. `function` is called
+    on threads, which end when the generator is closed. In a process that is forked between two items, where the threads
+    do not exist, the callables compute their results themselves.
 
     >>> [(i, result()) for i, result in ahead(lambda i: np.array(i * i), range(3), threads=2)]
     [(0, array(0)), (1, array(1)), (2, array(4))]

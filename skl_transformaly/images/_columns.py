@@ -25,8 +25,8 @@ def settled(X: Any) -> Any:
     """Return `X` as a sequence, if it holds images in another way; else `X` itself.
 
     Iterators become lists, a data frame of one column that does not hold numbers becomes that column, and a data set
-    whose rows are dicts, as those of Hugging Face, becomes its column of images. Several columns that may be meant are
-    a ValueError; a data set without length, or a dict of several, is a TypeError.
+    whose rows are dicts, as those of Hugging Face, becomes its column of images. Raises ValueError if several columns
+    may be meant, and TypeError for a data set without length and for a dict of several data sets.
     """
     if isinstance(X, (str, os.PathLike, list, tuple, np.ndarray, Image.Image)):
         return X
@@ -64,8 +64,8 @@ def _dataset_column(X: Any) -> Any:
     names = list(X.column_names or ())
     if not hasattr(X, "__len__"):
         raise TypeError(
-            f"X is a data set of columns {', '.join(map(repr, names))} that is streamed and so has no length: load it "
-            "without streaming, or pass a list of its images."
+            f"X is a streamed data set of columns {', '.join(map(repr, names))}, which has no length: load it without "
+            "streaming, or pass a list of its images."
         )
     if not len(X):
         return []

@@ -1,4 +1,4 @@
-"""Images of more than 8 bits per channel, which Pillow cuts to 8 bits: decoded in full, or with a warning."""
+"""Images of more than 8 bits per channel, which Pillow reduces to 8 bits: decoded in full, or with a warning."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["decode_deep", "deep_tiles", "exif_orientation", "upright"]
 _DEEP = re.compile(r"(RGB|RGBA|RGBa|RGBX|CMYK);16([BLN])")
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if np.little_endian else "L"}
 
-# Where the header of an AVIF or JPEG 2000 file ends at the latest, in bytes.
+# Bytes in which the header of an AVIF or JPEG 2000 file ends.
 _HEADER = 2**16
 
 
@@ -64,13 +64,13 @@ def _warn_if_cut(image: Image.Image) -> None:
     bits = _cut_bits(image)
     if bits > 8:
         warn_user(
-            f"Pillow cuts {image.format} images of {bits} bits per channel to 8 bits: save them as PNG or TIFF to keep "
-            "their depth."
+            f"Pillow reduces {image.format} images of {bits} bits per channel to 8 bits: save them as PNG or TIFF to "
+            "keep their depth."
         )
 
 
 def _cut_bits(image: Image.Image) -> int:
-    """Bits per channel in a file of which Pillow decodes 8 without a word; 8 for any other image."""
+    """Return the bits per channel of a file of which Pillow silently decodes 8; 8 for any other image."""
     tiles = getattr(image, "tile", None)
     codec = tiles[0][0] if tiles else ""
     if image.format == "SGI" and codec == "SGI16":
@@ -135,7 +135,7 @@ def decode_deep(image: Any, high_tiles: list, low_tiles: list, largest: int) -> 
     if largest < 65535:
         array = np.rint(array * (65535 / largest)).clip(max=65535).astype(np.uint16)
     hole = image.info.get("transparency")
-    if array.shape[-1] == 3 and isinstance(hole, tuple):  # one colour stands for nothing
+    if array.shape[-1] == 3 and isinstance(hole, tuple):  # the colour that is transparent
         seen = (array != np.array(hole)).any(axis=-1, keepdims=True)
         array = np.concatenate([array, seen.astype(np.uint16) * 65535], axis=-1)
     if image.mode == "CMYK":
@@ -167,7 +167,7 @@ def exif_orientation(image: Image.Image) -> int:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Return the image as its EXIF data says that it is to be seen."""
+    """Return the image turned as its EXIF data asks for."""
     try:
         return ImageOps.exif_transpose(image)
     except MemoryError:  # which says nothing about the image

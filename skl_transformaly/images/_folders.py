@@ -17,7 +17,7 @@ from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["FoundFiles", "display_path", "has_image_suffix", "is_image", "list_images", "walk"]
 
-# Pillow identifies files of these formats, but decodes them not at all, or only with another program.
+# Pillow identifies files of these formats, but cannot decode them, or only with another program.
 _NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 _HEIF = frozenset({".heic", ".heif", ".hif"})
 _MOST_REASONS = 6
@@ -61,8 +61,8 @@ class FoundFiles:
 def list_images(folder: str | os.PathLike) -> list[Path]:
     """List the image files below `folder`, sorted by path, without hidden ones; ValueError if there are none.
 
-    A file counts as an image if its suffix, in any case, is that of a format that Pillow can decode, or, if it has no
-    suffix, by its content. A warning counts the files that are passed over.
+    A file is an image if Pillow can decode the format of its suffix, in any case, or, if it has no suffix, its content.
+    A warning counts the files that are passed over.
     """
     given, folder = str(folder), Path(expand_user(folder))
     if folder.is_file():
@@ -89,7 +89,7 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
 
 
 def _known_others(found: FoundFiles) -> list[tuple[str, str]]:
-    """Suffixes of files that were passed over, and what such files are."""
+    """Return suffixes of files that were passed over, with advice on such files."""
     advice = [(suffix, what_else(f"file{suffix}")) for suffix in found.others]
     return [(suffix, text) for suffix, text in advice if text is not None][:2]
 
@@ -127,7 +127,7 @@ def walk(folder: str | os.PathLike, found: FoundFiles, add: Callable[[str], None
 
 
 def is_image(path: str) -> bool:
-    """Return whether a file holds an image that can be decoded, by its header."""
+    """Return whether the header of a file is that of an image that can be decoded."""
     _image_suffixes()
     if not os.path.isfile(path):  # a pipe would keep whoever reads it waiting
         return False

@@ -14,7 +14,7 @@ _HEAD = 512  # bytes that hold every signature below
 
 @dataclass(frozen=True)
 class _Kind:
-    """A kind of file: how it is recognised, and what the message about it says."""
+    """A kind of file: how it is recognised, and the message about it."""
 
     suffixes: tuple[str, ...]
     signatures: tuple[tuple[int, bytes], ...]
@@ -91,9 +91,9 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+")
 
 
 def what_else(path: str | os.PathLike, content: bytes | None = None) -> str | None:
-    """Return what a file is that cannot be decoded as an image, and what to do with it; None if that is not known.
+    """Return the kind of a file that is not an image, and what to do with it; None if it is not known.
 
-    The suffix counts before the content, since many formats are a zip inside. With `content`, no file is opened.
+    The suffix counts before the content, since many formats are zip files inside. With `content`, no file is opened.
     """
     suffix = os.path.splitext(os.fspath(path))[1].lower()
     named = next((kind for kind in _KINDS if suffix in kind.suffixes), None)
@@ -103,7 +103,6 @@ def what_else(path: str | os.PathLike, content: bytes | None = None) -> str | No
             with open(path, "rb") as file:
                 head = file.read(_HEAD)
     fits = [kind for kind in _KINDS if any(head.startswith(mark, place) for place, mark in kind.signatures)]
-    # what is several things inside, such as .npz and .xlsx in a zip, is best known by its name
     kind = named or next(iter(fits), None)
     return None if kind is None else kind.text
 

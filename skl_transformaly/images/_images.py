@@ -1,4 +1,4 @@
-"""What a user passes as images, made one lazily decoded sequence; nothing here knows about models."""
+"""Images in any form, as one lazily decoded sequence."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ __all__ = ["Images", "as_images", "from_array", "is_table"]
 
 
 def as_images(X: Any, *, on_error: str = "raise") -> Images:
-    """Return whatever a user may pass as images, except 2-D rows, as :class:`Images`.
+    """Return images in any form, except 2-D rows, as :class:`Images`.
 
     - array (n, H, W) or (n, H, W, C): uint8 0-255, uint16 0-65535, bool, other integers 0-255, or float 0-1; C = 1
       grey, 3 RGB, 4 RGBA;
     - torch tensor (n, C, H, W), with the same value ranges;
     - sequence or iterator of paths, PIL images, arrays (H, W[, C]) or tensors (C, H, W), of any sizes; ~ in a path is
       the home folder;
-    - data frame of one column of such, or data set of Hugging Face with one column of images;
+    - data frame of one such column, or data set of Hugging Face with one column of images;
     - str or path of a folder: the images below it, sorted by path;
     - map-style torch Dataset whose items are images, or tuples that begin with one.
 
-    Anything else is a TypeError; a wrong shape, pixels that are masked, not finite or out of the range of their dtype,
-    several columns, and an empty or missing folder are ValueErrors.
+    Raises TypeError for anything else, and ValueError for a wrong shape, for pixels that are masked, not finite or out
+    of the range of their dtype, for several columns, and for an empty or missing folder.
     """
     X = settled(X)
     if isinstance(X, Images):
@@ -92,7 +92,7 @@ def is_table(X) -> bool:
     if hasattr(X, "shape"):  # data frames, series, sparse matrices
         return len(X.shape) == 2
     if isinstance(X, (list, tuple)):
-        # a missing path at the beginning is a NaN, too, but says nothing
+        # a missing path at the beginning may be NaN, which is no sign of numbers
         first = next((item for item in X if not is_missing(item)), X[0] if X else None)
         if first is None or isinstance(first, (str, os.PathLike, Image.Image, memoryview)):
             return False

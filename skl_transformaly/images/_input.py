@@ -1,4 +1,4 @@
-"""ImageInputMixin: how estimators of this package take images as `X`."""
+"""ImageInputMixin: images as the `X` of an estimator."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class ImageInputMixin:
     ) -> Images:
         """Return `X` as :class:`Images`, for `fit` if `reset`, else for an estimator that is fitted.
 
-        With ``reset=False`` an array of images must have the shape that `fit` saw, if that saw an array: another shape
-        is far more often a slip than a wish. Large JPEGs are then decoded at a part of their size.
+        With ``reset=False``, an array of images must have the shape that `fit` saw, if that saw an array, since another
+        shape is mostly a mistake. Large JPEGs are then decoded at a part of their size.
         """
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}.")
         X = settled(X)
         if not hasattr(X, "shape") and not isinstance(X, Image.Image) and hasattr(X, "__array__"):
-            X = np.asarray(X)  # an array by protocol alone
+            X = np.asarray(X)
         if isinstance(X, Images):  # checked by the estimator that holds this one
             images = X
         elif is_table(X):

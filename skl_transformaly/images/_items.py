@@ -1,4 +1,4 @@
-"""One item of a sequence, of any kind that may stand for an image, as an array."""
+"""One image in any form, as an array."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def decode_item(item) -> np.ndarray:
             refuse_channels_last(item.shape, "permute(2, 0, 1)")
             item = np.moveaxis(item, 0, -1)
     elif not isinstance(item, np.ndarray) and hasattr(item, "__array__"):
-        item = np.asarray(item)  # an array by protocol alone
+        item = np.asarray(item)
     if not isinstance(item, np.ndarray):
-        raise TypeError(f"an item of X is a {type(item).__name__}, not an image. {advice(item)}{EXPECTED}")
+        raise TypeError(f"an item of X has the type {type(item).__name__}, not an image. {advice(item)}{EXPECTED}")
     item = without_mask(item)
     if item.ndim == 2:
         item = item[..., np.newaxis]
@@ -49,7 +49,7 @@ def decode_item(item) -> np.ndarray:
 
 
 def advice(item: Any) -> str:
-    """Return what to do with an object that is often passed by mistake, or "" for any other."""
+    """Return advice about an object that is often passed by mistake; "" for any other."""
     if isinstance(item, (bytes, bytearray, memoryview)):
         return "Pass the content of an image file as PIL.Image.open(io.BytesIO(content)), a path as str. "
     if isinstance(item, dict):

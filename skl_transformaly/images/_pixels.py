@@ -28,15 +28,14 @@ __all__ = [
     "shrunk",
 ]
 
-# A JPEG may be decoded at a part of its size that is at least this many times what it is resized to, and at least so
-# many pixels high and wide: smaller images take little time in any case. What it changes is measured by
-# benchmarks/speed/decoding.py.
+# A JPEG may be decoded at a part of its size that has at least this many times the pixels a side that it is resized to,
+# and at least so many, since smaller images take little time anyway. benchmarks/speed/decoding.py measures the effect.
 _TIMES = 3
 _LEAST = 672
 
 
 def least_side(size: Sequence[int]) -> int:
-    """Return how short a side of an image may become that is resized to `size` (height, width) later."""
+    """Return the least side, in pixels, that an image must keep if it is resized to `size` (height, width) later."""
     return max(_LEAST, _TIMES * max(size))
 
 
@@ -104,20 +103,20 @@ def decode_bytes(
 def _decode(opened: Callable[[], Image.Image], other: Callable[[], str | None]) -> np.ndarray:
     with opened() as image:
         advice = other() if 0 in image.size else None
-        if advice is not None:  # a format that Pillow knows by name alone
+        if advice is not None:  # a format that Pillow only identifies
             raise ImageError(advice)
         if image.format != "PNG" or ImageFile.LOAD_TRUNCATED_IMAGES:
             return _from_pil(image)
-        # The checksums of a PNG's pixels: Pillow looks at them here alone, and cannot decode after.
+        # only this checks the checksums of a PNG's pixels, and the image cannot be decoded after it
         image.verify()
     with opened() as image:
         return _from_pil(image)
 
 
 def eight_bits(image: np.ndarray) -> np.ndarray:
-    """Return an 8-bit image that comes as another dtype as uint8; others as they are, integers as floats.
+    """Return an image of 8-bit values as uint8; other integers as floats, and other floats unchanged.
 
-    The same pixels must have the same score as file, array or tensor, and resizing rounds in 8 bits.
+    The same pixels must have the same score in a file, an array or a tensor, and resizing rounds in 8 bits.
     """
     if image.dtype == np.uint8:
         return image
@@ -146,13 +145,13 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
 
 
 def shrunk(values: np.ndarray, scale: float) -> np.ndarray:
-    """A map (H, W) of floats, `scale` times as large."""
+    """Return a map (H, W) of floats resized by the factor `scale`."""
     size = [max(1, round(side * scale)) for side in values.shape[::-1]]
     return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
 
 
 def map_colours(values: np.ndarray, low: float, high: float) -> Image.Image:
-    """A picture of a map to lay over an image: nothing up to `low`, then yellow to red, strongest from `high` on."""
+    """Return a picture of a map, to lay over an image: transparent up to `low`, then yellow, and red from `high` on."""
     strength = np.clip((values - low) / (high - low), 0, 1)
     colour = np.empty((*strength.shape, 4), dtype=np.uint8)
     colour[..., 0] = 255
@@ -163,7 +162,7 @@ def map_colours(values: np.ndarray, low: float, high: float) -> Image.Image:
 
 
 def decode_pil(image: Image.Image) -> np.ndarray:
-    """First frame of a PIL image, upright, as (H, W, C); palettes and exotic colour spaces become RGB or RGBA."""
+    """Return the first frame of a PIL image, upright, as (H, W, C); palettes and other colour spaces become RGB(A)."""
     if _is_closed(image):
         raise ImageError(
             "the PIL image was closed before its pixels were read: call image.load() before it is closed, or pass its "
@@ -185,7 +184,7 @@ def _is_closed(image: Image.Image) -> bool:
 
 @contextlib.contextmanager
 def _pillow_errors(path: str | os.PathLike | None = None) -> Iterator[None]:
-    """What Pillow raises on a broken image, as :class:`ImageError`."""
+    """Turn the errors that Pillow raises on broken images into :class:`ImageError`."""
     try:
         yield
     except (ImageError, MemoryError):
@@ -226,7 +225,7 @@ def _from_pil(image: Image.Image) -> np.ndarray:
             )
         array = array.astype(np.uint16)
         hole = image.info.get("transparency")
-        if isinstance(hole, int):  # one value stands for nothing
+        if isinstance(hole, int):  # the value that is transparent
             array = np.stack([array] * 3 + [np.where(array == hole, 0, 65535).astype(np.uint16)], axis=-1)
     elif mode == "F":
         array = checked(np.asarray(image))

@@ -1,4 +1,4 @@
-"""Made-up images that a detector is checked with: the same ones on every machine and with every version of numpy."""
+"""Synthetic images to check a detector with, the same on every machine and with every version of numpy."""
 
 from __future__ import annotations
 

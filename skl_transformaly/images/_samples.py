@@ -1,4 +1,4 @@
-"""Samples in any form, as tools around a detector take them apart: folds, subsets, rows of pixels."""
+"""Samples in any form, for tools around a detector: folds, subsets, rows of pixels."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def as_sequence(X: Any) -> Any:
 
 
 def take_samples(X: Any, positions: np.ndarray, *, on_error: str = "raise") -> Any:
-    """Return the samples of a sequence at `positions`; those of a Dataset are not decoded for that."""
+    """Return the samples of a sequence at `positions`, without decoding those of a Dataset."""
     if isinstance(X, (list, tuple)) or hasattr(X, "shape"):
         return _safe_indexing(X, positions)
     return as_images(X, on_error=on_error).take(positions)
 
 
 def on_error_of(estimator: Any) -> str:
-    """Return what a detector, perhaps inside other estimators, does with an unreadable image: "raise" or "skip"."""
+    """Return `on_error` of a detector, perhaps inside other estimators: "raise" or "skip"."""
     params = estimator.get_params() if hasattr(estimator, "get_params") else {}
     skips = any(name.split("__")[-1] == "on_error" and value == "skip" for name, value in params.items())
     return "skip" if skips else "raise"
@@ -42,7 +42,7 @@ def rows_as_images(X: Any, image_shape: tuple[int, ...] | None) -> Images:
             f"X is rows, an array of shape {rows.shape}, but images are needed. Pass image_shape=(H, W) or (H, W, C), "
             "or X of shape (n, H, W[, C])."
         )
-    # not as_images, which refuses values that are no pixels; here any will do
+    # not as_images, which refuses values that are not pixels
     stack = shaped(rows, image_shape)
     return Images(len(stack), stack.__getitem__, stack=stack)
 

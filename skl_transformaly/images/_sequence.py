@@ -23,7 +23,7 @@ __all__ = ["DIGEST_SIZE", "THUMBNAIL_SIZE", "Images"]
 # Bytes of the digest by which a picture is recognised.
 DIGEST_SIZE = 16
 
-# More threads than these would only take memory: arithmetic is slower than decoding on so many.
+# More threads would only take memory, since arithmetic is slower than decoding on this many.
 _MOST_THREADS = 8
 
 # Width and height at which images are compared with each other.
@@ -34,15 +34,14 @@ THUMBNAIL_SIZE = 3 * 16 * 16
 class Images(Sequence):
     """Images of any origin as a sequence of ``(H, W, C)`` arrays, decoded when they are asked for.
 
-    ``decode(i)`` returns image `i`, C one of 1, 3, 4: uint8 or uint16 for integers over their full range, else floating
-    point in 0-1. If the images are one array, it is also the `stack`, and batches are slices of it. ``name(i)`` tells
-    which image `i` is, for messages. For image files, ``shape(i)`` reads height and width of image `i` from its header;
+    ``decode(i)`` returns image `i`, with 1, 3 or 4 channels: uint8 or uint16 for integers over their full range, else
+    floating point in 0-1. If the images are one array, that is the `stack`, and batches are slices of it. ``name(i)``
+    names image `i` in messages. For image files, ``shape(i)`` reads height and width of image `i` from its header;
     `decode` then takes `at_least`, see :func:`decode_file`, and may be called on several threads at a time.
 
     With ``on_error="skip"``, an image that cannot be decoded is left out of the batches, with a warning, and its
-    message kept in `unreadable`. `digests` holds a digest of the pixels of each image that was in a batch so far: the
-    same pixels have the same one, whatever they came from. `thumbnails`, once set to a dict, holds small versions
-    likewise.
+    message is kept in `unreadable`. `digests` holds a digest of the pixels of each image that was in a batch so far,
+    which is the same for the same pixels in any form. `thumbnails`, if set to a dict, holds small versions likewise.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class Images(Sequence):
             raise MemoryError(f"{self._name(i)}: there is not enough memory to decode it.") from error
 
     def size(self, i: int, pixels: np.ndarray) -> tuple[int, int]:
-        """Return height and width of image `i`, of which these are the pixels that a batch held."""
+        """Return height and width of image `i`, whose `pixels` in a batch may be fewer."""
         if self._at_least is None or self._shape is None:
             return pixels.shape[0], pixels.shape[1]
         return self._shape(int(i))
@@ -141,12 +140,12 @@ class Images(Sequence):
             on_error=parts[-1].on_error,
             shape=partial(_in_part, shapes, starts) if files else None,
         )
-        # or `reduced` would return a copy, and what is noted of images in batches would be noted of that
+        # or `reduced` would return a copy, which would get the digests of the images in batches
         joined._at_least = parts[-1]._at_least if files else None
         return joined
 
     def _one(self, i: int, at_least: int | None = None) -> np.ndarray:
-        """Decode image `i`: at least as large as a sequence that holds this one says, else as this one says."""
+        """Decode image `i`, with a side of at least `at_least` pixels, or that of this sequence."""
         if self.stack is not None:
             return self.stack[i]
         at_least = self._at_least if at_least is None else at_least
@@ -181,7 +180,7 @@ class Images(Sequence):
 
     def _lists(self, batch_size: int, start: int) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
         with closing(self._results(start)) as results:
-            # positions that are left out count, so that batches begin at the same ones in each pass
+            # unreadable images count, so that batches begin at the same positions in each pass
             for _, batch in groupby(results, key=lambda result: (result[0] - start) // batch_size):
                 kept, pixels = [], []
                 for i, result in batch:
@@ -196,7 +195,7 @@ class Images(Sequence):
                     yield np.array(kept), pixels
 
     def _results(self, start: int) -> Generator[tuple[int, Callable[[], np.ndarray]], None, None]:
-        """Positions from `start` on that are not known to be unreadable, and callables that return the images."""
+        """Yield positions from `start` on, but those known to be unreadable, and callables that return the images."""
         positions = [i for i in range(start, len(self)) if i not in self.unreadable]
         if self._shape is not None and len(positions) > 1:
             yield from ahead(self._read, positions, threads=min(_MOST_THREADS, cpu_count()))

@@ -1,4 +1,4 @@
-"""Values of pixels: which ranges and dtypes are taken for images, and what is refused."""
+"""Values of pixels: the ranges and dtypes of images, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["SKIP_ADVICE", "ImageError", "check_layout", "checked", "faint_text", "faintness"]
 
-# The end of an error about a broken image; left out if broken images are skipped.
+# The end of an error about a broken image; removed from messages if broken images are skipped.
 SKIP_ADVICE = " Remove or repair it, or pass on_error='skip'."
 
 # A pixel array is checked in pieces of this many bytes, so that a memory-mapped one may be larger than memory.
 _CHECK_BYTES = 2**26
 
-# Beyond this many times the full range of their dtype, pixels follow no convention at all: float32 loses the rest of
-# the image beside them, or overflows.
+# Pixels beyond this many times the full range of their dtype follow no convention: float32 loses the rest of the image
+# beside them, or overflows.
 _TOO_LARGE = 2**16
 
 # How far floats may lie outside 0-1 by rounding; they are clipped.
@@ -37,7 +37,7 @@ _FAINT = {"uint16": 2 ** _DEPTHS[-1] - 1, "uint8": 1, "float": 1.001 / 255}
 class ImageError(ValueError):
     """An image that cannot be read, or does not hold what an image should.
 
-    Its message names the image (its path, or its position in the sequence), what was found, and what to do.
+    The message names the image (its path, or its position in the sequence), what was found, and what to do.
     """
 
 
@@ -59,8 +59,8 @@ def check_layout(shape: tuple[int, ...], *, advice: str = "") -> None:
 def checked(X: np.ndarray, *, lenient: bool = False) -> np.ndarray:
     """Return `X` as uint8, uint16 or floats in 0-1, after a check that its values are in the range of their dtype.
 
-    `X` is the pixels of one image or of several, and is returned itself if possible. If `lenient`, another range is
-    only warned of, and values stay as they are: for rows of numbers that may not be pixels.
+    `X` are the pixels of one image or of several, and are returned without a copy if possible. If `lenient`, for rows
+    of numbers that may not be pixels, values out of range stay as they are, with a warning.
     """
     if X.dtype.kind not in "buif":
         raise ImageError(f"pixels of dtype {X.dtype} are not real numbers; expected uint8, or float 0-1.")
@@ -107,7 +107,7 @@ def _float_advice(low: float, high: float) -> str:
         return f"{denormalise}, or {clip}" if slight else f"{denormalise}, or pass the images as they were before it"
     if high <= 1 + _OVERSHOOT:
         return clip
-    return "divide by 255, or pass uint8, if they are 8-bit values; else divide by the largest value that they can have"
+    return "divide by 255, or pass uint8, if they are 8-bit values; else divide by the largest value that is possible"
 
 
 def _integer_advice(low: float, high: float) -> str:
@@ -117,7 +117,7 @@ def _integer_advice(low: float, high: float) -> str:
 
 
 def _known_dtype(X: np.ndarray) -> np.ndarray:
-    """Convert dtypes that torch lacks, or whose convention is not their full range."""
+    """Convert dtypes that torch does not have, or whose values do not use their full range."""
     if X.dtype.kind == "b":
         return X.astype(np.float32)
     if X.dtype == np.longdouble or not X.dtype.isnative:
@@ -149,7 +149,7 @@ def faint_text(kind: str, count: int, length: int, largest: float) -> str:
         )
     if kind == "uint8":
         return (
-            f"{start} uint8 of 0 and 1 alone, but 0-255 is expected, so that they score as nearly black: if 1 is "
+            f"{start} uint8 of 0 and 1 only, but 0-255 is expected, so that they score as nearly black: if 1 is "
             "white, pass X.astype(bool)."
         )
     bits = next(bits for bits in _DEPTHS if largest < 2**bits)

@@ -1,7 +1,7 @@
-"""What a fitted attribute may be: checks of kind, range and shape, from which the schema is composed.
+"""Checks of kind, range and shape of a fitted attribute, from which the schema is composed.
 
-A check takes a value that was read from a file and the scope of its object, and refuses the value with a reason. The
-schema uses this module as a namespace.
+A check takes a value that was read from a file and the scope of its object, and raises :class:`Refused` with a reason.
+The schema uses this module as a namespace.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 
 class Refused(ValueError):
-    """The reason why content of a file is refused, or cannot go into one. Callers add the part and the file."""
+    """Why the content of a file, or for one, is refused. Callers add the part and the file to the message."""
 
 
 def refuse(reason: str) -> NoReturn:
@@ -50,7 +50,7 @@ class Scope:
     sizes: dict[str, int] = field(default_factory=dict)
 
     def bind(self, axis: str | int | None, size: int) -> None:
-        """Note the size of an axis; refuse it if the axis, or the number `axis`, has another. None is any size."""
+        """Set the size of an axis, or check it against the one that is set, or against `axis` if that is a number."""
         if axis is None:
             return
         expected = axis if isinstance(axis, int) else self.sizes.setdefault(axis, size)

@@ -1,4 +1,4 @@
-"""What holds between the fitted attributes of each class, whatever they were fitted on: checked of what a file holds.
+"""Checks of a file: what must hold between the fitted attributes of a class, whatever it was fitted on.
 
 Each function takes a part whose attributes have the right kinds and shapes, and the sizes of their axes.
 """
@@ -15,7 +15,7 @@ from sklearn.mixture import GaussianMixture
 from skl_transformaly._calibration import ConformalDetector
 from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity
 from skl_transformaly._detector import TransformalyDetector
-from skl_transformaly._fusion import held_out_threshold
+from skl_transformaly._fusion import conformal_threshold, held_out_threshold
 from skl_transformaly._space import FeatureSpace
 from skl_transformaly._wrappers import innermost
 from skl_transformaly.persistence._fields import brief, refuse
@@ -101,7 +101,7 @@ def check_space(space: FeatureSpace, sizes: dict[str, int]) -> None:
     if not space.spread_ > 0:
         refuse(f"has spread_ {brief(space.spread_)}; expected a positive number")
     if hasattr(space, "whitening_") != (space.explained_variance is not None and not space.discrepancy):
-        refuse(f"has whitening_ or not, against explained_variance={space.explained_variance}")
+        refuse(f"has whitening_ that does not go with explained_variance={space.explained_variance}")
     expected = sizes["k"] if hasattr(space, "whitening_") else sizes["z"]
     if sizes.get("features", expected) != expected:
         refuse(f"has a density_ of {sizes['features']} features; expected {expected}")
@@ -149,7 +149,7 @@ def check_detector(detector: TransformalyDetector, sizes: dict[str, int]) -> Non
     """Spaces that go with teacher and students, and training scores that are their parts and give the threshold."""
     spaces = detector.feature_spaces_
     if not spaces or list(detector.spaces_) != spaces:
-        refuse(f"has no feature spaces, or others (spaces_) than it lists: {spaces}")
+        refuse(f"has no feature spaces, or other spaces_ than it lists: {spaces}")
     expected = {"pretrained": sizes.get("D"), "discrepancy": _count_discrepancies(detector, sizes)}
     for name, space in detector.spaces_.items():
         if expected.get(name, space.n_features_in_) not in (None, space.n_features_in_):
@@ -159,7 +159,7 @@ def check_detector(detector: TransformalyDetector, sizes: dict[str, int]) -> Non
     if "discrepancy" in spaces and detector.students_.extractor_ is not detector.extractor_:
         refuse("has students of another teacher")
     if "classes" in spaces and not detector.extractor_.n_classes_:
-        refuse("has a space of classes, and its teacher has no classifier")
+        refuse("has a space of classes, but its teacher has no classifier")
     _check_training(detector, sizes)
     check_threshold(detector)
     check_image_shape(detector, sizes)
@@ -210,21 +210,20 @@ def check_threshold(detector: Any) -> None:
     # rounding may differ with the version of numpy
     if not math.isclose(detector.offset_, expected, rel_tol=1e-9, abs_tol=1e-9 * float(np.ptp(scores))):
         refuse(
-            f"has offset_ {detector.offset_:.9g}, and contamination={detector.contamination} of its training_scores_ "
+            f"has offset_ {detector.offset_:.9g}, but contamination={detector.contamination} of its training_scores_ "
             f"is {expected:.9g}"
         )
 
 
 def _check_conformal_threshold(detector: ConformalDetector) -> None:
     scores = detector.calibration_scores_
-    # the division that p_values makes
-    flagged = int(np.count_nonzero(np.arange(1, len(scores) + 2) / (len(scores) + 1) <= detector.alpha))
-    if not 1 <= flagged <= len(scores):
+    if not len(scores) or 1 / (len(scores) + 1) > detector.alpha:
         refuse(f"has {len(scores)} calibration_scores_, which are not enough for alpha={detector.alpha}")
-    if detector.offset_ != scores[flagged - 1]:
+    expected = conformal_threshold(scores, detector.alpha)
+    if detector.offset_ != expected:
         refuse(
-            f"has offset_ {detector.offset_:.9g}, and alpha={detector.alpha} of its calibration_scores_ is "
-            f"{scores[flagged - 1]:.9g}"
+            f"has offset_ {detector.offset_:.9g}, but alpha={detector.alpha} of its calibration_scores_ is "
+            f"{expected:.9g}"
         )
 
 
@@ -237,7 +236,7 @@ def check_conformal(detector: ConformalDetector, sizes: dict[str, int]) -> None:
     if positions is None:
         return
     if (positions < 0).any() or len(np.unique(positions)) < len(positions):
-        refuse("has fitted_positions_ that are negative or stand twice")
+        refuse("has fitted_positions_ that are negative or not unique")
     inner = innermost(detector)
     if len(positions) != len(inner.training_scores_):
         refuse(f"has {len(positions)} fitted_positions_ of a detector that was fitted on {len(inner.training_scores_)}")

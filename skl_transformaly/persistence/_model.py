@@ -61,13 +61,13 @@ def save(
         An existing file is replaced as soon as the new one is complete.
     teacher : bool, default=True
         Whether the file holds the teacher's weights. Then loading needs nothing else but timm, for the architecture.
-        Otherwise the file holds their SHA-256, and `load` takes them from where they came: timm's hub, the package, or
-        a file of the same name beside the model file.
+        Otherwise the file holds their SHA-256, and `load` takes them from their source: timm's hub, the package, or a
+        file of the same name beside the model file.
     probes : images, default=None
-        1 to 64 images to keep in the file, in any form that :class:`TransformalyDetector` takes. `load` scores them
-        again, and warns if a score has drifted. None takes four synthetic images, and the file holds only their scores.
+        1 to 64 images to store in the file, in any form that :class:`TransformalyDetector` takes. `load` scores them
+        again, and warns if a score has drifted. None takes four synthetic images, of which only the scores are stored.
     metadata : dict, default=None
-        Plain JSON that :func:`read_header` returns as it is, such as what the images are and who made the model.
+        Plain JSON that :func:`read_header` returns, such as what the images are and who made the model.
 
     Raises
     ------
@@ -87,9 +87,9 @@ def save(
 
     Notes
     -----
-    All parameters and fitted attributes are kept, except `memory`, `checkpoint`, the folder that the teacher's weights
-    came from, and `calibration` of :class:`ConformalDetector` if it is images (it is ``()`` after loading, which `fit`
-    refuses). Attributes of your own are left out with a warning.
+    All parameters and fitted attributes are stored, except `memory`, `checkpoint`, the folder that the teacher's
+    weights came from, and `calibration` of :class:`ConformalDetector` if it is images (after loading it is ``()``,
+    which `fit` refuses). Other attributes are left out with a warning.
 
     Examples
     --------
@@ -145,21 +145,20 @@ def load(
         Where the teacher's weights are, if the file does not hold them: "hub", "bundled" or a path, as in
         :class:`TimmExtractor`. None is where they came from, or the file of the same name beside the model file.
     device : str or torch.device, default=None
-        Where to compute instead of where the detector did: "auto", "cpu", "cuda", ...
+        The device to compute on: "auto", "cpu", "cuda", ... None is that of the detector.
 
     Returns
     -------
     detector : estimator
-        Of the class that was saved. On the machine and with the libraries that saved it, scores are the same bit for
-        bit. If the file holds the teacher's weights, the parameter `weights` of the extractor is the path of the file,
-        from which clones, copies and pickles of the detector load them again.
+        Of the class that was saved. On the same machine and with the same libraries, scores are equal bit for bit. If
+        the file holds the teacher's weights, the parameter `weights` of the extractor is the path of the file, from
+        which clones, copies and pickles of the detector load them again.
 
     Raises
     ------
     ModelFileError
-        The file is not what :func:`save` writes: it is not a model file, is cut off, changed or of another format, or
-        has classes that are not in the list or shapes that do not fit together; or this version of timm does not know
-        the teacher's architecture.
+        The file is not a model file, is cut off, was changed, is of another format, or has classes that are not allowed
+        or shapes that do not fit together; or this version of timm does not have the teacher's architecture.
     OSError
         The file or the teacher's weights cannot be read.
 
@@ -180,9 +179,9 @@ def load(
     before memory is taken for it. The file holds no code. A checksum is not a signature: whoever can write the file can
     make a detector that scores as they like.
 
-    Pickles, which ``joblib.load`` reads, run any code in them: load them only from people whom you would let log in.
-    ``skops.io.load`` runs no code, given the types that it may make, ``trusted=list(SKOPS_TYPES)`` of this module. Like
-    a pickle, such a file does not hold the teacher's weights.
+    ``joblib.load`` runs any code that is in a pickle: load pickles only from people whom you trust. ``skops.io.load``
+    runs no code, given the types that it may make, ``trusted=list(SKOPS_TYPES)`` of this module. Like a pickle, such a
+    file does not hold the teacher's weights.
     """
     path = Path(path)
     try:
@@ -207,7 +206,7 @@ def load(
 
 
 def _provenance(detector: Any) -> dict[str, Any]:
-    """When and with what a file is made, for people who read its header."""
+    """When and with what a file is made, for readers of its header."""
     scores = innermost(detector).training_scores_
     # known anomalies, and images that were taken back, have no scores either
     labels = getattr(innermost(detector), "training_labels_", np.ones(len(scores)))
@@ -220,7 +219,7 @@ def _provenance(detector: Any) -> dict[str, Any]:
 
 
 def _check_thresholds(detector: Any) -> None:
-    """Refuse to save a rate that was set after `fit`, which the threshold does not have."""
+    """Refuse to save a rate that was set after `fit`, since the threshold is that of another rate."""
     for part in nested(detector):
         if isinstance(part, (ConformalDetector, TransformalyDetector)):
             try:
@@ -228,5 +227,5 @@ def _check_thresholds(detector: Any) -> None:
             except Refused as error:
                 raise ValueError(
                     f"The {type(part).__name__} {error}: a parameter was set after fit. Fit again, or set it back, "
-                    "before you save."
+                    "before saving."
                 ) from None

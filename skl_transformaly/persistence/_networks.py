@@ -1,4 +1,4 @@
-"""Teachers and students in a file: their networks, and whether they fit the architectures that the file names."""
+"""Networks of teachers and students in a file, checked against the architectures that the file names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from skl_transformaly.teacher._architecture import count_bytes, find_blocks, ima
 from skl_transformaly.teacher._extractor import TimmExtractor
 from skl_transformaly.teacher._stored import MAX_IMAGE_SIZE
 from skl_transformaly.utils._container import ModelFileError
-from skl_transformaly.utils._torch import PRECISIONS, resolve_device
+from skl_transformaly.utils._torch import resolve_device, weights_dtype
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from skl_transformaly.persistence._reader import Reader
     from skl_transformaly.persistence._writer import Writer
 
-# Random weights that load draws at most for a file without weights: the name alone of a network could take any memory.
+# The most random weights that `load` draws for a file without weights, since a network's name alone could take memory.
 _MOST_DRAWN_BYTES = 100 * 10**6
-# A file of weights has at least this part of their bytes in float32, which is 8 bits for each.
+# A file of weights has at least a fourth of their bytes in float32, which is 8 bits for each weight.
 _MOST_PACKED = 4
 
 
@@ -35,11 +35,11 @@ _MOST_PACKED = 4
 
 
 def pack_teacher(extractor: TimmExtractor, writer: Writer) -> dict[str, Any]:
-    """Keep the teacher of an extractor; ValueError if a file cannot hold it."""
+    """Store the teacher of an extractor. Raises ValueError if a file cannot hold it."""
     if _is_described_elsewhere(extractor.model_name):
         raise ValueError(
-            f"A model file cannot hold a teacher from {extractor.model_name!r}, whose architecture is described "
-            "elsewhere; give TimmExtractor the name of a timm model, and the weights as a file."
+            f"A model file cannot hold the teacher {extractor.model_name!r}, whose architecture is described "
+            "elsewhere: give TimmExtractor the name of a timm model, and the weights as a file."
         )
     if max(extractor.image_size_) > MAX_IMAGE_SIZE:
         raise ValueError(f"A model file holds teachers of up to {MAX_IMAGE_SIZE} pixels a side.")
@@ -96,10 +96,10 @@ def localise(extractor: TimmExtractor, reader: Reader) -> None:
 
 
 def restore_teacher(extractor: TimmExtractor, packed: dict[str, Any], reader: Reader) -> None:
-    """Load the teacher now, so that `load` reports whatever is wrong with it."""
+    """Load the teacher now, so that `load` reports its errors."""
     place = packed["teacher"]
     if place >= len(reader.teachers):
-        refuse(f"names teacher {place}, and the file has {len(reader.teachers)}")
+        refuse(f"names teacher {place}, but the file has {len(reader.teachers)}")
     entry = reader.teachers[place]
     stated = (entry["model_name"], image_sides(entry["image_size"]), entry["sha256"])
     if (*stated, tuple(entry["data_config"]["input_size"][1:])) != (
@@ -128,11 +128,11 @@ def restore_teacher(extractor: TimmExtractor, packed: dict[str, Any], reader: Re
     except ValueError as error:
         refuse(f"cannot have its weights: {error}")
     if size != extractor.embedding_size_:
-        refuse(f"has embedding_size_ {extractor.embedding_size_}, and its teacher returns {size} values")
+        refuse(f"has embedding_size_ {extractor.embedding_size_}, but its teacher returns {size} values")
 
 
 def _check_can_build(extractor: TimmExtractor, reader: Reader) -> None:
-    """Refuse a teacher that the file does not hold, before it takes memory, if its weights cannot be right."""
+    """Refuse a teacher whose weights are not in the file, before memory is taken for it, if they cannot be right."""
     try:
         needed = count_bytes(extractor.model_name, extractor.image_size)
     except ValueError as error:
@@ -148,7 +148,7 @@ def _check_can_build(extractor: TimmExtractor, reader: Reader) -> None:
         source not in ("hub", "bundled") and os.path.isfile(source) and os.path.getsize(source) < needed // _MOST_PACKED
     ):
         refuse(
-            f"needs {needed} bytes of weights, and {os.fspath(source)!r} has {os.path.getsize(source)}: it is the file "
+            f"needs {needed} bytes of weights, but {os.fspath(source)!r} has {os.path.getsize(source)}: it is the file "
             "of another network"
         )
 
@@ -158,7 +158,7 @@ def _is_described_elsewhere(model_name: str) -> bool:
 
 
 def _without_folder(weights: Any) -> Any:
-    """Where weights came from: "hub", "bundled", None, or the name of a file."""
+    """Return the source of weights: "hub", "bundled", None, or the name of a file."""
     return weights if weights in ("hub", "bundled", None) else PurePath(os.fspath(weights)).name
 
 
@@ -166,7 +166,7 @@ def _without_folder(weights: Any) -> Any:
 
 
 def pack_block_students(students: BlockStudents, writer: Writer) -> dict[str, Any]:
-    """Keep trained blocks, the history of their training, and what their errors are like on normal images."""
+    """Store trained blocks, the history of their training, and their residual statistics."""
     parts = zip(students.block_indices_.tolist(), students.students_, _pack_residuals(students))
     return {
         "students": [
@@ -177,11 +177,11 @@ def pack_block_students(students: BlockStudents, writer: Writer) -> dict[str, An
 
 
 def restore_block_students(students: BlockStudents, packed: dict[str, Any], reader: Reader) -> None:
-    """Build the blocks, once the file is known to hold weights of their shapes."""
+    """Build the blocks, after checking that the file holds weights of their shapes."""
     extractor, entries = students.extractor_, packed["students"]
     indices = _check_blocks(students, entries, reader)
     outlines = _outline_blocks(extractor)
-    dtype = PRECISIONS["float64" if extractor.precision_ == "float64" else "float32"]
+    dtype = weights_dtype(extractor.precision_)
     states = {i: reader.network(entry["network"], outlines[i], dtype) for i, entry in zip(indices, entries)}
     device = next(extractor.teacher_.model.parameters()).device
     blocks = extractor.restore_blocks(states, sixteen_bits=False)
@@ -192,7 +192,7 @@ def restore_block_students(students: BlockStudents, packed: dict[str, Any], read
 
 
 def pack_ridge_students(students: RidgeStudents, writer: Writer) -> dict[str, Any]:
-    """Keep coefficients and layouts, and what errors are like on normal images."""
+    """Store coefficients, layouts and residual statistics."""
     columns = zip(students.students_, students.local_weights_, students.context_weights_, _pack_residuals(students))
     return {
         "students": [
@@ -209,7 +209,7 @@ def pack_ridge_students(students: RidgeStudents, writer: Writer) -> dict[str, An
 
 
 def restore_ridge_students(students: RidgeStudents, packed: dict[str, Any], reader: Reader) -> None:
-    """Build the students of their coefficients."""
+    """Build the students from their coefficients."""
     entries = packed["students"]
     _check_blocks(students, entries, reader)
     largest = max(students.extractor_.image_size_)
@@ -222,11 +222,11 @@ def restore_ridge_students(students: RidgeStudents, packed: dict[str, Any], read
 
 
 def _check_blocks(students: Any, entries: list[Any], reader: Reader) -> list[int]:
-    """The blocks that have students: of the teacher, in order of depth, each with its entry."""
+    """Return the indices of the blocks that have students, after checking them."""
     indices = students.block_indices_.tolist()
     total = len(_outline_blocks(students.extractor_))
     if not indices or sorted(set(indices)) != indices or indices[0] < 0 or indices[-1] >= total:
-        refuse(f"has students of blocks {indices[:20]}, and the teacher has {total} blocks")
+        refuse(f"has students of blocks {indices[:20]}, but the teacher has {total} blocks")
     if len(entries) != len(indices):
         refuse("does not have one student for each of its blocks")
     return indices

@@ -1,4 +1,4 @@
-"""Images that a saved detector scored, and that a loaded one scores again: the same scores, or a warning."""
+"""Probe images, which a detector scores when it is saved and again when it is loaded, with a warning if they differ."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["FORGED", "DriftWarning", "environment", "read_probes", "replay", "score_probes"]
 
-# What a forged description can make the parts raise, if nothing in the schema foresaw it.
+# Errors that parts may raise on a forged description that the schema does not catch.
 FORGED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 _PACKAGES = ("skl-transformaly", "torch", "timm", "numpy", "scipy", "scikit-learn", "pillow", "safetensors")
@@ -39,11 +39,11 @@ _FIELDS = f.fields(
 
 
 class DriftWarning(UserWarning):
-    """A loaded detector gives its probe images other scores than the detector that was saved."""
+    """A loaded detector scores its probe images differently from the detector that was saved."""
 
 
 def score_probes(detector: Any, images: Any) -> dict[str, Any]:
-    """Score images for a file, or synthetic ones, which no file needs to hold, if they are None."""
+    """Score images for a file; None takes synthetic ones, which are not stored."""
     kept = None
     if images is not None:
         images = as_images(images)
@@ -93,9 +93,8 @@ def replay(
     if not worst <= tolerance:
         warn_user(
             f"{os.fspath(path)!r}: scores have drifted by up to {worst:.2g} of a score's distance from the threshold; "
-            f"tolerance is {tolerance:g}. {line}. Changed since it was saved: {_changes(made) or 'nothing known'}. "
-            "Thresholds and p-values may not hold here: fit again, or use the libraries, processor and precision that "
-            "saved it.",
+            f"the tolerance is {tolerance:g}. {line}. Changed since it was saved: {_changes(made) or 'nothing known'}. "
+            "Thresholds and p-values may not hold here: fit again, or use the same libraries, processor and precision.",
             DriftWarning,
         )
 

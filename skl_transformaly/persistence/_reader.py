@@ -1,4 +1,4 @@
-"""From the description in a file to a detector: anything that a writer does not write is refused."""
+"""From the description in a file to a detector; everything that a writer does not write is refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _RANDOM_STATE = f.fields(
 class Reader:
     """Makes objects from the description in an open, checked file; `device` and `weights` are those of `load`.
 
-    All methods raise :class:`Refused` with what is wrong with the file. `teachers` is what the file states of them.
+    All methods raise :class:`Refused` if something is wrong with the file. `teachers` describes the teachers in it.
     """
 
     def __init__(self, file: ModelFile, *, device: Any, weights: Any):
@@ -63,13 +63,13 @@ class Reader:
         if name not in DETECTORS or id(detector) not in self._fitted:
             refuse(f"ends with a {name}; expected a fitted {' or '.join(DETECTORS)}")
         if name != document.get("class"):
-            refuse(f"says that it holds a {brief(document.get('class'))}, and holds a {name}")
+            refuse(f"says that it holds a {brief(document.get('class'))}, but holds a {name}")
         return detector
 
     def finish(self) -> None:
         """Refuse arrays that nothing has asked for."""
         if unused := sorted(set(self.file.arrays) - self._used):
-            refuse(f"holds arrays that belong to nothing: {brief(unused)}")
+            refuse(f"holds arrays that are not used: {brief(unused)}")
 
     def decode(self, value: Any) -> Any:
         """Return the value that JSON of the file stands for."""
@@ -114,7 +114,7 @@ class Reader:
 
     def _array(self, name: Any, order: Any) -> np.ndarray:
         if not isinstance(name, str) or name not in self.file.arrays or order not in ("C", "F"):
-            refuse(f"is an array {brief(name)} that is not there")
+            refuse(f"is an array {brief(name)} that is not in the file")
         self._use([name])
         array = self.file.array(name)
         return array.T if order == "F" else array

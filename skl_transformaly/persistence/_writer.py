@@ -31,7 +31,7 @@ class Writer:
         self._kept: list[Any] = []  # keeps ids from being used again
 
     def add(self, part: Any, *, fitted: bool = True) -> int:
-        """Return the position of an estimator among the objects; unless `fitted`, its parameters are kept alone."""
+        """Add an estimator, or only its parameters unless `fitted`, and return its position among the objects."""
         fitted = fitted or isinstance(part, FrozenEstimator)  # clone returns it as it is
         key = (id(part), fitted)
         if key not in self._places:
@@ -46,7 +46,7 @@ class Writer:
         return self._places[key]
 
     def encode(self, value: Any, name: str, *, fitted: bool = True) -> Any:
-        """Return the JSON of a value, whose arrays and estimators are kept; `name` goes into the names of arrays."""
+        """Return the JSON of a value after adding its arrays and estimators; `name` goes into the names of arrays."""
         if isinstance(value, np.generic):
             value = value.item()
         if isinstance(value, int) and abs(value) >= 2**63:
@@ -71,13 +71,13 @@ class Writer:
         refuse(f"a {type(value).__name__} is not a number, a text, an array or an estimator")
 
     def network(self, module: nn.Module, name: str) -> str:
-        """Keep parameters and buffers, and return what their names begin with."""
+        """Add parameters and buffers, and return the prefix of their names."""
         prefix = f"arrays.{len(self.arrays)}.{name}."
         self._network(module, prefix)
         return prefix
 
     def teacher(self, teacher: Any, entry: dict[str, Any]) -> int:
-        """Keep a teacher, once for all extractors that share it, and return its position."""
+        """Add a teacher, once for all extractors that share it, and return its position."""
         key = id(teacher)
         if key not in self._places:
             self._kept.append(teacher)

@@ -93,7 +93,7 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
     if not found:
         children = [name for name, _ in model.named_children()]
         raise ValueError(
-            f"Found no blocks in {type(model).__name__}: it has no blocks, stages, layers or layer1, and timm lists no "
+            f"{type(model).__name__} has no blocks to imitate: no blocks, stages, layers or layer1, and timm lists no "
             f"features for it. Its parts are {children}. Choose another teacher."
         )
     return found
@@ -107,7 +107,7 @@ def random_model(model_name: str, seed: int) -> nn.Module:
 
 @contextlib.contextmanager
 def building(seed: int) -> Iterator[None]:
-    """Let timm build models: it draws from torch's global generator, and builds in torch's default dtype."""
+    """Seed torch and set its default dtype while timm builds a model, since timm uses both."""
     with seeded(seed):  # one thread at a time, or a thread would restore another's dtype
         default = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)
@@ -120,9 +120,8 @@ def building(seed: int) -> Iterator[None]:
 def new_blocks(model_name: str, image_size: ImageSize, seed: int) -> list[nn.Module]:
     """All blocks of the architecture, trainable, with fresh weights from timm's own initialisation.
 
-    Drawing the whole network and keeping its blocks is the one way that holds for every architecture:
-    bare parameters (layer scales, relative position tables) have no initialiser of their own. It also
-    makes a block's weights depend on `seed` and its place alone, not on how many blocks are asked for.
+    The whole network is drawn, since bare parameters (layer scales, relative position tables) have no initialiser of
+    their own. Thus a block's weights depend on `seed` and its depth only, not on the number of blocks that are used.
     """
     model = random_model(model_name, seed)
     sides = image_sides(image_size)
@@ -179,14 +178,14 @@ def empty_model(model_name: str, image_size: ImageSize) -> nn.Module:
     """A timm model at its final size, all of whose weights are still to be loaded."""
     # timm would read a folder or ask a hub for other names
     if not timm.is_model(architecture_name(model_name)) or ":" in model_name:
-        raise ValueError(f"timm {timm.__version__} knows no model {model_name[:100]!r}. Another version may.")
+        raise ValueError(f"timm {timm.__version__} has no model {model_name[:100]!r}; another version may have it.")
     sides = image_sides(image_size)
     try:
         with _LeaveUnfilled():
             model = random_model(model_name, seed=0)
         if sides is not None:
             set_image_size(model, sides)
-    except Exception as error:  # each architecture stumbles in its own way over a size that it cannot have
+    except Exception as error:  # which depends on the architecture
         raise ValueError(
             f"timm {timm.__version__} cannot build {model_name!r} at image_size={shown_sides(sides)}: {error}"
         ) from error
@@ -195,7 +194,7 @@ def empty_model(model_name: str, image_size: ImageSize) -> nn.Module:
 
 @functools.lru_cache(maxsize=4)
 def outline(model_name: str, image_size: Sides) -> nn.Module:
-    """The model of :func:`empty_model` on torch's meta device: names and shapes, and no memory for weights."""
+    """The model of :func:`empty_model` on torch's meta device: names and shapes, without memory for weights."""
     with torch.device("meta"):
         return empty_model(model_name, image_size)
 

@@ -23,7 +23,14 @@ from skl_transformaly.teacher._protocol import Extractor, missing_members
 from skl_transformaly.utils._chunks import Chunks
 from skl_transformaly.utils._compat import Interval, StrOptions, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
-from skl_transformaly.utils._torch import PRECISIONS, autocast, own_settings, resolve_device, resolve_precision
+from skl_transformaly.utils._torch import (
+    PRECISIONS,
+    autocast,
+    own_settings,
+    resolve_device,
+    resolve_precision,
+    weights_dtype,
+)
 
 __all__ = ["TimmExtractor", "resolve_extractor"]
 
@@ -44,11 +51,11 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         Where the weights come from:
 
         - "hub": timm's own download, kept in its cache; for ``model_name="bundled"`` the same as "bundled";
-        - "bundled": ImageNet weights of EfficientNet-lite0 from a package of the package index (extra
-          ``offline``); only with ``model_name="bundled"`` or "tf_efficientnet_lite0";
+        - "bundled": ImageNet weights of EfficientNet-lite0 from a package (extra ``offline``); only with
+          ``model_name="bundled"`` or "tf_efficientnet_lite0";
         - a path: a ``.safetensors`` file, or a ``.pth`` file of tensors, with timm's names; a classifier
           in it is ignored;
-        - None: random weights, the same ones each time. For tests: they know nothing of images.
+        - None: random weights, the same ones each time, for tests.
     image_size : int or (int, int), default=None
         Height and width in pixels that images are resized to, position embeddings being resampled: one number for both,
         or (height, width) for images that are not square. None takes that of the weights.
@@ -72,15 +79,15 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     interpolation_ : {"bilinear", "bicubic"}
         How images are resized.
     places_known_ : bool
-        Whether `to_maps` puts places where they belong; without that there are no anomaly maps.
+        Whether `to_maps` finds the right places, which anomaly maps need.
     precision_ : str
         The precision in use.
     settings_ : dict
-        The parameters that `fit` saw. What is set later changes nothing before the next `fit`, but for `batch_size`,
+        The parameters that `fit` saw. Parameters that are set later take effect at the next `fit`, except `batch_size`,
         `device` and, for a pickle, where the `weights` are.
     weights_sha256_ : str
-        SHA-256 over the teacher's parameters and buffers. A pickle carries this and not the weights: on
-        first use after unpickling they are loaded again from where they came, and must have this hash.
+        SHA-256 over the teacher's parameters and buffers. A pickle holds this instead of the weights: they are loaded
+        again on the first use after unpickling, and must have this hash.
     image_shape_ : tuple or None
         (H, W, C) of the images that `fit` saw, if they were one array.
     n_features_in_ : int
@@ -146,7 +153,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     @fit_context(prefer_skip_nested_validation=True)
     @own_settings()
     def fit(self, X: Any, y: Any = None) -> TimmExtractor:
-        """Load the teacher; of the images only their form is looked at.
+        """Load the teacher. Of the images, only the form is checked.
 
         Parameters
         ----------
@@ -172,7 +179,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         self._check_images(X, reset=True)
         self.keep_settings()
         device = resolve_device(self.device)
-        teacher = self._load(device, torch.float64 if self.precision == "float64" else torch.float32)
+        teacher = self._load(device)
         attention = any(isinstance(module, nn.Linear) for module in teacher.blocks[-1].modules())
         self.precision_ = resolve_precision(self.precision, device, attention=attention)
         self.weights_sha256_ = teacher.weights_sha256
@@ -209,7 +216,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         return Z if self.precision_ == "float64" else Z.astype(np.float32)
 
     def keep_settings(self) -> None:
-        """Note the parameters that decide what images look like to the teacher, in `settings_`."""
+        """Keep the parameters on which embeddings depend in `settings_`."""
         names = ("model_name", "image_size", "interpolation", "precision")
         self.settings_ = {name: getattr(self, name) for name in names}
 
@@ -264,10 +271,9 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         batch : Tensor of shape (B, C_model, H_model, W_model)
             From `preprocess`.
         visit : callable, default=None
-            ``visit(index, block, args, kwargs, output)`` is called as each block finishes: `args` and
-            `kwargs` are what the block got, its input tokens or feature maps first. At last it is called with the
-            number of blocks as index, and the final tokens or maps as output. An exception that it raises ends the
-            run.
+            ``visit(index, block, args, kwargs, output)`` is called as each block finishes: `args` and `kwargs` are the
+            block's arguments, its input tokens or feature maps first. Finally it is called with the number of blocks as
+            index, and the last tokens or maps as output. An exception that it raises ends the run.
 
         Returns
         -------
@@ -283,7 +289,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
     @own_settings()
     def classify(self, z_p: Tensor) -> Tensor:
-        """What the teacher would call images, by the classifier that its weights came with.
+        """Classify embeddings by the classifier that the teacher's weights came with.
 
         Parameters
         ----------
@@ -299,7 +305,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
     @own_settings()
     def new_blocks(self, seed: int) -> list[nn.Module]:
-        """All blocks of the architecture with weights drawn anew from `seed`, in training mode, on the device.
+        """Build all blocks of the architecture with weights drawn from `seed`, in training mode, on the device.
 
         A block's weights depend on `seed` and on its depth alone.
         """
@@ -307,21 +313,21 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         return [self.adapt(block).to(self._parameter()).train() for block in blocks]
 
     def adapt(self, block: nn.Module) -> nn.Module:
-        """Change `block`, of the architecture, to compute by the same kernels as the teacher's; returns it."""
+        """Make a block of the architecture compute by the same kernels as the teacher's, and return it."""
         if self.sixteen_bits(self._parameter().device):
             suit_sixteen_bits(block)
         return block
 
     def restore_blocks(self, states: dict[int, dict[str, np.ndarray]], *, sixteen_bits: bool) -> list[nn.Module]:
-        """Blocks of the architecture with these weights and buffers, by place, on the CPU, in eval mode.
+        """Build blocks of the architecture with the given weights and buffers, on the CPU, in eval mode.
 
-        The teacher's own weights are not needed. With `sixteen_bits`, they compute by the kernels of :meth:`adapt`.
+        The teacher's own weights are not needed. With `sixteen_bits`, blocks compute by the kernels of :meth:`adapt`.
         """
         model = _architecture.empty_model(self.settings_["model_name"], self.settings_["image_size"])
         fresh = _architecture.find_blocks(model)
         blocks = []
         for index, state in states.items():
-            block = fresh[index].to(PRECISIONS["float64" if self.precision_ == "float64" else "float32"])
+            block = fresh[index].to(weights_dtype(self.precision_))
             block.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
             if sixteen_bits:
                 suit_sixteen_bits(block)
@@ -336,10 +342,10 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
     @property
     def chunk_size_(self) -> int | None:
-        """How many images the teacher runs on at a time, at most, whatever `batch_size`; None means no limit.
+        """The most images that the teacher runs on at a time, whatever `batch_size`; None means no limit.
 
-        On a CPU so many that no layer's output is larger than what C libraries hand out again from memory in use; for
-        what is larger, each layer of each batch would wait for the system to find, clear and map fresh pages
+        On a CPU, the output of no layer exceeds the size up to which C libraries reuse freed memory. Beyond that size,
+        each layer of each batch would wait for the system to find, clear and map fresh pages
         (``benchmarks/speed/chunks.py``).
         """
         if self._parameter().device.type != "cpu":
@@ -347,7 +353,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         return max(1, REUSED_BYTES // max(1, self.probe()[1]))
 
     def identity(self) -> dict[str, Any]:
-        """What distinguishes this fitted teacher from all that compute other values; for caches."""
+        """Return what distinguishes this fitted teacher from those that compute other values, for caches."""
         config = self.teacher_.data_config
         return {
             "model": _architecture.architecture_name(self.settings_["model_name"]),
@@ -363,13 +369,13 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         }
 
     def to_maps(self, activations: Tensor) -> Tensor:
-        """Give a block's tokens or feature maps their places in the image.
+        """Arrange a block's tokens or feature maps by their places in the image.
 
         Parameters
         ----------
         activations : Tensor of shape (B, T, ...) or (B, C, H, W) or (B, H, W, C)
-            What a block got or returned: tokens, with class token and registers first if the model has any, or
-            maps, with channels first or last as in the model.
+            Input or output of a block: tokens, with class token and registers first if the model has any, or maps, with
+            channels first or last as in the model.
 
         Returns
         -------
@@ -386,7 +392,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     @property
     @own_settings()
     def places_known_(self) -> bool:
-        """Whether `to_maps` puts places where they belong, which is tried by changing a quarter of an image."""
+        """Whether `to_maps` finds the right places, as tested by changing each quarter of an image."""
         return self.teacher_.places_known
 
     @property
@@ -394,8 +400,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         """The loaded network. After unpickling, the first access loads the weights again."""
         check_is_fitted(self, "weights_sha256_")
         if getattr(self, "_teacher", None) is None:
-            dtype = torch.float64 if self.precision_ == "float64" else torch.float32
-            teacher = self._load(resolve_device(self.device), dtype)
+            teacher = self._load(resolve_device(self.device))
             if teacher.weights_sha256 != self.weights_sha256_:
                 raise ValueError(
                     f"The weights of {self.model_name!r} from {str(self.weights)!r} are not those that this estimator "
@@ -407,23 +412,22 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         return self._teacher
 
     def restore_teacher(self) -> None:
-        """Load the weights from a model file, and take their SHA-256 from what was read, not from what it states."""
-        dtype = torch.float64 if self.precision_ == "float64" else torch.float32
-        self._teacher = self._load(resolve_device(self.device), dtype)
+        """Load the weights from a model file, and compute their SHA-256 instead of trusting the one in the file."""
+        self._teacher = self._load(resolve_device(self.device))
         self.weights_sha256_ = self._teacher.weights_sha256
 
     @own_settings()
-    def _load(self, device: torch.device, dtype: torch.dtype) -> Teacher:
-        sixteen_bits = self.sixteen_bits(device)
+    def _load(self, device: torch.device) -> Teacher:
         model_name, image_size = self.settings_["model_name"], self.settings_["image_size"]
-        return _weights.load_teacher(model_name, self.weights, image_size, device, dtype, sixteen_bits)
+        dtype = weights_dtype(self.settings_["precision"])
+        return _weights.load_teacher(model_name, self.weights, image_size, device, dtype, self.sixteen_bits(device))
 
     def _validate_params(self) -> None:
         super()._validate_params()
         _architecture.image_sides(self.image_size)
 
     def sixteen_bits(self, device: torch.device) -> bool:
-        """Whether networks compute on this device, a CPU, in 16 bits, for which :meth:`adapt` suits them."""
+        """Whether `device` is a CPU on which networks compute in 16 bits, for which :meth:`adapt` prepares them."""
         return device.type == "cpu" and PRECISIONS[resolve_precision(self.settings_["precision"], device)].itemsize == 2
 
     def _parameter(self) -> Tensor:
@@ -434,17 +438,14 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     def probe(self) -> tuple[int, int]:
         """Length of an embedding, and bytes of the largest tensor that any layer returns for one image."""
         with self.compute():
-            return self.teacher_.probe(self._blank())
-
-    def _blank(self) -> Tensor:
-        return torch.zeros(1, *self.teacher_.data_config["input_size"]).to(self._parameter())
+            return self.teacher_.probe(torch.zeros(1, *self.teacher_.data_config["input_size"]).to(self._parameter()))
 
     @property
     def _n_features_out(self) -> int:
         return self.embedding_size_
 
     def __getstate__(self) -> dict:
-        # The teacher can be loaded again by name or path, and is far larger than all else.
+        # the teacher can be loaded again by name or path, and is far larger than everything else
         state = dict(super().__getstate__())  # which from Python 3.11 on is the object's own
         state.pop("_teacher", None)
         return state

@@ -1,4 +1,4 @@
-"""Features of images that the frozen teacher computes anyway, by feature space."""
+"""Features that the frozen teacher computes anyway, by feature space."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from skl_transformaly.utils._torch import at_least_float32
 __all__ = ["SPACES", "TEACHER_SPACES", "TeacherFeatures", "layer_indices"]
 
 TEACHER_SPACES = ("pretrained", "classes", "layers")
-# In the order in which they are always given.
+# in the order in which they are always listed
 SPACES = (*TEACHER_SPACES, "discrepancy")
 
-# Blocks before the last whose tokens are features: a third of them, but no more than so many.
+# At most this many of the blocks before the last one make features.
 _MOST_LAYERS = 4
 
 
 def layer_indices(total: int) -> list[int]:
-    """Places of the blocks whose pooled outputs make the space "layers", of a teacher with `total` blocks.
+    """Return the positions of the blocks, of `total`, whose pooled outputs make the space "layers".
 
-    A third of the blocks, at most 4, that come before the last one, whose output the embedding is made of.
+    These are a third of the blocks, at most 4, just before the last one, from whose output the embedding is made.
     """
     count = min(_MOST_LAYERS, max(1, total // 3), total - 1)
     return list(range(total - 1 - count, total - 1))

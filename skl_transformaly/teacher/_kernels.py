@@ -31,8 +31,8 @@ def suit_sixteen_bits(module: nn.Module) -> None:
     for part in parts:
         if getattr(part, "fused_attn", False) is True:
             part.fused_attn = False
-        # Of exactly these classes, of which it is known what they compute. A change of class leaves the object where it
-        # is, with its parameters and hooks, as torch's own parametrizations do.
+        # Exactly these classes: subclasses may compute something else. A change of class keeps the object, with its
+        # parameters and hooks, as torch's own parametrizations do.
         if fused and type(part) is nn.Linear:
             part.__class__ = _Linear
         elif fused and type(part) is Mlp:
@@ -72,7 +72,7 @@ def _close(one: Tensor, other: Tensor) -> bool:
 
 
 def _can_fuse(x: Tensor) -> bool:
-    """Whether the present call may be fused: it has no derivative, and exporters know only torch's own layers."""
+    """Whether the present call may be fused: no gradient is taken, and no exporter traces it."""
     return (
         x.device.type == "cpu"
         and not torch.is_grad_enabled()

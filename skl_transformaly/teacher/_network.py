@@ -26,7 +26,7 @@ _TEMPERATURE = 2.0
 
 
 class _Seen(Exception):
-    """Ends a run of the teacher that has shown what was wanted."""
+    """Ends a run of the teacher early."""
 
 
 def _quarters(height: int, width: int) -> list[tuple[slice, slice]]:
@@ -50,8 +50,7 @@ class Teacher:
         self.weights_sha256 = weights_sha256
         self.content_sha256 = weights_sha256 if content_sha256 is None else content_sha256
         self.blocks = find_blocks(model)
-        # Hooks are set once and look up the visitor of their own thread, so that threads that share
-        # this teacher never see each other's blocks.
+        # Hooks are set once and look up the visitor of their own thread, since threads share this teacher.
         self._watching = threading.local()
         self._probed: dict[Any, tuple[int, int]] = {}
         for index, block in enumerate(self.blocks):
@@ -125,10 +124,10 @@ class Teacher:
 
     @functools.cached_property
     def places_known(self) -> bool:
-        """Whether `to_maps` puts places where they belong.
+        """Whether `to_maps` finds the right places.
 
-        By the first block's output: a quarter of a noisy image is drawn anew, and the same quarter of the map must
-        change the most; each quarter in turn. Networks may reorder tokens, and no shape tells.
+        Networks may reorder tokens, which no shape shows. So each quarter of a noisy image is drawn anew in turn, and
+        the same quarter of the map of the first block's output must change the most.
         """
         parameter = next(self.model.parameters())
         channels, *size = self.data_config["input_size"]
@@ -180,7 +179,7 @@ class Teacher:
         return tokens.transpose(1, 2).unflatten(2, grid)  # no length read: an exported graph takes any batch
 
     def _channels_last(self, shape: torch.Size) -> bool:
-        """Whether maps of this shape are (B, H, W, C), as in SAM and VOLO, whose `output_fmt` does not tell."""
+        """Whether maps of this shape are (B, H, W, C), as in SAM and VOLO, which have no `output_fmt`."""
         if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
             return True
         known = {info["num_chs"] for info in getattr(self.model, "feature_info", None) or []}

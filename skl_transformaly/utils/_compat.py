@@ -1,6 +1,6 @@
-"""What is used of scikit-learn, joblib and torch though it is private to them: all of it, and nowhere else.
+"""All private APIs of scikit-learn, joblib and torch that the package uses, in one place.
 
-Each is replaced here when another version changes it. torch is imported within, so that tools without torch stay light.
+torch is imported inside functions, so that tools without torch stay light.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class ModelFileError(ValueError):
 
 @dataclass(frozen=True)
 class ArrayInfo:
-    """What the header of a file says about one array."""
+    """Dtype and shape of an array in a file."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -131,7 +131,7 @@ class ModelFile:
 
 
 def is_model_file(path: str | os.PathLike) -> bool:
-    """Whether a file begins as a model file of any version does; False if it cannot be read."""
+    """Return whether a file begins as model files of any version do; False if it cannot be read."""
     try:
         with _opened(Path(path)) as (file, _):
             return file.read(8 + len(_MAGIC))[8:] == _MAGIC
@@ -140,7 +140,7 @@ def is_model_file(path: str | os.PathLike) -> bool:
 
 
 def read_header(path: str | os.PathLike) -> dict[str, Any]:
-    """Read what a model file says about its detector, without building the detector and without importing torch.
+    """Read the description of a detector from a model file, without building the detector or importing torch.
 
     Parameters
     ----------
@@ -152,11 +152,12 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
     header : dict
         - ``format_version``, ``sha256``, ``size`` (bytes of the file);
         - ``class``: name of the detector's class;
-        - ``made``: when the file was saved (``saved_at``, UTC), with which versions of libraries and on which processor
-          (``environment``), and from how many images (``n_images``, of which ``n_unreadable`` were left out);
+        - ``made``: when the file was saved (``saved_at``, UTC), the versions of libraries and the processor
+          (``environment``), and the number of images of the fit (``n_images``, of which ``n_unreadable`` were left
+          out);
         - ``teachers``: each teacher's model name, image size, the SHA-256 of its weights, and whether they are in the
           file;
-        - ``metadata``: what was passed to ``save(..., metadata=)``;
+        - ``metadata``: the argument of ``save(..., metadata=)``;
         - ``probes``: the scores that `load` compares with;
         - ``objects``: parameters and state of all parts.
 
@@ -165,8 +166,8 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
     OSError
         The file cannot be read.
     ModelFileError
-        The file is not a model file, is of another format, is shorter than it should be, or has a header beyond the
-        limits. The checksum is not compared, since that takes reading the whole file; `load` compares it.
+        The file is not a model file, is of another format, is cut off, or has a header beyond the limits. The checksum
+        is not compared, since that takes reading the whole file; `load` compares it.
     """
     with ModelFile(path, check_sum=False) as file:
         return {"format_version": file.version, "sha256": file.sha256, "size": file.size, **file.document}
@@ -203,7 +204,7 @@ def write_model_file(path: str | os.PathLike, document: dict[str, Any], arrays: 
 
 
 def _pieces(header: bytes, arrays: list[np.ndarray]) -> Iterator[Any]:
-    """The bytes of a file, in pieces that stay in the processor's cache from writing to hashing."""
+    """Yield the bytes of a file, in pieces that stay in the processor's cache between writing and hashing."""
     yield len(header).to_bytes(8, "little")
     yield header
     for array in arrays:
@@ -213,7 +214,7 @@ def _pieces(header: bytes, arrays: list[np.ndarray]) -> Iterator[Any]:
 
 
 def _read_start(file: BinaryIO, size: int, path: Path) -> tuple[int, str, int]:
-    """Version and SHA-256 that the first bytes state, and the position of the latter."""
+    """Return the version and the SHA-256 in the first bytes, and the position of the latter."""
     head = file.read(8 + _START_BYTES)
     match = _START.match(head, 8)
     if match is None:
@@ -285,7 +286,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _too_large(text: bytes) -> str | None:
-    """Which limit `text` exceeds, before anything parses it."""
+    """Return which limit `text` exceeds, if any, before it is parsed."""
     if len(text) > _MAX_HEADER:
         return f"takes {len(text)} bytes; at most {_MAX_HEADER} are allowed"
     nodes = sum(text.count(mark) for mark in (b",", b"[", b"{"))
@@ -295,7 +296,7 @@ def _too_large(text: bytes) -> str | None:
 
 
 def _looks_like(head: bytes) -> str:
-    """Which other kind of file it seems to be, for the message."""
+    """Return, for a message, what other kind of file this seems to be."""
     if not head:
         return ": it is empty"
     if head[8:9] == b"{":

@@ -27,8 +27,8 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Open a binary file that replaces `path` if the block succeeds, and leaves no trace if it fails.
 
     The file is written under a temporary name in the same folder, synced to the disk, and moved. At any moment, and
-    after a crash, `path` is either the old file or the new one. A link is followed, as by ``open``. What fails is an
-    OSError that says that nothing was left behind.
+    after a crash, `path` is either the old file or the new one. Links are followed, as by ``open``. Raises OSError if
+    the file cannot be written.
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
@@ -55,7 +55,7 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Write the new name itself to the disk. On Windows folders cannot be opened; the system does it there."""
+    """Write the new name itself to the disk. On Windows, where folders cannot be opened, the system does it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""What every `fit` here promises: it succeeds, or leaves the estimator as it was."""
+"""A decorator by which `fit` succeeds, or leaves the estimator as it was."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def all_or_nothing(fit: F) -> F:
-    """Decorate `fit`: if it raises, the estimator's attributes are what they were before.
+    """Decorate `fit` so that the estimator's attributes stay as they were if it raises.
 
-    A mixture of a new fit and an old one would silently return wrong scores. `fit` must replace fitted attributes and
-    never change them in place.
+    A mixture of a new and an old fit would silently return wrong scores. `fit` must replace fitted attributes, never
+    change them in place.
     """
 
     @functools.wraps(fit)

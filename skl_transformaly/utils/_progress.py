@@ -1,4 +1,4 @@
-"""How far long work has got: a bar on the terminal, or told to whoever watches."""
+"""Progress of long work: a bar on the terminal, or calls of a watcher."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 __all__ = ["Progress", "watched"]
 
-# watcher(phase, done, total), called when a phase begins, and as often as it moves on
+# watcher(phase, done, total), called when a phase begins and whenever it moves on
 Watcher = Callable[[str, float, float], None]
 
 _WATCHER: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
@@ -19,7 +19,7 @@ _WATCHER: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 @contextlib.contextmanager
 def watched(watcher: Watcher) -> Iterator[None]:
-    """Tell `watcher` of all progress within the block, instead of drawing bars.
+    """Report all progress within the block to `watcher`, instead of drawing bars.
 
     >>> with watched(print), Progress("Reading", 2) as progress:
     ...     progress.update()

@@ -1,4 +1,4 @@
-"""Device, precision and seeding: the few things that every torch computation here shares."""
+"""Device, precision, seeding and threads, which all torch computations share."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ __all__ = [
     "resolve_precision",
     "seeded",
     "single_threaded_blas",
+    "weights_dtype",
 ]
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """Turn ``"auto"`` into CUDA, else Apple's MPS, else the CPU; refuse a device that is not there."""
+    """Turn ``"auto"`` into CUDA, else Apple's MPS, else the CPU. Raises ValueError if a device is not available."""
     if device != "auto":
         try:
             resolved = torch.device(device)
@@ -53,10 +54,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
 def resolve_precision(precision: str, device: torch.device, *, attention: bool = True) -> str:
     """Turn ``"auto"`` into a precision name by what the processor computes natively.
 
-    bfloat16 if the processor has instructions for it (AVX-512 BF16 or AMX on CPUs) and the model is
-    made of matrix products (`attention`); float32 elsewhere: a CPU's small depthwise convolutions gain
-    nothing from bfloat16. The rule looks at features, not at a stopwatch, so that the same machine
-    always computes the same scores.
+    bfloat16 if the processor has instructions for it (AVX-512 BF16 or AMX on CPUs) and the model is made of matrix
+    products (`attention`); float32 elsewhere: a CPU's small depthwise convolutions gain nothing from bfloat16. The rule
+    asks for features and measures no time, so that the same machine always computes the same scores.
     """
     if precision != "auto":
         if precision not in PRECISIONS:
@@ -69,6 +69,11 @@ def resolve_precision(precision: str, device: torch.device, *, attention: bool =
     if device.type == "cpu" and attention and cpu_has_bfloat16():
         return "bfloat16"
     return "float32"
+
+
+def weights_dtype(precision: str) -> torch.dtype:
+    """Return the dtype of the weights of networks that compute in `precision`."""
+    return torch.float64 if precision == "float64" else torch.float32
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -86,7 +91,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=PRECISIONS[precision], cache_enabled=False)
 
 
-# What torch's messages contain if memory is short, since the type of the error does not tell.
+# Parts of torch's messages if memory is short, since the type of the error does not show it.
 _OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "could not create a primitive")
 
 
@@ -107,12 +112,12 @@ def own_settings() -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            # running out of an accelerator's memory is not fatal: whoever runs batches halves them
+            # an accelerator that runs out of memory is not an error yet: batches are halved then
             accelerator = isinstance(error, torch.cuda.OutOfMemoryError)
             if accelerator or not any(words in str(error) for words in _OUT_OF_MEMORY):
                 raise
             raise MemoryError(
-                f"torch was given too little memory ({str(error).splitlines()[0]}). Give the extractor a smaller "
+                f"torch ran out of memory ({str(error).splitlines()[0]}). Give the extractor a smaller "
                 "batch_size or image_size, or students storage='disk'."
             ) from error
 
