@@ -260,12 +260,22 @@ def test_two_processes_on_one_cache(tmp_path):
     assert len(printed) == 1
 
 
-def test_students_of_a_seed_that_nobody_will_draw_again_are_not_kept(tmp_path, images):
+@pytest.mark.parametrize("threshold", ["training", "held-out"])
+def test_students_of_a_seed_that_nobody_will_draw_again_are_not_kept(threshold, tmp_path, images):
     sizes = []
     for _ in range(2):
-        tiny_detector(memory=tmp_path, random_state=None).fit(images)
+        tiny_detector(memory=tmp_path, random_state=None, threshold=threshold, contamination=0.25).fit(images)
         sizes.append(len(list(tmp_path.rglob("output.pkl"))))
     assert sizes == [0, 0]
+
+
+def test_students_of_the_folds_are_found_again(tmp_path, images, work):
+    offsets = []
+    for _ in range(2):
+        offsets.append(tiny_detector(memory=tmp_path, threshold="held-out", contamination=0.25).fit(images).offset_)
+        trained = len(work["trained"])
+    assert trained == 2 * (1 + 3)  # two blocks, of all images and of three folds
+    assert offsets[0] == offsets[1]
 
 
 def test_a_numpy_integer_is_a_batch_size(images):

@@ -924,6 +924,10 @@ def _name(document, part, attribute):
     return _state(document, part)[attribute]["array"]
 
 
+def _features(document):
+    return _state(document, "TransformalyDetector")["training_features_"]["dict"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -939,6 +943,12 @@ def _name(document, part, attribute):
         (lambda d, a: d["teachers"][0]["data_config"].update(interpolation="../x"), "with interpolation"),
         (lambda d, a: a.update({"teachers.0.cls_token": a["teachers.0.cls_token"] * np.nan}), "NaN"),
         (lambda d, a: _state(d, "TimmExtractor").update(embedding_size_=63), "embedding_size_|was expected"),
+        (lambda d, a: a.update({(n := _name(d, "TransformalyDetector", "training_labels_")): -a[n]}), "were learned"),
+        (lambda d, a: a.update({(n := _name(d, "TransformalyDetector", "training_groups_")): ~a[n]}), "groups_"),
+        (
+            lambda d, a: a.update({(n := _features(d)["pretrained"]["array"]): _with(a[n], 0, np.nan)}),
+            "training_features_ of parts of an image",
+        ),
     ],
 )  # fmt: skip
 def test_what_does_not_hold_between_attributes_is_named(calibrated, tmp_path, change, message):

@@ -213,6 +213,17 @@ def test_students_inside_a_detector_take_no_extractor_of_their_own(images):
         tiny_detector(students=tiny_students(extractor=tiny_extractor())).fit(images)
 
 
+@pytest.mark.parametrize("share", [0, 1.5])
+def test_a_share_of_tokens_is_at_most_all(share, images):
+    with pytest.raises(ValueError, match="'token_share' parameter"):
+        tiny_students(token_share=share, extractor=tiny_extractor()).fit(images)
+
+
+def test_a_batch_may_be_one_image(images):
+    students = tiny_students(batch_size=1, extractor=tiny_extractor()).fit(images)
+    assert np.isfinite(students.transform(images)).all()
+
+
 def test_progress_shows_the_loss(images, capsys):
     tiny_students(extractor=tiny_extractor(), verbose=1).fit(images)
     shown = capsys.readouterr().err

@@ -16,6 +16,7 @@ from skl_transformaly._calibration import ConformalDetector
 from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity
 from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly._fusion import conformal_threshold, held_out_threshold
+from skl_transformaly._learning import LEARNED
 from skl_transformaly._space import FeatureSpace
 from skl_transformaly._wrappers import innermost
 from skl_transformaly.persistence._fields import brief, refuse
@@ -160,6 +161,8 @@ def check_detector(detector: TransformalyDetector, sizes: dict[str, int]) -> Non
         refuse("has students of another teacher")
     if "classes" in spaces and not detector.extractor_.n_classes_:
         refuse("has a space of classes, but its teacher has no classifier")
+    if "variation" in spaces and not detector.extractor_.n_places_:
+        refuse("has a space of variation over places, but its teacher returns no map")
     _check_training(detector, sizes)
     check_threshold(detector)
     check_image_shape(detector, sizes)
@@ -178,6 +181,7 @@ def _check_training(detector: TransformalyDetector, sizes: dict[str, int]) -> No
         refuse("has training_held_out_ of other blocks than its students'")
     if not np.isin(detector.training_labels_, (1, 0, -1, -2)).all() or not (detector.weights_ > 0).all():
         refuse("has training_labels_ other than 1, 0, -1 and -2, or weights_ that are not positive")
+    _check_learned(detector)
     terms = detector.spaces_["discrepancy"] if "discrepancy" in spaces else None
     if detector.training_terms_.shape[1] != (sizes["m"] if hasattr(terms, "term_locations_") else 0):
         refuse("has training_terms_ of other blocks than its students'")
@@ -191,6 +195,20 @@ def _check_training(detector: TransformalyDetector, sizes: dict[str, int]) -> No
         parts = detector.training_parts_[:, spaces.index("discrepancy")]
         if not np.allclose(detector.training_terms_.sum(axis=1), parts, rtol=1e-6, atol=1e-6, equal_nan=True):
             refuse("has training_terms_ that do not sum to training_parts_")
+
+
+def _check_learned(detector: TransformalyDetector) -> None:
+    """A score and a group for each image that was learned, and no score for others."""
+    missing = [np.isnan(z) for z in detector.training_features_.values()]
+    unreadable = missing[0].any(axis=1)
+    if any((rows != unreadable[:, np.newaxis]).any() for rows in missing):
+        refuse("has training_features_ of parts of an image")
+    learned = (detector.training_labels_ == LEARNED) & ~unreadable
+    if not np.array_equal(learned, ~np.isnan(detector.training_scores_)):
+        refuse("has training_scores_ of other images than those that were learned (training_labels_)")
+    groups = detector.training_groups_
+    if (groups < -1).any() or (groups[learned] < 0).any():
+        refuse("has training_groups_ without a number for each image that was learned")
 
 
 def check_threshold(detector: Any) -> None:
