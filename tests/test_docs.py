@@ -213,3 +213,12 @@ def test_commands_of_figures_name_options_that_exist(page):
 def test_no_page_is_left_out_of_the_contents():
     listed = set(re.findall(r"^   (\w+)$", (ROOT / "docs" / "index.rst").read_text(), flags=re.MULTILINE))
     assert listed == {page.stem for page in PAGES if page.suffix == ".rst"} - {"index"}
+
+
+def test_kinds_of_faults_name_tests_that_exist():
+    rows = [row for row in (ROOT / "benchmarks/faults/KINDS.md").read_text().splitlines() if row.startswith("| ")][1:]
+    for row in rows:
+        names = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row)
+        assert names, row
+        for file, name in names:
+            assert f"def {name}(" in (ROOT / "tests" / file).read_text(), name
