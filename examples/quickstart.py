@@ -42,7 +42,7 @@ normal_digits = [0, 8] if options.quick else range(10)
 # A detector for each digit. The teacher's weights come from the package index, with the extra ``offline``.
 start = time.perf_counter()
 aurocs, scores = [], {}
-SPACES = ("pretrained", "classes", "layers", "discrepancy", "score")
+SPACES = ("pretrained", "classes", "layers", "variation", "discrepancy", "score")
 print(f"{'normal':>8}", *(f"{name:>12}" for name in (*SPACES[:-1], "all")))
 for digit in normal_digits:
     detector = TransformalyDetector(

@@ -40,11 +40,12 @@ class TransformalyDetector(
 ):
     """Finds images unlike the normal ones, by their likelihood in several feature spaces.
 
-    A frozen teacher describes an image in up to four ways, and a density of normal images is fitted to each:
+    A frozen teacher describes an image in up to five ways, and a density of normal images is fitted to each:
 
     - "pretrained": the teacher's embedding z_p, as in the paper [1]_;
     - "classes": what the teacher would call the image, by the classifier that its weights came with;
     - "layers": class token and mean patch token (for models in stages: the mean over places) after its later blocks;
+    - "variation": of models in stages, the standard deviation over places of each feature of the last layer;
     - "discrepancy": z_f, how far students that have seen normal images only deviate from the teacher's blocks [1]_;
       beside it :class:`RidgeStudents` measure how much each block adds to its input.
 
@@ -60,7 +61,8 @@ class TransformalyDetector(
         ``TimmExtractor("vit_tiny_patch16_224", weights="weights.safetensors")``.
     feature_spaces : "auto" or sequence of str, default="auto"
         Which spaces the score sums over; "auto" takes all that the teacher has: without a classifier there are no
-        "classes". Without "discrepancy" there are no students.
+        "classes", without a map of 4 places or more there is no "variation". Without "discrepancy" there are no
+        students.
     students : RidgeStudents, BlockStudents or None, default=None
         None is ``RidgeStudents()``, solved in closed form. ``BlockStudents()`` are trained by gradient, as the paper's.
     density : {"auto", "gaussian", "gmm", "knn"} or estimator, default="auto"

@@ -22,6 +22,7 @@ PLAINLY = {
     "pretrained": "the teacher's description of the whole image",
     "classes": "what the teacher takes it for",
     "layers": "the teacher's later layers",
+    "variation": "how the teacher's last layer varies over the image",
     "discrepancy": "what students of normal images cannot imitate",
 }
 
@@ -108,7 +109,8 @@ class ExplanationMixin:
             Columns, ready for ``pandas.DataFrame(table)``, all NaN (neighbours -1) for unreadable images:
 
             - ``score``: the sum of
-            - ``pretrained``, ``classes``, ``layers`` and ``discrepancy``: the parts of the spaces in use;
+            - ``pretrained``, ``classes``, ``layers``, ``variation`` and ``discrepancy``: the parts of the spaces in
+              use;
             - ``block2``, ...: each student's part in ``discrepancy``, which they add up to; a student that makes up for
               others can have a positive one. Only with :class:`GaussianDensity`;
             - ``times_pretrained``, ...: how far the part lies below the median of the training images' held-out parts,

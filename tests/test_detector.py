@@ -204,6 +204,26 @@ def test_classes_are_the_square_roots_of_softened_probabilities(images, tmp_path
 
 
 @pytest.mark.parametrize(
+    "model, size", [("test_efficientnet", 64), ("test_convnext", 64), ("swin_tiny_patch4_window7_224", 64)]
+)
+def test_variation_is_the_standard_deviation_over_places_of_the_last_map(images, model, size):
+    extractor = tiny_extractor(model, image_size=size, precision="float64")
+    detector = tiny_detector(extractor=extractor, feature_spaces=["variation"], normalize=False).fit(images)
+    fitted = detector.extractor_
+    with torch.no_grad():
+        maps = fitted.to_maps(fitted.teacher_.model.forward_features(fitted.preprocess(images))).numpy()
+    np.testing.assert_allclose(detector.transform(images), maps.std(axis=(2, 3)), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("model, size", [("test_vit", 32), ("test_efficientnet", 32)])
+def test_variation_needs_a_map_of_four_places(images, model, size):
+    extractor = tiny_extractor(model, image_size=size)
+    assert "variation" not in tiny_detector(extractor=extractor).fit(images).feature_spaces_
+    with pytest.raises(ValueError, match="no feature space 'variation': its last layer returns no map"):
+        tiny_detector(extractor=extractor, feature_spaces=["variation"]).fit(images)
+
+
+@pytest.mark.parametrize(
     "total, expected",
     [(1, []), (2, [0]), (4, [2]), (6, [3, 4]), (7, [4, 5]), (12, [7, 8, 9, 10]), (24, [19, 20, 21, 22])],
 )

@@ -287,6 +287,11 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         """Number of classes that the teacher's weights were trained on; 0 if they came without a classifier."""
         return self.teacher_.n_classes
 
+    @property
+    def n_places_(self) -> int:
+        """Number of places of the map that the teacher ends with; 0 if it ends with tokens."""
+        return self.probe()[2]
+
     @own_settings()
     def classify(self, z_p: Tensor) -> Tensor:
         """Classify embeddings by the classifier that the teacher's weights came with.
@@ -435,8 +440,8 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         return next(self.teacher_.model.parameters())
 
     @own_settings()
-    def probe(self) -> tuple[int, int]:
-        """Length of an embedding, and bytes of the largest tensor that any layer returns for one image."""
+    def probe(self) -> tuple[int, int, int]:
+        """What a run on one image tells: see `Teacher.probe`."""
         with self.compute():
             return self.teacher_.probe(torch.zeros(1, *self.teacher_.data_config["input_size"]).to(self._parameter()))
 

@@ -15,7 +15,7 @@ from skl_transformaly.utils._torch import at_least_float32
 
 __all__ = ["SPACES", "TEACHER_SPACES", "TeacherFeatures", "layer_indices"]
 
-TEACHER_SPACES = ("pretrained", "classes", "layers")
+TEACHER_SPACES = ("pretrained", "classes", "layers", "variation")
 # in the order in which they are always listed
 SPACES = (*TEACHER_SPACES, "discrepancy")
 
@@ -72,11 +72,16 @@ class TeacherFeatures:
         (B, size), of each space.
         """
         groups: list[Tensor] = []
+        variation: list[Tensor] = []
 
         def visit(index, block, args, kwargs, output):
             if index in self._chosen:
                 groups.extend(self._pooled(output, with_class_token=True))
-            elif index == self._last and output.ndim == 3 and count_prefix_tokens(output, self.extractor):
+            elif index != self._last:
+                return
+            elif "variation" in self.spaces:
+                variation.append(self._maps(at_least_float32(output)).flatten(2).std(2, unbiased=False))
+            elif self._chosen and output.ndim == 3 and count_prefix_tokens(output, self.extractor):
                 groups.extend(self._pooled(output, with_class_token=False))
 
         def features(z_p: Tensor) -> dict[str, list[Tensor]]:
@@ -87,17 +92,22 @@ class TeacherFeatures:
                 found["classes"] = [self.extractor.classify(z_p)]
             if "layers" in self.spaces:
                 found["layers"] = groups
+            if "variation" in self.spaces:
+                found["variation"] = variation
             self.sizes = {space: [part.shape[1] for part in parts] for space, parts in found.items()}
             return found
 
-        return (visit if self._chosen else None), features
+        return (visit if self._chosen or "variation" in self.spaces else None), features
 
     def _pooled(self, output: Tensor, *, with_class_token: bool) -> list[Tensor]:
         """Class token and mean patch token of tokens; mean over places of maps."""
         output = at_least_float32(output)
         if output.ndim == 4:
-            to_maps = getattr(self.extractor, "to_maps", None)
-            return [(output if to_maps is None else to_maps(output)).mean((2, 3))]
+            return [self._maps(output).mean((2, 3))]
         prefix = count_prefix_tokens(output, self.extractor)
         token = [output[:, 0]] if prefix and with_class_token else []
         return [*token, output[:, prefix:].mean(1)]
+
+    def _maps(self, output: Tensor) -> Tensor:
+        to_maps = getattr(self.extractor, "to_maps", None)
+        return output if to_maps is None else to_maps(output)

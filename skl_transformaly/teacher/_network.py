@@ -52,7 +52,7 @@ class Teacher:
         self.blocks = find_blocks(model)
         # Hooks are set once and look up the visitor of their own thread, since threads share this teacher.
         self._watching = threading.local()
-        self._probed: dict[Any, tuple[int, int]] = {}
+        self._probed: dict[Any, tuple[int, int, int]] = {}
         for index, block in enumerate(self.blocks):
             block.register_forward_hook(self._hook(index), with_kwargs=True)
 
@@ -97,29 +97,35 @@ class Teacher:
             logits = head(z_p.to(head.weight.dtype))
             return (logits / _TEMPERATURE).softmax(dim=1).sqrt()
 
-    def probe(self, pixels: Tensor) -> tuple[int, int]:
-        """Length of the embedding, and bytes of the largest tensor that any layer returns for one image.
+    def probe(self, pixels: Tensor) -> tuple[int, int, int]:
+        """Length of the embedding, bytes of the largest tensor that any layer returns for one image, and places.
+
+        The places are those of the map that the last layer returns; 0 if it returns tokens.
 
         By a run on `pixels` (1, C, H, W), once for each precision.
         """
         device = pixels.device.type
         key = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else pixels.dtype
         if key not in self._probed:
-            here, sizes = threading.get_ident(), [0]
+            here, sizes, places = threading.get_ident(), [0], [0]
 
             def note(module, args, output):
                 # another thread may be at work with larger batches
                 if threading.get_ident() == here and isinstance(output, Tensor):
                     sizes.append(output.numel() * output.element_size())
 
+            def visit(index, block, args, kwargs, output):
+                if index == len(self.blocks) and output.ndim == 4:
+                    places[0] = self.to_maps(output)[0, 0].numel()
+
             leaves = [module for module in self.model.modules() if not any(True for _ in module.children())]
             handles = [module.register_forward_hook(note) for module in leaves]
             try:
-                length = self.embed(pixels).shape[1]
+                length = self.embed(pixels, visit).shape[1]
             finally:
                 for handle in handles:
                     handle.remove()
-            self._probed[key] = length, max(sizes)
+            self._probed[key] = length, max(sizes), places[0]
         return self._probed[key]
 
     @functools.cached_property

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from skl_transformaly.teacher._network import BlockVisitor
 
-__all__ = ["Extractor", "chunk_size", "count_classes", "count_prefix_tokens", "find_places", "missing_members"]
+__all__ = [
+    "Extractor",
+    "chunk_size",
+    "count_classes",
+    "count_prefix_tokens",
+    "count_places",
+    "find_places",
+    "missing_members",
+]
 
 
 class Extractor(Protocol):
@@ -37,6 +45,8 @@ class Extractor(Protocol):
     - ``chunk_size_``: the most images that should run at a time, whatever `batch_size`; None or absent for no limit.
     - ``n_classes_`` and ``classify(z_p)``: the number of classes of the teacher's classifier, and square roots (B, K)
       of their probabilities. Without them there is no feature space "classes".
+    - ``n_places_``: the number of places of the map that the teacher ends with, for which `visit` is called at last
+      under the number of blocks; 0 or absent if there is no map. With 4 or more there is a feature space "variation".
     - ``precision_``: "float64" if everything is computed in it.
     - ``identity()``: what distinguishes this fitted teacher from others, as nests of numbers and strings, for caches.
       Without it the whole object is hashed.
@@ -85,6 +95,11 @@ def chunk_size(extractor: Extractor) -> int | None:
 def count_classes(extractor: Extractor) -> int:
     """Number of classes that the teacher's classifier knows; 0 without a classifier."""
     return getattr(extractor, "n_classes_", 0)
+
+
+def count_places(extractor: Extractor) -> int:
+    """Number of places of the map that the teacher ends with; 0 without a map."""
+    return getattr(extractor, "n_places_", 0)
 
 
 def find_places(extractor: Extractor) -> Callable[[Tensor], Tensor] | None:
