@@ -1,4 +1,4 @@
-"""What `watch` does about anomalies: move or link their files, run a command, call a URL; each until it has worked."""
+"""Actions of `watch` on anomalies, repeated until they succeed: move or link files, run a command, call a URL."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from skl_transformaly.utils._files import replacing
 __all__ = ["Actions", "Hook", "Shelf"]
 
 _COMMAND_SECONDS, _URL_SECONDS = 60.0, 10.0
-# Seconds until what failed is tried again: twice as long each time, up to this
+# Seconds until a failed action is repeated, doubled each time up to the second number
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _FIELDS = ("path", "score", "decision", "p_value", "prediction", "moved_to")
 _NAME = re.compile(f"{{({'|'.join(_FIELDS)})}}")
 
 
 class Hook:
-    """Tells somebody of an anomaly: posts JSON to a URL of http or https, or runs a command without a shell.
+    """Reports an anomaly: posts JSON to a URL of http or https, or runs a command without a shell.
 
-    A command and its arguments are quoted as for a shell. In the arguments {path}, {score}, {decision}, {p_value},
-    {prediction} and {moved_to} are replaced; without any of these the path of the image is added as the last argument.
-    The command finds the row as JSON on its stdin.
+    A command and its arguments are quoted as for a shell. In the arguments, {path}, {score}, {decision}, {p_value},
+    {prediction} and {moved_to} are replaced; without any of these, the path of the image is added as the last argument.
+    The command gets the row as JSON on its stdin.
     """
 
     def __init__(self, target: str):
@@ -50,10 +50,10 @@ class Hook:
         except ValueError as error:
             raise ValueError(f"--on-anomaly {target!r} is not a command: {error}.") from error
         if not self.arguments or shutil.which(self.arguments[0]) is None:
-            raise ValueError(f"--on-anomaly {target!r} is neither a URL of http or https, nor a command that is there.")
+            raise ValueError(f"--on-anomaly {target!r} is neither a URL of http or https nor a command that exists.")
 
     def __call__(self, row: Row) -> None:
-        """Tell of an anomaly; OSError if the command fails or hangs, or the server does not answer with 2xx in time."""
+        """Report an anomaly. Raises OSError if the command fails or hangs, or the server does not answer with 2xx."""
         content = json.dumps(row).encode()
         if self.url is not None:
             _post(self.url, content)
@@ -69,7 +69,7 @@ class Hook:
 
 
 def _replaced(argument: str, values: dict[str, Any]) -> str:
-    """`argument` with the values of names in braces; what a value holds is not looked at again."""
+    """Replace names in braces by their values, once."""
     return _NAME.sub(lambda found: "" if values[found[1]] is None else str(values[found[1]]), argument)
 
 
@@ -84,7 +84,7 @@ def _execute(arguments: list[str], content: bytes) -> None:
     try:
         process.communicate(content, timeout=_COMMAND_SECONDS)
     except subprocess.TimeoutExpired:
-        raise OSError(f"{arguments[0]} took more than {_COMMAND_SECONDS:.0f} s, and was stopped") from None
+        raise OSError(f"{arguments[0]} took more than {_COMMAND_SECONDS:.0f} s and was stopped") from None
     finally:
         if process.poll() is None:
             _kill(process)
@@ -102,7 +102,7 @@ def _kill(process: subprocess.Popen) -> None:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Sends nothing to an address that the user did not name."""
+    """Follows no redirect, so that nothing is sent to an address that the user did not name."""
 
     def redirect_request(self, *arguments: Any, **more: Any) -> None:
         return None
@@ -123,14 +123,14 @@ def _post(url: str, content: bytes) -> None:
 
 @dataclass
 class Shelf:
-    """Folder that anomalies are moved to, or linked in, in the folders below `root` that they came from."""
+    """Folder to which anomalies are moved, or in which they are linked, keeping their path below `root`."""
 
     folder: Path
     root: Path
     link: bool = False
 
     def __call__(self, path: str, state: State) -> str | None:
-        """Move or link a file, and return where it or its link is; None if it is gone or no longer in that state."""
+        """Move or link a file and return its new path; None if it is gone or no longer in that state."""
         if state is None or file_state(path) != state:
             return None
         wanted = self.folder / os.path.relpath(path, self.root)
@@ -148,7 +148,7 @@ class Shelf:
         return str(target)
 
     def _is_there(self, path: str, target: Path) -> bool:
-        """Whether an earlier run, which was killed before it could note it, put `path` at `target`."""
+        """Whether an earlier run, killed before it could record this, moved or linked `path` to `target`."""
         if self.link:
             return target.is_symlink() and os.readlink(target) == os.path.abspath(path)
         if target.is_file() and filecmp.cmp(path, target, shallow=False):
@@ -176,7 +176,7 @@ def _move(path: str, target: Path) -> None:
 
 @dataclass
 class _Due:
-    """An anomaly about which something is still to be done."""
+    """An anomaly with actions that are still to be done."""
 
     row: Row
     number: int  # which of the rows of its path it is, counted from 1
@@ -192,11 +192,11 @@ class _Due:
 
 
 class Actions:
-    """What is to be done about anomalies, kept in a file so that nothing is forgotten when the program is stopped.
+    """Actions on anomalies, recorded in a file so that none is forgotten when the program is stopped.
 
-    An anomaly is noted before its row is written, and each action after it has worked. So each is done at least once;
-    twice only if the program is killed between an action and its note. `count` returns how many rows of a path there
-    are: what was noted before a row that was never written is not done, since the image is scored again.
+    An anomaly is recorded before its row is written, and each action after it has succeeded. So each action is done at
+    least once, and twice only if the program is killed between an action and its record. ``count(path)`` returns the
+    number of rows of a path: actions on a row that was never written are not done, since the image is scored again.
     """
 
     def __init__(
@@ -216,19 +216,19 @@ class Actions:
         self._count = count
         self._clock = clock
         self._file: Any = None
-        self._late = b""  # lines about what is done
+        self._late = b""  # lines about actions that are done, still to be written
         self._pause, self._not_before = _FIRST_PAUSE, -float("inf")
         self._due = [due for due in _read(path) if count(due.row["path"]) >= due.number]
 
     @property
     def waiting(self) -> int:
-        """Number of anomalies about which something is still to be done."""
+        """Number of anomalies with actions that are still to be done."""
         return len(self._due)
 
     def note(self, rows: Iterable[Row], states: dict[str, State]) -> list[_Due]:
-        """Write down, all or nothing, what is to be done about the anomalies among `rows`, before these are written.
+        """Record, all or nothing, the actions on the anomalies among `rows`, before these are written.
 
-        What it returns goes to `add` once the rows are written.
+        The result must be passed to `add` once the rows are written.
         """
         due = []
         for row in rows:
@@ -245,7 +245,7 @@ class Actions:
         self._due += due
 
     def run(self, stopping: Callable[[], bool] = lambda: False) -> None:
-        """Do what is to be done; what fails is tried again by a later call, after a pause."""
+        """Do all actions; those that fail are repeated by a later call, after a pause."""
         self._write_late()
         if self._clock() < self._not_before:
             return
@@ -261,9 +261,9 @@ class Actions:
                 self._due.append(due)
                 if not due.warned:
                     due.warned = True
-                    self._warn(f"{due.row['path']}: {error}. It is tried again until it works.")
+                    self._warn(f"{due.row['path']}: {error}. It is repeated until it succeeds.")
                 if due.left and due.left[0] == "tell":
-                    break  # a server that is down would keep everybody waiting for each anomaly
+                    break  # or each anomaly would wait for a server that is down
             else:
                 self._due.remove(due)
         if failed:
@@ -273,7 +273,7 @@ class Actions:
             self._pause = _FIRST_PAUSE
 
     def _do(self, due: _Due) -> None:
-        """Do what is left; what fails keeps nothing else from being done."""
+        """Do all actions that are left, even if one of them fails."""
         failure = None
         for action in list(due.left):
             try:
@@ -299,13 +299,13 @@ class Actions:
         append_whole(self._file, content, self._file.seek(0, os.SEEK_END))
 
     def _write_late(self) -> None:
-        """Write down what is done; if the disk is full, later: it need not be done again for that."""
+        """Record actions that are done; if the disk is full, later."""
         with contextlib.suppress(OSError):
             self._write(self._late)
             self._late = b""
 
     def _start(self) -> None:
-        """Write down what an earlier run left to be done, and be ready for more."""
+        """Record the actions that an earlier run left, and open the file for more."""
         with replacing(self.path) as file:
             file.write(b"".join(due.line() for due in self._due))
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
@@ -321,7 +321,7 @@ def _line(entry: dict[str, Any]) -> bytes:
 
 
 def _read(path: Path) -> list[_Due]:
-    """What a file of actions leaves to be done; a part of a line, at its end, is left out."""
+    """Read the actions that are still to be done, without a part of a line at the end of the file."""
     found: dict[tuple[str, int], _Due] = {}
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         for line in file:

@@ -1,10 +1,10 @@
 """The command line's frame: the application, options that commands share, errors and exit codes.
 
-Exit codes: 0 done; 1 anomalies were found and ``--fail-on-anomaly`` was given; 2 a wrong command line, or something
-to be mended first (a missing folder, a broken model, a full disk); 3 a bug; 130 stopped by Ctrl-C.
+Exit codes: 0 done; 1 anomalies were found with ``--fail-on-anomaly``; 2 wrong usage or input (such as a missing
+folder, a broken model or a full disk); 3 a bug; 130 stopped by Ctrl-C.
 
-Each command is a function with ``@command()`` above it, in a file that ``_commands`` lists. Libraries that
-take long to import are imported by the commands that use them: ``--help`` is for impatient people.
+Each command is a function decorated with ``@command()``, in a file that ``_commands`` lists. Libraries that are slow to
+import are imported by the commands that use them, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ app = typer.Typer(
 )
 
 OUT = ("--out", "--output", "-o")
-"""Names of the option for the main file that a command writes."""
+"""Names of the option for the main output file of a command."""
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A model file that `fit` made.", show_default=False)]
 Paths = Annotated[
     list[str],
     typer.Argument(
         metavar="PATHS",
-        help="Images, folders (with those in them) and patterns ('new/**/*.png'); - reads a list of paths, one a line "
-        "or separated by NULs.",
+        help="Images, folders (with subfolders) and patterns ('new/**/*.png'); - reads a list of paths from stdin, one "
+        "per line or separated by NULs.",
         show_default=False,
     ),
 ]
@@ -74,13 +74,13 @@ Weights = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="The teacher's weights, for a model that was saved without them."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
+Json = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no summary.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
 
 
 class Mistake(Exception):
-    """What the user should know and mend; printed without traceback."""
+    """An error that the user can correct; printed without traceback."""
 
 
 def fail(text: str, code: int = MISTAKE) -> NoReturn:
@@ -119,7 +119,7 @@ def command(*, json: bool = True, quiet: bool = True) -> Callable[[Callable], Ca
 
 
 def _guard(work: Callable[[], None], debug: bool) -> None:
-    """Do the work of a command; what it raises becomes a message and an exit code."""
+    """Do the work of a command; errors become a message and an exit code."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -129,7 +129,7 @@ def _guard(work: Callable[[], None], debug: bool) -> None:
     except KeyboardInterrupt:
         fail("stopped.", INTERRUPTED)
     except BrokenPipeError:
-        # the reader of stdout has gone: nothing may be written there, not even at the end
+        # the reader of stdout is gone: nothing may be written there, not even at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(PIPE_CLOSED) from None
     except Exception as error:
@@ -142,7 +142,7 @@ def _guard(work: Callable[[], None], debug: bool) -> None:
 
 
 def _mistake(error: Exception) -> str | None:
-    """The message for an error that the user can mend; None for a bug."""
+    """Return the message for an error that the user can correct; None for a bug."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"the disk is full: {error.filename or error.strerror}. Make room and try again."
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
@@ -151,7 +151,7 @@ def _mistake(error: Exception) -> str | None:
         return "not enough memory: use smaller batches (--batch-size of fit), or smaller images. " + str(error)
     if isinstance(error, RuntimeError) and "torchvision::" in str(error):
         return (
-            "torch and torchvision do not fit each other: install both from the same place, in one command "
+            "torch and torchvision are not compatible: install both from the same source, in one command "
             f"(pip install --force-reinstall torch torchvision). {error}"
         )
     if isinstance(error, (Mistake, ValueError, OSError, ImportError, FloatingPointError)):

@@ -1,4 +1,4 @@
-"""What a report shows of one image: its picture and map, its score taken apart, and the normal images nearest to it."""
+"""One image in a report: its picture and map, the parts of its score, and the nearest normal images."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _THUMB, THUMB_BYTES = 192, 8_000
 _MAP, MAP_BYTES = 48, 1_200
 _NEAR, NEAR_BYTES = 80, 1_400
 N_NEIGHBORS = 3
-# Map values are standard deviations over normal images. What is less than the first is not painted, and a map that
-# nowhere reaches the second is noise: so do the maps of most normal images.
+# Map values are standard deviations over normal images. Values below the first are not painted, and a map that nowhere
+# reaches the second is taken as noise, as the maps of most normal images.
 MAP_FROM, MAP_NOISE, _MAP_TO_LEAST = 2.0, 3.0, 6.0
 
 
@@ -69,7 +69,7 @@ class Card:
 
 
 def look(cards: list[Card], pixels: list[np.ndarray], explained: dict[str, np.ndarray], spaces: Sequence[str]) -> None:
-    """Give cards their pictures, maps, parts of the score, and neighbours, from what `explain` returned."""
+    """Set pictures, maps, parts of the score and neighbours of cards, from the table of `explain`."""
     nearest = sum(name.startswith("neighbor") for name in explained)
     blocks = {int(name[5:]): column for name, column in explained.items() if name.startswith("block")}
     maps = explained.get("map", [None] * len(cards))
@@ -90,7 +90,7 @@ def look(cards: list[Card], pixels: list[np.ndarray], explained: dict[str, np.nd
 
 
 def map_to(cards: list[Card]) -> float:
-    """The map value that is painted in the strongest colour, one for all images, so that they can be compared."""
+    """Return the map value of the strongest colour, the same for all images, so that they can be compared."""
     values = [card.map.ravel() for card in cards if card.map is not None]
     if not values:
         return _MAP_TO_LEAST
@@ -99,7 +99,7 @@ def map_to(cards: list[Card]) -> float:
 
 
 def paint(cards: list[Card]) -> None:
-    """Make overlays of maps: nothing where all is as usual, yellow to red where it is not; none of mere noise."""
+    """Make overlays of maps that are more than noise: transparent where normal, yellow to red where not."""
     to = map_to(cards)
     for card in cards:
         if card.map is None or float(card.map.max()) < MAP_NOISE:
@@ -108,7 +108,7 @@ def paint(cards: list[Card]) -> None:
 
 
 def picture(image: Image.Image, side: int, most: int) -> str:
-    """A small WebP of at most `most` bytes, as an address that holds the picture itself."""
+    """Return a small WebP of at most `most` bytes, as a data URL."""
     while True:
         small = image.copy()
         small.thumbnail((side, side), Image.Resampling.LANCZOS)
@@ -126,7 +126,7 @@ def small_picture(pixels: np.ndarray) -> str:
 
 
 def path_bytes(path: str) -> str:
-    """The absolute path, byte by byte, as text that is safe anywhere in a page: the script makes tables of it.
+    """Quote the bytes of the absolute path as text that is safe anywhere in a page, for tables of the script.
 
     >>> path_bytes("/tmp/a b.png")
     '/tmp/a%20b.png'

@@ -1,4 +1,4 @@
-"""Which teachers there are, and whose weights are on this machine."""
+"""Teachers, and whether their weights are on this machine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _cached(name: str) -> bool:
         return False
     if config.hf_hub_id:
         files = (config.hf_hub_filename,) if config.hf_hub_filename else _HUB_FILES
-        # a path if the file is there; else None, or a mark that the hub has no such file
+        # a path if the file is cached; else None, or a mark that the hub has no such file
         if any(isinstance(try_to_load_from_cache(config.hf_hub_id, file), str) for file in files):
             return True
     if config.url:

@@ -1,4 +1,4 @@
-"""What figures of an evaluation mean, in sentences."""
+"""Sentences on the figures of an evaluation."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from skl_transformaly.cli._trust import FalseAlarms, percent
 
 __all__ = ["comments"]
 
-# Images of a kind below which figures are rough
+# Number of images of a kind below which figures are rough
 _FEW = 20
-# AUROCs below which anomalies are hardly told, and above which they are told well
+# AUROCs below which anomalies are hardly told apart, and above which they are told apart well
 _POOR, _GOOD = 0.65, 0.9
-# False alarms so many that chance brings them once in a hundred evaluations
+# Probability below which a number of false alarms is not taken for chance
 _LEVEL = 0.01
-# Rates of false alarms that may be worth their price
+# Rates of false alarms that are considered
 _ALPHAS = (0.1, 0.2, 0.3)
-# By how much more anomalies than normal images a rate must flag, to be worth mentioning
+# By how much the share of flagged anomalies must rise more than that of normal images, to be worth mentioning
 _WORTH = 0.1
 
 
@@ -36,7 +36,7 @@ def comments(
 ) -> list[str]:
     """Comment on an evaluation in at least one sentence.
 
-    `figures` are those of `evaluate_scores`, `classes` those of `per_class`, and `alarms` what the model lets expect.
+    `figures` are those of `evaluate_scores`, `classes` those of `per_class`, and `alarms` those that are expected.
     """
     auroc = figures["auroc"]
     found = [
@@ -48,15 +48,15 @@ def comments(
     ]
     said = [sentence for sentence in found if sentence]
     return said or [
-        "The model tells these anomalies from normal images, and flags about as many normal ones as expected."
+        "The model tells these anomalies from normal images, and flags about as many normal images as expected."
     ]
 
 
 def _on_auroc(auroc: float) -> str:
     if 0.5 <= auroc < _POOR:
         return (
-            f"AUROC {auroc:.2f}: these anomalies hardly score lower than normal images. Another teacher may see more "
-            "of them (fit --teacher; `teachers` lists some)."
+            f"AUROC {auroc:.2f}: these anomalies hardly score lower than normal images. Another teacher may separate "
+            "them better (fit --teacher; `teachers` lists some)."
         )
     return ""
 
@@ -64,7 +64,7 @@ def _on_auroc(auroc: float) -> str:
 def _on_missed(
     auroc: float, y: np.ndarray, flagged: np.ndarray, p_values: np.ndarray, alarms: FalseAlarms | None
 ) -> str:
-    """On anomalies that score low, and yet above the threshold."""
+    """Comment on anomalies that score low, but above the threshold."""
     anomalies, normal = y == -1, y == 1
     caught = int(flagged[anomalies].sum())
     if auroc < _POOR or caught >= anomalies.sum() / 2:
@@ -77,7 +77,7 @@ def _on_missed(
     now = caught / anomalies.sum() - np.mean(flagged[normal])
     best = max(gain, key=lambda alpha: gain[alpha], default=None)
     if best is None or gain[best] < now + _WORTH:
-        return text + " A higher one would flag about as many more normal images as anomalies."
+        return text + " A higher one would flag about as many normal images as anomalies in addition."
     return text + (
         f" With fit --alpha {best:g}, {np.sum(p_values[anomalies] < best)} of {anomalies.sum()} anomalies would be "
         f"flagged, and {np.sum(p_values[normal] < best)} of {counted(int(normal.sum()), 'normal image')}."
@@ -85,7 +85,7 @@ def _on_missed(
 
 
 def _on_false_alarms(y: np.ndarray, flagged: np.ndarray, alarms: FalseAlarms | None) -> str:
-    """On more false alarms than the model lets expect, its own uncertainty included."""
+    """Comment on more false alarms than expected, given the uncertainty of the threshold."""
     if alarms is None:
         return ""
     n, false = int(np.sum(y == 1)), int(flagged[y == 1].sum())
@@ -94,8 +94,8 @@ def _on_false_alarms(y: np.ndarray, flagged: np.ndarray, alarms: FalseAlarms | N
         return ""
     return (
         f"{false} of {counted(n, 'normal image')} are flagged; about {alarms.expected * n:.0f} "
-        f"({percent(alarms.expected)} %) were expected. They differ from the images of the fit: if they are as normal, "
-        "fit on some of them as well."
+        f"({percent(alarms.expected)} %) were expected. They differ from the images of the fit: if all are normal, fit "
+        "on some of them as well."
     )
 
 
@@ -115,5 +115,5 @@ def _on_few(auroc: Interval, y: np.ndarray) -> str:
         return ""
     count = f"{counted(n, 'normal image')} and {counted(m, 'anomaly')}"
     if not auroc.high - auroc.low > 0.01:  # also without an interval
-        return f"{count} are few: take these figures as a first look."
+        return f"{count} are few: these figures are rough."
     return f"{count} are few: AUROC may as well be {auroc.low:.2f} or {auroc.high:.2f}."

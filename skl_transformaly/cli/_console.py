@@ -1,4 +1,4 @@
-"""What goes to the terminal or into a log: results to stdout, notes on the work to stderr."""
+"""Output to a terminal or a log: results on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PAUSE = 10.0
 
 @dataclass
 class Output:
-    """Where a command tells what it does; `quiet` leaves warnings and errors alone on stderr."""
+    """Output of a command; if `quiet`, stderr has only warnings and errors."""
 
     json: bool
     quiet: bool
@@ -31,12 +31,12 @@ class Output:
         return not self.quiet and sys.stderr.isatty()
 
     def note(self, text: str) -> None:
-        """Tell of the work, on stderr."""
+        """Print a note on stderr, unless `quiet`."""
         if not self.quiet:
             say(text)
 
     def loading(self) -> None:
-        """Tell, on a terminal, that what follows takes seconds: libraries and a model are loaded."""
+        """Announce, on a terminal, that libraries and a model are loaded, which takes seconds."""
         if self.lively:
             say("Loading the model ...")
 
@@ -45,11 +45,11 @@ class Output:
         say(f"warning: {text}")
 
     def result(self, text: str, data: dict[str, Any]) -> None:
-        """Print a result on stdout: `data` as JSON if asked for, else `text`."""
+        """Print a result on stdout: `data` as JSON with ``--json``, else `text`."""
         print(json.dumps(data) if self.json else plain(text))
 
     def made(self, text: str, data: dict[str, Any]) -> None:
-        """Tell of a file that was made: JSON on stdout if asked for, else a note."""
+        """Report a file that was made: `data` as JSON on stdout with ``--json``, else `text` as a note."""
         if self.json:
             print(json.dumps(data))
         else:
@@ -57,9 +57,9 @@ class Output:
 
     @contextlib.contextmanager
     def progress(self, label: str, total: float, unit: str = "images") -> Iterator[Callable[[float], None]]:
-        """Show how far the block has got: a bar on a terminal, a line every ten seconds in a log.
+        """Show the progress of the block: a bar on a terminal, a line every ten seconds in a log.
 
-        Yields a function that takes how much was done since it was called last. A `unit` of "%" shows shares alone.
+        Yields a function to call with the amount done since its last call. A `unit` of "%" shows only shares.
         """
         if self.quiet:
             yield lambda n: None
@@ -81,7 +81,7 @@ class Output:
 
     @contextlib.contextmanager
     def waiting(self, label: str) -> Iterator[None]:
-        """Show that the block is at work, whose progress is not known."""
+        """Show that the block is at work, if its progress is not known."""
         if self.quiet:
             yield
         elif self.lively:
@@ -108,7 +108,7 @@ class Output:
 
 
 class _LogLines:
-    """Takes how much was done since the last call, and now and then writes a line."""
+    """Takes the amount done since the last call, and writes a line every ten seconds."""
 
     def __init__(self, label: str, total: float, unit: str):
         self._label, self._total, self._unit = label, total, unit
@@ -139,7 +139,7 @@ def _tick(label: str, done: threading.Event) -> None:
 
 
 def duration(seconds: float) -> str:
-    """A time in words, as roughly as an estimate deserves.
+    """Return a time in words, as precise as an estimate can be.
 
     >>> [duration(seconds) for seconds in (0.2, 7.4, 43, 290, 9000)]
     ['1 s', '7 s', '45 s', '5 min', '2 h 30 min']
@@ -153,7 +153,7 @@ def duration(seconds: float) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """A number and its noun.
+    """Return a number and its noun.
 
     >>> counted(1, "image"), counted(2, "image"), counted(3, "anomaly")
     ('1 image', '2 images', '3 anomalies')
@@ -164,13 +164,13 @@ def counted(number: int, noun: str) -> str:
 
 
 def say(text: str) -> None:
-    """Write lines to stderr, at once."""
+    """Write lines to stderr, without buffering."""
     sys.stderr.write(plain(text) + "\n")
     sys.stderr.flush()
 
 
 def plain(text: str) -> str:
-    """`text` without characters that would do something to a terminal."""
+    """Return `text` without characters that control a terminal."""
     from skl_transformaly.images._folders import display_path
 
     return "\n".join(display_path(line) for line in text.split("\n"))

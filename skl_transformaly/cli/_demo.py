@@ -1,4 +1,4 @@
-"""``transformaly demo``: the first steps, on pieces of two photographs that come with scikit-learn."""
+"""``transformaly demo``: the first steps, on pieces of two photographs from scikit-learn."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _ANOMALIES = 8
 @command(json=False)
 def demo(
     out: Output,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make, for images and results.")] = Path(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to create for images and results.")] = Path(
         "transformaly-demo"
     ),
 ) -> None:
-    """Try fit, score and report on pieces of two photographs, without images of your own: in a minute, offline."""
+    """Try fit, score and report on pieces of two photographs, in a minute and offline."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Mistake(f"{str(folder)!r} is not an empty folder: name another one.")
+        raise Mistake(f"{str(folder)!r} is not an empty folder; name another one.")
     _write_images(folder, out)
     normal, new, model = str(folder / "normal"), str(folder / "new"), folder / "model.tfm"
     shared = {"quiet": out.quiet, "debug": out.debug}
@@ -44,7 +44,7 @@ def demo(
     report(model=model, paths=[new], out=page, normal=Path(normal), **shared)
     out.note(
         f"\nOpen {page} in a browser: the pieces of the other photograph should come first.\n"
-        f"{scores} has the same as a table.\n"
+        f"{scores} is a table of the scores.\n"
         "With images of your own: transformaly fit FOLDER_OF_NORMAL_IMAGES -o model.tfm"
     )
 
@@ -73,6 +73,6 @@ def _write_images(folder: Path, out: Output) -> None:
             kind = "normal" if name == "china" and i < _FITTED else "new"
             piece.save(folder / kind / f"{name}-{i:02}.png")
     out.note(
-        f"{folder}: pieces of a photograph of a temple as normal images, and as new ones more of them and "
-        f"{_ANOMALIES} of a flower."
+        f"{folder}: pieces of a photograph of a temple as normal images; more of them as new images, with {_ANOMALIES} "
+        "pieces of a flower."
     )

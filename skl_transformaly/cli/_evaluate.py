@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate"]
 
+_CONFIDENCE = 0.95  # of the intervals, the default of `evaluate_scores`
 _TITLES = {"auroc": "AUROC", "aupr": "AUPR", "fpr95": "FPR at 95 % TPR"}
 
 
@@ -29,24 +30,19 @@ def evaluate(
     out: Output,
     model: Model,
     test_dir: Annotated[
-        Path, typer.Argument(metavar="TEST_DIR", help="Folder that holds a folder for each class.", show_default=False)
+        Path, typer.Argument(metavar="TEST_DIR", help="Folder with a folder for each class.", show_default=False)
     ],
     good: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="The class that is normal, or one of them. Else 'good', 'normal' or 'ok'."),
+        typer.Option(metavar="NAME", help="A normal class; may be repeated. Default: 'good', 'normal' or 'ok'."),
     ] = None,
-    confidence: Annotated[float, typer.Option(help="Of the intervals, in (0, 1).")] = 0.95,
-    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
     weights: Weights = None,
 ) -> None:
     """Measure how well a model tells anomalies from normal images: AUROC, AUPR, FPR at 95 % TPR.
 
-    Anomalies are what is looked for: TPR is the share of anomalies found, FPR the share of normal images flagged.
+    Anomalies are the positive class: TPR is the share of anomalies found, FPR the share of normal images flagged.
     """
     check_model(model, "evaluate MODEL TEST_DIR")
-    if not 0 < confidence < 1:
-        raise Mistake(f"--confidence must be in (0, 1), got {confidence}.")
     test = _find_test(test_dir, good or [], out)
     detector, _ = load_model(model, weights, out)
     scores = _score_test(detector, test, out)
@@ -56,17 +52,17 @@ def evaluate(
     from skl_transformaly.cli._trust import FalseAlarms
 
     y = test.y
-    figures = evaluate_scores(scores["score"], y, confidence=confidence, n_resamples=resamples, random_state=seed)
+    figures = evaluate_scores(scores["score"], y)
     classes = per_class(scores["score"], test.labels, test.classes, test.normal)
     if not figures["auroc"].value >= 0.5:
         out.warn(
-            f"AUROC is below one half: {', '.join(test.normal)} scores lower than the anomalies do. Is --good the "
-            "class that the model was fitted on?"
+            f"AUROC is below one half: {', '.join(test.normal)} scores lower than the anomalies. Was the model fitted "
+            "on another class than --good?"
         )
     flagged = scores["prediction"] == -1
     said = comments(figures, y, flagged, scores["p_value"], classes, FalseAlarms.of(detector))
-    text = [*_text(test, figures, classes, flagged, confidence), "", *said]
-    out.result("\n".join(text), {**_data(test, figures, classes, flagged, confidence), "comments": said})
+    text = [*_text(test, figures, classes, flagged), "", *said]
+    out.result("\n".join(text), {**_data(test, figures, classes, flagged), "comments": said})
 
 
 @dataclass
@@ -105,7 +101,7 @@ def _find_test(test_dir: Path, good: list[str], out: Output) -> _Test:
         labels += [name] * len(one.paths)
     outside = len(find_files([str(test_dir)]).paths) - len(found.paths)
     if outside:
-        out.warn(f"{counted(outside, 'image')} outside of the class folders left out.")
+        out.warn(f"{counted(outside, 'image')} outside the class folders left out.")
     return _Test(found, np.array(labels), classes, normal, outside)
 
 
@@ -133,9 +129,7 @@ def _score_test(detector: Any, test: _Test, out: Output) -> dict[str, ndarray]:
     return {name: np.array([row[name] for row in kept], dtype=np.float64) for name in numbers}
 
 
-def _text(
-    test: _Test, figures: dict[str, Interval], classes: dict[str, Any], flagged: ndarray, confidence: float
-) -> list[str]:
+def _text(test: _Test, figures: dict[str, Interval], classes: dict[str, Any], flagged: ndarray) -> list[str]:
     import numpy as np
 
     y = test.y
@@ -143,7 +137,7 @@ def _text(
     lines = [
         f"normal: {', '.join(test.normal)} ({counted(int(np.sum(y == 1)), 'image')}); anomalies: "
         + ", ".join(f"{name} ({entry['n']})" for name, entry in classes.items()),
-        f"{'':<16} {'value':>6}  {100 * confidence:g} % interval",
+        f"{'':<16} {'value':>6}  {100 * _CONFIDENCE:g} % interval",
         *(
             f"{_TITLES[name]:<16} {value:6.3f}  {lacking if np.isnan(low) else f'{low:.3f} to {high:.3f}'}"
             for name, (value, low, high) in figures.items()
@@ -165,9 +159,7 @@ def _share(flags: ndarray, noun: str) -> str:
     return f"{flags.sum()} of {len(flags)} {noun} ({100 * flags.mean():.1f} %)"
 
 
-def _data(
-    test: _Test, figures: dict[str, Interval], classes: dict[str, Any], flagged: ndarray, confidence: float
-) -> dict[str, Any]:
+def _data(test: _Test, figures: dict[str, Interval], classes: dict[str, Any], flagged: ndarray) -> dict[str, Any]:
     import numpy as np
 
     y = test.y
@@ -175,7 +167,7 @@ def _data(
         "normal": test.normal,
         "n_normal": int(np.sum(y == 1)),
         "n_anomalies": int(np.sum(y == -1)),
-        "confidence": confidence,
+        "confidence": _CONFIDENCE,
         **{
             name: {"value": value, "low": None if np.isnan(low) else low, "high": None if np.isnan(high) else high}
             for name, (value, low, high) in figures.items()

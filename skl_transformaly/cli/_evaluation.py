@@ -17,14 +17,14 @@ from skl_transformaly.utils._labels import check_labels
 
 __all__ = ["METRICS", "Interval", "class_folders", "evaluate_scores", "fpr_at_tpr", "normal_classes"]
 
-# names that a folder of normal images goes by, of which the first that is there counts
+# usual names of a folder of normal images
 _NORMAL_NAMES = ("good", "normal", "ok")
 # Narrower intervals have no width but rounding
 _ROUNDING = 1e-9
 
 
 class Interval(NamedTuple):
-    """A figure and its confidence interval, of which NaN are the ends if there is too little to tell one."""
+    """A figure and its confidence interval, whose ends are NaN if it cannot be estimated."""
 
     value: float
     low: float
@@ -32,7 +32,7 @@ class Interval(NamedTuple):
 
 
 def fpr_at_tpr(y_anomaly: np.ndarray, anomaly_score: np.ndarray, tpr: float = 0.95) -> float:
-    """Share of normal images flagged at the strictest threshold that still catches a share `tpr` of the anomalies.
+    """Return the share of normal images flagged at the strictest threshold that finds a share `tpr` of the anomalies.
 
     `y_anomaly` is True for anomalies; a higher `anomaly_score` is more anomalous.
 
@@ -59,12 +59,12 @@ def evaluate_scores(
     n_resamples: int = 1000,
     random_state: int = 0,
 ) -> dict[str, Interval]:
-    """AUROC, AUPR and FPR at 95 % TPR of scores (higher is more normal), anomalies being what is looked for.
+    """Compute AUROC, AUPR and FPR at 95 % TPR of scores (higher is more normal), with anomalies as positive class.
 
-    The intervals are bootstrap percentiles [1]_; normal images and anomalies are drawn apart, so that each resample
-    holds as many of both as `y`. If all resamples agree, such as when no anomaly scores as high as a normal image,
-    there are too few mistakes to tell how far the figure may be off, and the ends are NaN. That of ``fpr95``, a share
-    of the normal images, always has ends: it holds the interval of Clopper and Pearson [2]_ for that share, too.
+    The intervals are bootstrap percentiles [1]_; normal images and anomalies are drawn separately, so that each
+    resample holds as many of both as `y`. If all resamples agree, as when no anomaly scores as high as a normal image,
+    there are too few mistakes to estimate the uncertainty, and the ends are NaN. The interval of ``fpr95``, a share of
+    the normal images, always has ends: it includes the interval of Clopper and Pearson [2]_ for that share.
 
     ``aupr`` is the average precision with anomalies as the positive class, whose value for random scores is their
     share; for ``fpr95`` see :func:`fpr_at_tpr`.
@@ -113,10 +113,10 @@ def evaluate_scores(
 
 
 def class_folders(root: str | os.PathLike) -> list[str]:
-    """Names of the folders directly in `root`, sorted, hidden ones left out; ValueError if it holds none."""
+    """Return the names of the folders in `root`, sorted, without hidden ones. Raises ValueError without any."""
     root = Path(root)
     if not root.is_dir():
-        raise ValueError(f"The folder {str(root)!r} does not exist; expected one that holds a folder for each class.")
+        raise ValueError(f"The folder {str(root)!r} does not exist; expected one with a folder for each class.")
     names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise ValueError(f"{str(root)!r} holds no folders; expected one for each class, one of them of normal images.")
@@ -124,9 +124,9 @@ def class_folders(root: str | os.PathLike) -> list[str]:
 
 
 def normal_classes(classes: Sequence[str], good: Sequence[str] = ()) -> list[str]:
-    """Which of `classes` are normal: those that `good` names, else the one that goes by a usual name.
+    """Return which of `classes` are normal: those in `good`, else the one with a usual name.
 
-    Nothing is guessed from order or number: a wrong guess would turn every figure upside down.
+    Nothing is guessed from order or number, since a wrong guess would invert every figure.
 
     >>> normal_classes(["crack", "good", "scratch"]), normal_classes(["cat", "dog"], ["cat"])
     (['good'], ['cat'])
@@ -137,14 +137,14 @@ def normal_classes(classes: Sequence[str], good: Sequence[str] = ()) -> list[str
             if name not in classes:
                 close = get_close_matches(name, classes, n=1)
                 hint = f" Did you mean {close[0]!r}?" if close else ""
-                raise ValueError(f"{name!r}, which is to be normal, is not a class; the classes are {listed}.{hint}")
+                raise ValueError(f"The normal class {name!r} does not exist; the classes are {listed}.{hint}")
         found = [name for name in classes if name in good]
     else:
         found = [name for name in classes if name.lower() in _NORMAL_NAMES]
         if len(found) != 1:
             raise ValueError(
-                f"Which class is normal? {'None' if not found else 'More than one'} of {listed} goes by "
-                f"{', '.join(repr(name) for name in _NORMAL_NAMES)}. Say --good NAME."
+                f"Which class is normal? {'None' if not found else 'More than one'} of {listed} is called "
+                f"{', '.join(repr(name) for name in _NORMAL_NAMES)}. Pass --good NAME."
             )
     if len(found) == len(classes):
         raise ValueError(f"All classes ({listed}) are normal, so there is nothing to find.")
@@ -152,7 +152,7 @@ def normal_classes(classes: Sequence[str], good: Sequence[str] = ()) -> list[str
 
 
 def per_class(scores: np.ndarray, labels: np.ndarray, classes: Sequence[str], normal: Sequence[str]) -> dict[str, Any]:
-    """AUROC of each anomalous class against all normal images; None for a class without readable images."""
+    """Compute the AUROC of each anomalous class against all normal images; None without readable images."""
     is_normal = np.isin(labels, list(normal))
     result: dict[str, Any] = {}
     for name in classes:

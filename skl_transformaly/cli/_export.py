@@ -19,24 +19,24 @@ def export(
     out: Output,
     model: Model,
     onnx: Annotated[
-        Path, typer.Option("--onnx", *OUT, metavar="FILE", help="The ONNX file to make.", show_default=False)
+        Path, typer.Option("--onnx", *OUT, metavar="FILE", help="The ONNX file to write.", show_default=False)
     ],
     check: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATH", help="Images to compare on, such as a folder; else a few made-up ones."),
+        typer.Option(metavar="PATH", help="Images to compare scores on, such as a folder. Default: synthetic ones."),
     ] = None,
     weights: Weights = None,
 ) -> None:
-    """Export a model to ONNX, to run without torch or timm; it is compared to the model before it is kept."""
+    """Export a model to ONNX, to run without torch or timm, after comparing their scores."""
     check_model(model)
     check_writable(onnx)
     images = find_images(check).paths if check else None
     detector, _ = load_model(model, weights, out)
     from skl_transformaly.export import ParityError, to_onnx
 
-    noun = "made-up image" if images is None else "image"
-    compared = "a few made-up images" if images is None else counted(len(images), noun)
-    out.note(f"Exporting {model} to {onnx}, and comparing their scores on {compared}.")
+    noun = "synthetic image" if images is None else "image"
+    compared = "a few synthetic images" if images is None else counted(len(images), noun)
+    out.note(f"Exporting {model} to {onnx} and comparing scores on {compared}.")
     try:
         with out.waiting("Exporting"):
             measured = to_onnx(detector, onnx, images)
@@ -44,6 +44,6 @@ def export(
         raise Mistake(str(error)) from error
     out.made(
         f"{onnx}: {measured['bytes'] / 1e6:.1f} MB; on {counted(measured['n_images'], noun)}, scores differ by "
-        f"at most {measured['score_deviation']:.2g} of their size.",
+        f"at most {measured['score_deviation']:.2g} of their value.",
         {"onnx": str(onnx), **measured},
     )

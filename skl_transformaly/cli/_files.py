@@ -1,4 +1,4 @@
-"""Image files that a command line names, by folders, patterns and lists; files passed over are counted."""
+"""Image files from the command line: folders, patterns and lists. Files that are passed over are counted."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ __all__ = ["find_files", "split_list"]
 
 
 def find_files(names: Iterable[str], *, listed: Iterable[str] = ()) -> FoundFiles:
-    """Find the image files that `names` and `listed` stand for.
+    """Find the image files of `names` and `listed`.
 
-    A name is a file, a folder, whose files count with those of the folders in it, or a pattern (``*``, ``?``,
-    ``[...]``, and ``**`` for folders of any depth); what is there is never taken as a pattern, and what leads to
-    nothing is a ValueError. Listed files that are not there are kept, to be reported as unreadable.
+    A name is a file, a folder (with subfolders), or a pattern (``*``, ``?``, ``[...]``, and ``**`` for folders of any
+    depth); an existing path is never taken as a pattern. Raises ValueError for a name that leads to nothing. Listed
+    files that do not exist are kept, to be reported as unreadable.
 
-    Within folders and patterns, hidden files and folders are passed over, and files that are not images: by their
-    suffix, or, without one, by their content. Of files that are named themselves, hidden ones count, and the content
-    decides if the suffix is not that of an image.
+    In folders and patterns, hidden files and folders are passed over, and files that are not images by their suffix or,
+    without one, by their content. Files that are named themselves may be hidden, and their content decides if the
+    suffix is not that of an image.
     """
     found = FoundFiles()
     seen: set[str] = set()
 
     def add(path: str) -> None:
-        path = str(Path(path))  # takes out ./ and //, and leaves .., which may lead through a link
+        path = str(Path(path))  # without ./ and //, but with .., which may lead through a link
         if path not in seen:
             seen.add(path)
             found.paths.append(path)
@@ -68,7 +68,7 @@ def _add_named(path: str, found: FoundFiles, add) -> None:
 
 
 def split_list(content: bytes) -> list[str]:
-    r"""Split a list of paths: one a line, or, if it holds a NUL, separated by NULs, as ``find -print0`` does.
+    r"""Split a list of paths: one per line, or separated by NULs, as by ``find -print0``.
 
     >>> split_list(b"a.png\n\nb c.png\r\n")
     ['a.png', 'b c.png']

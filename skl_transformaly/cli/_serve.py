@@ -23,12 +23,9 @@ ModelOrOnnx = Annotated[
     ),
 ]
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is all.")]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any that is free.")]
-MaxBatch = Annotated[int, typer.Option(min=1, help="Most images that are scored at a time.")]
-MaxWait = Annotated[
-    float, typer.Option(min=0, metavar="MS", help="Milliseconds that a batch waits for images being decoded.")
-]
-MaxQueue = Annotated[int, typer.Option(min=1, help="Most images that wait; more is refused (429).")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any free one.")]
+MaxBatch = Annotated[int, typer.Option(min=1, help="Most images to score at a time.")]
+MaxQueue = Annotated[int, typer.Option(min=1, help="Most images that wait (else 429).")]
 MaxImages = Annotated[int, typer.Option(min=1, help="Most images in a request (422).")]
 MaxBody = Annotated[float, typer.Option(min=0.001, metavar="MIB", help="Largest request, in MiB (413).")]
 MaxPixels = Annotated[float, typer.Option(min=0.001, metavar="MP", help="Largest image, in millions of pixels (422).")]
@@ -36,9 +33,8 @@ Timeout = Annotated[
     float, typer.Option(min=0.1, metavar="S", help="Seconds to read a request and score it (408, 504).")
 ]
 Connections = Annotated[int, typer.Option(min=1, help="Most open connections (503).")]
-Decoders = Annotated[int, typer.Option(min=1, help="Threads that decode images.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads that compute; without it, one for each core.")]
-Device = Annotated[str | None, typer.Option(help="'cpu', 'cuda', ...; without it, the model's.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads that compute. Default: one for each core.")]
+Device = Annotated[str | None, typer.Option(help="'cpu', 'cuda', ... Default: that of the model.")]
 
 
 @command(json=False)
@@ -48,14 +44,12 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     max_batch: MaxBatch = 16,
-    max_wait: MaxWait = 5.0,
     max_queue: MaxQueue = 256,
     max_images: MaxImages = 32,
     max_body: MaxBody = 32.0,
     max_pixels: MaxPixels = 50.0,
     timeout: Timeout = 30.0,
     connections: Connections = 512,
-    decoders: Decoders = 2,
     threads: Threads = None,
     device: Device = None,
     weights: Weights = None,
@@ -63,7 +57,7 @@ def serve(
     """Answer requests for scores over HTTP, and show a page on which to drop images.
 
     The server has neither authentication nor encryption: put a proxy in front of a server that others can reach.
-    SIGTERM and Ctrl-C stop it once all that was accepted is answered.
+    SIGTERM and Ctrl-C stop it once all accepted images are answered.
     """
     check_model(model, onnx=True)
     tell.loading()
@@ -79,14 +73,14 @@ def serve(
     limits = Limits(body, max_images, pixels, queue, timeout, connections, held=8 * body)
     with listen(host, port) as listener:  # before a model is loaded for nothing
         scorer = open_scorer(model, weights=weights, device=device, threads=threads)
-        server = create_app(scorer, limits=limits, max_batch=max_batch, max_wait=max_wait / 1000, decoders=decoders)
+        server = create_app(scorer, limits=limits, max_batch=max_batch)
         _prepare_decoding(limits.pixels)
         _announce(model, host, listener, tell)
         run(server, listener, limits)
 
 
 def _prepare_decoding(pixels: int) -> None:
-    """Let Pillow take images as large as the server's limit, and note its warnings beside their scores."""
+    """Let Pillow open images as large as the server's limit, and report its warnings with their scores."""
     from PIL import Image
 
     from skl_transformaly.serving._decoding import note_warnings
@@ -100,4 +94,4 @@ def _announce(model: Path, host: str, listener: socket, tell: Output) -> None:
     shown = f"[{address}]" if ":" in address else address
     tell.note(f"Serving {model} at http://{shown}:{port}/ (Ctrl-C stops it).")
     if host not in _OPEN_HOSTS:
-        tell.note("warning: whoever can reach this machine can use it; put a proxy with authentication in front.")
+        tell.warn("anyone who can reach this machine can use the server; put a proxy with authentication in front.")

@@ -1,4 +1,4 @@
-"""How far a model may be trusted, in words: false alarms to expect, and the least normal of its own images."""
+"""How far a model can be trusted, in words: expected false alarms, and the least normal of its own images."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from skl_transformaly.cli._console import counted
 
 __all__ = ["FalseAlarms", "least_normal", "least_normal_text", "percent"]
 
-# Below so many normal images, nobody should rely on a threshold
+# Number of normal images below which a threshold is not reliable
 _FEW = 20
-# Distances from the median, in those of the threshold, beyond which an image of the fit is hardly normal
+# Distance from the median, relative to that of the threshold, beyond which an image of the fit is hardly normal
 _FAR = 3.0
 
 
@@ -31,15 +31,15 @@ class FalseAlarms:
     .. [1] V. Vovk, "Conditional validity of inductive conformal predictors", ACML 2012.
     """
 
-    images: int  # normal ones, that set the threshold
+    images: int  # number of normal images that set the threshold
     asked: float  # share that the user asked for, in (0, 0.5]
-    expected: float  # share to expect on average over fits: at least 1 / (images + 1)
-    low: float  # between these the share of a single fit lies in 9 of 10 cases
+    expected: float  # mean share over fits, at least 1 / (images + 1)
+    low: float  # the share of a single fit is between these in 9 of 10 cases
     high: float
 
     @classmethod
     def of(cls, detector: Any) -> FalseAlarms | None:
-        """Those of a fitted detector; None if its threshold is not set by held-out scores."""
+        """Compute those of a fitted detector; None if its threshold is not set by held-out scores."""
         inner = innermost(detector)
         if hasattr(detector, "calibration_scores_"):
             return cls.promised(len(detector.calibration_scores_), detector.alpha)
@@ -49,7 +49,7 @@ class FalseAlarms:
 
     @classmethod
     def promised(cls, images: int, asked: float) -> FalseAlarms:
-        """Those of a threshold set by the scores of `images`.
+        """Compute those of a threshold that is set by the scores of a number of images.
 
         >>> print(FalseAlarms.promised(300, 0.05))
         About 5 % of new normal images will be flagged by mistake (nine of ten such fits flag between 3 and 7 %).
@@ -68,15 +68,15 @@ class FalseAlarms:
         if self.expected > self.asked:
             text += (
                 f" {counted(self.images, 'image')} cannot promise {percent(self.asked)} %; "
-                f"{ceil(1 / self.asked) - 1} can."
+                f"{ceil(1 / self.asked) - 1} images can."
             )
         if self.images < _FEW:
-            text += f" Fewer than {_FEW} images say little about what is normal: add more before you rely on this."
+            text += f" Fewer than {_FEW} images show little of what is normal: add more before you rely on this."
         return text
 
 
 def percent(share: float) -> str:
-    """A share in percent, with as many digits as it deserves.
+    """Format a share in percent, with few digits.
 
     >>> percent(0.05), percent(0.173), percent(0.0026)
     ('5', '17', '0.3')
@@ -85,9 +85,9 @@ def percent(share: float) -> str:
 
 
 def least_normal(detector: Any, paths: Sequence[str], most: int = 3) -> list[tuple[str, float]]:
-    """The images of the fit with the lowest scores, each without its own part in the fit, lowest first.
+    """Return the images of the fit with the lowest held-out scores, lowest first, and these scores.
 
-    At most a fifth of them, rounded up. `paths` are those of all images of the fit, unreadable ones included.
+    At most a fifth of the images, rounded up. `paths` are those of all images of the fit, including unreadable ones.
     """
     scores = detector.training_scores_
     order = [i for i in np.argsort(scores) if np.isfinite(scores[i])]
@@ -95,7 +95,7 @@ def least_normal(detector: Any, paths: Sequence[str], most: int = 3) -> list[tup
 
 
 def least_normal_text(detector: Any, found: list[tuple[str, float]]) -> str:
-    """Name them, count those below the threshold, point out those far beyond it, and tell what to do about them."""
+    """Describe them: their number below the threshold, those far from the others, and what to do about them."""
     scores, threshold = detector.training_scores_, detector.offset_
     below = int(np.sum(scores < threshold))
     count = f"{below} of {np.sum(np.isfinite(scores))} {'is' if below == 1 else 'are'}"
@@ -107,7 +107,7 @@ def least_normal_text(detector: Any, found: list[tuple[str, float]]) -> str:
     far = sum(median - score > _FAR * (median - threshold) for _, score in found)
     if far:
         those = "The first one is" if far == 1 else f"The first {far} are"
-        lines.append(f"{those} far from all others.")
+        lines.append(f"{those} far from the others.")
     if not innermost(detector).trim:
         lines.append("If some of these are not normal, remove them, or fit again with --trim 0.05.")
     return "\n".join(lines)

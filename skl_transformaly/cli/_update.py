@@ -1,4 +1,4 @@
-"""``transformaly update``: a better model from labels and more normal images."""
+"""``transformaly update``: improve a model by labels and more normal images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["update"]
 
-# Known anomalies below which feature spaces are not weighed
+# Number of known anomalies from which feature spaces are weighed
 _FEW_ANOMALIES = 5
 
 
@@ -35,26 +35,26 @@ def update(
     out: Output,
     model: Model,
     output: Annotated[
-        Path, typer.Option(*OUT, metavar="NEW_MODEL", help="The model file to make.", show_default=False)
+        Path, typer.Option(*OUT, metavar="NEW_MODEL", help="The model file to write.", show_default=False)
     ],
     images: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NEW_IMAGES]...", help="More normal images: folders, files, patterns, or - ."),
+        typer.Argument(metavar="[NEW_IMAGES]...", help="More normal images: folders, files, patterns, or -."),
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option(metavar="CSV", help="Labels that a report saved: path,label with 1 (normal) or -1 (anomaly)."),
+        typer.Option(metavar="CSV", help="Labels saved by a report: path,label with 1 (normal) or -1 (anomaly)."),
     ] = None,
     normal: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of the images that the model was fitted on, if it was moved."),
+        typer.Option(metavar="DIR", help="Folder of the images of the fit, if it was moved."),
     ] = None,
     weights: Weights = None,
 ) -> None:
-    """Learn from labels that a report saved, and from more normal images.
+    """Learn from labels saved by a report, and from more normal images.
 
-    Images labelled 1, and new ones without a label, are learned as normal. Images labelled -1 are known anomalies,
-    which tell how much each feature space counts; if the model was fitted on them, they are taken back.
+    Images labelled 1, and new ones without a label, are learned as normal. Images labelled -1 are known anomalies, by
+    which feature spaces are weighed; if the model was fitted on them, they are taken back.
     """
     if not images and labels is None:
         raise Mistake("update needs something to learn from: new normal images, --labels FILE, or both.")
@@ -67,7 +67,7 @@ def update(
 
     given = {os.path.abspath(path): 1 for path in (new.paths if new is not None else [])}
     if labels is not None:
-        given.update(read_labels(labels))  # a label says more than where an image lies
+        given.update(read_labels(labels))  # a label counts before the folder of an image
     detector, header = load_model(model, weights, out)
     earlier = Earlier.of(detector, header["metadata"], normal)
     with out.progress("Reading", len(given)) as advance:
@@ -76,7 +76,7 @@ def update(
         out.warn(unreadable_text(lessons.unreadable, "left out"))
     if not lessons:
         given_as = " and ".join(["images"] * bool(images) + ["labels"] * (labels is not None))
-        raise Mistake(f"there is nothing new to learn: the model has learned these {given_as} already.")
+        raise Mistake(f"nothing new to learn: the model has learned these {given_as} already.")
     before = {"images": earlier.learned, "threshold": float(detector.offset_)}
     start = time.perf_counter()
     exact = _learn(detector, earlier, lessons, out)
@@ -89,31 +89,31 @@ def update(
 
 
 def _learn(detector: Any, earlier: Earlier, lessons: Lessons, out: Output) -> bool:
-    """Learn; returns whether the result is that of a fit on all images."""
+    """Learn, and return whether the result is that of a fit on all images."""
     from skl_transformaly.images._images import as_images
 
     exact = not earlier.solved
     if earlier.solved:
-        with out.progress("Looking for earlier images", len(earlier.paths)) as advance:
+        with out.progress("Checking earlier images", len(earlier.paths)) as advance:
             reason = earlier.why_not_again(lessons, advance)
         exact = not reason
         if reason:
             out.warn(
-                f"{reason}, so the students stay as they are, and densities, threshold and p-values alone are learned "
-                "anew. Name the folder of the earlier images with --normal DIR, or fit on all images, to learn all."
+                f"{reason}, so the students stay as they are, and only densities, threshold and p-values are updated. "
+                "To update all, name the folder of the earlier images with --normal DIR, or fit on all images."
             )
         else:
             earlier.hand_over()
             number = counted(earlier.learned + len(lessons.normal) - len(lessons.taken_back), "image")
-            out.note(f"All earlier images were found: learning from {number}, as a fit on all of them would.")
+            out.note(f"All earlier images were found: learning from {number}, like a fit on all of them.")
     again = earlier.solved and exact
     paths = [*lessons.normal, *lessons.anomalies]
     y = [1] * len(lessons.normal) + [-1] * len(lessons.anomalies)
     with out.waiting("Learning"), warnings.catch_warnings():
-        # `_tell` says this at the end
+        # `_tell` reports this at the end
         warnings.filterwarnings("ignore", message=".*(cannot be promised|changes? nothing)")
         if lessons.taken_back:
-            # students are learned once, with the last step
+            # students are fitted once, in the last step
             detector.forget(lessons.taken_back, update_students=again and not paths)
         if paths:
             detector.partial_fit(as_images(paths, on_error="skip"), y, update_students=again)
@@ -123,7 +123,7 @@ def _learn(detector: Any, earlier: Earlier, lessons: Lessons, out: Output) -> bo
 def _tell(
     detector: Any, output: Path, lessons: Lessons, before: dict[str, Any], exact: bool, seconds: float, out: Output
 ) -> None:
-    """What changed, in words."""
+    """Report what changed."""
     import numpy as np
 
     from skl_transformaly.cli._trust import FalseAlarms
@@ -137,13 +137,13 @@ def _tell(
         f"Threshold {detector.offset_:.2f}, {before['threshold']:.2f} before.",
     ]
     if lessons.known:
-        lines.append(f"{counted(lessons.known, 'image')} passed over: the model knew what they are.")
+        lines.append(f"{counted(lessons.known, 'image')} passed over, which the model knew already.")
     if 0 < anomalies < _FEW_ANOMALIES:
         lines.append(f"{counted(anomalies, 'known anomaly')}: {_FEW_ANOMALIES} are needed to weigh the feature spaces.")
     elif anomalies and np.ptp(detector.weights_) == 0:
         lines.append(
-            f"{counted(anomalies, 'known anomaly')}: they change nothing, since equal weights of the feature spaces "
-            "were as good on held-out images."
+            f"{counted(anomalies, 'known anomaly')}: no change, since equal weights of the feature spaces were as good "
+            "on held-out images."
         )
     elif anomalies:
         weights = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(detector.feature_spaces_, detector.weights_))

@@ -1,4 +1,4 @@
-"""``transformaly watch``: scores of images as they appear in a folder, until it is stopped."""
+"""``transformaly watch``: score images as they appear in a folder, until stopped."""
 
 from __future__ import annotations
 
@@ -23,40 +23,40 @@ if TYPE_CHECKING:
 
 __all__ = ["watch"]
 
-# Files that are not complete, of which the last line tells the names
+# Number of incomplete files that are named in the last line
 _MOST_NAMES = 3
 
 
-Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder, with those in it.", show_default=False)]
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder, with subfolders.", show_default=False)]
 ModelOption = Annotated[
     Path, typer.Option("--model", "-m", metavar="MODEL", help="A model file that `fit` made.", show_default=False)
 ]
 Rows = Annotated[
     Path,
-    typer.Option(*OUT, metavar="FILE", help="Rows of scores, .jsonl or .csv; added to.", show_default=False),
+    typer.Option(*OUT, metavar="FILE", help="File to append rows of scores to, .jsonl or .csv.", show_default=False),
 ]
 MoveTo = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Move anomalies to this folder, in the folders they came from.")
+    Path | None, typer.Option(metavar="DIR", help="Move anomalies to this folder, keeping their subfolders.")
 ]
 LinkTo = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Leave anomalies where they are, and link them in this folder.")
+    Path | None, typer.Option(metavar="DIR", help="Link anomalies in this folder instead of moving them.")
 ]
 OnAnomaly = Annotated[
     str | None,
     typer.Option(
         metavar="COMMAND|URL",
-        help="Called for each anomaly: a command, which gets the path as its last argument, or in place of {path} "
-        "(and {score}, {p_value}), without a shell; or a URL, to which JSON is posted.",
+        help="Called for each anomaly: a command, run without a shell, with the path as last argument or in place of "
+        "{path} (and {score}, {p_value}); or a URL, to which JSON is posted.",
     ),
 ]
-Every = Annotated[float, typer.Option(min=0.05, metavar="S", help="Seconds between two looks.")]
+Every = Annotated[float, typer.Option(min=0.05, metavar="S", help="Seconds between two looks at the folder.")]
 Settle = Annotated[
-    float, typer.Option(min=0, metavar="S", help="Seconds for which a file must not change to be complete.")
+    float, typer.Option(min=0, metavar="S", help="Seconds without change after which a file is complete.")
 ]
 Patience = Annotated[
-    float, typer.Option(min=0, metavar="S", help="Seconds after which a file that cannot be read is given up.")
+    float, typer.Option(min=0, metavar="S", help="Seconds without change after which an unreadable file is given up.")
 ]
-Once = Annotated[bool, typer.Option("--once", help="Stop when all that is there is scored.")]
+Once = Annotated[bool, typer.Option("--once", help="Stop when all images are scored.")]
 
 
 @command()
@@ -76,8 +76,8 @@ def watch(
 ) -> None:
     """Score images as they appear in a folder, until SIGTERM or Ctrl-C.
 
-    What is in the folder already is scored as well, unless --out has its row. Started again after any stop, it goes on
-    where it was: no image is lost, and none is scored twice unless it has changed.
+    Images that are in the folder already are scored as well, unless --out has their rows. Started again after any stop,
+    it continues where it was: no image is lost, and none is scored twice unless it has changed.
     """
     check_folder(folder, "folder to watch")
     if out.suffix.lower() not in (".csv", ".jsonl"):
@@ -102,7 +102,7 @@ def watch(
             watcher = Watcher(detector, file, arrivals, actions, on_row=on_row, warn=tell.warn, stopping=stopping)
             watcher.run(interval, once=once, idle=lambda: show(watcher))
         if actions.waiting:
-            tell.warn(f"still to be moved or told of at the next start: {counted(actions.waiting, 'anomaly')}.")
+            tell.warn(f"{counted(actions.waiting, 'anomaly')} still to be moved or reported at the next start.")
         tell.note(f"{out}: {_state(watcher, named=True)}.")
 
 
@@ -127,14 +127,14 @@ def _check_rows(file: ScoreFile) -> None:
     strange = [path for path in file.done if not file.knows(path)]
     if strange:
         raise Mistake(
-            f"{str(file.path)!r} has rows of another model, or of an unknown one, such as that of {strange[0]!r}: "
-            "score into another file."
+            f"{str(file.path)!r} has rows of another or unknown model, such as that of {strange[0]!r}: score into "
+            "another file."
         )
 
 
 @contextlib.contextmanager
 def _until_stopped() -> Iterator[Callable[[], bool]]:
-    """Give a function that returns whether SIGTERM or SIGINT came; a second one stops the program at once."""
+    """Yield a function that returns whether SIGTERM or SIGINT came; a second one stops the program at once."""
     came: list[int] = []
 
     def stop(signum: int, frame: Any) -> None:
@@ -152,7 +152,7 @@ def _until_stopped() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def _display(tell: Output, folder: Path) -> Iterator[tuple[Callable[[dict], None], Callable[[Watcher], None]]]:
-    """Give a function that shows a row, and one that shows how things are."""
+    """Yield a function that shows a row, and one that shows the state."""
 
     def on_row(row: dict[str, Any]) -> None:
         if tell.json:
@@ -173,16 +173,16 @@ def _display(tell: Output, folder: Path) -> Iterator[tuple[Callable[[dict], None
 
 
 def _state(watcher: Watcher, *, named: bool = False) -> str:
-    """How things are, in one line; with the names of a few files that are not complete if `named`."""
+    """Return the state in one line; with the names of a few incomplete files if `named`."""
     counts, waiting = watcher.counts, watcher.arrivals.waiting
     parts = [f"{counts.scored} scored", counted(counts.anomalies, "anomaly")]
     if counts.unreadable:
         parts.append(f"{len(counts.unreadable)} unreadable")
     if waiting:
-        parts.append(f"{len(waiting)} not complete")
+        parts.append(f"{len(waiting)} incomplete")
     if waiting and named:
         more = ", ..." if len(waiting) > _MOST_NAMES else ""
         parts[-1] += f" ({', '.join(waiting[:_MOST_NAMES])}{more})"
     if watcher.actions.waiting:
-        parts.append(f"{watcher.actions.waiting} to be moved or told of")
+        parts.append(f"{watcher.actions.waiting} to be moved or reported")
     return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""Files that appear in a folder, found when they are complete, scored, and written down once."""
+"""Images that appear in a folder, scored once when they are complete."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from skl_transformaly.images._folders import has_image_suffix, is_image
 
 __all__ = ["Arrivals", "Watcher"]
 
-# Images that are scored before their rows are written, and before a stop is heeded
+# Number of images that are scored before their rows are written and a stop is noticed
 _CHUNK = 32
-# Seconds between two tries to write, and between two warnings that it still fails
+# Seconds between two attempts to write, and between two warnings that they fail
 _RETRY, _REMIND = 1.0, 60.0
 # Seconds after which a stop is noticed
 _SLICE = 0.1
@@ -31,11 +31,11 @@ class _Waiting:
 
 
 class Arrivals:
-    """Finds the images in a folder, and in those below it, that are complete and have no row yet.
+    """Finds the images in a folder and its subfolders that are complete and have no row yet.
 
-    A file is complete if its size and its time of change have stayed the same for `settle` seconds. One that cannot be
-    decoded then may still be written to, by a writer that pauses: it counts as complete if it stays as it is for
-    `patience` seconds. Hidden files and folders are passed over, and the folders `excluded`.
+    A file is complete if its size and its time of change have stayed the same for `settle` seconds. If it cannot be
+    decoded then, its writer may only pause: it is complete if it has stayed the same for `patience` seconds. Hidden
+    files and folders are passed over, and so are the folders `excluded`.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class Arrivals:
         self._told: set[str] = set()
 
     def look(self, known: Callable[[str, State], bool]) -> list[str]:
-        """Look through the folder once; returns absolute paths, in the order in which the files were changed.
+        """Look through the folder once, and return absolute paths of complete files, in the order of their changes.
 
-        ``known(path, state)`` tells whether there is a row of that. A folder that cannot be listed is an OSError; what
-        cannot be listed below it is a trouble.
+        ``known(path, state)`` returns whether there is a row. Raises OSError if the folder cannot be listed; for
+        subfolders see `take_troubles`.
         """
         now = self._clock()
         seen: dict[str, _Waiting] = {}
@@ -84,7 +84,7 @@ class Arrivals:
         return [path for _, path in sorted(complete, key=lambda item: (item[0][1], item[1]))]
 
     def put_off(self, path: str) -> bool:
-        """Take note that a file cannot be read, and return whether it gets more time."""
+        """Mark a file as unreadable, and return whether it gets more time."""
         waiting = self._waiting.get(path)
         if waiting is None or self._clock() - waiting.since >= self.patience:
             return False
@@ -92,19 +92,19 @@ class Arrivals:
         return True
 
     def take_troubles(self) -> list[tuple[str, str]]:
-        """Folders and files that could not be listed, and why; each once."""
+        """Return folders and files that could not be listed, and why; each once."""
         new = [(path, why) for path, why in self._troubles.items() if path not in self._told]
         self._told.update(self._troubles)
         self._troubles.clear()
         return new
 
     def forget(self, path: str) -> None:
-        """Take note that a file has its row."""
+        """Forget a file that has its row."""
         self._waiting.pop(path, None)
 
     @property
     def waiting(self) -> list[str]:
-        """Absolute paths of the files that are not complete, or have no row yet."""
+        """Absolute paths of files that are incomplete or have no row yet."""
         return sorted(self._waiting)
 
     def _files(self, folder: str, above: set[tuple[int, int]]) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -137,9 +137,9 @@ class Counts:
 
 
 class Watcher:
-    """Scores the images that appear in a folder, writes their rows, and does what is to be done about anomalies.
+    """Scores the images that appear in a folder, writes their rows, and runs the actions on anomalies.
 
-    `on_row` takes each row that was written, `warn` a text, and ``stopping()`` tells whether to come to an end.
+    `on_row` is called with each row that was written, `warn` with a text; ``stopping()`` returns whether to stop.
     """
 
     def __init__(
@@ -165,24 +165,24 @@ class Watcher:
         self._check_drift()
 
     def run(self, interval: float, *, once: bool = False, idle: Callable[[], None] = lambda: None) -> None:
-        """Look, score and write, until it is time to stop; with `once`, until nothing is left to do."""
+        """Look, score and write until stopped; with `once`, until nothing is left to do."""
         while not self._stopping():
             start = time.monotonic()
             self.step()
             if once and not self.arrivals.waiting and not self._blind:
                 return
             idle()
-            # a folder that takes long to list is not listed all the time
+            # at least half of the time is not spent on listing the folder
             self._sleep(max(interval, time.monotonic() - start))
 
     def _sleep(self, seconds: float) -> None:
-        """Wait, or less if it is time to stop."""
+        """Wait, but not longer than until a stop."""
         end = time.monotonic() + seconds
         while not self._stopping() and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, _SLICE))
 
     def step(self) -> None:
-        """Look through the folder once, and deal with what is complete."""
+        """Look through the folder once, and process complete files."""
         try:
             complete = self.arrivals.look(self.file.holds)
             self._blind = False
@@ -192,7 +192,7 @@ class Watcher:
                 self._warn(f"{error.filename or self.arrivals.folder}: {error.strerror or error}. Waiting for it.")
             self._blind = True
         for folder, why in self.arrivals.take_troubles():
-            self._warn(f"{folder}: {why}. What is in it is not scored.")
+            self._warn(f"{folder}: {why}. Images in it are not scored.")
         for start in range(0, len(complete), _CHUNK):
             if self._stopping():
                 return
@@ -222,14 +222,14 @@ class Watcher:
             self._check_drift()
 
     def _is_final(self, path: str, before: State, unreadable: bool) -> bool:
-        """Whether the row of a file can be written; else the file is gone, or looked at again."""
+        """Return whether the row of a file can be written; otherwise the file is gone, or looked at again."""
         now = file_state(path)
         if unreadable:
             return now is not None and now == before and not self.arrivals.put_off(path)
         return before is not None and now in (before, None)
 
     def _write(self, rows: list[Row], states: dict[str, State]) -> bool:
-        """Write rows, and try again as long as it fails; False if it is time to stop first."""
+        """Write rows, repeatedly until it succeeds; return False if stopped before."""
         told = -float("inf")
         due = None
         while True:
@@ -240,7 +240,7 @@ class Watcher:
                 if time.monotonic() - told >= _REMIND:
                     told = time.monotonic()
                     why = error.strerror or error
-                    self._warn(f"{str(self.file.path)!r} cannot be written: {why}. Nothing is lost; trying again.")
+                    self._warn(f"{str(self.file.path)!r} cannot be written: {why}. Trying again; nothing is lost.")
                 if self._stopping():
                     return False
                 self._sleep(_RETRY)
@@ -255,13 +255,13 @@ class Watcher:
         if report.drifted:
             self._drifted = True
             self._warn(
-                f"since image {report.alarm} at the latest, scores are no longer like those of the normal images that "
-                "calibrated the model: another camera, another light, or another model?"
+                f"scores have drifted, since image {report.alarm} at the latest, from those of the normal images that "
+                "calibrated the model: another camera or another light?"
             )
 
 
 def _monitor(detector: Any, scores: list[float | None]) -> DriftMonitor | None:
-    """A monitor that has seen the scores of earlier runs; None if the detector keeps none to compare with."""
+    """Return a monitor that has seen the scores of earlier runs; None if the detector has no reference scores."""
     try:
         monitor = DriftMonitor(detector)
     except ValueError:

@@ -1,8 +1,7 @@
-"""One HTML file that shows what a detector says of a folder of images, for people to look at.
+"""A report: one HTML file that shows images from most to least anomalous.
 
-The file needs no network and no other file. It allows itself nothing else either: its content security policy permits
-no script and no style but its own, known by their hashes, and no image but those inside it; names of files, which may
-be anybody's, are escaped text and never part of an address.
+The file needs no network and no other file. Its content security policy permits only its own script and style, by their
+hashes, and images inside it. Names of files, which may come from anyone, are escaped text and never part of an address.
 """
 
 from __future__ import annotations
@@ -49,15 +48,15 @@ __all__ = ["Origin", "write_report"]
 # Images, and pixels, that are decoded at a time
 _CHUNK, _CHUNK_PIXELS = 16, 2**25
 _N_SUSPICIOUS = 12
-# An image is tiny where its shorter side would have to grow by more than this for the teacher
+# An image is tiny if its shorter side must grow by more than this factor for the teacher
 _TINY = 4
-# Normal images by which the page says how near normal images are to each other
+# Number of normal images from which the usual distance between normal images is estimated
 _SAMPLED = 500
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What the command line knows of the model and of the images, for the page.
+    """What the command line knows about the model and the images.
 
     Attributes
     ----------
@@ -68,7 +67,7 @@ class Origin:
     model : str
         Path of the model file, for the command that learns from labels.
     passed_over : tuple of (int, int)
-        Files that were not looked at: hidden ones, and others than images.
+        Numbers of hidden files, and of files that are not images.
     """
 
     made: Provenance = field(default_factory=Provenance)
@@ -88,27 +87,28 @@ def write_report(
     title: str = "Images, from most to least anomalous",
     advance: Callable[[float], None] | None = None,
 ) -> dict[str, Any]:
-    """Write what a fitted detector says of images as one HTML file.
+    """Write a report on images by a fitted detector.
 
     Parameters
     ----------
     detector : TransformalyDetector, or a ConformalDetector around one
         Fitted. With the latter there are p-values.
     images : sequence of str or path
-        Files. Those that cannot be read are listed as such.
+        Files. Those that cannot be read are listed as unreadable.
     out : path
-        The file to write. It appears whole or not at all.
+        The HTML file to write, whole or not at all.
     origin : Origin, default=None
-        What the command line knows of model and images.
+        What the command line knows about the model and the images.
     normal_dir : path, default=None
-        Folder of the normal images. None is where `origin` says, if this process made it; if it comes from a model
+        Folder of the normal images. None is the folder in `origin`, if this process made it; if it comes from a model
         file, no picture of a normal image is shown, since the file may be a stranger's and name any folder.
     limit : int, default=1000
-        Most images to show with picture, map and neighbours: the most anomalous. All count in the histogram.
+        Number of images to show with picture, map and neighbours, the most anomalous first. All images count in the
+        histogram.
     title : str
         Heading.
     advance : callable, default=None
-        ``advance(n)`` is called as images are done; in all with as many as there are.
+        ``advance(n)`` is called as `n` images are done.
 
     Returns
     -------
@@ -144,14 +144,14 @@ class _Page:
         if not paths:
             raise ValueError("There are no images to report on.")
         self.detector, self.inner = detector, innermost(detector)
-        # what all have in common is said once
+        # paths are shown relative to it
         self.root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
         self.template = _template(self.root)
         self.title, self.origin = title, origin
         self.training = _Training(origin.made, normal_dir, getattr(self.inner.extractor_, "image_size_", None))
 
     def values(self, cards: list[Card], unreadable: list[ImageFacts], limit: int) -> dict[str, Any]:
-        """All that the template names."""
+        """Return the variables of the template."""
         top = cards[:limit]
         paint(top)
         suspicious = self.training.suspicious()
@@ -183,7 +183,7 @@ class _Page:
 
 
 def _template(root: str) -> Any:
-    """The page's template; paths are shown from the folder `root`."""
+    """Return the page's template, which shows paths relative to the folder `root`."""
     try:
         import jinja2
     except ModuleNotFoundError as error:
@@ -199,7 +199,7 @@ def _template(root: str) -> Any:
 
 
 def _summary(values: dict[str, Any]) -> dict[str, int]:
-    """Numbers of the images that a page shows, by kind."""
+    """Return the numbers of images on a page, by kind."""
     return {
         "images": values["n"],
         "anomalies": values["anomalies"] + len(values["unreadable"]),
@@ -213,9 +213,9 @@ def _summary(values: dict[str, Any]) -> dict[str, int]:
 def _cards(
     detector: Any, inner: Any, paths: list[str], limit: int, advance: Callable[[float], None]
 ) -> tuple[list[Card], list[ImageFacts]]:
-    """Cards of all images, from low to high scores, the first `limit` with pictures; and what cannot be read."""
+    """Return cards of all images, from low to high scores, the first `limit` with pictures; and unreadable images."""
     shown = min(limit, len(paths))
-    # Where all are shown, one run of the teacher does; else who comes to the top is known only after one.
+    # if all are shown, one run of the teacher is enough; otherwise the first ones are known only after it
     at_once = shown == len(paths)
     step = len(paths) / (len(paths) + (0 if at_once else shown))
     cards: list[Card] = []
@@ -242,7 +242,7 @@ def _cards(
 
 @dataclass
 class _Folder:
-    """A folder of images, relative to the one that holds all."""
+    """A folder of images, relative to the common root."""
 
     name: str
     images: int = 0
@@ -250,7 +250,7 @@ class _Folder:
 
 
 def _folders(cards: list[Card], root: str) -> list[_Folder]:
-    """The folders of the images, sorted by name; tells each card the position of its own."""
+    """Return the folders of the images, sorted by name, and set the position of each card's folder."""
     names = [_below(root, os.path.dirname(os.path.abspath(card.path))) for card in cards]
     folders = {name: _Folder("(top)" if name == root else name) for name in sorted(set(names))}
     places = {name: i for i, name in enumerate(folders)}
@@ -262,7 +262,7 @@ def _folders(cards: list[Card], root: str) -> list[_Folder]:
 
 
 def _wrong(cards: list[Card], unreadable: list[ImageFacts], inner: Any, training: _Training) -> dict[str, Any]:
-    """Images that may not be what they should."""
+    """Return images that may be wrong, by the kind of problem."""
     sides = [int(side) for side in getattr(inner.extractor_, "image_size_", ())]
     return {
         "unreadable": unreadable,
@@ -277,7 +277,7 @@ def _wrong(cards: list[Card], unreadable: list[ImageFacts], inner: Any, training
 
 
 def _figures(detector: Any, inner: Any, cards: list[Card]) -> dict[str, Any]:
-    """Histogram, p-values, and with how many decimals figures are shown: the same for all images."""
+    """Return the histogram, and the numbers of decimals of figures, the same for all images."""
     reference = np.asarray(getattr(detector, "calibration_scores_", inner.training_scores_), dtype=np.float64)
     reference = reference[np.isfinite(reference)]
     scores = np.array([card.score for card in cards], dtype=np.float64)
@@ -299,7 +299,7 @@ def _figures(detector: Any, inner: Any, cards: list[Card]) -> dict[str, Any]:
 
 
 def _usual_distance(inner: Any) -> float:
-    """Median distance between a normal image and the nearest other one, as `explain` measures it; NaN without any."""
+    """Return the median distance of normal images from their nearest other one, as in `explain`; NaN without any."""
     known = {"pretrained": inner.training_embeddings_, "discrepancy": inner.training_discrepancies_}
     training = {name: z for name, z in known.items() if z.shape[1]}
     learned = np.flatnonzero(~np.isnan(next(iter(training.values()), np.empty((0, 1)))).any(axis=1))
@@ -322,7 +322,7 @@ def _maps(cards: list[Card]) -> dict[str, Any]:
 def _decoded(
     paths: list[str], inner: Any, unreadable: list[ImageFacts]
 ) -> Iterator[tuple[list[ImageFacts], list[np.ndarray]]]:
-    """Decode a few images at a time, as the detector `inner` would; those that cannot be read go to `unreadable`."""
+    """Decode a few images at a time, like the detector `inner`, and add unreadable ones to `unreadable`."""
     images = as_images(paths).reduced(getattr(inner.extractor_, "image_size_", None))
     facts: list[ImageFacts] = []
     pixels: list[np.ndarray] = []
@@ -344,7 +344,7 @@ def _decoded(
 
 
 def _explain(detector: Any, inner: Any, pixels: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """Scores, their parts, neighbours and, where there can be, maps."""
+    """Return scores, their parts, neighbours and, if possible, maps."""
     has_maps = "discrepancy" in inner.feature_spaces_ and find_places(inner.extractor_) is not None
     explainer = detector if hasattr(detector, "explain") else inner
     return explainer.explain(pixels, n_neighbors=N_NEIGHBORS, maps=has_maps)
@@ -352,7 +352,7 @@ def _explain(detector: Any, inner: Any, pixels: list[np.ndarray]) -> dict[str, n
 
 @dataclass
 class _TrainingImage:
-    """A training image as the page shows it."""
+    """A training image on the page."""
 
     position: int
     name: str
@@ -361,14 +361,14 @@ class _TrainingImage:
 
 
 class _Training:
-    """The images that a model was fitted on, as far as the model file knows them and they are still there."""
+    """The images that a model was fitted on, if the model file names them and they still exist."""
 
     def __init__(self, provenance: Provenance, normal_dir: str | os.PathLike | None, size: Sequence[int] | None):
         self.made = provenance
         self.root = None if normal_dir is None else Path(normal_dir)
         if normal_dir is None and provenance.own:
             self.root = Path(provenance.root)
-        # known anomalies have no score: they are not of the fit
+        # known anomalies, which are not part of the fit, have no score
         scores = provenance.scores or [0.0] * len(provenance.digests)
         self.known = {digest for digest, score in zip(provenance.digests, scores) if digest and score is not None}
         self.fitted = provenance.fitted
@@ -377,11 +377,11 @@ class _Training:
         self.changed = 0
 
     def name(self, position: int) -> str:
-        """Relative path of the training image at `position` in the fit; empty where nobody knows."""
+        """Return the relative path of the training image at `position` in the fit; "" if unknown."""
         return self.made.files[self.fitted[position]] if 0 <= position < len(self.fitted) else ""
 
     def suspicious(self) -> list[_TrainingImage]:
-        """The images with the lowest scores, each without its own part in the fit."""
+        """Return the images with the lowest held-out scores."""
         made = self.made
         place = {i: position for position, i in enumerate(self.fitted)}
         scored = sorted((score, i) for i, score in enumerate(made.scores) if score is not None)
@@ -393,7 +393,7 @@ class _Training:
         ]
 
     def pictures(self, positions: Sequence[int]) -> dict[int, str]:
-        """Pictures of training images, each once; those that cannot be read any more are left out and counted."""
+        """Return pictures of training images, and count those that cannot be read or have changed."""
         pictures: dict[int, str] = {}
         if self.root is None:
             return pictures
@@ -414,7 +414,7 @@ class _Training:
 
 
 def _duplicates(facts: list[ImageFacts]) -> list[list[ImageFacts]]:
-    """Groups of images with the same pixels, the largest first."""
+    """Return groups of images with the same pixels, the largest first."""
     groups = defaultdict(list)
     for fact in facts:
         groups[fact.digest].append(fact)
@@ -422,7 +422,7 @@ def _duplicates(facts: list[ImageFacts]) -> list[list[ImageFacts]]:
 
 
 def _number(value: float, digits: int = 4) -> str:
-    """A number of a few digits, for people."""
+    """Format a number with few digits."""
     if math.isnan(value):
         return "–"
     if math.isinf(value):
@@ -431,14 +431,14 @@ def _number(value: float, digits: int = 4) -> str:
 
 
 def _fixed(value: float, decimals: int) -> str:
-    """A number with so many decimals, so that those of many images stand in line."""
+    """Format a number with a fixed number of decimals, so that numbers align."""
     if not math.isfinite(value) or abs(value) >= 1e6:
         return _number(value)
     return f"{value:.{decimals}f}".replace("-", "−")
 
 
 def _below(folder: str, path: str) -> str:
-    """`path` as it is from `folder`, where it is in it."""
+    """Return `path` relative to `folder` if it is in it."""
     whole = os.path.abspath(path)
     return os.path.relpath(whole, folder) if whole.startswith(folder + os.sep) else path
 
@@ -448,7 +448,7 @@ def _source(name: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """Content security policy: nothing from anywhere, and inside only what this module put there."""
+    """Return the content security policy, which permits only the script, style and images inside the page."""
 
     def digest(text: str) -> str:
         return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
