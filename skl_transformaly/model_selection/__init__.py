@@ -1,12 +1,12 @@
-"""Choose settings of a one-class detector: splits, scorers and synthetic anomalies that respect what is normal.
+"""Choose settings of a one-class detector: splits, scorers and synthetic anomalies.
 
-scikit-learn's searches fit on whatever a fold holds. A one-class detector must be fitted on normal samples only, and
+scikit-learn's searches fit on all samples of a fold. A one-class detector must be fitted on normal samples only, and
 measured on both kinds. Labels are +1 for normal and -1 for anomaly, as in scikit-learn's outlier detectors::
 
     search = GridSearchCV(NormalOnly(detector), grid, cv=OneClassSplit(5, random_state=0), scoring="roc_auc")
     search.fit(X, y)
 
-Without a single known anomaly::
+Without known anomalies::
 
     search = GridSearchCV(detector, grid, cv=5, scoring=SyntheticOutlierScorer())
     search.fit(X)

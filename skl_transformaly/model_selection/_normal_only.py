@@ -22,8 +22,8 @@ __all__ = ["NormalOnly"]
 class NormalOnly(DelegatingMixin, BaseEstimator):
     """Fits a detector on the normal samples of labelled data.
 
-    It lets a search refit: ``GridSearchCV`` finally fits the best setting on all of `X`, and a one-class detector,
-    which ignores `y`, would learn the anomalies in it as normal.
+    A search needs it to refit: ``GridSearchCV`` fits the best setting on all of `X`, and a one-class detector, which
+    ignores `y`, would learn the anomalies in it as normal.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class NormalOnly(DelegatingMixin, BaseEstimator):
     Attributes
     ----------
     estimator_ : outlier detector
-        The fitted detector, to which everything but fitting is delegated.
+        The fitted detector, to which everything except fitting is delegated.
     fitted_positions_ : ndarray of shape (n_fitted,), int, or None
         Positions in the `X` of `fit` of the normal samples; None if all were normal.
     n_features_in_ : int

@@ -34,11 +34,11 @@ def synthetic_outliers(
         An array (n, H, W) or (n, H, W, C); a sequence of paths, PIL images or arrays; a folder; or a map-style torch
         Dataset. Rows (n, H*W*C) together with `image_shape`.
     kind : {"cutpaste", "channels", "patches", "all"}, default="all"
-        - "cutpaste": a rectangle of 2-15 % of the area, of aspect ratio 0.3-3.3, pasted elsewhere in the image
-          [1]_: a local defect;
-        - "channels": red, green and blue in another order; an image without colour is inverted instead, within
-          its own range of values: wrong colours of the right content;
-        - "patches": a grid of 3 x 3 patches in another order [2]_: the right parts in wrong places;
+        - "cutpaste": a rectangle of 2-15 % of the area and of aspect ratio 0.3-3.3 is pasted elsewhere in the image
+          [1]_, a local defect;
+        - "channels": red, green and blue are permuted, or, in an image without colour, values are inverted within their
+          range: wrong colours;
+        - "patches": a grid of 3 x 3 patches is permuted [2]_: wrong places;
         - "all": the three in turn.
     image_shape : tuple of int, default=None
         (H, W) or (H, W, C) of images that come as rows.
@@ -101,7 +101,7 @@ def synthetic_outliers(
 
 
 def corrupter(images: Images, kind: str, random_state: Any) -> Callable[[int], tuple[np.ndarray, np.ndarray | None]]:
-    """Return the function that makes an outlier of image `i`, whatever it was called with before."""
+    """Return a function that makes an outlier of image `i`, always the same one."""
     seeds = check_random_state(random_state).randint(np.iinfo(np.int32).max, size=len(images))
     kinds = KINDS if kind == "all" else (kind,)
     make = {"cutpaste": _cutpaste, "channels": _channels, "patches": _patches}

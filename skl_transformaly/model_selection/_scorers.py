@@ -1,4 +1,4 @@
-"""Scorers that need no anomaly, for ``scoring=``."""
+"""Scorers that need no anomalies, for ``scoring=``."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["SyntheticOutlierScorer", "held_out_log_likelihood"]
 
 
 def held_out_log_likelihood(estimator: Any, X: Any, y: Any = None) -> float:
-    """Mean log-density of normal samples that the estimator has not seen; for ``scoring=``.
+    """Compute the mean log-density of normal samples that the estimator has not seen; for ``scoring=``.
 
-    It needs no anomaly. It compares settings only if their densities are in the same space, such as the `shrinkage` of
-    a density. Do not use it for what changes the space: `explained_variance`, `normalize`, `feature_spaces` or the
-    extractor. Log-densities of 10 and of 20 whitened components have different units, and each further component costs
-    about 1.4 nats, whatever it is worth. For those, use "roc_auc" with known anomalies, or
+    It needs no anomalies, but compares only settings whose densities are in the same space, such as the `shrinkage` of
+    a density. Do not use it for parameters that change the space: `explained_variance`, `normalize`, `feature_spaces`
+    or the extractor. Log-densities of 10 and of 20 whitened components have different units, and each further component
+    costs about 1.4 nats, however useful it is. For those, use "roc_auc" with known anomalies, or
     :class:`SyntheticOutlierScorer`.
 
     Parameters
@@ -64,10 +64,10 @@ def held_out_log_likelihood(estimator: Any, X: Any, y: Any = None) -> float:
 
 
 class SyntheticOutlierScorer(BaseEstimator):
-    """How well a detector separates normal images from corrupted copies of them; for ``scoring=``.
+    """Measures how well a detector separates normal images from corrupted copies of them; for ``scoring=``.
 
-    It needs no anomaly: one :func:`synthetic outlier <synthetic_outliers>` is made from each normal image. It ranks
-    settings well to the extent that real anomalies resemble the synthetic ones: choose the `kind` that does.
+    It needs no anomalies: one :func:`synthetic outlier <synthetic_outliers>` is made from each normal image. It ranks
+    settings well if real anomalies resemble the synthetic ones: choose `kind` accordingly.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ class SyntheticOutlierScorer(BaseEstimator):
         else:
             images = as_images(X, on_error=on_error_of(estimator))
             corrupt = corrupter(images, self.kind, self.random_state)
-            # made when they are asked for, so that no more than a batch is held
+            # made when they are used, so that no more than a batch is in memory
             outliers = Images(len(images), lambda i: corrupt(i)[0], on_error=images.on_error)
         response = estimator.decision_function if hasattr(estimator, "decision_function") else estimator.score_samples
         inside, outside = np.asarray(response(X)), np.asarray(response(outliers))

@@ -40,9 +40,9 @@ class OneClassSplit(BaseCrossValidator):
     ``GridSearchCV(refit=True)``, the default, fits the best setting once more on all of `X`, anomalies included:
     wrap the detector in :class:`NormalOnly`, or pass ``refit=False``.
 
-    The AUROC of a training fold is not defined: leave ``return_train_score=False``, and set it for successive halving,
-    whose default is True. Halving over samples also draws from the test folds: with few anomalies, start with enough
-    samples (``min_resources``) that each test fold still holds both kinds.
+    The AUROC of a training fold is not defined: keep ``return_train_score=False``, which must be set for successive
+    halving. Halving over samples also draws from the test folds: with few anomalies, start with enough samples
+    (``min_resources``) that each test fold holds both kinds.
 
     Examples
     --------
@@ -70,7 +70,7 @@ class OneClassSplit(BaseCrossValidator):
             )
         if not whole and random_state is not None:
             raise ValueError(
-                f"random_state={random_state!r} would have no effect on cv={cv!r}: give it to that splitter instead."
+                f"random_state={random_state!r} has no effect on cv={cv!r}: pass it to that splitter instead."
             )
         # an iterator would be empty at the second call of split
         self.cv = cv if whole or hasattr(cv, "split") else list(cv)

@@ -1,8 +1,8 @@
-"""Pictures of a fitted detector, as displays in the manner of scikit-learn's.
+"""Displays of a fitted detector, like those of scikit-learn.
 
-Each display is made by `from_estimator`, or from given numbers, keeps those numbers as attributes, and draws them by
-`plot`, once more elsewhere if wanted. Drawing needs matplotlib (extra ``plot``). Users import this room; it imports the
-estimators' public names, and nothing in the library imports it.
+Each display is made by `from_estimator` or from given numbers, keeps these as attributes, and draws them by `plot`,
+which can be called again. Drawing needs matplotlib (extra ``plot``). Users import this room; it imports the estimators'
+public names, and nothing in the library imports it.
 """
 
 from skl_transformaly.plotting._curves import AnomalyPrecisionRecallDisplay, AnomalyRocCurveDisplay

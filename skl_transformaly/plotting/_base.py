@@ -1,4 +1,4 @@
-"""What all displays share: where they draw, what they look like, and whose scores they take."""
+"""The base of all displays: axes, colours and scores."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 __all__ = ["COLORS", "Display", "pyplot", "scores_of"]
 
-# One look for normal images, anomalies, and images of which it is not known.
+# The same colours in all displays
 COLORS = {"normal": "tab:blue", "anomaly": "tab:orange", "all": "tab:blue", "training": "0.6"}
 
 
 class Display:
-    """A picture whose numbers are attributes, which `plot` draws, and draws again elsewhere.
+    """A picture whose numbers are attributes, which `plot` draws.
 
     It is made by the class methods; `plot` sets `ax_` and `figure_`, of matplotlib.
     """
@@ -27,7 +27,7 @@ class Display:
         ax : matplotlib Axes, default=None
             Where to draw; None makes a new figure.
         **kwargs
-            Passed to the method of matplotlib's Axes that draws the data, which the class names.
+            Passed to the method of matplotlib's Axes that draws the data, named in the description of the class.
 
         Returns
         -------
@@ -47,7 +47,7 @@ class Display:
 
 
 def pyplot() -> Any:
-    """Return matplotlib.pyplot, which is imported when something is drawn."""
+    """Return matplotlib.pyplot, imported only for drawing."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:

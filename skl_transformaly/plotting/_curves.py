@@ -18,16 +18,16 @@ __all__ = ["AnomalyPrecisionRecallDisplay", "AnomalyRocCurveDisplay"]
 
 
 class _AnomalyCurve:
-    """What the displays of ROC and precision-recall curves have in common: labels of outlier detectors.
+    """Base of the displays of ROC and precision-recall curves: labels of outlier detectors.
 
-    scikit-learn's own displays take classifiers only, and count +1 as the positive class of labels +1 and -1. Scores
-    are negated if `pos_label` is -1. This comes before one of scikit-learn's displays among the bases.
+    scikit-learn's displays take only classifiers, and count +1 as the positive class of labels +1 and -1. Scores are
+    negated if `pos_label` is -1. Among the bases, this class comes before one of scikit-learn's displays.
     """
 
     # scikit-learn's function that returns the points of a curve, and what the display calls their two coordinates
     _points: Callable[..., tuple[np.ndarray, ...]]
     _coordinates: tuple[str, str]
-    # from the points of a curve, labels and scores of its fold, and the positive label: all else that the display takes
+    # other arguments of the display, from the points of a curve, labels and scores of its fold, and the positive label
     _summary: Callable[..., dict[str, float]]
 
     @classmethod

@@ -73,19 +73,18 @@ class EmbeddingDisplay(Display):
         Parameters
         ----------
         estimator : fitted outlier detector
-            A :class:`TransformalyDetector`, or a Pipeline, search or wrapper that ends in one: the features that it
-            computes of the images are mapped, together with those of its training images. Of any other detector, the
-            rows that it takes.
+            With a :class:`TransformalyDetector`, or a Pipeline, search or wrapper that ends in one, its features of the
+            images are mapped, together with those of its training images; with any other detector, the rows in `X`.
         X : samples
             As `estimator` takes them.
         y : array-like of shape (n_samples,), default=None
             Labels to colour by, of any kind. Without them, images are scored and coloured by their scores.
         space : {"pretrained", "discrepancy"}, default="pretrained"
-            Which of a TransformalyDetector's feature spaces: the embedding or its principal components that are kept,
-            before whitening; or the logarithms of the discrepancies.
+            The feature space of a TransformalyDetector: the embedding, or its principal components before whitening; or
+            the logarithms of the discrepancies.
         method : {"pca", "tsne"} or transformer, default="pca"
-            PCA; t-SNE, with a perplexity of 30 or a third of the images if that is less; or an object with
-            `fit_transform` that returns 2 columns. It is fitted on training images and `X` together.
+            PCA; t-SNE, with a perplexity of 30 or, if that is less, a third of the number of images; or an object whose
+            `fit_transform` returns 2 columns. It is fitted on training images and `X` together.
         random_state : int, RandomState or None, default=None
             Seeds t-SNE.
         **kwargs
@@ -194,7 +193,7 @@ class EmbeddingDisplay(Display):
 
 
 def _flatten(features: np.ndarray, method: Any, random_state: Any) -> tuple[np.ndarray, tuple[str, str]]:
-    """Features in two dimensions, and what these are."""
+    """Return features in two dimensions, and the names of these."""
     if isinstance(method, str):
         if method not in ("pca", "tsne"):
             raise ValueError(f"method must be 'pca', 'tsne' or an object with fit_transform, got {method!r}.")
@@ -209,7 +208,7 @@ def _flatten(features: np.ndarray, method: Any, random_state: Any) -> tuple[np.n
 
 
 def _features(estimator: Any, X: Any, space: str) -> tuple[Any, Any]:
-    """Features of images and of the training images in one of a detector's spaces; of other estimators, its rows."""
+    """Return features of images and training images in a space of a detector; rows of `X` for other estimators."""
     detector = innermost(estimator)
     if not hasattr(detector, "feature_spaces_"):
         return np.asarray(estimator[:-1].transform(X)) if isinstance(estimator, Pipeline) else X, None
@@ -226,6 +225,6 @@ def _features(estimator: Any, X: Any, space: str) -> tuple[Any, Any]:
     fitted = detector.spaces_["pretrained"]
     embeddings = detector.training_embeddings_
     training = fitted.transform(embeddings[~np.isnan(embeddings).any(axis=1)])
-    # whitened, all components are equally long: a map of them would show noise as large as what matters
+    # in a map of whitened components, which have equal lengths, noise would be as large as what matters
     lengths = np.sqrt(fitted.whitening_.explained_variance_) if hasattr(fitted, "whitening_") else 1.0
     return z[:, : fitted.n_features_out_] * lengths, training * lengths

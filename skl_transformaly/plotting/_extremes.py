@@ -1,4 +1,4 @@
-"""The images of extreme scores."""
+"""Images with extreme scores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["ExtremeImagesDisplay"]
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class ExtremeImagesDisplay(Display):
-    """The most and the least normal images, with their anomaly maps, which ``Axes.imshow`` draws.
+    """The most and the least normal images, with their anomaly maps, drawn by ``Axes.imshow``.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class ExtremeImagesDisplay(Display):
         image_shape: tuple[int, ...] | None = None,
         **kwargs: Any,
     ) -> ExtremeImagesDisplay:
-        """Score images and show the extreme ones. Only those are decoded for display, and mapped.
+        """Score images and show the extreme ones, of which alone maps are computed.
 
         Parameters
         ----------
@@ -84,9 +84,9 @@ class ExtremeImagesDisplay(Display):
         X : images
             In a form that both :class:`TransformalyDetector` and `estimator` take.
         y : array-like of shape (n_samples,), default=None
-            +1 normal, -1 anomaly. Frames then have the colours of normal images and anomalies.
+            +1 normal, -1 anomaly. The images then have frames in the colours of normal images and anomalies.
         n_images : int, default=6
-            How many of the most and of the least normal images; at most half of all images.
+            Number of images of either kind; at most half of all images.
         maps : bool or "auto", default="auto"
             Whether to show anomaly maps; "auto" shows them if the estimator can make them.
         block : int, default=None
@@ -139,7 +139,7 @@ class ExtremeImagesDisplay(Display):
         image_shape: tuple[int, ...] | None = None,
         **kwargs: Any,
     ) -> ExtremeImagesDisplay:
-        """Show the extreme ones among images of given scores.
+        """Show those of some images that have extreme scores.
 
         Parameters
         ----------
@@ -217,8 +217,8 @@ class ExtremeImagesDisplay(Display):
 
     def _draw_maps(self, maps: list[np.ndarray], figure: Any, side: Any, style: dict[str, Any]) -> None:
         values = np.concatenate([single.ravel() for single in maps])
-        # one scale, so that maps compare; not up to the largest value, or the outlying tokens that transformers have,
-        # whatever the image, leave all else dark
+        # One scale for all maps. It ends below the largest value, since outlying tokens, which transformers have in any
+        # image, would leave the rest dark.
         look = {"cmap": "magma", "vmin": np.nanmin(values), "vmax": np.nanquantile(values, 0.98), **style}
         for place, single in zip(self.axes_[1::2].ravel(), maps):
             mappable = place.imshow(single, **look)
@@ -233,7 +233,7 @@ class ExtremeImagesDisplay(Display):
 def _grid(ax: Any, deep: int, columns: int) -> tuple[np.ndarray, Any]:
     """Fill the place of `ax` with two groups of `deep` rows of axes without ticks.
 
-    Returns those axes, and the place to the right of them. `ax` itself shows no more than what concerns the whole.
+    Returns these axes, and the place to the right of them. `ax` itself only shows the legend.
     """
     # lazily, as matplotlib itself
     from matplotlib.gridspec import GridSpecFromSubplotSpec
@@ -257,7 +257,7 @@ def _extremes(scores: np.ndarray, n_images: int) -> np.ndarray:
     """Positions of the highest scores, highest first, then of the lowest, lowest first."""
     order = np.argsort(scores, kind="stable")[: int((~np.isnan(scores)).sum())]
     if len(order) < 2:
-        raise ValueError(f"The most and least normal images need 2 with a score, got {len(order)} of {len(scores)}.")
+        raise ValueError(f"Expected at least 2 images with a score, got {len(order)} of {len(scores)}.")
     if n_images < 1:
         raise ValueError(f"n_images must be 1 or more, got {n_images!r}.")
     k = min(int(n_images), len(order) // 2)

@@ -32,11 +32,11 @@ class ScoreHistogramDisplay(Display):
     p_values : tuple of two ndarray, default=None
         Scores in ascending order, and their p-values.
     n_outside : tuple of (int, int), default=(0, 0)
-        How many scores are below the first and above the last edge.
+        Numbers of scores below the first and above the last edge.
     score_name : str, default="score"
-        What the scores are, for the axis.
+        Label of the axis.
     threshold_name : str, default="threshold"
-        What the threshold is, for the legend.
+        Name of the threshold in the legend.
 
     Attributes
     ----------
@@ -89,10 +89,10 @@ class ScoreHistogramDisplay(Display):
         y : array-like of shape (n_samples,), default=None
             +1 normal, -1 anomaly; None if that is not known.
         response_method : {"auto", "score_samples", "decision_function"}, default="auto"
-            What to draw. "auto" is `score_samples` if the estimator has an `offset_` to be its threshold, else
+            The scores to draw. "auto" is `score_samples` if the estimator has `offset_`, its threshold, else
             `decision_function`, whose threshold is 0.
         bins : int, str or array-like, default="auto"
-            As for :func:`numpy.histogram_bin_edges`; a rule by name makes 100 bins at most.
+            As for :func:`numpy.histogram_bin_edges`; a rule makes at most 100 bins.
         **kwargs
             `ax` and others, passed to :meth:`plot`.
 
@@ -210,11 +210,10 @@ class ScoreHistogramDisplay(Display):
 
 
 def _bin_edges(scores: np.ndarray, bins: Any) -> np.ndarray:
-    """Return numpy's edges; of a rule by name, 100 bins at most."""
+    """Return numpy's edges; at most 100 bins if `bins` is a rule."""
     if not isinstance(bins, str):
         return np.histogram_bin_edges(scores, bins)
-    # a rule sets the width of bins: with one score far out there may be more of them than memory holds, so the width is
-    # found without it
+    # A rule sets the width of bins, and with an outlier there may be more bins than fit into memory: clip it first.
     low, median, high = np.quantile(scores, (0.25, 0.5, 0.75))
     near = np.clip(scores, median - 50 * (high - low), median + 50 * (high - low))
     edges = np.histogram_bin_edges(near, bins)

@@ -22,8 +22,7 @@ class TrainingHistoryDisplay(Display):
     Parameters
     ----------
     history : dict of int to dict of str to list of float
-        Per block index: "loss" per epoch and, with early stopping, "validation_loss"; what
-        :class:`BlockStudents` has as `history_`.
+        Per block index: "loss" per epoch, as in `history_` of :class:`BlockStudents`.
 
     Attributes
     ----------
@@ -85,7 +84,7 @@ class TrainingHistoryDisplay(Display):
         Parameters
         ----------
         history : dict of int to dict of str to list of float
-            Per block index: "loss" per epoch and, with early stopping, "validation_loss".
+            Per block index: "loss" per epoch.
         **kwargs
             `ax` and others, passed to :meth:`plot`.
 
@@ -100,9 +99,9 @@ class TrainingHistoryDisplay(Display):
         colors = pyplot().get_cmap("viridis")(np.linspace(0, 0.9, len(self.history)))
         for color, (index, losses) in zip(colors, sorted(self.history.items())):
             for name, values in losses.items():
-                held_out = name == "validation_loss"
-                look = {"color": color, "linestyle": "--" if held_out else "-", "marker": "."}
-                look |= {"label": f"{index}, held out" if held_out else str(index), **style}
+                label = str(index) if name == "loss" else f"{index}, {name}"
+                look = {"color": color, "linestyle": "-" if name == "loss" else "--", "marker": ".", "label": label}
+                look |= style
                 (self.lines_[index, name],) = ax.plot(np.arange(1, len(values) + 1), values, **look)
         ax.set(xlabel="epoch", ylabel="mean squared error", yscale="log")
         ax.xaxis.get_major_locator().set_params(integer=True)

@@ -35,7 +35,7 @@ __all__ = ["create_app"]
 _log = logging.getLogger(__name__)
 
 _RETRY_AFTER = "1"
-# Bytes, and seconds, of a refused body that are read and dropped: a client that is cut off in it sees no answer
+# Bytes, and seconds, of a refused body that are read and dropped, since a client that is cut off sees no answer
 _LINGER_BYTES, _LINGER_SECONDS = 2**25, 2.0
 _BOOLEANS = {"1": True, "true": True, "0": False, "false": False}
 
@@ -48,7 +48,7 @@ def create_app(
     max_wait: float = 0.005,
     decoders: int = 2,
 ) -> Starlette:
-    """Make a server of a scorer; `max_wait` is in seconds. Its lifespan ends once all that was accepted is answered."""
+    """Make a server of a scorer; `max_wait` is in seconds. Its lifespan ends when all accepted images are answered."""
     service = _Service(scorer, limits or Limits(), max_batch=max_batch, max_wait=max_wait, decoders=decoders)
     app = Starlette(
         routes=[
@@ -69,7 +69,7 @@ def create_app(
 
 
 class _Service:
-    """A model, the threads that run it, and what is answered by them."""
+    """A model, the threads that run it, and the answers."""
 
     def __init__(self, scorer: Any, limits: Limits, **batching: Any):
         self.scorer = scorer
@@ -81,7 +81,7 @@ class _Service:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """Start the threads, and end with them."""
+        """Run the threads."""
         self.batcher = Batcher(
             self.scorer,
             decoder(self.scorer.prepare, self.limits.pixels, self.scorer.at_least),
@@ -93,33 +93,33 @@ class _Service:
         yield
         await run_in_threadpool(self.batcher.close, self.limits.timeout)
 
-    # ----- what is answered
+    # ----- answers
 
     async def index(self, request: Request) -> Response:
-        """The page for people."""
+        """Answer with the page for people."""
         return HTMLResponse(page(self.scorer, self.limits), headers={"content-security-policy": POLICY})
 
     async def openapi(self, request: Request) -> Response:
-        """The description of all this."""
+        """Answer with the OpenAPI document."""
         return _json(describe(self.limits, __version__))
 
     async def metrics_text(self, request: Request) -> Response:
-        """Counters for Prometheus."""
+        """Answer with counters for Prometheus."""
         return Response(self.metrics.text(), headers={"content-type": self.metrics.content_type})
 
     async def healthz(self, request: Request) -> Response:
-        """Whether the threads run; if not, the process should be started anew."""
+        """Answer whether the threads run; if not, the process should be restarted."""
         alive = self.batcher is not None and self.batcher.alive
         return _json({"status": "ok" if alive else "broken"}, 200 if alive else 503)
 
     async def readyz(self, request: Request) -> Response:
-        """Whether images are accepted now."""
+        """Answer whether images are accepted now."""
         ready = self.batcher is not None and self.batcher.accepts
         answer = {"status": "ready" if ready else "busy", "version": __version__, "model": self.scorer.about}
         return _json(answer, 200 if ready else 503)
 
     async def score(self, request: Request) -> Response:
-        """Scores of the images in a request."""
+        """Answer with scores of the images in a request."""
         start = time.monotonic()
         taken: list[int] = []
         try:
@@ -162,12 +162,10 @@ class _Service:
         query = request.query_params.multi_items()
         unknown = sorted({name for name, _ in query} - {"maps"})
         if unknown or len(query) > 1 or not {value for _, value in query} <= set(_BOOLEANS):
-            raise Refusal(
-                422, "query", "The only query that is known here is maps, of the value 1 or 0: /score?maps=1."
-            )
+            raise Refusal(422, "query", "The only query parameter is maps, with the value 1 or 0: /score?maps=1.")
         maps = any(_BOOLEANS[value] for _, value in query)
         if maps and not self.scorer.has_maps:
-            raise Refusal(422, "maps", "This model has no maps: leave maps=1.")
+            raise Refusal(422, "maps", "This model has no maps: leave out maps=1.")
         return maps
 
     def _submit(self, uploads: list[Upload], maps: bool, deadline: float) -> list[Future]:
@@ -177,13 +175,13 @@ class _Service:
             return self.batcher.submit([upload.content for upload in uploads], maps=maps, deadline=deadline)
         except QueueFull:
             raise Refusal(
-                429, "queue", f"{self.limits.queue} images wait already: try again later, or send fewer.", retry=True
+                429, "queue", f"{self.limits.queue} images are waiting: try again later, or send fewer.", retry=True
             ) from None
         except Closed:
             raise Refusal(503, "closing", "The server is stopping.", retry=True) from None
 
     async def _answers(self, request: Request, futures: list[Future], deadline: float) -> Sequence[Any]:
-        """What became of each image, an :class:`Answer` or an exception; none is waited for if the client has gone."""
+        """Return the :class:`Answer` or the exception of each image, unless the client has gone."""
         together = asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
         gone: asyncio.Future[Any] = asyncio.ensure_future(_gone(request))
         try:
@@ -210,7 +208,7 @@ class _Service:
         if isinstance(answer, MemoryError):
             raise Refusal(503, "memory", "There is not enough memory for an image: send a smaller one.", retry=True)
         if isinstance(answer, BaseException):
-            raise Refusal(500, "fault", "An image could not be scored: this is a fault of the server; see its log.")
+            raise Refusal(500, "fault", "An image could not be scored because of an error of the server; see its log.")
         entry = _entry(upload.name, answer)
         self.metrics.images.labels(entry["decision"]).inc()
         if entry["p_value"] is not None:
@@ -219,7 +217,7 @@ class _Service:
 
 
 def _entry(name: str, answer: Answer | None = None, *, error: str | None = None) -> dict[str, Any]:
-    """One image of a response."""
+    """Return the entry of one image in a response."""
     if answer is None:
         return {"name": name, "decision": "unreadable", "score": None, "p_value": None, "error": error}
     result = answer.result
@@ -241,7 +239,7 @@ def _entry(name: str, answer: Answer | None = None, *, error: str | None = None)
 
 
 def _sentence(text: str) -> str:
-    """What is wrong with a file, as a sentence; elsewhere its path stands before such texts.
+    """Make a sentence of an error about a file, which elsewhere follows its path.
 
     >>> _sentence("is a PDF."), _sentence("pixels contain NaN.")
     ('The file is a PDF.', 'Pixels contain NaN.')
@@ -252,7 +250,7 @@ def _sentence(text: str) -> str:
 
 
 async def _gone(request: Request) -> None:
-    """Return once the client has gone; its body was read before."""
+    """Return when the client has gone; its body was read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -276,14 +274,14 @@ async def _linger(request: Request) -> None:
 
 
 def _json(content: Any, status: int = 200, **headers: str) -> Response:
-    # names may hold what UTF-8 cannot, and what no browser should take for markup
+    # ASCII, since names may contain lone surrogates and markup
     body = json.dumps(content, allow_nan=False).encode("ascii")
     return Response(body, status, headers={"content-type": "application/json", **headers})
 
 
 def _refused(refusal: Refusal) -> Response:
     headers = {"retry-after": _RETRY_AFTER} if refusal.retry else {}
-    # what is left of the body must not be taken for the next request
+    # or the rest of the body would be taken for the next request
     return _json({"error": str(refusal)}, refusal.status, connection="close", **headers)
 
 
@@ -299,7 +297,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 class _Guard:
-    """Around all paths: counts requests, adds headers, and turns what nobody foresaw into a plain 500."""
+    """Around all paths: counts requests, adds headers, and turns unexpected errors into a plain 500."""
 
     def __init__(self, app: ASGIApp, service: _Service, paths: frozenset[str]):
         self.app = app
@@ -332,7 +330,7 @@ class _Guard:
         except Exception:
             _log.exception("A request could not be answered.")
             if not started:
-                response = _json({"error": "This is a fault of the server; its log has more."}, 500, connection="close")
+                response = _json({"error": "This is an error of the server; see its log."}, 500, connection="close")
                 await response(scope, receive, counted)
         finally:
             in_progress.dec()

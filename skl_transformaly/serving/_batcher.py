@@ -19,21 +19,21 @@ _log = logging.getLogger(__name__)
 
 
 class Scorer(Protocol):
-    """Whatever scores a batch of decoded images."""
+    """Scores a batch of decoded images."""
 
     def score(self, images: list[np.ndarray], maps: list[bool]) -> Sequence[Any]:
-        """One result for each image; with a map where `maps` says so."""
+        """Return one result for each image, with a map if `maps` is True for it."""
 
 
 class Answer(NamedTuple):
-    """What became of an image: the scorer's result, and what to note of it."""
+    """The scorer's result for an image, and notes on the image."""
 
     result: Any
     notes: Sequence[str]
 
 
 class QueueFull(Exception):
-    """As many images wait as may."""
+    """Too many images are waiting."""
 
 
 class Closed(Exception):
@@ -41,12 +41,12 @@ class Closed(Exception):
 
 
 class Expired(Exception):
-    """An image was not reached in time."""
+    """An image was not scored in time."""
 
 
 @dataclass(eq=False)
 class _Job:
-    """One image on its way; nobody waits for it after `deadline`, in the seconds of ``time.monotonic``."""
+    """One image to be scored before `deadline`, in seconds of ``time.monotonic``."""
 
     content: bytes
     maps: bool
@@ -58,14 +58,14 @@ class _Job:
 
 
 class Batcher:
-    """Decode and score images that come from several threads, in the order in which they come.
+    """Decodes and scores images from several threads, in their order.
 
-    A batch is scored as soon as it is full, or no other image is on its way, or `max_wait` seconds have passed since
-    its first image was ready: one client alone never waits, and many fill the batches while the last one is scored.
+    A batch is scored as soon as it is full, no other image is being decoded, or `max_wait` seconds have passed since
+    its first image was ready: a single client never waits, and many clients fill a batch while the last one is scored.
 
-    The scorer is called from one thread only. ``decode(content)`` returns the pixels (H, W, C), and a list of what to
-    note of them; what it raises is the image's answer. At most `max_queue` images wait for a result, and `max_pixels`
-    pixels of decoded ones, though one image may have more. ``observe(n_images, seconds)`` is called after each batch.
+    The scorer is called from one thread only. ``decode(content)`` returns the pixels (H, W, C) and a list of notes on
+    them; its error is the image's answer. At most `max_queue` images wait for a result, and at most `max_pixels` pixels
+    of decoded images, unless a single image has more. ``observe(n_images, seconds)`` is called after each batch.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Batcher:
 
     @property
     def pending(self) -> int:
-        """Images that were accepted and have no result yet."""
+        """Number of accepted images without a result."""
         return self._pending
 
     @property
@@ -133,7 +133,7 @@ class Batcher:
         return [job.future for job in jobs]
 
     def close(self, timeout: float | None = None) -> bool:
-        """Accept no more, and wait until all that was accepted is answered; returns whether it was in time."""
+        """Accept no more images, wait until all accepted ones are answered, and return whether that was in time."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -183,13 +183,13 @@ class Batcher:
                 self._score(jobs)
                 self.observe(len(jobs), time.monotonic() - start)
             for job in batch:
-                job.pixels = None  # the last batch would stay in memory until the next one comes
+                job.pixels = None  # or the last batch would stay in memory until the next one
             with self._changed:
                 self._held -= sum(job.size for job in batch)
                 self._changed.notify_all()
 
     def _next_batch(self) -> list[_Job]:
-        """The next images, or none once all that was accepted is answered."""
+        """Return the next images; none when the batcher is closed and all images are answered."""
         with self._changed:
             self._changed.wait_for(lambda: self._ready or (self._closing and not self._pending))
             self._changed.wait_for(self._batch_is_full, timeout=self.max_wait)
@@ -205,7 +205,7 @@ class Batcher:
             if len(results) != len(jobs):
                 raise RuntimeError(f"{len(results)} results of {len(jobs)} images.")
         except Exception as error:
-            if len(jobs) > 1:  # whichever image it is, the others shall not suffer
+            if len(jobs) > 1:  # one image must not spoil the others
                 for job in jobs:
                     self._score([job])
                 return
@@ -216,7 +216,7 @@ class Batcher:
             self._finish(job, Answer(result, job.notes))
 
     def _gone(self, job: _Job) -> bool:
-        """Whether nobody waits for the image any more; it is answered then."""
+        """Whether nobody waits for the image any more; it is answered in that case."""
         if job.future.cancelled() or time.monotonic() > job.deadline:
             self._finish(job, error=Expired())
             return True

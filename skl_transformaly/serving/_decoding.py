@@ -1,4 +1,4 @@
-"""Image files as they are sent, decoded by the same code as files on disk."""
+"""Uploaded image files, decoded by the same code as files on disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from skl_transformaly.images._values import faint_text, faintness
 
 __all__ = ["FORMATS", "decoder", "note_warnings"]
 
-# Pillow's names; MPO comes with JPEG. Of the others some start programs (EPS), and nobody's camera writes the rest.
+# Pillow's names; MPO comes with JPEG. Some of the other formats start programs (EPS), and cameras write none of them.
 FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 _caught = threading.local()
@@ -25,11 +25,10 @@ _caught = threading.local()
 def decoder(
     prepare: Callable[[np.ndarray], np.ndarray], max_pixels: int, at_least: int | None = None
 ) -> Callable[[bytes], tuple[np.ndarray, list[str]]]:
-    """A function that decodes the content of an image file of `FORMATS`, as far as this Pillow knows them.
+    """Return a function that decodes the content of an image file of those `FORMATS` that this Pillow can decode.
 
-    ``decode(content)`` returns what `prepare` makes of the pixels (H, W, C), and a list of what to note of them, such
-    as that they are nearly black; it raises :class:`ImageError` for anything else. For `at_least` see
-    :func:`decode_file`.
+    ``decode(content)`` returns the pixels (H, W, C) after `prepare`, and a list of notes on them, such as that they are
+    nearly black; it raises :class:`ImageError` for anything else. For `at_least` see :func:`decode_file`.
     """
     has_image_suffix("photo.heic")  # makes Pillow load its plugins, and pillow-heif if it is installed
     formats = tuple(name for name in FORMATS if name in Image.OPEN)
@@ -49,10 +48,9 @@ def decoder(
 
 
 def note_warnings() -> None:
-    """Make warnings of a decoding thread notes of its image, and drop others: for the process of a server.
+    """Turn warnings of a decoding thread into notes on its image, and drop others; for the process of a server.
 
-    Without it they go where all warnings go, once for each place in the code. ``warnings.catch_warnings`` would not do,
-    since it is not for threads.
+    ``warnings.catch_warnings`` does not work with threads.
     """
     warnings.simplefilter("always", UserWarning)
     warnings.showwarning = _note

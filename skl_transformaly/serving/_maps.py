@@ -11,17 +11,17 @@ from skl_transformaly.images._pixels import map_colours, shrunk
 
 __all__ = ["MAP_FROM", "MAP_SIDE", "paint"]
 
-# In standard deviations of normal images: what is less is not painted, and the strongest colour is for at least so much
+# In standard deviations of normal images: lower values are not painted; the strongest colour is for at least _MAP_TO
 MAP_FROM, _MAP_TO = 2.0, 8.0
 # Longest side in pixels
 MAP_SIDE = 256
 
 
 def paint(values: np.ndarray) -> dict[str, float | str]:
-    """Draw a map (H, W), in standard deviations of normal images: yellow to red where an image is not as usual.
+    """Draw a map (H, W), in standard deviations of normal images, from yellow to red where an image is unusual.
 
     Returns ``png``, base64 of an RGBA picture of at most 256 pixels a side, to be stretched over the image; ``from``
-    and ``to``, the values of the faintest and of the strongest colour; ``peak``, the largest value.
+    and ``to``, the values of the faintest and the strongest colour; ``peak``, the largest value.
     """
     small = shrunk(values, min(1.0, MAP_SIDE / max(values.shape)))
     to = max(_MAP_TO, float(np.percentile(small, 99.5)))

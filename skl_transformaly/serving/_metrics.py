@@ -1,4 +1,4 @@
-"""What a server counts, in the format of Prometheus."""
+"""Metrics of a server, in the format of Prometheus."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _P_VALUES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1)
 
 
 class Metrics:
-    """Counters of one server, apart from those of the rest of the process.
+    """Metrics of one server, separate from others in the process.
 
-    `about` has the labels of ``transformaly_model_info``; ``pending()`` is the number of images that wait.
+    `about` has the labels of ``transformaly_model_info``; ``pending()`` is the number of waiting images.
     """
 
     content_type = CONTENT_TYPE_LATEST
@@ -24,28 +24,22 @@ class Metrics:
     def __init__(self, about: Mapping[str, str], pending: Callable[[], int]):
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self.requests = Counter(
-            "transformaly_requests", "Requests that were answered.", ["path", "status"], registry=registry
-        )
+        self.requests = Counter("transformaly_requests", "Answered requests.", ["path", "status"], registry=registry)
         self.in_progress = Gauge(
-            "transformaly_requests_in_progress", "Requests that are being read or answered.", registry=registry
+            "transformaly_requests_in_progress", "Requests being read or answered.", registry=registry
         )
         self.seconds = Histogram(
             "transformaly_request_seconds", "From the first byte of a request's body to its answer.",
             registry=registry, buckets=_SECONDS,
         )  # fmt: skip
-        self.refused = Counter(
-            "transformaly_refused", "Requests that were refused, by the limit or fault.", ["reason"], registry=registry
-        )
-        self.images = Counter(
-            "transformaly_images", "Images that were answered, by the decision.", ["decision"], registry=registry
-        )
+        self.refused = Counter("transformaly_refused", "Refused requests, by reason.", ["reason"], registry=registry)
+        self.images = Counter("transformaly_images", "Answered images, by decision.", ["decision"], registry=registry)
         self.p_values = Histogram(
-            "transformaly_p_value", "p-values: of normal images, as many below 0.05 as 5 %.",
+            "transformaly_p_value", "p-values; of normal images, 5 % are below 0.05.",
             registry=registry, buckets=_P_VALUES,
         )  # fmt: skip
         self.batch = Histogram(
-            "transformaly_batch_images", "Images that were scored at a time.",
+            "transformaly_batch_images", "Images scored at a time.",
             registry=registry, buckets=(1, 2, 4, 8, 16, 32, 64),
         )  # fmt: skip
         self.batch_seconds = Histogram(
@@ -60,5 +54,5 @@ class Metrics:
         self.batch_seconds.observe(seconds)
 
     def text(self) -> bytes:
-        """All of it, as Prometheus reads it."""
+        """Return the metrics in the format of Prometheus."""
         return generate_latest(self.registry)

@@ -13,7 +13,7 @@ _TEXT: dict[str, Any] = {"type": "string"}
 
 _MAP = {
     "type": "object",
-    "description": "Where the image is unlike normal ones, with ?maps=1.",
+    "description": "Where the image differs from normal ones; only with ?maps=1.",
     "required": ["png", "from", "to", "peak"],
     "properties": {
         "png": {**_TEXT, "contentEncoding": "base64", "contentMediaType": "image/png",
@@ -28,7 +28,7 @@ _RESULT = {
     "type": "object",
     "required": ["name", "decision", "score", "p_value"],
     "properties": {
-        "name": {**_TEXT, "description": "As it was sent; 'image 0', ... without."},
+        "name": {**_TEXT, "description": "As sent; without one, 'image 0', ..."},
         "decision": {**_TEXT, "enum": ["normal", "anomaly", "unreadable"]},
         "score": {"type": ["number", "null"], "description": "Higher is more normal."},
         "threshold": {**_NUMBER, "description": "Scores below it are anomalies."},
@@ -38,11 +38,11 @@ _RESULT = {
         },
         "spaces": {
             "type": "object", "additionalProperties": _NUMBER,
-            "description": "What each feature space adds to the score. Not of an ONNX file.",
+            "description": "Part of each feature space in the score. Not with an ONNX file.",
         },
-        "reason": {**_TEXT, "description": "In which space an anomaly is unusual, else 'normal'. Not of an ONNX file."},
+        "reason": {**_TEXT, "description": "In which space an anomaly is unusual, or 'normal'. Not with an ONNX file."},
         "map": {"$ref": "#/components/schemas/Map"},
-        "notes": {"type": "array", "items": _TEXT, "description": "What is odd about the file."},
+        "notes": {"type": "array", "items": _TEXT, "description": "Warnings about the file."},
         "error": {**_TEXT, "description": "Why the image is unreadable."},
     },
 }  # fmt: skip
@@ -75,18 +75,18 @@ _STATE = {
 
 
 def describe(limits: Limits, version: str) -> dict[str, Any]:
-    """The document, as JSON can hold it; its texts name the limits."""
+    """Return the document; its texts name the limits."""
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "transformaly serve",
             "version": version,
-            "description": "Finds images that do not belong. Requests are not authenticated: put a proxy in front.",
+            "description": "Finds anomalous images. Requests are not authenticated: put a proxy in front.",
         },
         "paths": {
             "/score": {"post": _describe_score(limits)},
             "/": {"get": _simple("The page for people.", "text/html", _TEXT)},
-            "/healthz": {"get": _state("Whether the process works; if not, start it anew.")},
+            "/healthz": {"get": _state("Whether the process works; if not, restart it.")},
             "/readyz": {"get": _state("Whether images are accepted now.")},
             "/metrics": {"get": _simple("Counters for Prometheus.", "text/plain", _TEXT)},
             "/openapi.json": {"get": _simple("This document.", "application/json", {"type": "object"})},
@@ -102,8 +102,8 @@ def _describe_score(limits: Limits) -> dict[str, Any]:
         "408": f"The body took longer than {limits.timeout:g} seconds.",
         "413": f"The body is larger than {limits.body} bytes.",
         "415": "The body is neither multipart/form-data nor application/json.",
-        "429": f"{limits.queue} images wait already.",
-        "500": "A fault of the server.",
+        "429": f"{limits.queue} images are waiting.",
+        "500": "An error of the server.",
         "503": "The server is stopping, or has no memory or no connection left.",
         "504": f"There was no score within {limits.timeout:g} seconds.",
     }
@@ -137,7 +137,7 @@ def _describe_score(limits: Limits) -> dict[str, Any]:
         },
         "responses": {
             "200": _content("An entry for each image, in order; some may be unreadable.", "Scores"),
-            "422": _content("No image could be read, there are too many of them, or there is none.", "Error"),
+            "422": _content("The request has no image, too many images, or none that can be read.", "Error"),
             **{status: _content(text, "Error") for status, text in refused.items()},
         },
     }

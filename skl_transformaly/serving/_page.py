@@ -1,4 +1,4 @@
-"""The page on which people drop images: one document, which loads nothing and sends images to its own server only."""
+"""The page on which people drop images: one document, which loads nothing and sends images only to its own server."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-"""Content-Security-Policy of the page: no script, style or address but its own."""
+"""Content-Security-Policy of the page, which permits only its own script, style and address."""
 
 
 def page(scorer: Any, limits: Limits) -> str:
-    """The page of a model, as HTML; it refuses what the server would."""
+    """Return the page of a model, as HTML, with the server's limits."""
     about = {name: text for name, text in scorer.about.items() if text}
     settings = {"maps": scorer.has_maps, "images": limits.images, "body": limits.body}
     return Template(_source("page.html")).substitute(

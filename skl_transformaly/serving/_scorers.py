@@ -1,4 +1,4 @@
-"""Decoded images to results, by a model file or by an ONNX file."""
+"""Results for decoded images, by a model file or an ONNX file."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from skl_transformaly.utils._files import file_sha256
 
 __all__ = ["DetectorScorer", "OnnxScorer", "Result", "open_scorer"]
 
-# Pixels that go through an ONNX graph at a time: it resizes in float64
+# Pixels that go through an ONNX graph at a time, since it resizes in float64
 _RUN_PIXELS = 2**24
 _METADATA_PREFIX = "transformaly."
 
 
 @dataclass
 class Result:
-    """What a model says of one image."""
+    """Result of a model for one image."""
 
     score: float  # higher is more normal
     margin: float  # how far above the threshold; negative for anomalies
     p_value: float | None
-    spaces: dict[str, float] = field(default_factory=dict)  # what each adds to the score; empty of an ONNX file
-    reason: str = ""  # in which space an anomaly is unusual; "" of an ONNX file
+    spaces: dict[str, float] = field(default_factory=dict)  # parts of the score; empty with an ONNX file
+    reason: str = ""  # in which space an anomaly is unusual; "" with an ONNX file
     map: dict[str, Any] | None = None  # if asked for; see `paint`
-    threshold: float | None = None  # the model's own; None if it does not tell
+    threshold: float | None = None  # of the model, if known
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.score) or not math.isfinite(self.margin):
@@ -43,7 +43,7 @@ class Result:
 
 
 class DetectorScorer:
-    """Scores by a fitted detector; `about` is what is told of the model."""
+    """Scores by a fitted detector; `about` describes the model."""
 
     def __init__(self, detector: Any, about: dict[str, str] | None = None):
         from skl_transformaly._wrappers import decider, innermost
@@ -57,11 +57,11 @@ class DetectorScorer:
         self.has_maps = "discrepancy" in detector.feature_spaces_ and find_places(detector.extractor_) is not None
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """A decoded image as `score` takes it."""
+        """Return a decoded image as `score` takes it."""
         return image
 
     def score(self, images: list[np.ndarray], maps: Sequence[bool]) -> list[Result]:
-        """Results of images (H, W, C) of any sizes, in their order."""
+        """Return results of images (H, W, C) of any sizes, in their order."""
         results: list[Result] = [None] * len(images)  # type: ignore[list-item]
         for wanted in (False, True):
             places = [i for i, with_map in enumerate(maps) if (with_map and self.has_maps) is wanted]
@@ -99,10 +99,10 @@ class OnnxScorer:
             ) from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 4  # a graph that fails on an image is told by an exception
+        options.log_severity_level = 4  # errors are raised anyway
         try:
             session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the runtime has no common class of them
+        except Exception as error:  # the runtime's errors have no common class
             raise ValueError(f"{os.fspath(path)!r} cannot be read as an ONNX file: {str(error)[:300]}") from error
         self._session = session
         outputs = [output.name for output in session.get_outputs()]
@@ -122,14 +122,14 @@ class OnnxScorer:
         self.at_least = least_side([int(side) for side in size.split("x")]) if size else None
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """A decoded image as `score` takes it: in 8 bits, or refused by an `ImageError`."""
+        """Return a decoded image in 8 bits. Raises ImageError if it has more."""
         image = eight_bits(image)
         if image.dtype != np.uint8:
-            raise ImageError("has more than 8 bits a channel, and an ONNX file takes 8: send it in 8 bits.")
+            raise ImageError("has more than 8 bits per channel, but an ONNX file takes 8: send it in 8 bits.")
         return image
 
     def score(self, images: list[np.ndarray], maps: Sequence[bool]) -> list[Result]:
-        """Results of images (H, W, C), uint8, of any sizes, in their order."""
+        """Return results of images (H, W, C), uint8, of any sizes, in their order."""
         runs: dict[tuple, list[int]] = {}
         for i, (image, with_map) in enumerate(zip(images, maps)):
             runs.setdefault((image.shape, with_map and self.has_maps), []).append(i)
@@ -171,7 +171,7 @@ def open_scorer(
             raise ValueError("weights and device are for model files; an ONNX file holds its weights and runs on CPUs.")
         about = {"file": path.name, "kind": "ONNX", "sha256": file_sha256(path)}
         onnx_scorer = OnnxScorer(path, about, threads=threads)
-        # the runtime takes its memory on the first run
+        # the runtime allocates its memory on the first run
         onnx_scorer.score([np.zeros((32, 32, 3), dtype=np.uint8)], [False])
         return onnx_scorer
 
@@ -184,7 +184,7 @@ def open_scorer(
     header = read_header(path)
     scorer = DetectorScorer(load(path, weights=weights, device=device))
     if read_header(path)["sha256"] != header["sha256"]:
-        raise ValueError(f"{os.fspath(path)!r} was replaced while it was loaded: try again.")
+        raise ValueError(f"{os.fspath(path)!r} was replaced while it was loaded; try again.")
     scorer.about = {
         "file": path.name,
         "kind": header["class"],

@@ -1,4 +1,4 @@
-"""The process of a server: its socket, its signals, and connections that are too slow."""
+"""The process of a server: its socket, its signals, and slow connections."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from skl_transformaly.serving._limits import Limits
 
 __all__ = ["listen", "run"]
 
-# Seconds in which the headers of a request are to arrive, an answer is to be taken on, and an idle connection is closed
+# Seconds until the headers of a request must arrive and an answer must be read, and until an idle connection is closed
 _HEADERS, _IDLE = 10.0, 5
 _MOST_HEADERS = 2**14
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that waits for connections; port 0 is any that is free."""
+    """Return a socket that listens for connections; port 0 is any free one."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=1024)
@@ -32,8 +32,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run(app: ASGIApp, listener: socket.socket, limits: Limits) -> None:
-    """Serve until SIGTERM or Ctrl-C, then answer what was accepted, close the listener, and return."""
-    for name in ("uvicorn", "python_multipart"):  # malformed requests are counted, and not worth a line each
+    """Serve until SIGTERM or Ctrl-C, then answer accepted requests, close the listener, and return."""
+    for name in ("uvicorn", "python_multipart"):  # malformed requests are only counted
         logging.getLogger(name).setLevel(logging.ERROR)
     config = uvicorn.Config(
         app,
@@ -49,7 +49,7 @@ def run(app: ASGIApp, listener: socket.socket, limits: Limits) -> None:
         timeout_graceful_shutdown=int(limits.timeout) + 5,
         h11_max_incomplete_event_size=_MOST_HEADERS,
     )
-    # uvicorn raises the signals that stopped it once more, when it is done; a server is stopped by them, not killed
+    # uvicorn raises the signals that stopped it again when it is done, which would kill the process
     before = {number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         uvicorn.Server(config).run(sockets=[listener])
@@ -64,7 +64,7 @@ def _ignore(*_: Any) -> None:
 
 
 class _Protocol(H11Protocol):
-    """HTTP whose clients cannot keep a connection by sending headers, or taking answers, slower than anybody would."""
+    """HTTP that closes connections on which headers arrive, or answers are read, too slowly."""
 
     def connection_made(self, transport: Any) -> None:
         """Watch the connection."""
@@ -74,7 +74,7 @@ class _Protocol(H11Protocol):
         self._watch: asyncio.TimerHandle = self.loop.call_later(_HEADERS, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Watch no longer."""
+        """Stop watching the connection."""
         self._watch.cancel()
         super().connection_lost(exc)
 

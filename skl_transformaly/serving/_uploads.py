@@ -1,4 +1,4 @@
-"""The body of a request as named files, within limits; nothing in it is ever taken for a path."""
+"""The body of a request as named files, within limits; nothing in it is used as a path."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["Held", "Upload", "parse", "read_body"]
 _MULTIPART = "multipart/form-data"
 # A multipart body is parsed in pieces of this many bytes
 _PIECE = 2**16
-# Characters of a name that is sent with an image
+# Most characters of the name of an image
 _MOST_NAME = 1024
-# A JSON body has at most so many commas, brackets and braces for each image: base64 has none of these characters, and
-# a document of nothing else would take 30 times its size in memory
+# Most commas, brackets and braces per image in a JSON body: base64 has none of these characters, and a document of
+# nothing else would take 30 times its size in memory
 _MOST_MARKS = 64
 
 _EXPECTED = (
@@ -31,7 +31,7 @@ _EXPECTED = (
 
 
 class Upload(NamedTuple):
-    """An image file as it was sent."""
+    """An uploaded image file."""
 
     name: str
     content: bytes
@@ -45,7 +45,7 @@ class Held:
         self.count = 0
 
     def add(self, n: int) -> bool:
-        """Count `n` bytes more, and say whether there is room for them; else they are not counted."""
+        """Count `n` bytes more if there is room for them, and return whether there is."""
         if self.count + n > self.most:
             return False
         self.count += n
@@ -61,8 +61,8 @@ async def read_body(
 ) -> bytes | None:
     """Read a body of at most ``limits.body`` bytes; None if the client has gone.
 
-    `declared` is the header Content-Length. `held` counts what is read, and `taken` gets the numbers of bytes that were
-    counted, also if the body is refused.
+    `declared` is the header Content-Length. The bytes that are read are counted by `held`, and their numbers appended
+    to `taken`, even if the body is refused.
     """
     body = bytearray()
     more = True
@@ -92,7 +92,7 @@ def _too_large(limits: Limits) -> Refusal:
 
 
 def parse(content_type: str, body: bytes, limits: Limits) -> list[Upload]:
-    """Images of a body, at least one; those without a name are called "image 0", ...
+    """Return the images of a body, at least one; those without a name are called "image 0", ...
 
     >>> parse("application/json", b'{"images": [{"name": "a.png", "data": "UE5H"}]}', Limits())
     [Upload(name='a.png', content=b'PNG')]
@@ -103,7 +103,7 @@ def parse(content_type: str, body: bytes, limits: Limits) -> list[Upload]:
     elif kind == b"application/json":
         uploads = _parse_json(body, limits)
     else:
-        raise Refusal(415, "type", f"The header Content-Type is not one that is read here. {_EXPECTED}.")
+        raise Refusal(415, "type", f"The Content-Type is not supported. {_EXPECTED}.")
     if not uploads:
         raise Refusal(422, "empty", f"There is no image in the request. {_EXPECTED}.")
     named = [Upload(name or f"image {i}", content) for i, (name, content) in enumerate(uploads)]
@@ -113,14 +113,14 @@ def parse(content_type: str, body: bytes, limits: Limits) -> list[Upload]:
 
 
 def _too_many(limits: Limits) -> NoReturn:
-    raise Refusal(422, "count", f"There are more than {limits.images} images in the request: send them in several.")
+    raise Refusal(422, "count", f"The request has more than {limits.images} images: send them in several requests.")
 
 
 # ----- multipart
 
 
 def _parse_multipart(boundary: bytes, body: bytes, limits: Limits) -> list[Upload]:
-    """Files of a whole multipart body, which must end as it should."""
+    """Return the files of a multipart body, which must be complete."""
     if not boundary:
         raise Refusal(400, "multipart", "The header Content-Type of a multipart body lacks its boundary.")
     uploads: list[Upload] = []
