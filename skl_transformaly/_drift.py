@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom, ks_2samp
+from scipy.stats import binom
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
@@ -45,9 +45,6 @@ class DriftReport:
         `p`.
     log_capital : float
         Natural logarithm of what the bets made of a capital of 1 until now.
-    window_p_value : float
-        Of the Kolmogorov-Smirnov test of the last `window` scores against the reference; NaN until there are as many.
-        For looking at once: who looks again and again finds small values by chance.
     """
 
     n_images: int
@@ -56,7 +53,6 @@ class DriftReport:
     alarm: int | None
     p_value: float
     log_capital: float
-    window_p_value: float
 
     def __str__(self) -> str:
         images = f"{self.n_images} image{'s' * (self.n_images != 1)}"
@@ -81,8 +77,6 @@ class DriftMonitor:
         whose held-out ``training_scores_`` are; or such scores of normal images themselves, for `update_scores`.
     alpha : float, default=0.01
         Probability of ever raising a false alarm, in (0, 1).
-    window : int, default=100
-        Number of last scores that the Kolmogorov-Smirnov test compares, at least 2.
     random_state : int, RandomState or None, default=0
         Orders equal scores at random. Without equal scores nothing is random.
 
@@ -141,14 +135,12 @@ class DriftMonitor:
         {
             "reference": ["array-like", HasMethods(["score_samples"])],
             "alpha": [Interval(Real, 0, 1, closed="neither")],
-            "window": [Interval(Integral, 2, None, closed="left")],
             "random_state": ["random_state"],
         },
         prefer_skip_nested_validation=True,
     )
-    def __init__(self, reference: Any, *, alpha: float = 0.01, window: int = 100, random_state: Any = 0):
+    def __init__(self, reference: Any, *, alpha: float = 0.01, random_state: Any = 0):
         self.alpha = alpha
-        self.window = window
         self.random_state = random_state
         self._detector = reference if hasattr(reference, "score_samples") else None
         self._reference = reference_scores(reference)
@@ -165,7 +157,6 @@ class DriftMonitor:
         self.scores_ = self._reference
         self.n_images_ = 0
         self._n_unreadable = 0
-        self._last = np.empty(0)
         self._log_bets = np.log(_AT_ONCE * _SHARES)
         self._log_capital = self._log_highest = 0.0
         self._alarm: int | None = None
@@ -223,7 +214,6 @@ class DriftMonitor:
             ranks, sizes = self._ranks(readable)
             self._bet(ranks, sizes)
             self.scores_ = np.sort(np.concatenate([self.scores_, readable]), kind="stable")
-            self._last = np.concatenate([self._last, readable])[-self.window :]
             self.n_images_ += len(readable)
         return self.report()
 
@@ -234,9 +224,6 @@ class DriftMonitor:
         -------
         report : DriftReport
         """
-        window_p = np.nan
-        if len(self._last) == self.window:
-            window_p = float(ks_2samp(self._last, self._reference, method="asymp").pvalue)
         return DriftReport(
             n_images=self.n_images_,
             n_unreadable=self._n_unreadable,
@@ -244,7 +231,6 @@ class DriftMonitor:
             alarm=self._alarm,
             p_value=float(np.exp(-self._log_highest)),
             log_capital=self._log_capital,
-            window_p_value=window_p,
         )
 
     def _ranks(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import average_precision_score, roc_auc_score
-from sklearn.model_selection import GridSearchCV, cross_validate
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
@@ -66,14 +66,12 @@ def test_histogram_counts_are_those_of_numpy(rows):
         np.testing.assert_array_equal(display.bars_[name].get_data().edges, edges)
 
 
-@pytest.mark.parametrize("method, threshold", [("auto", None), ("score_samples", None), ("decision_function", 0)])
-def test_threshold_line_separates_what_predict_separates(rows, method, threshold):
+def test_threshold_line_separates_what_predict_separates(rows):
     X, _, forest = rows
-    display = ScoreHistogramDisplay.from_estimator(forest, X, response_method=method, bins=[-np.inf, 0, 1])
+    display = ScoreHistogramDisplay.from_estimator(forest, X, bins=[-np.inf, 0, 1])
     at = display.threshold_line_.get_xdata()[0]
-    assert at == (forest.offset_ if threshold is None else threshold)
-    scores = forest.decision_function(X) if threshold == 0 else forest.score_samples(X)
-    np.testing.assert_array_equal(scores >= at, forest.predict(X) == 1)
+    assert at == forest.offset_
+    np.testing.assert_array_equal(forest.score_samples(X) >= at, forest.predict(X) == 1)
 
 
 def test_without_offset_the_decision_function_is_drawn(rows):
@@ -368,29 +366,6 @@ def test_curves_refuse_what_would_invert_or_be_empty(display):
         display.from_predictions([1, 1], [0.1, 0.2])
     with pytest.raises(ValueError, match="pos_label"):
         display.from_predictions([1, -1], [0.1, 0.2], pos_label=0)
-
-
-@pytest.mark.parametrize("display", [AnomalyRocCurveDisplay, AnomalyPrecisionRecallDisplay])
-def test_curves_of_folds_that_train_on_normal_samples_only(rows, display):
-    if not hasattr(display.__mro__[1], "from_cv_results"):
-        pytest.skip("this scikit-learn draws no folds")
-    X, y, forest = rows
-    results = cross_validate(
-        forest, X, y, cv=OneClassSplit(3, random_state=0), scoring="roc_auc", return_estimator=True, return_indices=True
-    )
-    drawn = display.from_cv_results(results, X, y)
-    if display is AnomalyRocCurveDisplay:
-        np.testing.assert_allclose(drawn.roc_auc, results["test_score"])
-    else:
-        tests = results["indices"]["test"]
-        expected = [
-            average_precision_score(-y[test], -fold.score_samples(X[test]))
-            for fold, test in zip(results["estimator"], tests)
-        ]
-        np.testing.assert_allclose(drawn.average_precision, expected)
-    assert len(drawn.line_) == 3
-    with pytest.raises(ValueError, match="return_estimator=True"):
-        display.from_cv_results({"test_score": [1]}, X, y)
 
 
 # All displays

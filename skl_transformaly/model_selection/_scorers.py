@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -73,9 +72,6 @@ class SyntheticOutlierScorer(BaseEstimator):
     ----------
     kind : {"cutpaste", "channels", "patches", "all"}, default="all"
         See :func:`synthetic_outliers`.
-    metric : "roc_auc" or callable, default="roc_auc"
-        ``metric(y_true, y_score)``, larger is better, with y_true +1 for normal and -1 for synthetic outliers, and
-        y_score the decision function.
     random_state : int, RandomState or None, default=0
         Seeds the draws. An integer gives all settings the same anomalies.
     image_shape : tuple of int, default=None
@@ -100,7 +96,6 @@ class SyntheticOutlierScorer(BaseEstimator):
 
     _parameter_constraints: dict = {
         "kind": [StrOptions({*KINDS, "all"})],
-        "metric": [StrOptions({"roc_auc"}), callable],
         "random_state": ["random_state"],
         "image_shape": ["array-like", None],
     }
@@ -108,13 +103,11 @@ class SyntheticOutlierScorer(BaseEstimator):
     def __init__(
         self,
         kind: str = "all",
-        metric: str | Callable[[np.ndarray, np.ndarray], float] = "roc_auc",
-        random_state: Any = 0,
         *,
+        random_state: Any = 0,
         image_shape: tuple[int, ...] | None = None,
     ):
         self.kind = kind
-        self.metric = metric
         self.random_state = random_state
         self.image_shape = image_shape
 
@@ -133,7 +126,7 @@ class SyntheticOutlierScorer(BaseEstimator):
         Returns
         -------
         score : float
-            AUROC, in 0-1 where 0.5 is chance, or what `metric` returns. Unreadable images are left out.
+            AUROC, in 0-1 where 0.5 is chance. Unreadable images are left out.
 
         Raises
         ------
@@ -155,8 +148,7 @@ class SyntheticOutlierScorer(BaseEstimator):
         scores = np.concatenate([inside, outside])
         labels = np.repeat([1, -1], [len(inside), len(outside)])
         readable = ~np.isnan(scores)
-        metric: Any = roc_auc_score if self.metric == "roc_auc" else self.metric
-        return float(metric(labels[readable], scores[readable]))
+        return float(roc_auc_score(labels[readable], scores[readable]))
 
 
 def _normal_samples(estimator: Any, X: Any, y: Any) -> Any:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from sklearn import metrics
-from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
 from sklearn.utils.validation import column_or_1d
 
-from skl_transformaly.images._samples import as_sequence, on_error_of, take_samples
 from skl_transformaly.plotting._base import scores_of
 from skl_transformaly.utils._labels import check_labels
 
@@ -23,12 +20,6 @@ class _AnomalyCurve:
     scikit-learn's displays take only classifiers, and count +1 as the positive class of labels +1 and -1. Scores are
     negated if `pos_label` is -1. Among the bases, this class comes before one of scikit-learn's displays.
     """
-
-    # scikit-learn's function that returns the points of a curve, and what the display calls their two coordinates
-    _points: Callable[..., tuple[np.ndarray, ...]]
-    _coordinates: tuple[str, str]
-    # other arguments of the display, from the points of a curve, labels and scores of its fold, and the positive label
-    _summary: Callable[..., dict[str, float]]
 
     @classmethod
     def from_estimator(cls, estimator: Any, X: Any, y: Any, *, pos_label: int = -1, name: str | None = None, **kwargs):
@@ -89,42 +80,6 @@ class _AnomalyCurve:
         base: Any = super()
         return base.from_predictions(y, turned, pos_label=pos_label, name=name or "detector", **kwargs)
 
-    @classmethod
-    def from_cv_results(cls, cv_results: Mapping, X: Any, y: Any, *, pos_label: int = -1, name: Any = None, **kwargs):
-        """Draw a curve for each test fold; needs a scikit-learn whose display has `from_cv_results`.
-
-        Parameters
-        ----------
-        cv_results : dict
-            From ``sklearn.model_selection.cross_validate(detector, X, y, cv=OneClassSplit(), return_estimator=True,
-            return_indices=True)``.
-        X : samples
-            Those passed to ``cross_validate``.
-        y, pos_label
-            As for :meth:`from_estimator`.
-        name : str or list of str, default=None
-            For the legend.
-        **kwargs
-            Passed to `plot`: `ax`, `curve_kwargs`, `plot_chance_level`, ...
-
-        Returns
-        -------
-        display : object of this class
-
-        Raises
-        ------
-        ValueError
-            `y` does not hold both +1 and -1 in each test fold, or other labels; or estimators or indices are missing.
-        """
-        arguments: dict[str, list] = {}
-        for fold in _folds(cv_results, X, y, pos_label):
-            points = cls._points(*fold, pos_label=pos_label)[:2]
-            found = {**dict(zip(cls._coordinates, points)), **cls._summary(points, fold, pos_label)}
-            for argument, value in found.items():
-                arguments.setdefault(argument, []).append(value)
-        display: Any = cls
-        return display(**arguments, name=name, pos_label=pos_label).plot(**kwargs)
-
 
 class AnomalyRocCurveDisplay(_AnomalyCurve, metrics.RocCurveDisplay):
     """scikit-learn's :class:`~sklearn.metrics.RocCurveDisplay` for outlier detectors.
@@ -139,12 +94,6 @@ class AnomalyRocCurveDisplay(_AnomalyCurve, metrics.RocCurveDisplay):
     >>> float(display.roc_auc)
     1.0
     """
-
-    _points, _coordinates = staticmethod(roc_curve), ("fpr", "tpr")
-
-    @staticmethod
-    def _summary(points: tuple, fold: tuple, pos_label: int) -> dict[str, float]:
-        return {"roc_auc": auc(*points)}
 
 
 class AnomalyPrecisionRecallDisplay(_AnomalyCurve, metrics.PrecisionRecallDisplay):
@@ -161,15 +110,6 @@ class AnomalyPrecisionRecallDisplay(_AnomalyCurve, metrics.PrecisionRecallDispla
     0.5
     """
 
-    _points, _coordinates = staticmethod(precision_recall_curve), ("precision", "recall")
-
-    @staticmethod
-    def _summary(points: tuple, fold: tuple, pos_label: int) -> dict[str, float]:
-        return {
-            "average_precision": average_precision_score(*fold, pos_label=pos_label),
-            "prevalence_pos_label": float(np.mean(fold[0] == pos_label)),
-        }
-
 
 def _oriented(y: Any, scores: Any, pos_label: int) -> tuple[np.ndarray, np.ndarray]:
     """Labels, and scores that are higher for the positive class."""
@@ -179,18 +119,3 @@ def _oriented(y: Any, scores: Any, pos_label: int) -> tuple[np.ndarray, np.ndarr
     scores = column_or_1d(np.asarray(scores, dtype=np.float64))
     lowest = np.finfo(np.float64).min
     return labels, pos_label * np.nan_to_num(scores, nan=lowest, neginf=lowest)
-
-
-def _folds(cv_results: Mapping, X: Any, y: Any, pos_label: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Labels and scores of each test fold, as `_oriented` returns them."""
-    if not {"estimator", "indices"} <= set(cv_results):
-        raise ValueError(
-            "cv_results lacks estimators or indices: call cross_validate with return_estimator=True and "
-            "return_indices=True."
-        )
-    samples, y = as_sequence(X), check_labels(y, "A curve")
-    folds = []
-    for estimator, test in zip(cv_results["estimator"], cv_results["indices"]["test"]):
-        scores = scores_of(estimator, take_samples(samples, test, on_error=on_error_of(estimator)))
-        folds.append(_oriented(y[test], scores, pos_label))
-    return folds

@@ -75,7 +75,7 @@ class ScoreHistogramDisplay(Display):
 
     @classmethod
     def from_estimator(
-        cls, estimator: Any, X: Any, y: Any = None, *, response_method: str = "auto", bins: Any = "auto", **kwargs: Any
+        cls, estimator: Any, X: Any, y: Any = None, *, bins: Any = "auto", **kwargs: Any
     ) -> ScoreHistogramDisplay:
         """Score images and draw the histogram.
 
@@ -88,9 +88,6 @@ class ScoreHistogramDisplay(Display):
             As `estimator` takes them.
         y : array-like of shape (n_samples,), default=None
             +1 normal, -1 anomaly; None if that is not known.
-        response_method : {"auto", "score_samples", "decision_function"}, default="auto"
-            The scores to draw. "auto" is `score_samples` if the estimator has `offset_`, its threshold, else
-            `decision_function`, whose threshold is 0.
         bins : int, str or array-like, default="auto"
             As for :func:`numpy.histogram_bin_edges`; a rule makes at most 100 bins.
         **kwargs
@@ -105,29 +102,28 @@ class ScoreHistogramDisplay(Display):
         NotFittedError
             The estimator is not fitted.
         ValueError
-            `y` holds other labels than +1 and -1, no score is finite, or `response_method` is unknown.
+            `y` holds other labels than +1 and -1, or no score is finite.
+
+        Notes
+        -----
+        The scores are those of `score_samples` if the estimator has `offset_`, its threshold; else those of
+        `decision_function`, whose threshold is 0.
         """
         check_is_fitted(estimator)
-        if response_method == "auto":
-            known = hasattr(estimator, "score_samples") and hasattr(estimator, "offset_")
-            response_method = "score_samples" if known else "decision_function"
-        names = {"score_samples": "score", "decision_function": "decision"}
-        if response_method not in names:
-            raise ValueError(
-                f"response_method must be 'auto', 'score_samples' or 'decision_function', got {response_method!r}."
-            )
-        settings: dict[str, Any] = {"score_name": names[response_method], "threshold": 0.0}
-        if response_method == "score_samples":
-            settings["threshold"] = float(np.squeeze(estimator.offset_)) if hasattr(estimator, "offset_") else None
-        if hasattr(estimator, "score_table") and hasattr(estimator, "p_values"):
+        settings: dict[str, Any] = {"score_name": "decision", "threshold": 0.0}
+        method, p_values = "decision_function", None
+        if hasattr(estimator, "score_samples") and hasattr(estimator, "offset_"):
+            settings = {"score_name": "score", "threshold": float(np.squeeze(estimator.offset_))}
+            method = "score_samples"
+        if hasattr(estimator, "score_table"):
             table = estimator.score_table(X)  # scores and p-values from one scoring
-            scores, p_values = table[names[response_method]], table["p_value"]
-            if np.isnan(p_values).all():  # without held-out scores
-                p_values = None
+            scores = table["score"]
+            if not np.isnan(table["p_value"]).all():
+                p_values = table["p_value"]
             if hasattr(estimator, "alpha"):
                 settings["threshold_name"] = f"threshold, alpha = {estimator.alpha:g}"
         else:
-            scores, p_values = scores_of(estimator, X, response_method), None
+            scores = scores_of(estimator, X, method)
         return cls._make(scores, y, p_values, bins, **settings).plot(**kwargs)
 
     @classmethod
