@@ -31,8 +31,8 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
     """Turns the scores of any outlier detector into p-values, and keeps a promised false-positive rate.
 
     The p-value of an image is the share of normal calibration images, itself counted among them, that score as low
-    as it does [1]_ [2]_: ``p(x) = (1 + #{i : s(x_i) <= s(x)}) / (n + 1)``. The calibration images are kept out of
-    the detector's fit.
+    as it does [1]_ [2]_: ``p(x) = (1 + #{i : s(x_i) <= s(x)}) / (n + 1)``. The calibration images have no part in the
+    detector's fit.
 
     Parameters
     ----------
@@ -40,33 +40,33 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
         With `fit` and `score_samples`, higher is more normal: :class:`TransformalyDetector`, or scikit-learn's
         ``IsolationForest``, ``OneClassSVM``, ``LocalOutlierFactor(novelty=True)``, ...
     alpha : float, default=0.05
-        The false-positive rate to keep, in (0, 1): `predict` says -1 where the p-value is at most this. It needs at
+        The false-positive rate to keep, in (0, 1): `predict` returns -1 if the p-value is at most this. It needs at
         least ``1 / alpha - 1`` calibration images, since no p-value is below ``1 / (n + 1)``: 19 for 0.05.
     calibration : float, "held-out" or tuple, default=0.2
         Where the calibration images come from.
 
         - A float in (0, 1): this share of `X` is set aside at random, and the detector is fitted on the rest.
-        - "held-out": the detector's own held-out scores of the images it was fitted on, ``training_scores_``, which
-          :class:`TransformalyDetector` has. Every image calibrates, and nothing is fitted twice.
-        - A tuple ``(X_cal,)``: normal images of your own; the detector is fitted on all of `X`. With a detector
-          that is fitted already, in ``sklearn.frozen.FrozenEstimator``, nothing is fitted again.
+        - "held-out": the held-out scores of its training images that a :class:`TransformalyDetector` has,
+          ``training_scores_``. All images calibrate, and nothing is fitted twice.
+        - A tuple ``(X_cal,)``: your own normal images; the detector is fitted on all of `X`. A detector that is fitted
+          already is passed in ``sklearn.frozen.FrozenEstimator``.
     random_state : int, RandomState or None, default=None
-        Shuffles `X` before it is split by a float. The detector's own random state is its own.
+        Shuffles `X` before it is split by a float. The detector has its own random state.
 
     Attributes
     ----------
     estimator_ : outlier detector
-        The fitted one, which scores new images.
+        The fitted detector.
     calibration_scores_ : ndarray of shape (n_calibration,), float64
         Scores of the calibration images, in ascending order, without NaN.
     offset_ : float
-        ``decision_function = score_samples - offset_``; the smallest score that is not flagged.
+        The threshold: ``decision_function = score_samples - offset_``. It is the smallest score that is not flagged.
     fitted_positions_ : ndarray of shape (n_fitted,), int, or None
-        Which samples of the `X` of `fit` the detector was fitted on; None is all of them.
+        Positions in the `X` of `fit` of the samples that the detector was fitted on; None is all of them.
     n_features_in_ : int
-        That of `estimator_`, where it has one.
+        That of `estimator_`, if it has one.
     feature_names_in_ : ndarray of str
-        That of `estimator_`, where it has one.
+        Those of `estimator_`, if it has any.
 
     See Also
     --------
@@ -74,27 +74,25 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
 
     Notes
     -----
-    *Why not a quantile of the training scores?* A detector has adapted to the images it was fitted on: they lie
-    closer to its mean, its neighbours or its students' memory than new ones do, and score higher. A threshold below
-    which 5 % of them fall flags more than 5 % of new normal images, and how many more is not known. Images kept out
-    of the fit score as new ones do.
+    *Why not a quantile of the training scores?* A detector has adapted to the images it was fitted on, which score
+    higher than new ones. A threshold below which 5 % of them fall flags more than 5 % of new normal images, by an
+    unknown amount. Images kept out of the fit score as new ones do.
 
     *What is promised.* If a new normal image and the calibration images are exchangeable (drawn independently from
     one source, say), it is flagged with a probability of at most `alpha`, for any detector, any distribution and any
     number of images. The promise is marginal: an average over calibration sets and images. With one calibration set
     the rate varies around `alpha` (about a Beta distribution, with a standard deviation of ``sqrt(alpha (1 - alpha) /
-    n)``), and it may differ between kinds of normal images. It does not hold where new images come from another
-    camera, site or season; nor where images come in groups, as several of one patient do, and a group is split: for
-    those, set whole groups aside yourself, ``calibration=(X_cal,)``. It says nothing on how many anomalies are found.
+    n)``), and it may differ between kinds of normal images. It does not hold if new images come from another camera,
+    site or season, nor if a group of images, such as several of one patient, is split: then set whole groups aside
+    yourself, ``calibration=(X_cal,)``. It does not concern the number of anomalies that are found.
 
-    *Held-out scores.* There, calibration images are scored by detectors that lack one of the images (or a fold of
-    them) that the one which scores new images has. Nothing is proven for any number of images then, unless the scores
-    hardly depend on these few [5]_: with leave-one-out scores of many images that is so. The rate is usually near
-    `alpha` (``benchmarks/selection/thresholds.md``). For the proven promise keep images out, by a share or of your
-    own. Folds of other detectors are no way out: scores of two fits need not be on one scale.
+    *Held-out scores.* Each calibration image is scored by a detector that lacks it (or a fold of images), but new
+    images by one that was fitted on all of them. Then nothing is proven, unless scores hardly depend on a few images
+    [5]_, as leave-one-out scores of many images do. The rate is usually near `alpha`
+    (``benchmarks/selection/thresholds.md``). For the proven promise, keep images out of the fit.
 
-    *Training images.* `fit_predict`, and p-values of images in `X`, promise nothing: the detector has seen most of
-    them. A :class:`TransformalyDetector` gives those that it has seen their held-out scores.
+    *Training images.* `fit_predict`, and p-values of images in `X`, promise nothing, since the detector has seen most
+    of them. A :class:`TransformalyDetector` returns held-out scores of those that it has seen.
 
     References
     ----------
@@ -140,7 +138,7 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
     @all_or_nothing
     @fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: Any = None) -> ConformalDetector:
-        """Fit the detector, and calibrate it on images that it has not seen.
+        """Fit the detector and calibrate it on images that it has not seen.
 
         Parameters
         ----------
@@ -148,7 +146,7 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
             Normal ones only, as `estimator` takes them: rows, or images in any form that
             :class:`TransformalyDetector` takes.
         y : array-like of shape (n_samples,), default=None
-            Samples that are -1 in it are left out; other numbers mean nothing.
+            Samples labelled -1 are left out; other numbers are ignored.
 
         Returns
         -------
@@ -157,8 +155,8 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            Too few calibration images for `alpha`; the detector has no held-out scores; or a parameter is out of its
-            range.
+            There are too few calibration images for `alpha`, the detector has no held-out scores, or a parameter is out
+            of its range.
 
         Warns
         -----
@@ -193,25 +191,25 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
         return self
 
     def _own_scores(self, X: Any) -> tuple[Any, np.ndarray]:
-        """The detector fitted on all of `X`, and its own held-out scores of that."""
+        """Return the detector fitted on all of `X`, and its held-out scores."""
         detector = clone(self.estimator).fit(X, None)
         scores = getattr(detector, "training_scores_", None)
         if scores is None or not getattr(detector, "held_out_", True):
             raise ValueError(
-                f"calibration='held-out' needs a detector that scores its training images without themselves, in "
-                f"training_scores_, as TransformalyDetector does with threshold='held-out'; {type(detector).__name__} "
-                "does not. Pass a share of the images to keep out of the fit."
+                f"calibration='held-out' needs a detector with held-out training_scores_, such as a "
+                f"TransformalyDetector with threshold='held-out', got {type(detector).__name__}. Pass a share of the "
+                "images to keep out of the fit."
             )
         return detector, np.asarray(scores, dtype=np.float64)
 
     def _split_scores(self, X: Any) -> tuple[Any, np.ndarray, np.ndarray | None]:
-        """The detector, scores of samples that it was not fitted on, and where in `X` those are that it was."""
+        """Return the fitted detector, scores of the other samples, and the positions in `X` that it was fitted on."""
         training, calibration, fitted_on = self._split(X)
         detector = clone(self.estimator).fit(training, None)  # FrozenEstimator wants a y
         return detector, np.asarray(detector.score_samples(calibration), dtype=np.float64), fitted_on
 
     def p_values(self, X: Any) -> np.ndarray:
-        """How rare a score as low as each image's is among normal images.
+        """Compute how rare a score as low as each image's is among normal images.
 
         Parameters
         ----------
@@ -221,8 +219,8 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
         Returns
         -------
         p : ndarray of shape (n_samples,), float64
-            Multiples of ``1 / (n + 1)`` in (0, 1], n the number of calibration images; small for anomalies. NaN where
-            a score is NaN: unreadable images with ``on_error="skip"``.
+            Multiples of ``1 / (n + 1)`` in (0, 1], n the number of calibration images; small for anomalies. NaN for
+            unreadable images with ``on_error="skip"``.
 
         Raises
         ------
@@ -235,33 +233,34 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
     def select(self, X: Any, *, fdr: float = 0.1) -> np.ndarray:
         """Choose the images of a batch to declare anomalies, so that few of those declared are false.
 
-        The procedure of Benjamini and Hochberg, over the p-values of the batch. `predict` keeps the share of normal
-        images that are flagged; of a batch with few anomalies, most of what it flags may be normal. Here, of what is
-        declared, a share of at most `fdr` is normal, in expectation. This is proven for conformal p-values although
-        they share one calibration set (Bates et al., among the class's references); for held-out scores it is not.
+        This is the procedure of Benjamini and Hochberg on the p-values of the batch. `predict` limits the share of
+        normal images that are flagged, but in a batch with few anomalies most of the flagged images may be normal. Of
+        the images declared here, at most a share `fdr` is normal, in expectation. This is proven for conformal p-values
+        although they share one calibration set (Bates et al., in the References of the class); for held-out scores it
+        is not.
 
         Parameters
         ----------
         X : samples
-            The batch, as `estimator` takes them; what is chosen depends on all of it.
+            The batch, as `estimator` takes it; the choice depends on all of it.
         fdr : float, default=0.1
             False discovery rate, in (0, 1).
 
         Returns
         -------
         selected : ndarray of shape (n_samples,), bool
-            True for images declared anomalies. Unreadable images, which score NaN, are True as well, since somebody
-            should look at them; they do not count among the discoveries.
+            True for images declared anomalies. It is also True for unreadable images, which do not count among the
+            discoveries.
 
         Raises
         ------
         ValueError
-            `fdr` is out of its range, or below ``1 / (n + 1)``: then nothing could be declared, whatever the batch.
+            `fdr` is out of its range, or below ``1 / (n + 1)``, so that nothing could be declared.
 
         Warns
         -----
         UserWarning
-            Nothing is declared although some images score below all calibration images: too few of those.
+            Nothing is declared although some images score below all calibration images, which are too few.
         """
         if not 0 < fdr < 1:
             raise ValueError(f"fdr must be in (0, 1), got {fdr!r}.")
@@ -289,7 +288,7 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
         return selected
 
     def drift(self, X: Any, *, alpha: float = 0.01) -> DriftReport:
-        """Test whether images, in the order in which they came, are still like those that calibrated the detector.
+        """Test whether images, in their order, are still like those that calibrated the detector.
 
         Parameters
         ----------
@@ -304,7 +303,7 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
 
         See Also
         --------
-        DriftMonitor : The same for a stream that comes batch by batch.
+        DriftMonitor : The same for a stream in batches.
         """
         return DriftMonitor(self, alpha=alpha).update(X)
 
@@ -312,22 +311,22 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
         return p_values(scores, self.calibration_scores_)
 
     def _split(self, X: Any) -> tuple[Any, Any, np.ndarray | None]:
-        """What to fit on, what to calibrate on, and where in `X` the former is; None is all of `X`."""
+        """Return the samples to fit on, those to calibrate on, and the positions of the former in `X` (None: all)."""
         if isinstance(self.calibration, np.ndarray):
             raise ValueError(
-                f"calibration is an array of shape {self.calibration.shape}; for calibration images of your own write "
+                f"calibration is an array of shape {self.calibration.shape}: pass calibration images as "
                 "calibration=(X_cal,)."
             )
         if isinstance(self.calibration, tuple):
             if len(self.calibration) != 1 or self.calibration[0] is X:
                 raise ValueError(
-                    "calibration as a tuple must hold normal images that are not in X, as its one item: (X_cal,). "
+                    "calibration as a tuple must have one item, normal images that are not in X: (X_cal,). "
                     f"Got {'X itself' if len(self.calibration) == 1 else f'{len(self.calibration)} items'}."
                 )
             if isinstance(self.calibration[0], Iterator):
                 raise ValueError(
-                    "calibration holds an iterator, which can be read only once, but a parameter must serve every fit: "
-                    "pass a list, calibration=(list(X_cal),)."
+                    "calibration holds an iterator, which can be read only once: pass a list, "
+                    "calibration=(list(X_cal),)."
                 )
             self._check_enough(_num_samples(as_sequence(self.calibration[0])))
             return X, self.calibration[0], None
@@ -340,7 +339,7 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
         return training, calibration, np.asarray(train, dtype=np.int64)
 
     def _check_enough(self, n: int, *, of: int | None = None) -> None:
-        """Refuse `n` calibration images, a part of `of`, where they cannot give a p-value as small as `alpha`."""
+        """Refuse `n` calibration images, a part of `of`, if no p-value can be as small as `alpha`."""
         if 1 / (n + 1) > self.alpha:
             ways = ["give more images", "raise alpha"]
             if isinstance(self.calibration, Real) and of is not None and of >= _needed(self.alpha):
@@ -361,6 +360,6 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
 
 
 def _needed(rate: float) -> int:
-    """Give the smallest n with 1 / (n + 1) <= rate, by that very division."""
+    """Return the smallest n with 1 / (n + 1) <= rate, by that very division."""
     n = max(round(1 / rate), 1)
     return n - 1 if 1 / n <= rate else n

@@ -40,7 +40,7 @@ class DecisionMixin(OutlierMixin):
         Parameters
         ----------
         X : samples
-            In any form that `fit` takes.
+            As for `decision_function`.
 
         Returns
         -------
@@ -55,7 +55,7 @@ class DecisionMixin(OutlierMixin):
         Parameters
         ----------
         X : samples
-            In any form that `fit` takes.
+            As for `decision_function`.
         score : array-like of shape (n_samples,), default=None
             The result of ``score_samples(X)``, if it is known already.
 

@@ -362,9 +362,7 @@ class TransformalyDetector(
         ValueError
             `X` is not images, an image cannot be read, or an array of images has another shape than in `fit`.
         """
-        check_is_fitted(self)
-        images = self._images(X, reset=False)
-        return self._parts(images, self._measurer().measure(images))[0].sum(axis=1)
+        return self._score(X)
 
     def score_as_new(self, X: Any) -> np.ndarray:
         """Score images as if `fit` had not seen them, even if it has; model files and ONNX files are checked by this.
@@ -379,9 +377,7 @@ class TransformalyDetector(
         scores : ndarray of shape (n_samples,), float64
             Those of `score_samples` for new images; too high for training images.
         """
-        check_is_fitted(self)
-        images = self._images(X, reset=False)
-        return self._parts(images, self._measurer().measure(images), recognise=False)[0].sum(axis=1)
+        return self._score(X, recognise=False)
 
     def p_values(self, X: Any) -> np.ndarray:
         """Compute how rare a score as low as each image's is among new normal images.
@@ -483,6 +479,11 @@ class TransformalyDetector(
         return Cache(self.memory, self.verbose)
 
     # ----- scoring
+
+    def _score(self, X: Any, *, recognise: bool = True) -> np.ndarray:
+        check_is_fitted(self)
+        images = self._images(X, reset=False)
+        return self._parts(images, self._measurer().measure(images), recognise=recognise)[0].sum(axis=1)
 
     def _parts_of(self, features: dict[str, np.ndarray]) -> np.ndarray:
         """What each space adds to the scores, (n, S), of images that are new; NaN rows stay NaN."""

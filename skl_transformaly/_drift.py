@@ -1,4 +1,4 @@
-"""Tests whether a stream of images is still like the normal images that calibrated a detector, at any time."""
+"""Tests, at any time, whether a stream of images is still like the normal images that calibrated a detector."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from skl_transformaly.utils._compat import HasMethods, Interval, validate_params
 __all__ = ["DriftMonitor", "DriftReport", "unlike_calibration"]
 
 # Bets on the rank of a score, as densities of Beta distributions on [0, 1]: Beta(1, b) pays for low ranks, Beta(b, 1)
-# for high ones. They are steep: a gentle one, such as Beta(1, 1.1), would also pay for a few anomalies in a hundred.
+# for high ones. They are steep, since flat ones, such as Beta(1, 1.1), would also pay for a few anomalies in 100.
 _LOW, _HIGH = np.array([2.0, 4.0]), np.array([2.0, 4.0])
 _SHARES = np.array([0.4, 0.4, 0.1, 0.1])
-# Half of the capital is bet from the first image on, the rest is put in step by step, the slower the later
+# Half of the capital is bet from the first image on; the rest is added step by step, ever more slowly
 _AT_ONCE, _DELAY = 0.5, 10.0
-# A batch is worth a warning if so many of its images have low p-values that less than three in four can be normal
+# A batch is reported if so many of its images have low p-values that less than three in four can be normal
 _LOW_P, _MOST_ANOMALIES, _LEVEL = 0.05, 0.25, 1e-6
 
 
 @dataclass(frozen=True)
 class DriftReport:
-    """What a :class:`DriftMonitor` knows after the images so far.
+    """Result of a :class:`DriftMonitor` after the images so far.
 
     Attributes
     ----------
     n_images : int
-        Images that were tested.
+        Number of images that were tested.
     n_unreadable : int
-        Images whose score is NaN, which were passed over.
+        Number of images whose score is NaN, which were left out.
     drifted : bool
         Whether `p_value` was at most `alpha` after any image.
     alarm : int or None
-        Number of images after which it first was.
+        Number of images after which that happened first.
     p_value : float
-        In [0, 1], valid at any time: while nothing has changed, the probability that it is ever at most `p` is at most
+        In [0, 1], valid at any time: if nothing has changed, the probability that it is ever at most `p` is at most
         `p`.
     log_capital : float
-        Natural logarithm of what the bets made of a capital of 1 until now.
+        Natural logarithm of the capital, which was 1 at the start.
     """
 
     n_images: int
@@ -64,17 +64,17 @@ class DriftReport:
 class DriftMonitor:
     """Tests whether a stream of images is still like the normal images that calibrated a detector.
 
-    After a camera was moved, with an ageing lamp, or with parts of another supplier, scores and p-values lose their
-    meaning, and most of what is flagged is not anomalous. The monitor bets against the hypothesis that nothing has
-    changed. Its capital starts at 1, and the bets are fair: if nothing has changed, the capital is ever as high as
-    ``1 / alpha`` with a probability of at most `alpha`, however long the stream is and however often one looks [1]_
-    [2]_.
+    If a camera is moved, a lamp ages or parts come from another supplier, scores and p-values lose their meaning, and
+    most of the flagged images are not anomalous. The monitor bets against the hypothesis that nothing has changed. Its
+    capital starts at 1, and the bets are fair: if nothing has changed, the capital ever reaches ``1 / alpha`` with a
+    probability of at most `alpha`, however long the stream is and however often one looks [1]_ [2]_.
 
     Parameters
     ----------
     reference : fitted detector or array-like of shape (n_reference,)
-        A :class:`ConformalDetector`, whose ``calibration_scores_`` are the reference; a :class:`TransformalyDetector`,
-        whose held-out ``training_scores_`` are; or such scores of normal images themselves, for `update_scores`.
+        A :class:`ConformalDetector`, of which ``calibration_scores_`` are the reference; a
+        :class:`TransformalyDetector`, of which held-out ``training_scores_`` are; or such scores of normal images, for
+        `update_scores`.
     alpha : float, default=0.01
         Probability of ever raising a false alarm, in (0, 1).
     random_state : int, RandomState or None, default=0
@@ -83,9 +83,9 @@ class DriftMonitor:
     Attributes
     ----------
     n_images_ : int
-        Images that were tested.
+        Number of images that were tested.
     scores_ : ndarray of shape (n_reference + n_images,), float64
-        The reference and all scores so far, in ascending order. This is what the state grows by: 8 bytes an image.
+        The reference and all scores so far, in ascending order: 8 bytes per image.
 
     See Also
     --------
@@ -93,23 +93,22 @@ class DriftMonitor:
 
     Notes
     -----
-    *The bets.* Each score is ranked among the reference and the stream until then, equal ones in random order. If all
-    these are exchangeable, every rank is equally likely, and independent of the ranks before. p-values that share one
-    calibration set are not independent; these ranks are. A bet pays the mean of a density over the cell of the rank,
-    which is 1 on average. Four densities share the capital; two pay for low ranks and two for high ones. Half of the
-    capital is bet from the first image on, the other half is put in little by little, so that a change after 10,000
-    images is noticed as well, five to twenty images later than one at the start.
+    *The bets.* Each score is ranked among the reference and the stream so far, equal ones in random order. If all these
+    are exchangeable, every rank is equally likely and independent of the earlier ranks, unlike p-values that share one
+    calibration set. A bet pays the mean of a density over the cell of the rank, which is 1 on average. Four densities
+    share the capital; two pay for low ranks and two for high ones. Half of the capital is bet from the first image on,
+    the other half is added little by little, so that a change after 10,000 images is noticed only five to twenty images
+    later than one at the start.
 
     *What it does not notice.* A few anomalies among normal images: the densities are steep, so that a few in a hundred
     pay less than the other images cost. The promise does not cover streams with anomalies, however;
-    ``benchmarks/drift.md`` shows how often they raise an alarm. Nor does it notice a change so slow that the stream's
-    own past becomes the reference, or a camera that shows the same picture again and again.
+    ``benchmarks/drift.md`` shows how often they raise an alarm. It does not notice a very slow change either, for which
+    the stream's own past becomes the reference, nor a camera that repeats the same picture.
 
-    *When it raises alarms although nothing has changed.* The promise is for images that are drawn independently, or
-    come in random order. It does not hold for images in groups, such as frames of one video, or for images that the
-    detector was fitted on. It is exact for a :class:`ConformalDetector` that sets images aside. It is approximate for a
-    :class:`TransformalyDetector`, and better for many images than for few: each training image was scored without
-    itself, a new image is scored with all of them.
+    *False alarms.* The promise is for images that are drawn independently or come in random order. It does not hold for
+    images in groups, such as frames of one video, or for images that the detector was fitted on. It is exact for a
+    :class:`ConformalDetector` that sets images aside, and approximate for a :class:`TransformalyDetector`, better for
+    many images than for few, since each training image was scored without itself, but new images with all of them.
 
     References
     ----------
@@ -147,7 +146,7 @@ class DriftMonitor:
         self.reset()
 
     def reset(self) -> DriftMonitor:
-        """Forget the stream, and go on with the reference alone.
+        """Forget the stream and start again with the reference.
 
         Returns
         -------
@@ -168,7 +167,7 @@ class DriftMonitor:
         Parameters
         ----------
         X : samples
-            As the detector takes them, in the order in which they came.
+            As the detector takes them, in their order.
 
         Returns
         -------
@@ -192,8 +191,8 @@ class DriftMonitor:
         Parameters
         ----------
         scores : array-like of shape (n_samples,)
-            What the detector's ``score_samples`` returned, in the order in which the images came. Unreadable images,
-            whose score is NaN, are counted and passed over.
+            Scores by the detector's ``score_samples``, in the order of the images. NaN, for unreadable images, is
+            counted and left out.
 
         Returns
         -------
@@ -234,7 +233,7 @@ class DriftMonitor:
         )
 
     def _ranks(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rank of each score, from 1, among those before it and itself, and how many these are."""
+        """Return the rank of each score, from 1, among itself and those before it, and the number of these."""
         lower = np.searchsorted(self.scores_, scores, side="left")
         equal = np.searchsorted(self.scores_, scores, side="right") - lower
         batch: list[float] = []
@@ -249,7 +248,7 @@ class DriftMonitor:
         return ranks, len(self.scores_) + 1 + np.arange(len(scores))
 
     def _bet(self, ranks: np.ndarray, sizes: np.ndarray) -> None:
-        """Let the capital go through the bets on `ranks`, each one of 1, ..., size."""
+        """Update the capital by the bets on `ranks`, each one of 1, ..., size."""
         times = self.n_images_ + np.arange(len(ranks) + 1)
         reserve = (1 - _AT_ONCE) * np.log(_DELAY) / np.log(times + _DELAY)
         put_in = np.log(-np.diff(reserve))[:, None] + np.log(_SHARES)
@@ -268,14 +267,14 @@ class DriftMonitor:
 
 
 def _log_payoffs(ranks: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Logarithm of what each bet pays, (n, 4): the mean of its density over the cell of the rank."""
+    """Return the logarithm of the payoff of each bet, (n, 4): the mean of its density over the cell of the rank."""
     upper, lower = (ranks / sizes)[:, None], ((ranks - 1) / sizes)[:, None]
     cells = np.hstack([(1 - lower) ** _LOW - (1 - upper) ** _LOW, upper**_HIGH - lower**_HIGH])
     return np.log(cells * sizes[:, None])
 
 
 def reference_scores(reference: Any) -> np.ndarray:
-    """Scores, ascending and without NaN, of normal images that a detector was not fitted on, or a given array."""
+    """Return the calibration scores of a detector, or a given array, in ascending order and without NaN."""
     scores = reference
     if hasattr(reference, "score_samples"):
         scores = getattr(reference, "calibration_scores_", None)
@@ -284,8 +283,8 @@ def reference_scores(reference: Any) -> np.ndarray:
         if scores is None:
             check_is_fitted(reference)
             raise ValueError(
-                f"{type(reference).__name__} keeps no scores of normal images that it was not fitted on: pass such "
-                "scores, or put it into a ConformalDetector."
+                f"{type(reference).__name__} has no scores of normal images that it was not fitted on: pass such "
+                "scores, or wrap it in a ConformalDetector."
             )
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim != 1:
@@ -297,9 +296,9 @@ def reference_scores(reference: Any) -> np.ndarray:
 
 
 def unlike_calibration(p_values: Any) -> str | None:
-    """A sentence about a batch in which so many p-values are low that it can't be mostly normal; else None.
+    """Return a warning about a batch with too many low p-values to be mostly normal, or None.
 
-    If three in four images were normal, as many low p-values would come up once in a million batches (a binomial test).
+    If three in four images were normal, as many low p-values would occur once in a million batches (a binomial test).
 
     >>> unlike_calibration([0.01] * 63 + [0.5] * 37)
     '63 % of these images have p <= 0.05: another camera, or another model?'

@@ -1,4 +1,4 @@
-"""Estimators around a detector: what they leave to it, and how to find it in them."""
+"""Wrappers of a detector: what they delegate to it, and how to find it in them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def innermost(estimator: Any) -> Any:
 
 
 def decider(estimator: Any) -> Any:
-    """Return the outermost part of a fitted estimator that has a threshold: what it holds scores, it decides."""
+    """Return the outermost part of a fitted estimator that has a threshold."""
     return next(part for part in nested(estimator) if hasattr(part, "offset_"))
 
 
@@ -76,7 +76,7 @@ def delegate(name: str, result: str) -> Any:
 
 
 class DelegatingMixin(MetaEstimatorMixin):
-    """For wrappers of a detector: what they delegate to the ``estimator_`` that they fitted."""
+    """Delegates methods of a wrapper to the ``estimator_`` that it fitted."""
 
     estimator: Any
     estimator_: Any
@@ -87,14 +87,12 @@ class DelegatingMixin(MetaEstimatorMixin):
     anomaly_map = delegate("anomaly_map", "Map of each image, of where it is unlike the normal ones")
 
     def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
-        """Fit, and tell which of the samples are anomalies; nothing is promised for them, since `fit` has seen them.
+        """Fit, and predict which of the samples are anomalies; no rate is promised for them, since `fit` has seen them.
 
         Parameters
         ----------
-        X : samples
-            As `fit` takes them.
-        y : array-like of shape (n_samples,), default=None
-            As `fit` takes it.
+        X, y
+            As for `fit`.
 
         Returns
         -------
@@ -106,7 +104,7 @@ class DelegatingMixin(MetaEstimatorMixin):
 
     @available_if(lambda self: hasattr(getattr(self, "estimator_", self.estimator), "explain"))
     def explain(self, X: Any, *args: Any, **options: Any) -> dict[str, np.ndarray]:
-        """What each score is made of, by `estimator_`.
+        """Take each score apart, by `estimator_`.
 
         Parameters
         ----------
@@ -137,7 +135,7 @@ class DelegatingMixin(MetaEstimatorMixin):
 
     @available_if(lambda self: hasattr(getattr(self, "estimator_", self.estimator), "get_feature_names_out"))
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Names of the columns that `transform` returns.
+        """Get the names of the columns that `transform` returns.
 
         Parameters
         ----------

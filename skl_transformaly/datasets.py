@@ -1,8 +1,8 @@
-"""Labelled images, and the two settings in which the paper makes a task of anomaly detection of them.
+"""Labelled images, and the paper's two settings that turn them into a task of anomaly detection.
 
-The experiments of M. J. Cohen and S. Avidan, "Transformaly - Two (Feature Spaces) Are Better Than One", CVPR
-Workshops 2022, Section 4, take a data set for classification and declare some of its classes normal: :func:`load`
-reads class folders or an .npz file, and :func:`unimodal` and :func:`multimodal` make the task.
+M. J. Cohen and S. Avidan, "Transformaly - Two (Feature Spaces) Are Better Than One", CVPR Workshops 2022, Section 4,
+take a data set for classification and declare some of its classes normal: :func:`load` reads class folders or an .npz
+file, and :func:`unimodal` and :func:`multimodal` make the task.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["ImageDataset", "load", "multimodal", "unimodal"]
 
-# Names of folders of training and of test images, in any case; of several the first counts.
+# Names of folders of training and of test images, in any case; the first that exists counts.
 _TRAIN = ("train", "training", "training_set")
 _TEST = ("test", "testing", "test_set", "val", "valid", "validation")
 
@@ -110,8 +110,8 @@ def load(
     ----------
     path : str or path
         A folder with a folder of images for each class, or with folders ``train`` and ``test`` of such class folders,
-        in any case (also ``training``, ``training_set``; ``testing``, ``test_set``, ``val``, ``valid``,
-        ``validation``). Or an .npz file of X_train, y_train, X_test, y_test and, optionally, class_names.
+        in any case (or ``training``, ``training_set``; ``testing``, ``test_set``, ``val``, ``valid``, ``validation``).
+        Or an .npz file of X_train, y_train, X_test, y_test and, optionally, class_names.
     test_path : str or path, default=None
         Class folders of the test images; `path` is then those of the training images.
     test_size : float or int, default=0.2
@@ -168,18 +168,18 @@ def load(
         return _from_files(name, *map(_class_files, split))
     if nested := [str(folder) for folder in _folders(path) if _find_split(folder)]:
         raise ValueError(
-            f"There are training and test folders in {_shown(nested)}, and not in {str(path)!r}: pass one."
+            f"Training and test folders are in {_shown(nested)}, not in {str(path)!r}: pass one of those folders."
         )
     files = _class_files(path)
     if len(classes := {label for label, _ in files}) < 2:
         raise ValueError(
-            f"{str(path)!r} has images of one class only, {_shown([*classes])}: pass the folder that holds the folders "
+            f"{str(path)!r} has images of only one class, {_shown([*classes])}: pass the folder that holds the folders "
             "of all classes."
         )
     if path.absolute() in (_find_split(path.absolute().parent) or ()):
         warn_user(
-            f"{str(path)!r} looks like one part of the data set in {str(path.absolute().parent)!r}, and is split anew. "
-            "Pass the latter to have both parts."
+            f"{str(path)!r} seems to be one part of the data set in {str(path.absolute().parent)!r}, but is split "
+            "again. Pass that folder to have both parts."
         )
     return _from_files(name, *_split_at_random(files, test_size, random_state))
 
@@ -254,7 +254,7 @@ def multimodal(dataset: Any, anomalous_class: Any) -> tuple[Any, Any, np.ndarray
 
 
 def _setting(dataset: Any, chosen: Any, *, keep: bool) -> tuple[Any, Any, np.ndarray]:
-    """Train on `chosen` (``keep=True``) or on all but it; test labels +1 for what is trained on."""
+    """Train on the class `chosen` (``keep=True``) or on all others; the classes of training are +1 in the test."""
     if isinstance(dataset, ImageDataset):
         X_train, y_train, X_test, y_test = dataset.X_train, dataset.y_train, dataset.X_test, dataset.y_test
         label, name = _class_position(dataset, chosen)
@@ -276,7 +276,7 @@ def _setting(dataset: Any, chosen: Any, *, keep: bool) -> tuple[Any, Any, np.nda
 
 
 def _check_parts(dataset: Any, chosen: Any) -> tuple[Any, np.ndarray, Any, np.ndarray]:
-    """Images and labels of a tuple, in which `chosen` must be a label."""
+    """Return images and labels of a tuple, in which `chosen` must be a label."""
     if not isinstance(dataset, (tuple, list)) or len(dataset) != 4:
         raise ValueError(
             f"Expected an ImageDataset or a tuple (X_train, y_train, X_test, y_test), got a {type(dataset).__name__}."
@@ -308,7 +308,7 @@ def _class_position(dataset: ImageDataset, chosen: Any) -> tuple[int, str]:
 def _labels(X: Any, y: Any, part: str) -> np.ndarray:
     """Labels as a 1-D array, one for each image."""
     if isinstance(X, (str, os.PathLike)):
-        raise ValueError(f"X_{part} is one path; labelled images are a sequence: pass the list of files.")
+        raise ValueError(f"X_{part} is one path: pass a list of files, one for each label.")
     labels = np.asarray(y, dtype=object)
     if labels.ndim != 1:
         raise ValueError(f"y_{part} must be one label for each image, got shape {labels.shape}.")
@@ -319,7 +319,7 @@ def _labels(X: Any, y: Any, part: str) -> np.ndarray:
     y = np.asarray(y)
     n = _num_samples(X)
     if n != len(y):
-        raise ValueError(f"X_{part} holds {n} images but y_{part} {len(y)} labels; they must be as many.")
+        raise ValueError(f"X_{part} and y_{part} must have the same length, got {n} and {len(y)}.")
     return y
 
 
@@ -339,7 +339,7 @@ def _find_split(folder: Path) -> tuple[Path, Path] | None:
     """Folders of training and of test images in `folder`, by their names."""
     named = {child.name.lower(): child for child in _folders(folder)}
     pairs = [(named[train], named[test]) for test in _TEST for train in _TRAIN if train in named and test in named]
-    # beside training and validation images, test images without labels may lie
+    # a folder of test images without labels may be beside training and validation images
     return next((pair for pair in pairs if all(map(_folders, pair))), pairs[0] if pairs else None)
 
 

@@ -129,10 +129,10 @@ def test_folders_without_a_split_are_split_by_seed(tmp_path, rng):
 
 def test_a_folder_too_high_is_refused(tmp_path, rng):
     write_folders(tmp_path, rng, split_files("a/train", "a/test") + split_files("b/train", "b/test"))
-    with pytest.raises(ValueError, match=r"training and test folders in '.*a', '.*b', and not in"):
+    with pytest.raises(ValueError, match=r"Training and test folders are in '.*a', '.*b', not in"):
         load(tmp_path)
     write_folders(tmp_path / "c", rng, ["photos/cat/0.png", "photos/dog/0.png"])
-    with pytest.raises(ValueError, match="images of one class only, 'photos'"):
+    with pytest.raises(ValueError, match="images of only one class, 'photos'"):
         load(tmp_path / "c")
 
 
@@ -196,7 +196,7 @@ def test_one_part_of_a_split_folder_is_warned_about(tmp_path, rng):
             for i in range(3):
                 pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / part / label / f"{i}.png")
-    with pytest.warns(UserWarning, match="looks like one part of the data set"):
+    with pytest.warns(UserWarning, match="seems to be one part of the data set"):
         load(tmp_path / "train", test_size=0.5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -293,8 +293,8 @@ def test_image_dataset_prints_short(images):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"y_train": [0] * 11}, "X_train holds 12 images but y_train 11 labels"),
-        ({"y_test": [0]}, "X_test holds 2 images but y_test 1 labels"),
+        ({"y_train": [0] * 11}, "X_train and y_train must have the same length, got 12 and 11"),
+        ({"y_test": [0]}, "X_test and y_test must have the same length, got 2 and 1"),
         ({"y_test": [0, 2]}, "y_test of 'a' spans 0 to 2; with 2 class_names"),
         ({"y_test": [-1, 1]}, "y_test of 'a' spans -1 to 1"),
         ({"y_test": [0.0, 1.0]}, "y_test of 'a' must be integers.*float64"),
@@ -419,7 +419,7 @@ def test_one_kind_of_test_images_only(setting, chosen, message, images):
 
 
 def test_tuple_of_other_lengths(images):
-    with pytest.raises(ValueError, match="X_test holds 3 images but y_test 2 labels"):
+    with pytest.raises(ValueError, match="X_test and y_test must have the same length, got 3 and 2"):
         unimodal((images[:2], ["cat", "dog"], images[:3], ["cat", "dog"]), "cat")
 
 

@@ -153,7 +153,7 @@ def test_held_out_training_scores_are_a_reference(fitted):
 
 def test_what_cannot_be_a_reference_is_refused(rng):
     forest = IsolationForest(n_estimators=5).fit(rng.normal(size=(30, 2)))
-    with pytest.raises(ValueError, match="IsolationForest keeps no scores"):
+    with pytest.raises(ValueError, match="IsolationForest has no scores"):
         DriftMonitor(forest)
     with pytest.raises(NotFittedError):
         DriftMonitor(ConformalDetector(forest))
