@@ -481,3 +481,42 @@ def test_each_epoch_takes_every_image_once_in_an_order_of_its_own(images, monkey
     assert len(batches) == 9
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+@pytest.mark.parametrize(("max_steps", "epochs"), [(None, [3, 3]), (6, [3, 3]), (5, [3, 2]), (3, [3]), (2, [2])])
+def test_no_more_steps_are_taken_than_allowed(images, monkeypatch, max_steps, epochs):
+    batches = []
+    step = _training.Descent.step
+
+    def watched(self, batch, tokens):
+        loss = step(self, batch, tokens)
+        batches.append((len(batch), float(loss)))
+        return loss
+
+    monkeypatch.setattr(_training.Descent, "step", watched)
+    settings = {"n_blocks": 1, "max_epochs": 2, "batch_size": 5, "extractor": tiny_extractor()}
+    students = tiny_students(max_steps=max_steps, **settings).fit(images)
+    assert len(batches) == sum(epochs)
+    (history,) = students.history_.values()
+    taken = [batches[sum(epochs[:i]) : sum(epochs[: i + 1])] for i in range(len(epochs))]
+    expected = [sum(n * loss for n, loss in batch) / sum(n for n, _ in batch) for batch in taken]
+    assert history["loss"] == pytest.approx(expected)
+
+
+def test_a_rate_that_falls_to_nothing_does_so_by_the_last_step_that_is_allowed(images):
+    """As in a training of as many steps."""
+    settings = {"n_blocks": 1, "batch_size": 4, "extractor": tiny_extractor()}
+    short = tiny_students(max_epochs=9, max_steps=6, **settings).fit(images)
+    same = tiny_students(max_epochs=2, **settings).fit(images)
+    np.testing.assert_array_equal(short.transform(images), same.transform(images))
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet"])
+def test_layers_that_write_into_their_input_do_so_again_after_training(name):
+    X = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    students = tiny_students(extractor=tiny_extractor(name, image_size=64)).fit(X)
+    for index, student in zip(students.block_indices_, students.students_):
+        teacher = students.extractor_.blocks_[index]
+        inplace = [[getattr(m, "inplace", None) for m in block.modules()] for block in (student, teacher)]
+        assert inplace[0] == inplace[1]
+        assert True in inplace[0]

@@ -128,7 +128,9 @@ def fit(
         extractor.set_params(weights=str(weights.resolve()))
     imitators: Any = RidgeStudents(n_blocks=blocks)
     if kept is not None:
-        imitators = BlockStudents(n_blocks=blocks, max_epochs=epochs or 8, checkpoint=kept.folder)
+        imitators = BlockStudents(n_blocks=blocks, checkpoint=kept.folder)
+        if epochs:
+            imitators.set_params(max_epochs=epochs, max_steps=None)
     detector = TransformalyDetector(
         extractor,
         students=imitators,

@@ -24,7 +24,7 @@ from skl_transformaly.students._residuals import ResidualStatistics
 from skl_transformaly.students._training import Train, TrainedStudent, TrainingSettings, finished, train_student
 from skl_transformaly.teacher._architecture import blank_copy
 from skl_transformaly.teacher._extractor import TimmExtractor
-from skl_transformaly.teacher._kernels import is_suited
+from skl_transformaly.teacher._kernels import is_suited, own_memory
 from skl_transformaly.teacher._protocol import Extractor
 from skl_transformaly.utils._cache import Cache, fingerprint, identity
 from skl_transformaly.utils._compat import Interval, StrOptions, fit_context
@@ -51,6 +51,9 @@ class BlockStudents(ImitationMixin, BaseEstimator):
         sequence their places (negative ones count from the end), None all.
     max_epochs : int, default=8
         Passes over the training images for each student. The paper takes 30, at a constant rate.
+    max_steps : int or None, default=1000
+        Training steps of each student, at most: what 8 epochs of 4,000 images take in batches of 32. Of more images
+        fewer passes are made, the last of which may be cut short. None is no limit, as in the paper.
     lr : float or "auto", default="auto"
         Learning rate. A number is constant, as in the paper. "auto" rises over a fifth of all steps and then falls to
         0; its peak is 2e-3 for blocks with batch normalisation; for others (transformers) 1.5e-3, and less in trainings
@@ -138,6 +141,7 @@ class BlockStudents(ImitationMixin, BaseEstimator):
     _parameter_constraints: dict = {
         "n_blocks": [Interval(Integral, 1, None, closed="left"), "array-like", None],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "max_steps": [Interval(Integral, 1, None, closed="left"), None],
         "lr": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "token_share": [Interval(Real, 0, 1, closed="right")],
@@ -153,6 +157,7 @@ class BlockStudents(ImitationMixin, BaseEstimator):
         *,
         n_blocks: int | Sequence[int] | None = 10,
         max_epochs: int = 8,
+        max_steps: int | None = 1000,
         lr: float | str = "auto",
         batch_size: int = 32,
         token_share: float = 0.25,
@@ -165,6 +170,7 @@ class BlockStudents(ImitationMixin, BaseEstimator):
     ):
         self.n_blocks = n_blocks
         self.max_epochs = max_epochs
+        self.max_steps = max_steps
         self.lr = lr
         self.batch_size = batch_size
         self.token_share = token_share
@@ -192,7 +198,8 @@ class BlockStudents(ImitationMixin, BaseEstimator):
         >>> BlockStudents.paper(n_blocks=3).max_epochs
         30
         """
-        return cls(**{"max_epochs": 30, "lr": 1e-4, "batch_size": 32, "token_share": 1.0, **changes})
+        paper = {"max_epochs": 30, "max_steps": None, "lr": 1e-4, "batch_size": 32, "token_share": 1.0}
+        return cls(**{**paper, **changes})
 
     def fit(self, X: Any, y: Any = None, *, extractor: Extractor | None = None) -> BlockStudents:
         """Train a student for each chosen block.
@@ -239,17 +246,21 @@ class BlockStudents(ImitationMixin, BaseEstimator):
         kept = _KeptStudents(cache, checkpoint, self.cache_keys_)
         trainer = _StudentTrainer(images, extractor, indices, seed, self._train_function(), self.storage)
         trained: dict[int, TrainedStudent] = {}
-        with Progress("Training students", len(indices) * self.max_epochs, unit="epoch", show=self.verbose) as progress:
+        epochs = self._settings().count_epochs(len(images))
+        with (
+            own_memory(),
+            Progress("Training students", len(indices) * epochs, unit="epoch", show=self.verbose) as progress,
+        ):
             if count_jobs(self.n_jobs, len(indices)) > 1:
                 missing = [index for index in indices if not kept.has(index)]
                 for index, student in trainer.train_several(missing, self.n_jobs):
                     trained[index] = kept.get(index, partial(_same, student))
                     progress.set_postfix(block=index, loss=f"{student.history['loss'][-1]:.3g}", refresh=False)
-                    progress.update(self.max_epochs)
+                    progress.update(epochs)
             for index in indices:
                 if index not in trained:
                     trained[index] = kept.get(index, partial(trainer.train, index, progress))
-                    progress.update(len(trained) * self.max_epochs - progress.n)  # of students that were found
+                    progress.update(len(trained) * epochs - progress.n)  # of students that were found
 
         self.history_ = {index: trained[index].history for index in indices}
         self.residuals_: list[ResidualStatistics | None] = [trained[index].residuals for index in indices]
@@ -260,8 +271,10 @@ class BlockStudents(ImitationMixin, BaseEstimator):
 
     def _train_function(self) -> Train:
         """What trains one student; can be pickled."""
-        settings = TrainingSettings(self.max_epochs, self.lr, self.batch_size, self.token_share)
-        return partial(train_student, settings=settings)
+        return partial(train_student, settings=self._settings())
+
+    def _settings(self) -> TrainingSettings:
+        return TrainingSettings(self.max_epochs, self.lr, self.batch_size, self.token_share, self.max_steps)
 
     def _cache_key(self, images: Images, extractor: Extractor) -> dict[str, Any]:
         """All that a student depends on besides seed and block: one trained with these may stand in for it."""

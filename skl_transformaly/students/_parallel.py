@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from skl_transformaly.students._activations import BlockActivations, LayerWalk, map_file, on_disk
 from skl_transformaly.students._training import Train, TrainedStudent, finished
+from skl_transformaly.teacher._kernels import own_memory
 from skl_transformaly.teacher._protocol import Extractor
 from skl_transformaly.utils._torch import limited_threads, own_settings
 
@@ -93,7 +94,7 @@ def _train_elsewhere(
     train: Train, student: nn.Module, layer: _PackedLayer, extractor: Extractor, device: str, seed: int, threads: int
 ) -> tuple[dict[str, Tensor], dict[str, list[float]]]:
     """Train one student in a worker; returns its weights and history."""
-    with own_settings(), _limit(threads):
+    with own_settings(), own_memory(), _limit(threads):
         student = student.to(device)
         history = train(student, layer.unpacked(torch.device(device)), extractor, seed, tqdm(disable=True))
         return {name: tensor.cpu() for name, tensor in student.state_dict().items()}, history

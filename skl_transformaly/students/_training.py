@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -52,6 +52,18 @@ class TrainingSettings:
     lr: float | str
     batch_size: int
     token_share: float
+    max_steps: int | None = None
+
+    def plan(self, n_images: int) -> tuple[int, int]:
+        """Number of steps in an epoch, and of all steps."""
+        epoch = -(-n_images // self.batch_size)
+        total = epoch * self.max_epochs
+        return epoch, total if self.max_steps is None else min(total, self.max_steps)
+
+    def count_epochs(self, n_images: int) -> int:
+        """Number of epochs, of which the last may be cut short."""
+        epoch, total = self.plan(n_images)
+        return -(-total // epoch)
 
 
 class TrainedStudent(NamedTuple):
@@ -91,7 +103,7 @@ def train_student(
     training = StudentTraining(student, layer, extractor, seed, settings)
     losses = []
     with training.randomness():
-        for epoch in range(settings.max_epochs):
+        for epoch in range(settings.count_epochs(len(layer.inputs))):
             losses.append(training.epoch())
             if not np.isfinite(losses[-1]):
                 raise FloatingPointError(
@@ -143,8 +155,8 @@ class StudentTraining:
         self._seed = seed
         self._batch_size = settings.batch_size
         self._n_images = len(layer.inputs) if n_images is None else n_images
-        self._steps = -(-self._n_images // settings.batch_size)
-        total = self._steps * settings.max_epochs
+        self._steps, total = settings.plan(self._n_images)
+        self._steps_left = total
         parameters = list(student.parameters())
         one_cycle = settings.lr == "auto"
         lr = _auto_lr(student, total) if one_cycle else float(settings.lr)
@@ -159,13 +171,15 @@ class StudentTraining:
         return seeded(self._seed) if _drops_out(self.imitation.student) else contextlib.nullcontext()
 
     def epoch(self) -> float:
-        """Take each image once, in an order drawn anew, and return the mean loss."""
-        losses = []
-        for rows in np.array_split(self._rng.permutation(self._n_images), self._steps):
+        """Take each image once, in an order drawn anew, until no step is left, and return the mean loss."""
+        losses, taken = [], 0
+        for rows in np.array_split(self._rng.permutation(self._n_images), self._steps)[: self._steps_left]:
             tokens = self.imitation.draw_tokens(self._rng)
             losses.append(self._descent.step(rows, tokens) * len(rows))
             self._scheduler.step()
-        return float(torch.stack(losses).sum() / self._n_images)
+            taken += len(rows)
+        self._steps_left -= len(losses)
+        return float(torch.stack(losses).sum() / taken)
 
     def settle(self) -> None:
         """Replace batch-norm statistics, which lag behind a short training, by those of all images.
@@ -194,6 +208,9 @@ class Imitation(nn.Module):
         self._memory_format = torch.channels_last if maps else torch.preserve_format
         if maps:
             student.to(memory_format=torch.channels_last)
+        # where a gradient is taken, torch copies what is written over
+        self._in_place: list[Any] = [module for module in student.modules() if getattr(module, "inplace", None) is True]
+        self._set_in_place(False)
         plain = token_share < 1 and not layer.args and not layer.kwargs
         self._partial = partial_forward(student, layer.inputs[:1].to(self._like)) if plain else None
 
@@ -227,6 +244,11 @@ class Imitation(nn.Module):
         """Lay the student's weights out as those of a student that was loaded, so that both compute the same bits."""
         if self._memory_format is torch.channels_last:
             self.student.to(memory_format=torch.contiguous_format)
+        self._set_in_place(True)
+
+    def _set_in_place(self, value: bool) -> None:
+        for module in self._in_place:
+            module.inplace = value
 
     def _inputs(self, picked: Tensor) -> Tensor:
         return self.layer.inputs[picked].to(self._like, memory_format=self._memory_format)

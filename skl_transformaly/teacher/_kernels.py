@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,7 +16,7 @@ from torch.nn import functional as F
 
 from skl_transformaly.utils._compat import linear_pointwise
 
-__all__ = ["REUSED_BYTES", "is_suited", "keep_memory", "suit_sixteen_bits"]
+__all__ = ["REUSED_BYTES", "is_suited", "keep_memory", "own_memory", "suit_sixteen_bits"]
 
 # The largest block of memory that glibc ever keeps: its DEFAULT_MMAP_THRESHOLD_MAX on 64-bit systems.
 REUSED_BYTES = 2**25
@@ -108,3 +112,49 @@ def keep_memory() -> None:
     such block that was freed, up to 32 MiB. Elsewhere this does nothing.
     """
     torch.empty(REUSED_BYTES - 2**16, dtype=torch.uint8, device="cpu")
+
+
+# Names of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
+_owners = 0
+_owners_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def own_memory() -> Iterator[None]:
+    """Keep all memory that is freed within for what comes next, and return it to the system at the end.
+
+    Training holds layers of many images, which are above the size up to which :func:`keep_memory` helps: for each of
+    them, in each step, the system would find and clear fresh pages, which was a third of the time of training students
+    of an EfficientNet-lite0. Several threads may be within at a time. Without glibc this does nothing.
+    """
+    global _owners
+    libc = _glibc()
+    if libc is None:
+        yield
+        return
+    with _owners_lock:
+        _owners += 1
+        libc.mallopt(_M_MMAP_MAX, 0)  # all from the heap
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)  # which does not shrink
+    try:
+        yield
+    finally:
+        with _owners_lock:
+            _owners -= 1
+            if not _owners:
+                # glibc's default, and what `keep_memory` leads to
+                libc.mallopt(_M_MMAP_MAX, 65536)
+                libc.mallopt(_M_MMAP_THRESHOLD, REUSED_BYTES)
+                libc.mallopt(_M_TRIM_THRESHOLD, 2 * REUSED_BYTES)
+                libc.malloc_trim(0)
+
+
+@functools.cache
+def _glibc() -> Any:
+    """The C library, if it is glibc."""
+    try:
+        libc = ctypes.CDLL(None)
+        return libc if libc.gnu_get_libc_version and libc.mallopt and libc.malloc_trim else None
+    except (AttributeError, OSError, TypeError):
+        return None

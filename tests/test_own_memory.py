@@ -1,0 +1,72 @@
+"""Memory that training frees is used again, and goes back to the system at the end."""
+
+import threading
+
+import pytest
+import torch
+
+from skl_transformaly.teacher import _kernels
+from skl_transformaly.teacher._kernels import own_memory
+
+resource = pytest.importorskip("resource", reason="needs POSIX")
+if _kernels._glibc() is None:
+    pytest.skip("needs glibc", allow_module_level=True)
+
+_BYTES = 2**27
+
+
+def faults_of(times):
+    """Pages that the system has to find for several large blocks, one after another."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        torch.ones(_BYTES, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def test_blocks_that_were_freed_are_used_again():
+    outside = faults_of(8)
+    with own_memory():
+        faults_of(1)
+        assert faults_of(8) < outside / 8
+    assert faults_of(8) > outside / 2
+
+
+def test_what_was_freed_goes_back_at_the_end():
+    before = resident()
+    with own_memory():
+        faults_of(1)
+        assert resident() > before + _BYTES / 2
+    assert resident() < before + _BYTES / 2
+
+
+def test_the_last_to_leave_gives_memory_back():
+    with own_memory():
+        with own_memory():
+            faults_of(1)
+        assert faults_of(2) < _BYTES / 2**12
+
+
+def test_other_threads_may_be_within():
+    sums = []
+
+    def work():
+        with own_memory():
+            sums.append(int(torch.ones(_BYTES, dtype=torch.uint8).sum()))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sums == [_BYTES] * 4
+
+
+def test_elsewhere_nothing_happens(monkeypatch):
+    monkeypatch.setattr(_kernels, "_glibc", lambda: None)
+    with own_memory():
+        assert faults_of(1) > 0
