@@ -17,7 +17,7 @@ from conftest import tiny_detector, tiny_extractor, tiny_students
 from PIL import Image, ImageFile
 from sklearn.base import clone
 
-from skl_transformaly import BlockStudents, ConformalDetector, load, save
+from skl_transformaly import BlockStudents, ConformalDetector, RidgeStudents, load, save
 
 # The same seed, the same scores
 
@@ -344,3 +344,18 @@ def test_what_the_program_has_set_changes_no_score(name, model, images):
     np.testing.assert_array_equal(scores_within, scores)
     np.testing.assert_array_equal(maps_within, maps)
     np.testing.assert_array_equal(detector_within.score_samples(images), scores)
+
+
+@pytest.mark.parametrize("students", [tiny_students(), RidgeStudents(n_blocks=2)], ids=["trained", "solved"])
+@pytest.mark.parametrize("name", CIRCUMSTANCES)
+def test_what_the_program_has_set_changes_no_discrepancy(name, students, images):
+    def work():
+        fresh = clone(students).set_params(extractor=tiny_extractor(precision="float32"))
+        if hasattr(fresh, "partial_fit"):
+            return fresh.partial_fit(images[:8]).partial_fit(images[8:]).transform(images)
+        return fresh.fit(images).transform(images)
+
+    expected = work()
+    with CIRCUMSTANCES[name]():
+        found = work()
+    np.testing.assert_array_equal(found, expected)

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import tiny_detector, tiny_extractor, tiny_students
+from sklearn.base import clone
 from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import NotFittedError
 
@@ -186,3 +187,21 @@ def test_a_first_fit_that_fails_leaves_nothing(kind, images):
             calls_in(lambda: estimator.fit(images), fail_at=fail_at)
         with pytest.raises(NotFittedError):
             getattr(estimator, methods[0])(images)
+
+
+@pytest.mark.parametrize("kind", ["detector", "solved students"])
+def test_learning_more_that_fails_leaves_what_was_fitted(kind, images, rng):
+    build, methods = ESTIMATORS[kind]
+    more = rng.integers(0, 256, (4, 20, 24, 3), dtype=np.uint8)
+    estimator = build().partial_fit(images)
+    expected = results(estimator, methods[:1], more)
+    total = calls_in(lambda: clone(estimator).partial_fit(images).partial_fit(more))
+    total -= calls_in(lambda: clone(estimator).partial_fit(images))
+    for share in (0.3, 0.6, 0.95):
+        before = dict(vars(estimator))
+        with pytest.raises(Fault):
+            calls_in(lambda: estimator.partial_fit(more), fail_at=int(share * total))
+        after = vars(estimator)
+        assert after.keys() == before.keys() and all(after[name] is before[name] for name in before)
+        for name, value in results(estimator, methods[:1], more).items():
+            np.testing.assert_array_equal(value, expected[name], err_msg=name)

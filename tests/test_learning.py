@@ -148,6 +148,7 @@ def test_what_was_forgotten_was_never_learned(build, images, new):
 
 def test_a_forgotten_image_is_scored_as_a_new_one(images):
     detector = without_students().fit(images).forget([0])
+    assert detector.training_labels_.tolist() == [-2] + [1] * 11
     assert np.isfinite(detector.score_samples(images[:1])).all()
     np.testing.assert_array_equal(detector.score_samples(images[:1]), detector.score_as_new(images[:1]))
 
@@ -212,9 +213,13 @@ def test_parts_sum_to_the_weighted_score(images, new, tmp_path, monkeypatch):
     np.testing.assert_allclose(load(tmp_path / "m.tfm").score_samples(new), detector.score_samples(new), rtol=1e-9)
 
 
-def test_fit_predict_labels_known_anomalies_too(images):
+def test_fit_predict_judges_known_anomalies_as_new_images(images):
     X, y = labelled(images, 5)
-    assert without_students().fit_predict(X, y).shape == (17,)
+    y[:6] = -1  # half of the normal images, which resemble the others
+    detector = without_students()
+    labels = detector.fit_predict(X, y)
+    np.testing.assert_array_equal(labels[y == -1], detector.predict(X[y == -1]))
+    assert set(labels[y == -1]) == {1, -1}
 
 
 def test_a_calibrated_detector_leaves_anomalies_out(images, new):

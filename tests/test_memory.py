@@ -269,13 +269,20 @@ def test_students_of_a_seed_that_nobody_will_draw_again_are_not_kept(threshold, 
     assert sizes == [0, 0]
 
 
-def test_students_of_the_folds_are_found_again(tmp_path, images, work):
-    offsets = []
-    for _ in range(2):
-        offsets.append(tiny_detector(memory=tmp_path, threshold="held-out", contamination=0.25).fit(images).offset_)
-        trained = len(work["trained"])
-    assert trained == 2 * (1 + 3)  # two blocks, of all images and of three folds
-    assert offsets[0] == offsets[1]
+def test_a_fit_that_stopped_finds_the_students_of_its_folds(tmp_path, images, monkeypatch):
+    trained = []
+
+    def stop_at_the_seventh(layer):
+        trained.append(layer.index)
+        if len(trained) == 7:
+            raise KeyboardInterrupt
+
+    on_training(monkeypatch, stop_at_the_seventh)
+    detector = tiny_detector(memory=tmp_path, threshold="held-out", contamination=0.25)
+    with pytest.raises(KeyboardInterrupt):
+        detector.fit(images)
+    detector.fit(images)
+    assert len(trained) == 1 + 2 * (1 + 3)  # the one that was stopped, and two blocks of all images and of three folds
 
 
 def test_a_numpy_integer_is_a_batch_size(images):

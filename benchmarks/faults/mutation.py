@@ -59,8 +59,8 @@ GROUPS = {
         "students/_block.py",
         "test_students.py test_checkpoint.py test_activations.py test_memory.py test_frozen.py",
     ),
-    "detector": ("_detector.py", "test_detector.py test_frozen.py test_learning.py test_memory.py"),
-    "learning": ("_learning.py", "test_learning.py test_frozen.py"),
+    "detector": ("_detector.py", "test_detector.py test_frozen.py test_learning.py test_memory.py test_search.py"),
+    "learning": ("_learning.py", "test_learning.py test_frozen.py test_detector.py"),
 }
 # Networks of these families take seconds each to build, and of others to start processes
 TOO_SLOW = "vit_medium or swin_tiny or dinov3 or regnetx or eva02 or from_a_process"
