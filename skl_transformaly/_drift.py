@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom
+from scipy.stats import binom, ks_2samp
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
@@ -45,6 +45,9 @@ class DriftReport:
         `p`.
     log_capital : float
         Natural logarithm of the capital, which was 1 at the start.
+    window_p_value : float
+        Of the Kolmogorov-Smirnov test of the last `window` scores against the reference; NaN until there are as many.
+        It is valid for one look: repeated looks find small values by chance.
     """
 
     n_images: int
@@ -53,6 +56,7 @@ class DriftReport:
     alarm: int | None
     p_value: float
     log_capital: float
+    window_p_value: float
 
     def __str__(self) -> str:
         images = f"{self.n_images} image{'s' * (self.n_images != 1)}"
@@ -77,6 +81,8 @@ class DriftMonitor:
         `update_scores`.
     alpha : float, default=0.01
         Probability of ever raising a false alarm, in (0, 1).
+    window : int, default=100
+        Number of last scores that the Kolmogorov-Smirnov test compares, at least 2.
     random_state : int, RandomState or None, default=0
         Orders equal scores at random. Without equal scores nothing is random.
 
@@ -134,12 +140,14 @@ class DriftMonitor:
         {
             "reference": ["array-like", HasMethods(["score_samples"])],
             "alpha": [Interval(Real, 0, 1, closed="neither")],
+            "window": [Interval(Integral, 2, None, closed="left")],
             "random_state": ["random_state"],
         },
         prefer_skip_nested_validation=True,
     )
-    def __init__(self, reference: Any, *, alpha: float = 0.01, random_state: Any = 0):
+    def __init__(self, reference: Any, *, alpha: float = 0.01, window: int = 100, random_state: Any = 0):
         self.alpha = alpha
+        self.window = window
         self.random_state = random_state
         self._detector = reference if hasattr(reference, "score_samples") else None
         self._reference = reference_scores(reference)
@@ -156,6 +164,7 @@ class DriftMonitor:
         self.scores_ = self._reference
         self.n_images_ = 0
         self._n_unreadable = 0
+        self._last = np.empty(0)
         self._log_bets = np.log(_AT_ONCE * _SHARES)
         self._log_capital = self._log_highest = 0.0
         self._alarm: int | None = None
@@ -213,6 +222,7 @@ class DriftMonitor:
             ranks, sizes = self._ranks(readable)
             self._bet(ranks, sizes)
             self.scores_ = np.sort(np.concatenate([self.scores_, readable]), kind="stable")
+            self._last = np.concatenate([self._last, readable])[-self.window :]
             self.n_images_ += len(readable)
         return self.report()
 
@@ -223,6 +233,9 @@ class DriftMonitor:
         -------
         report : DriftReport
         """
+        window_p = np.nan
+        if len(self._last) == self.window:
+            window_p = float(ks_2samp(self._last, self._reference, method="asymp").pvalue)
         return DriftReport(
             n_images=self.n_images_,
             n_unreadable=self._n_unreadable,
@@ -230,6 +243,7 @@ class DriftMonitor:
             alarm=self._alarm,
             p_value=float(np.exp(-self._log_highest)),
             log_capital=self._log_capital,
+            window_p_value=window_p,
         )
 
     def _ranks(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

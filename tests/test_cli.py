@@ -780,6 +780,14 @@ def test_evaluate_leaves_images_outside_the_classes_out(tmp_path, model, test_di
     assert json.loads(result.stdout)["n_anomalies"] == 6
 
 
+def test_a_log_has_no_line_twice(monkeypatch, capsys):
+    seconds = iter([0.0, 110.0, 120.0, 140.0, 170.0])
+    monkeypatch.setattr(_console, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    waits = iter([False] * 4 + [True])
+    _console._tick("Exporting", SimpleNamespace(wait=lambda pause: next(waits)))
+    assert capsys.readouterr().err == "Exporting: 2 min so far\nExporting: 3 min so far\n"
+
+
 @pytest.mark.parametrize("broken", [False, True])
 def test_report_counts_anomalies_and_what_cannot_be_read_apart(tmp_path, model, work, test_dir, broken):
     paths = [test_dir, *[str(work[0] / "train" / "broken.png")] * broken]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import beta, binomtest, chisquare
+from scipy.stats import beta, binomtest, chisquare, ks_2samp
 from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import NotFittedError
 
@@ -64,12 +64,13 @@ def test_capital_is_what_the_bets_make_of_it(rng):
 )
 def test_batches_of_any_size_are_one_stream(scores, cuts):
     reference = np.arange(-3, 4)
-    whole = DriftMonitor(reference).update_scores(scores)
-    monitor = DriftMonitor(reference)
+    whole = DriftMonitor(reference, window=7).update_scores(scores)
+    monitor = DriftMonitor(reference, window=7)
     for start, end in pairwise([0, *sorted(min(cut, len(scores)) for cut in cuts), len(scores)]):
         parts = monitor.update_scores(scores[start:end])
     assert parts.log_capital == pytest.approx(whole.log_capital, rel=1e-9, abs=1e-9)
     assert (parts.n_images, parts.alarm) == (whole.n_images, whole.alarm)
+    np.testing.assert_equal(parts.window_p_value, whole.window_p_value)
 
 
 def test_equal_scores_get_every_rank_equally_often():
@@ -134,13 +135,20 @@ def test_unreadable_images_are_counted_and_passed_over(rng):
     assert DriftMonitor(reference).update_scores([np.nan]).p_value == 1
 
 
+def test_the_window_is_compared_by_kolmogorov_and_smirnov(rng):
+    reference, stream = rng.normal(size=40), rng.normal(size=30)
+    monitor = DriftMonitor(reference, window=25)
+    assert np.isnan(monitor.update_scores(stream[:24]).window_p_value)
+    assert monitor.update_scores(stream[24:]).window_p_value == ks_2samp(stream[-25:], reference, method="asymp").pvalue
+
+
 def test_detectors_are_tested_by_their_own_scores(rng):
     X = rng.normal(size=(300, 2))
     detector = ConformalDetector(IsolationForest(n_estimators=20, random_state=0), random_state=0).fit(X)
     new = rng.normal(size=(120, 2)) + 4
     by_scores = DriftMonitor(detector.calibration_scores_).update_scores(detector.score_samples(new))
     assert DriftMonitor(detector).update(new) == by_scores == detector.drift(new)
-    assert by_scores.drifted
+    assert by_scores.drifted and by_scores.window_p_value < 1e-6
     assert detector.drift(new, alpha=1e-9).alarm > by_scores.alarm
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -81,15 +82,29 @@ class Output:
     @contextlib.contextmanager
     def waiting(self, label: str) -> Iterator[None]:
         """Show that the block is at work, if its progress is not known."""
-        if not self.lively:
-            self.note(f"{label} ...")
+        if self.quiet:
             yield
-            return
-        from rich.console import Console
-        from rich.text import Text
+        elif self.lively:
+            from rich import progress
+            from rich.console import Console
 
-        with Console(stderr=True).status(Text(plain(label))):
-            yield
+            columns = (
+                progress.SpinnerColumn(),
+                progress.TextColumn("{task.description}", markup=False),
+                progress.TimeElapsedColumn(),
+            )
+            with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+                bar.add_task(label, total=None)
+                yield
+        else:
+            done = threading.Event()
+            ticker = threading.Thread(target=_tick, args=(label, done), daemon=True)
+            ticker.start()
+            try:
+                yield
+            finally:
+                done.set()
+                ticker.join()
 
 
 class _LogLines:
@@ -111,6 +126,16 @@ class _LogLines:
         if self._unit == "%":
             done = f"{self._done / self._total:.0%}"
         say(f"{self._label}: {done}, about {left} left")
+
+
+def _tick(label: str, done: threading.Event) -> None:
+    start = time.monotonic()
+    told = ""
+    while not done.wait(_PAUSE):
+        passed = duration(time.monotonic() - start)  # in whole minutes, after a while
+        if passed != told:
+            told = passed
+            say(f"{label}: {passed} so far")
 
 
 def duration(seconds: float) -> str:
