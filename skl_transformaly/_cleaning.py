@@ -1,4 +1,4 @@
-"""Training images as they come: near-duplicates among them, and a few that are not normal."""
+"""Cleaning of training images: near-duplicates, and a few images that are not normal."""
 
 from __future__ import annotations
 
@@ -18,27 +18,26 @@ from skl_transformaly._space import FeatureSpace
 
 __all__ = ["least_normal", "near_duplicates"]
 
-# Copies of an image that was resized or compressed again differ by at most about so many of 255 levels between 16 x 16
-# thumbnails, different photographs by 5 or more (benchmarks/accuracy/NOTES.md).
+# The 16 x 16 thumbnails of copies of an image, resized or compressed again, differ by at most about this many of 255
+# levels, those of different photographs by 5 or more (benchmarks/accuracy/NOTES.md).
 _LEVELS = 3.0
-# Where all images are nearly alike, as of parts under a fixed camera, copies must be far closer than any two images;
-# and where an image shows hardly anything, as a piece of sky, far closer than what it shows.
+# If all images are nearly alike, such as of parts under a fixed camera, copies must be far closer than any two images;
+# and if an image shows hardly anything, such as a piece of sky, far closer than its contrast.
 _SHARE = 0.1
-# Images by which it is seen how much images differ, and in how many directions these are looked at first.
+# Number of images from which differences are estimated, and number of directions in which close images are sought
 _SAMPLE, _DIRECTIONS = 500, 8
-# Shares that are left out in the first rounds: what begins with half of the images is not led by what is to be found.
+# Shares that are left out in the first rounds, from half of the images, so that anomalies do not determine the start
 _SHRINKING = (0.5, 0.4, 0.3, 0.2, 0.1)
-# By what factor the second end must be further away to be preferred to the first.
+# Factor by which the images left out from the second start must be further away to be preferred
 _CLEARLY = 1.2
-# Rounds after those, after which a set of images that still changes is taken as it is.
+# Most rounds after the first ones, even if the set of images still changes
 _ROUNDS = 5
 
 
 def near_duplicates(thumbnails: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Join groups of images with the same pixels whose thumbnails (n, k), in levels of 0 to 255, are nearly the same.
 
-    Returns numbers (n,) that are the same for images that are copies of each other, exact or resized or compressed
-    again.
+    Returns numbers (n,), the same for exact copies and for those that were resized or compressed again.
 
     >>> thumbnails = np.array([[0.0, 50.0], [100.0, 0.0], [0.0, 100.0], [0.5, 50.5]])
     >>> near_duplicates(thumbnails, np.arange(4)).tolist()
@@ -53,7 +52,7 @@ def near_duplicates(thumbnails: np.ndarray, groups: np.ndarray) -> np.ndarray:
     radius = min(_LEVELS, _SHARE * float(np.median(pdist(sample))) / unit)
     if not radius > 0:
         return groups
-    # what is close is close in a few directions, too, in which a tree finds it without looking at all pairs
+    # close images are also close in a few directions, in which a tree finds them without comparing all pairs
     projected = PCA(min(_DIRECTIONS, *sample.shape), svd_solver="full").fit(sample).transform(rows)
     one, other = KDTree(np.asarray(projected)).query_pairs(radius * unit, output_type="ndarray").T
     contrast = rows.std(axis=1)
@@ -70,15 +69,14 @@ def least_normal(
     share: float,
     normalize: bool,
 ) -> np.ndarray:
-    """Positions, ascending, of a share of the images that are least like the others, by a fit without them.
+    """Return positions, ascending, of a share of the images that are least like the others, by a fit without them.
 
     As in the concentration steps of FAST-MCD [1]_, Gaussians are fitted to the images that seemed most normal, all
     images are scored by these, each without itself, fewer are left out, and so on until the same images are left out
-    again. Neighbours would not do: a few anomalies of one kind are neighbours of each other.
+    again. Neighbours are not suitable, since a few anomalies of one kind are neighbours of each other.
 
-    Where this ends depends on where it begins: once with all images, once with the most central half, by the median of
-    distances to the others in the first space. The second end is taken if the images that it leaves out are clearly
-    further from the rest.
+    There are two starts: with all images, and with the most central half, by the median of distances to the others in
+    the first space. The second result is taken if the images that it leaves out are clearly further from the rest.
 
     `features` and the `sizes` of their groups are by space; duplicates have the same number in `groups`.
 
@@ -106,7 +104,7 @@ def _concentrate(
     rounds: Sequence[int],
     count: int,
 ) -> tuple[np.ndarray, float]:
-    """Leave out as many images in each round as it says; at last `count`. Returns them, and their mean score.
+    """Leave out numbers of images in `rounds`, finally `count`, and return these and their mean score.
 
     Leaves out no image, with a score of 0, if the rest would always be copies of one image.
     """
@@ -131,7 +129,7 @@ def _scored_without(
     *,
     normalize: bool,
 ) -> np.ndarray:
-    """Scores of all images by Gaussians of all but those left out; of what is fitted, each without itself."""
+    """Score all images by Gaussians of all but those left out, and the images of the fit each without itself."""
     kept = np.setdiff1d(np.arange(len(groups)), left_out)
     scores = np.zeros(len(groups))
     for name, Z in features.items():
@@ -144,7 +142,7 @@ def _scored_without(
 
 
 def _outer_half(Z: np.ndarray) -> np.ndarray:
-    """The half of the images that lies furthest from the others, in ascending order."""
+    """Return the half of the images that is furthest from the others, in ascending order."""
     unit = unit_length(Z)
     sample = unit[np.linspace(0, len(Z) - 1, min(len(Z), _SAMPLE)).round().astype(int)]
     far = np.median(cdist(unit, sample), axis=1)

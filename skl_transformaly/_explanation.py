@@ -1,4 +1,4 @@
-"""Why a score is what it is: in words, and by the training images that are nearest."""
+"""Explanations of scores: in words, by maps, and by the nearest training images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from skl_transformaly.students._imitation import Comparer
 
 __all__ = ["PLAINLY", "ExplanationMixin", "nearest", "reasons", "scatter", "times_text", "where_readable"]
 
-# What the spaces describe, for people.
+# Descriptions of the spaces
 PLAINLY = {
     "pretrained": "the teacher's description of the whole image",
     "classes": "what the teacher takes it for",
@@ -28,7 +28,7 @@ PLAINLY = {
 
 
 class ExplanationMixin:
-    """Why and where, for :class:`TransformalyDetector`."""
+    """Explanations, for :class:`TransformalyDetector`."""
 
     extractor_: Any
     feature_spaces_: list[str]
@@ -43,36 +43,35 @@ class ExplanationMixin:
     training_discrepancies_: Any
 
     def anomaly_map(self, X: Any, *, block: int | None = None) -> np.ndarray | list[np.ndarray]:
-        """Show where in each image the students deviate from the teacher as they do not on normal images.
+        """Compute where in each image the students deviate from the teacher more than on normal images.
 
         Parameters
         ----------
         X : images
             See Notes for their forms.
         block : int, default=None
-            One block's map alone, by its index in ``students_.block_indices_``; None is the mean over blocks.
+            Index, in ``students_.block_indices_``, of the block to map; None is the mean over blocks.
 
         Returns
         -------
         maps : ndarray of shape (n_samples, H, W), float32; or list of such (H, W)
-            One map an image, at the image's own size (a list where sizes differ). In standard deviations over training
+            One map per image, at the image's own size (a list if sizes differ). In standard deviations over training
             images at the same place: 0 is their mean, higher is less normal. NaN for unreadable images with
-            ``on_error="skip"`` (as a 1 x 1 map in lists).
+            ``on_error="skip"`` (a 1 x 1 map in lists).
 
         Raises
         ------
         ValueError
-            No students (``feature_spaces`` without "discrepancy"), or no student of `block`.
+            There are no students (``feature_spaces`` without "discrepancy"), or there is none of `block`.
         TypeError
-            The extractor cannot say where in the image a block's output is.
+            The extractor does not know the places of a block's output in the image.
 
         Notes
         -----
-        The plain squared difference shows what is hard to imitate in any image, edges and outlying tokens,
-        more than what is wrong with this one. So each token's difference is compared with those of training images at
-        the same place: their mean, their covariance over channels, and the mean and standard deviation of the log of
-        the distance. How much that matters is measured by ``benchmarks/maps.py``. It takes images that are framed alike
-        to be of most use, and does no harm where they are not.
+        The squared difference itself shows what is hard to imitate in any image, such as edges and outlying tokens. So
+        each token's difference is compared with those of training images at the same place: their mean, their
+        covariance over channels, and the mean and standard deviation of the log of the distance. ``benchmarks/maps.py``
+        measures the effect, which is largest if all images are framed alike.
         """
         check_is_fitted(self)
         self._check_maps()
@@ -99,9 +98,9 @@ class ExplanationMixin:
         X : images
             See Notes for their forms.
         n_neighbors : int, default=3
-            How many of the nearest training images to name; at most as many as there are, and 0 searches for none.
+            Number of nearest training images to name; 0 skips the search.
         maps : bool, default=False
-            Give `anomaly_map` as well, for little more time than the table alone takes.
+            Whether to compute `anomaly_map` as well, in the same pass.
 
         Returns
         -------
@@ -111,13 +110,12 @@ class ExplanationMixin:
             - ``score``: the sum of
             - ``pretrained``, ``classes``, ``layers``, ``variation`` and ``discrepancy``: the parts of the spaces in
               use;
-            - ``block2``, ...: each student's part in ``discrepancy``, which they add up to; a student that makes up for
-              others can have a positive one. Only with :class:`GaussianDensity`;
-            - ``times_pretrained``, ...: how far the part lies below the median of the training images' held-out parts,
-              in units of how far their 1 % quantile does (with fewer than 100 images, about the lowest): 14 is 14 times
-              as far as 99 % of normal images;
-            - ``reason``: in words, the space and block in which a flagged image is the most unusual, else "normal"; of
-              dtype object;
+            - ``block2``, ...: each student's part in ``discrepancy``, which is their sum; a part can be positive if it
+              compensates for others. Only with :class:`GaussianDensity`;
+            - ``times_pretrained``, ...: distance of the part below the median of the training images' held-out parts,
+              relative to that of their 1 % quantile (with fewer than 100 images, about the lowest): 14 is 14 times as
+              far as 99 % of normal images;
+            - ``reason``: the space and block in which a flagged image is most unusual, or "normal"; of dtype object;
             - ``neighbor0``, ...: positions in the training images of the nearest ones, nearest first, and
               ``distance0``, ...: their Euclidean distances, between embeddings of unit length if "pretrained" is in
               use, else between standardised discrepancies;
@@ -126,7 +124,7 @@ class ExplanationMixin:
         Raises
         ------
         ValueError, TypeError
-            With `maps`, as `anomaly_map`.
+            With `maps`, as for `anomaly_map`.
         """
         check_is_fitted(self)
         images = self._images(X, reset=False)
@@ -158,16 +156,16 @@ class ExplanationMixin:
 
     def _check_maps(self) -> None:
         if "discrepancy" not in self.feature_spaces_:
-            raise ValueError("An anomaly map shows what students miss: fit with 'discrepancy' among feature_spaces.")
+            raise ValueError("Anomaly maps need students: fit with 'discrepancy' among feature_spaces.")
 
 
 def reasons(
     decisions: np.ndarray, times: np.ndarray, spaces: Sequence[str], terms: np.ndarray, blocks: Sequence[int]
 ) -> np.ndarray:
-    """Say in words why images are flagged.
+    """Describe why images are flagged.
 
     `decisions` (n,) are negative for anomalies and NaN for unreadable images; `times` (n, S) are those of
-    :meth:`FeatureSpace.times_usual`; `terms` (n, m) are what each of the `blocks` adds to "discrepancy".
+    :meth:`FeatureSpace.times_usual`; `terms` (n, m) are the parts of the `blocks` in "discrepancy".
     """
     found = np.empty(len(times), dtype=object)
     for i, row in enumerate(times):
@@ -188,7 +186,7 @@ def reasons(
 
 
 def times_text(times: float) -> str:
-    """How far from the usual, to two digits.
+    """Format a number of times with two digits.
 
     >>> times_text(1.234), times_text(138.0)
     ('1.2', '138')
@@ -199,10 +197,10 @@ def times_text(times: float) -> str:
 def nearest(
     features: dict[str, np.ndarray], training: dict[str, np.ndarray], n_neighbors: int
 ) -> dict[str, np.ndarray]:
-    """Positions and distances of the nearest training images, as columns "neighbor0", ... and "distance0", ...
+    """Return positions and distances of the nearest training images, as columns "neighbor0", ..., "distance0", ...
 
-    Without neighbours, as for rows of NaN, they are -1 and NaN. Distances are those between embeddings of unit length,
-    or, without embeddings, between standardised discrepancies; there are no columns without either.
+    They are -1 and NaN for rows of NaN. Distances are those between embeddings of unit length or, without embeddings,
+    between standardised discrepancies; there are no columns without either.
     """
     if "pretrained" in features:
         z, known = (where_readable(side["pretrained"], normalize) for side in (features, training))
@@ -233,7 +231,7 @@ def where_readable(rows: np.ndarray, function: Callable[[np.ndarray], np.ndarray
 
 
 def scatter(length: int, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """`values` at their `rows`, NaN elsewhere."""
+    """Return an array with `values` in `rows` and NaN elsewhere."""
     out = np.full((length, *values.shape[1:]), np.nan, dtype=np.result_type(values, np.float32))
     out[rows] = values
     return out

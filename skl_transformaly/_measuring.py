@@ -1,4 +1,4 @@
-"""From images to the features of each space: by the teacher, by its students, and by students that have seen less."""
+"""From images to the features of each space, by the teacher, its students, and students that have not seen them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from skl_transformaly.utils._cache import Cache, fingerprint, identity
 
 __all__ = ["NOT_FINITE", "Measurer", "TrainingFeatures", "copies", "enlarge"]
 
-# Images cannot be left out of trained students for free: so many sets are trained besides, each on the other folds.
+# Number of folds for trained students: as many more sets of students are trained, each on the other folds.
 _TRAINED_FOLDS = 3
 
 NOT_FINITE = "The teacher or a student gave a value that is not finite. Give the extractor precision='float32'."
@@ -55,13 +55,13 @@ class Measurer:
     extractor : fitted extractor
     students : fitted students or None
     spaces : sequence of str
-        Names of the feature spaces, in the order in which they are always given.
+        Names of the feature spaces, in their usual order.
     cache : Cache
-        Where features are kept and found again.
+        Where features are stored.
     widths : dict of str to int, default=None
-        Number of features of each space, for when not one image can be read; None if it is not known yet.
+        Number of features of each space, in case no image can be read; None if it is not known yet.
     drawn : bool, default=False
-        Whether the students' seeds are drawn anew in each fit, so that keeping more of them would only fill the disk.
+        Whether each fit draws new seeds for the students, so that caching more of them is useless.
     """
 
     def __init__(
@@ -82,17 +82,14 @@ class Measurer:
         self.drawn = drawn
 
     def measure(self, images: Images) -> dict[str, np.ndarray]:
-        """Features of each space, (n, D_space), NaN where an image is unreadable.
-
-        What the cache has is taken from there; else the teacher and all students run.
-        """
+        """Compute features of each space, (n, D_space), NaN for unreadable images, unless the cache has them."""
         key = self._key(images)
         return self.run(images)[0] if key is None else self.cache("features", key, lambda: self.run(images)[0])
 
     def run(
         self, images: Images, maps: list[np.ndarray | None] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
-        """Features by the teacher and all students, and sizes of their groups; `maps`, if given, is filled in."""
+        """Compute features by the teacher and all students, and sizes of their groups; fill `maps` if it is given."""
         collected = TeacherFeatures(self.extractor, self.spaces, len(images))
         z_fs = np.full((len(images), self._n_discrepancies), np.nan)
         standardized = None if maps is None else "standardized"
@@ -138,7 +135,7 @@ class Measurer:
         return 0 if self.students is None else len(self.students.get_feature_names_out())
 
     def _key(self, images: Images) -> dict[str, Any] | None:
-        """What the features of these images depend on; None without a cache, or of students that have no name in it."""
+        """What the features of the images depend on; None without a cache, or if students are not in it."""
         if not self.cache.active:
             return None
         students = None if self.students is None else self.students.cache_keys_
@@ -165,7 +162,7 @@ class Measurer:
         return features, collected.sizes, unseen, groups, self.students.training_state()
 
     def _cross_fit(self, images: Images, groups: np.ndarray) -> np.ndarray:
-        """Discrepancies of the training images by students that were trained on the other folds."""
+        """Compute discrepancies of the training images by students that were trained on the other folds."""
         readable = np.array([i for i in range(len(images)) if i not in images.unreadable])
         unseen = np.full((len(images), self._n_discrepancies), np.nan)
         for train, test in folds(groups[readable], len(readable), count=_TRAINED_FOLDS):
@@ -182,7 +179,7 @@ class Measurer:
         for space in self.spaces:
             if space == "discrepancy":
                 features[space] = z_fs
-            else:  # absent if not one image could be read
+            else:  # absent if no image could be read
                 features[space] = collected.features.get(
                     space, np.full((len(images), self.widths.get(space, 1)), np.nan)
                 )
@@ -193,7 +190,7 @@ class Measurer:
 
 
 def copies(images: Images) -> np.ndarray:
-    """Number images, all of which were in a batch: copies have the same number, unreadable images one each."""
+    """Number the images, after all were in a batch, so that copies have the same number."""
     groups = images.groups()
     if images.thumbnails:
         readable = np.array(sorted(images.thumbnails))
