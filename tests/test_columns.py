@@ -92,6 +92,8 @@ FORMS = {
     "frame of polars": lambda paths, pictures: Polars(path=paths),
     "table of Arrow": lambda paths, pictures: pa.table({"path": paths}),
     "column of Arrow": lambda paths, pictures: pa.table({"path": paths})["path"],
+    "array of one column": lambda paths, pictures: np.array(paths)[:, np.newaxis],
+    "array of a frame of one column": lambda paths, pictures: pd.DataFrame({"path": paths}).to_numpy(dtype=object),
     "Series with an index": lambda paths, pictures: pd.Series(paths, index=np.arange(12) + 7),
     "Series of strings": lambda paths, pictures: pd.Series(paths, dtype="string"),
     "index": lambda paths, pictures: pd.Index(paths),
@@ -250,6 +252,11 @@ def test_missing_entries_are_left_out_of_a_fit(paths):
 
 
 # Paths
+
+
+def test_one_image_says_to_pass_a_list(detector, pictures):
+    with pytest.raises(TypeError, match=r"Pass one image as \[image\]"):
+        detector.score_samples(Image.fromarray(pictures[0]))
 
 
 def test_a_tilde_is_the_home_folder(paths, detector, expected, monkeypatch):

@@ -388,7 +388,6 @@ def test_search_over_a_detector_of_images(images):
     [
         [0, -1, 0, -1, 0],
         [3.0, -1.0, 1.0, -1.0, 2.0],
-        [1, -1, np.nan, -1, 1],
         np.array([3, -1, 1, -1, 2], object),
         [[1], [-1], [0], [-1], [1]],
     ],
@@ -422,6 +421,12 @@ def test_any_other_y_is_ignored(y):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert normal_samples(y, 3) is None
+
+
+@pytest.mark.parametrize("y", [[1, -1, np.nan], [1, None, 1], np.array([1, None, -1], dtype=object)], ids=str)
+def test_a_label_that_is_missing_is_refused(y):
+    with pytest.raises(ValueError, match="no label for 1 of 3 samples"):
+        normal_samples(y, 3)
 
 
 WORDS = {

@@ -24,11 +24,13 @@ def is_missing(item: Any) -> bool:
 def settled(X: Any) -> Any:
     """Return `X` as a sequence, if it holds images in another way; else `X` itself.
 
-    Iterators become lists, a data frame of one column that does not hold numbers becomes that column, and a data set
-    whose rows are dicts, as those of Hugging Face, becomes its column of images. Raises ValueError if several columns
-    may be meant, and TypeError for a data set without length and for a dict of several data sets.
+    Iterators become lists, a data frame or array of one column that does not hold numbers becomes that column, and a
+    data set whose rows are dicts, as those of Hugging Face, becomes its column of images. Raises ValueError if several
+    columns may be meant, and TypeError for a data set without length and for a dict of several data sets.
     """
-    if isinstance(X, (str, os.PathLike, list, tuple, np.ndarray, Image.Image)):
+    if isinstance(X, np.ndarray):
+        return _array_column(X)
+    if isinstance(X, (str, os.PathLike, list, tuple, Image.Image)):
         return X
     if isinstance(X, (Iterator, KeysView, ValuesView)) and not hasattr(X, "read"):  # an open file iterates, too
         return list(X)
@@ -77,6 +79,14 @@ def _dataset_column(X: Any) -> Any:
     if len(images) == 1 or len(names) == 1:
         return _Column(X, (images or names)[0])
     raise _ambiguous("data set", names, images)
+
+
+def _array_column(X: np.ndarray) -> np.ndarray:
+    """The column of an array (n, 1) of paths or images, as it comes from a frame; any other array as it is."""
+    if X.dtype.kind not in "OUT" or X.ndim != 2 or X.shape[1] != 1:
+        return X
+    value = next((value for value in X[:, 0] if not is_missing(value)), None)
+    return X[:, 0] if _is_picture(value) or _is_path(value) else X
 
 
 def _table_column(X: Any) -> Any:

@@ -59,6 +59,8 @@ def advice(item: Any) -> str:
         return "Pass an open file as PIL.Image.open(file). "
     if is_torch(item, "utils.data.DataLoader"):
         return "Pass the Dataset behind it, loader.dataset. "
+    if isinstance(item, Image.Image):
+        return "Pass one image as [image]. "
     return ""
 
 

@@ -52,8 +52,8 @@ def normal_samples(y: Any, n: int, *, least: int = 2) -> np.ndarray | None:
     """Tell which of `n` samples are normal, as booleans (n,); None if `y` does not mark anomalies.
 
     +1 is a normal sample, -1 a known anomaly. Other numbers, such as classes, mean nothing here; a warning is issued if
-    they may mark anomalies. Raises ValueError if `y` holds strings or booleans, has another length, or marks fewer than
-    `least` samples as normal.
+    they may mark anomalies. Raises ValueError if `y` holds strings or booleans, lacks some labels, has another length,
+    or marks fewer than `least` samples as normal.
     """
     labels = _as_vector(y)
     if labels is None:
@@ -64,6 +64,7 @@ def normal_samples(y: Any, n: int, *, least: int = 2) -> np.ndarray | None:
             labels = labels.astype(np.float64)
     if labels.dtype.kind not in "iuf":
         return None
+    _refuse_gaps(labels)
     if set(np.unique(labels).tolist()) - {-1, 1}:
         _warn_of_other_numbers(labels)
         return None
@@ -113,4 +114,13 @@ def _refuse_words(labels: np.ndarray) -> None:
             f"y holds labels such as {found}, but numbers are expected, +1 for normal samples and -1 for anomalies: "
             "pass y=None with normal samples only, or convert y and wrap the detector in "
             f"skl_transformaly.model_selection.NormalOnly. {_CONVERT}"
+        )
+
+
+def _refuse_gaps(labels: np.ndarray) -> None:
+    missing = np.isnan(labels)
+    if missing.any() and not missing.all() and np.isin(labels[~missing], (-1, 1)).all():
+        raise ValueError(
+            f"y has no label for {missing.sum()} of {len(labels)} samples (NaN or None): label them +1 or -1, or leave "
+            "them out of X and y."
         )
