@@ -32,7 +32,7 @@ def scripts(weights: str | None) -> dict[str, list[str]]:
         "kill": ["--times", "50", "--interrupts", "5", "--seed", "0"],
         "limits": [],
         "determinism": ["--weights", weights] if weights else [],
-        "leak": ["--calls", "10000", "--fits", "60"],
+        "leak": ["--calls", "5000", "--fits", "30"],
     }
 
 
@@ -52,6 +52,14 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores ({torch.backends.cpu.get_cpu_capability()}), {platform.system()}"
 
 
+def commit() -> str:
+    """The commit that is checked out, and whether the package has changed since."""
+    git = ["git", "-C", str(HERE.parents[1])]
+    found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "skl_transformaly"]).returncode == 1
+    return f"commit {found or 'unknown'}{', changed since' if changed else ''}"
+
+
 def run(name: str, arguments: list[str], log: Path) -> None:
     """Run one script; its output, below the command and the versions, becomes the log."""
     environment = dict(os.environ)
@@ -61,7 +69,7 @@ def run(name: str, arguments: list[str], log: Path) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=HERE.parents[1])
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     when = datetime.now(timezone.utc).strftime("%Y-%m-%d")
-    made = f"Python {platform.python_version()}, {versions}; {when}; exit code {done.returncode}"
+    made = f"Python {platform.python_version()}, {versions}; {commit()}; {when}; exit code {done.returncode}"
     log.write_text(f"$ {shown(name, arguments)}\n# {made}\n{done.stdout}")
 
 
