@@ -1,7 +1,7 @@
-"""Densities of a feature space, and how likely each sample is under the others.
+"""Densities of a feature space.
 
-A density gives the log-density of new samples (``score_samples``), and *held-out* log-densities of the samples that it
-was fitted on (``held_out_scores``): each as if it, and its duplicates, had not been there.
+A density computes the log-density of new samples (``score_samples``), and *held-out* log-densities of the samples of
+its fit (``held_out_scores``): those of a fit without the sample and its duplicates.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ __all__ = [
 
 # Number of folds for densities that have no closed form.
 _FOLDS = 5
-# AutoDensity seeks neighbours among at most so many samples, so that the time of a fit stays linear in their number and
-# the model file small.
+# AutoDensity seeks neighbours among at most this many samples, so that the time of a fit stays linear in their number
+# and model files stay small.
 _MOST_NEIGHBORS = 5000
 
 
@@ -64,8 +64,7 @@ class KNNDensity(LogDensity):
     n_samples_fit_ : int
         Number of samples that `fit` saw.
     floor_ : float
-        Smaller distances count as this one: 1e-12 of the training data's spread, so that duplicates get a finite
-        density.
+        Lower limit of distances, 1e-12 of the training data's spread, so that duplicates have a finite density.
     n_features_in_ : int
 
     Notes
@@ -151,25 +150,24 @@ class KNNDensity(LogDensity):
 
 
 class AutoDensity(LogDensity):
-    """A Gaussian and nearest neighbours together, for one kind of normal or many.
+    """A Gaussian and nearest neighbours together, for one or many kinds of normal samples.
 
-    One Gaussian describes one kind of normal best, neighbours describe several; which of the two it is need not be
-    known, since what is unusual to both is unusual. The log-densities of :class:`GaussianDensity` and
-    :class:`KNNDensity` are each brought to zero mean and unit variance over held-out training samples, and averaged:
-    up to a constant the log of a weighted geometric mean of the two densities. Neighbours are sought among at most
-    5,000 training samples.
+    A Gaussian describes one kind of normal samples best, neighbours describe several. The log-densities of
+    :class:`GaussianDensity` and :class:`KNNDensity` are each standardised over held-out training samples, and averaged:
+    up to a constant, this is the log of a weighted geometric mean of the two densities. Neighbours are sought among at
+    most 5,000 training samples.
 
     Parameters
     ----------
     n_neighbors : int, default=3
-        Neighbours; fewer are taken where there are fewer other samples.
+        Number of neighbours; at most the number of other samples.
 
     Attributes
     ----------
     gaussian_ : GaussianDensity
     neighbors_ : KNNDensity
     location_, spread_ : ndarray of shape (2,)
-        Mean and standard deviation of the two's held-out log-densities.
+        Means and standard deviations of the held-out log-densities of both.
     held_out_scores_ : ndarray of shape (n_samples,)
         Scores of the training samples, each without itself and its duplicates.
     n_features_in_ : int
@@ -193,7 +191,7 @@ class AutoDensity(LogDensity):
     @all_or_nothing
     @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any = None, *, groups: Any = None) -> AutoDensity:
-        """Fit both densities, and measure them on held-out samples.
+        """Fit both densities, and standardise them on held-out samples.
 
         Parameters
         ----------
@@ -235,13 +233,13 @@ class AutoDensity(LogDensity):
 
 
 def held_out_scores(density: Any, X: np.ndarray, *, groups: Any = None, unseen: np.ndarray | None = None) -> np.ndarray:
-    """Held-out log-densities of the samples that `density` was fitted on: in closed form, or by folds.
+    """Compute held-out log-densities of the samples that `density` was fitted on, in closed form or by folds.
 
     Parameters
     ----------
     density : fitted estimator with ``score_samples``
-        Its own ``held_out_scores`` is used if it has one; else clones of it are fitted on the samples outside of each
-        of 5 folds.
+        Its own ``held_out_scores`` are used if it has them; else clones of it are fitted on the samples outside each of
+        5 folds.
     X : ndarray of shape (n_samples, n_features)
         What it was fitted on.
     groups, unseen
@@ -271,7 +269,7 @@ def held_out_scores(density: Any, X: np.ndarray, *, groups: Any = None, unseen: 
 def fit_density(density: Any, X: np.ndarray, groups: Any = None, *, fold: bool = False) -> Any:
     """Fit a copy of `density`, to groups of duplicates if it takes them.
 
-    A `fold` may have fewer samples than a mixture has components, or neighbours are asked for: then as many are taken.
+    If a `fold` has fewer samples than components of a mixture or neighbours, their number is reduced.
     """
     part = clone(density)
     if fold and isinstance(part, GaussianMixture):
@@ -282,7 +280,7 @@ def fit_density(density: Any, X: np.ndarray, groups: Any = None, *, fold: bool =
 
 
 def folds(groups: Any, n: int, count: int = _FOLDS) -> list[tuple[np.ndarray, np.ndarray]]:
-    """At most `count` splits of `n` samples that hold each out once, and keep groups together.
+    """Return at most `count` splits of `n` samples that hold each out once, and keep groups together.
 
     Raises
     ------

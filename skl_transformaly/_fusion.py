@@ -1,4 +1,4 @@
-"""From the scores of held-out normal images to a threshold and to p-values, which agree with each other."""
+"""Thresholds and p-values from the scores of held-out normal images, which agree with each other."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import numpy as np
 
 __all__ = ["conformal_threshold", "held_out_threshold", "interpolated_p_values", "p_values", "quantile_knots"]
 
-# A threshold keeps at least this share of the gap between two scores away from the lower one, so that rounding moves no
-# image across it.
+# A threshold is at least this share of the gap between two scores above the lower one, so that rounding does not move
+# an image across it.
 _MARGIN = 0.05
 
 
 def quantile_knots(scores: np.ndarray) -> np.ndarray:
-    """Where the shares 1 / (n + 1), ..., n / (n + 1) of new normal images lie: just above each held-out score.
+    """Return the quantiles 1 / (n + 1), ..., n / (n + 1) of new normal images' scores: just above each held-out score.
 
     A new score is equally likely to fall into any of the n + 1 gaps that n exchangeable ones leave, so a share of
     k / (n + 1) falls below the k-th lowest. Between these knots the share is interpolated.
@@ -31,7 +31,7 @@ def quantile_knots(scores: np.ndarray) -> np.ndarray:
 
 
 def held_out_threshold(scores: np.ndarray, rate: float) -> float:
-    """The threshold below which a share `rate` of new normal images is expected.
+    """Return the threshold below which a share `rate` of new normal images is expected.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def held_out_threshold(scores: np.ndarray, rate: float) -> float:
 
 
 def p_values(scores: np.ndarray, held_out: np.ndarray) -> np.ndarray:
-    """Share of held-out scores, and of the score itself among them, that are at most as high.
+    """Compute the share of held-out scores, including the score itself, that are at most as high.
 
     Parameters
     ----------
@@ -83,9 +83,9 @@ def conformal_threshold(scores: np.ndarray, alpha: float) -> float:
 
 
 def interpolated_p_values(scores: np.ndarray, held_out: np.ndarray) -> np.ndarray:
-    """Share of new normal images that is expected to score as low: like :func:`p_values`, but interpolated.
+    """Compute the expected share of new normal images that score as low: like :func:`p_values`, but interpolated.
 
-    p-values are in [1 / (n + 1), 1], since n images cannot tell smaller shares.
+    p-values are in [1 / (n + 1), 1], since n images do not determine smaller shares.
     """
     knots = quantile_knots(np.sort(held_out[~np.isnan(held_out)]))
     n = len(knots)

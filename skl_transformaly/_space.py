@@ -1,4 +1,4 @@
-"""One feature space: how its features are scaled, how likely they are, and on what scale that is said."""
+"""One feature space: its scaling, its density, and the scale of its part in the score."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ __all__ = ["FeatureSpace"]
 
 @dataclass(eq=False, repr=False)
 class FeatureSpace(BaseEstimator):
-    """The density of one representation of images, put on the scale of images that it has not seen.
+    """The density of one representation of images, on the scale of images that it has not seen.
 
-    Log-densities of 10 and of 2,000 features differ by orders of magnitude, both in their values and in how much they
-    vary. What makes them comparable is how they vary over normal images that had no part in the fit: a space's part in
-    the score is ``(log p(z) - location) / spread``, with mean and standard deviation over the training images, each
-    held out. So 0 is usual in any space, and -5 as unusual in one as in another.
+    Log-densities of 10 and of 2,000 features differ by orders of magnitude in their values and their spread. To make
+    them comparable, a space's part in the score is ``(log p(z) - location) / spread``, with mean and standard deviation
+    over the training images, each held out. So 0 is usual in any space, and -5 equally unusual in all.
 
     Parameters
     ----------
@@ -38,13 +37,11 @@ class FeatureSpace(BaseEstimator):
     normalize : bool, default=True
         Scale each group of features to unit length.
     explained_variance : float or None, default=None
-        Whiten by the fewest principal components that explain this share of the variance; None keeps all dimensions as
-        they are.
+        Whiten by the fewest principal components that explain this share of the variance; None does not whiten.
     standardize : bool, default=True
         False takes the log-density as it is, as the paper does.
     held_out : bool, default=True
-        Whether to measure the training samples without themselves. False, which goes with ``standardize=False``, saves
-        the time.
+        Whether to score each training sample without itself; True with `standardize`.
 
     Attributes
     ----------
@@ -56,11 +53,11 @@ class FeatureSpace(BaseEstimator):
     location_, spread_ : float
         Mean and standard deviation of held-out log-densities; 0 and 1 without `standardize`.
     usual_, lowest_ : float
-        Median of the held-out training images' parts, and the one below which 1 % of them fall.
+        Median and 1 % quantile of the held-out training images' parts.
     held_out_parts_ : ndarray of shape (n_samples,)
         Parts of the training images, each without itself (without `held_out`: with it).
     held_out_terms_ : ndarray of shape (n_samples, n_features) or None
-        What features add to these; see `terms`.
+        Contributions of the features to these; see `terms`.
     term_locations_ : ndarray of shape (n_features,)
         Means of the held-out terms of :meth:`GaussianDensity.terms`; only for a Gaussian without whitening.
     """
@@ -93,7 +90,7 @@ class FeatureSpace(BaseEstimator):
         groups: np.ndarray | None = None,
         unseen: np.ndarray | None = None,
     ) -> FeatureSpace:
-        """Fit the density, and measure the training samples without themselves.
+        """Fit the density, and score each training sample without itself.
 
         Parameters
         ----------
@@ -104,7 +101,7 @@ class FeatureSpace(BaseEstimator):
         groups : ndarray of shape (n_samples,), default=None
             Samples of one group are duplicates, which are held out together.
         unseen : ndarray of shape (n_samples, n_features), default=None
-            The same samples as measured by something that had not seen them; None is `Z` itself.
+            The same samples, measured by students that have not seen them; None is `Z`.
 
         Returns
         -------
@@ -121,8 +118,8 @@ class FeatureSpace(BaseEstimator):
         features = self._scaled(Z)
         if not np.ptp(features, axis=0).max() > 1e-12 * np.abs(features).max():
             raise ValueError(
-                f"All {len(Z)} training images look the same to the teacher, so nothing can be learned about how "
-                "normal images vary. Give images that differ."
+                f"All {len(Z)} training images look the same to the teacher, so the variation of normal images cannot "
+                "be learned. Pass images that differ."
             )
         self._fit_density(features, groups)
         self.n_features_in_ = Z.shape[1]
@@ -209,13 +206,13 @@ class FeatureSpace(BaseEstimator):
     def _held_out(
         self, features: np.ndarray, groups: np.ndarray | None, unseen: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Log-densities of the training samples without themselves, and their terms."""
+        """Return held-out log-densities of the training samples, and their terms."""
         if not self._whitened():
             if self._has_terms():
                 terms = self.density_.held_out_terms(features, groups=groups, unseen=unseen)
                 return terms.sum(axis=1), terms
             return held_out_scores(self.density_, features, groups=groups, unseen=unseen), None
-        # whitening, too, must not have seen what is held out
+        # whitening must not have seen the held-out samples either
         if len(features) < 3:
             raise ValueError(
                 f"explained_variance={self.explained_variance} needs at least 3 images, got {len(features)}: give "
@@ -235,5 +232,5 @@ class FeatureSpace(BaseEstimator):
 
 
 def _whitened_by(pca: PCA, features: np.ndarray) -> np.ndarray:
-    # sklearn.set_config(transform_output=) makes data frames even of what only this package sees
+    # sklearn.set_config(transform_output=) makes data frames even inside this package
     return np.asarray(pca.transform(features))

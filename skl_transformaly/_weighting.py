@@ -16,7 +16,7 @@ __all__ = ["space_weights"]
 _LEAST_ANOMALIES = 5
 # Pulls towards equal weights, strongest first; the first of them is so strong that nothing changes.
 _PULLS = (np.inf, 3.0, 1.0, 0.3, 0.1)
-# No space is silenced: the next anomaly may be of a kind that only that one sees.
+# Least weight of a space, since the next anomaly may be of a kind that only this space shows
 _LEAST_WEIGHT = 0.25
 _FOLDS, _REPEATS = 5, 4
 
@@ -70,7 +70,7 @@ def _fit(normal: np.ndarray, anomalies: np.ndarray, pull: float) -> np.ndarray:
     if np.isinf(pull):
         return np.ones(count)
     parts = np.concatenate([normal, anomalies])
-    # parts of anomalies reach far; beyond a few deviations it is certain that they are anomalies
+    # beyond some deviations it is certain that images are anomalies
     parts = np.maximum(parts, -20)
     signs = np.repeat([1.0, -1.0], [len(normal), len(anomalies)])
     shares = np.repeat([0.5 / len(normal), 0.5 / len(anomalies)], [len(normal), len(anomalies)])

@@ -99,7 +99,6 @@ def check_model(path: Path, usage: str = "", *, onnx: bool = False) -> None:
 
 def load_model(path: Path, weights: str | None, tell: Output) -> tuple[Any, dict[str, Any]]:
     """Load a model, without wrappers that decide nothing; returns it and the header of its file."""
-    check_model(path)
     tell.loading()
     from skl_transformaly._wrappers import decider
     from skl_transformaly.persistence import load, read_header
