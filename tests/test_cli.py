@@ -880,6 +880,18 @@ def test_a_stopped_fit_of_trained_students_goes_on(work, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["m.tfm"]
 
 
+@pytest.mark.slow
+def test_a_fit_of_trained_students_that_cannot_be_saved_leaves_nothing(work, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(persistence, "save", fail)
+    command = ["fit", str(work[0] / "train"), "-o", str(tmp_path / "m.tfm"), "--students", "trained"]
+    result = run(app, [*command, "--blocks", "1", "--epochs", "1", "--image-size", "32", "--alpha", "0.2"])
+    assert result.exit_code == 2 and "disk is full" in result.stderr
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_model_of_the_command_line_refuses_unreadable_images_in_python(work, model):
     broken = str(work[0] / "train" / "broken.png")
     with pytest.raises(ValueError, match="cannot be decoded"):

@@ -227,6 +227,9 @@ class World:
             return work
 
         def rows(suffix: str) -> Callable[[Path, bool], list[str]]:
+            if suffix == ".parquet":  # written as a whole, when all rows are known
+                return no_file
+
             def inspect(folder: Path, well: bool) -> list[str]:
                 """What was written are whole rows; `--resume`, with room, goes on to the same file."""
                 problems = []

@@ -121,6 +121,7 @@ def fit(
     kept = _Kept(output, checkpoint) if students == "trained" else None
 
     from skl_transformaly import BlockStudents, RidgeStudents, TransformalyDetector
+    from skl_transformaly.persistence import save
     from skl_transformaly.teacher._extractor import resolve_extractor
 
     extractor = resolve_extractor(teacher).set_params(image_size=size, batch_size=batch_size, device=device)
@@ -138,20 +139,18 @@ def fit(
         trim=trim,
         random_state=seed,
     )
-    seconds = _fit(detector, found.paths, "raise" if strict else "skip", students, kept, out)
-    unreadable = _unreadable(detector, found.paths)
-    made = _provenance(detector, found, unreadable, seed, seconds)
-    if len(found.paths) > _MOST_NAMES:
-        out.warn(f"more than {_MOST_NAMES} images: the model file does not name them, so reports show no neighbours.")
-        made.files, made.fitted, made.scores, made.digests = [], [], [], []
-
-    from skl_transformaly.persistence import save
-
-    if kept is not None:
-        imitators.checkpoint = detector.students_.checkpoint = checkpoint  # the folder beside the model goes
-    save(detector, output, metadata=made.to_json())
-    if kept is not None:
-        kept.clear()
+    with contextlib.closing(kept) if kept is not None else contextlib.nullcontext():
+        seconds = _fit(detector, found.paths, "raise" if strict else "skip", students, kept, out)
+        unreadable = _unreadable(detector, found.paths)
+        made = _provenance(detector, found, unreadable, seed, seconds)
+        if len(found.paths) > _MOST_NAMES:
+            out.warn(f"more than {_MOST_NAMES} images: the model file names none, so reports show no neighbours.")
+            made.files, made.fitted, made.scores, made.digests = [], [], [], []
+        if kept is not None:
+            imitators.checkpoint = detector.students_.checkpoint = checkpoint  # the folder beside the model goes
+        save(detector, output, metadata=made.to_json())
+        if kept is not None:
+            kept.clear()
     _tell(detector, output, found, unreadable, made, normal, out)
 
 
@@ -206,6 +205,11 @@ class _Kept:
     def count(self) -> int:
         """Return the number of students in the folder."""
         return sum(1 for _ in self.folder.rglob("output.pkl"))
+
+    def close(self) -> None:
+        """Leave nothing, unless there are students for the same command to go on with."""
+        if not self.count():
+            self.clear()
 
     def clear(self) -> None:
         """Remove the folder, unless it is the user's own."""
