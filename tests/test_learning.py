@@ -153,6 +153,12 @@ def test_a_forgotten_image_is_scored_as_a_new_one(images):
     np.testing.assert_array_equal(detector.score_samples(images[:1]), detector.score_as_new(images[:1]))
 
 
+def test_copies_are_known_when_another_image_was_forgotten(images):
+    groups = without_students().fit(np.concatenate([images, images[-1:]])).forget([0]).training_groups_
+    assert groups[0] == -1 and groups[-1] == groups[-2]
+    assert len(np.unique(groups[1:])) == 11
+
+
 def test_forgotten_images_stay_forgotten(images, new):
     detector = without_students().fit(images[:8]).forget([1]).partial_fit(images[8:])
     expected = without_students().fit(np.delete(images, 1, axis=0))
