@@ -59,10 +59,10 @@ class TransformalyDetector(
         The teacher: the name of a timm model, whose weights timm downloads; "bundled", an EfficientNet-lite0
         whose ImageNet weights come from the package index (extra ``offline``); or an extractor, such as
         ``TimmExtractor("vit_tiny_patch16_224", weights="weights.safetensors")``.
-    feature_spaces : "auto" or sequence of str, default="auto"
-        Which spaces the score sums over; "auto" takes all that the teacher has: without a classifier there are no
-        "classes", without a map of 4 places or more there is no "variation". Without "discrepancy" there are no
-        students.
+    feature_spaces : {"auto", "teacher"} or sequence of str, default="auto"
+        Which spaces the score sums over; "auto" takes all that there are: without a classifier of the teacher there are
+        no "classes", without a map of 4 places or more there is no "variation". "teacher" is the same without
+        "discrepancy", for which students are fitted.
     students : RidgeStudents, BlockStudents or None, default=None
         None is ``RidgeStudents()``, solved in closed form. ``BlockStudents()`` are trained by gradient, as the paper's.
     density : {"auto", "gaussian", "gmm", "knn"} or estimator, default="auto"

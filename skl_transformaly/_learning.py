@@ -21,7 +21,7 @@ from skl_transformaly.images._sequence import DIGEST_SIZE, THUMBNAIL_SIZE, Image
 from skl_transformaly.students._regression import Sums
 from skl_transformaly.students._ridge import RidgeStudents
 from skl_transformaly.teacher._extractor import resolve_extractor
-from skl_transformaly.teacher._features import SPACES, layer_indices
+from skl_transformaly.teacher._features import SPACES, TEACHER_SPACES, layer_indices
 from skl_transformaly.teacher._protocol import count_classes, count_places
 from skl_transformaly.utils._cache import Cache
 from skl_transformaly.utils._compat import fit_context
@@ -520,11 +520,15 @@ class LearningMixin:
     def _check_spaces(self) -> None:
         spaces = self.feature_spaces
         if isinstance(spaces, str):
-            if spaces != "auto":
-                raise ValueError(f"feature_spaces must be 'auto' or a sequence, got a str: write [{spaces!r}].")
+            if spaces not in ("auto", "teacher"):
+                raise ValueError(
+                    f"feature_spaces must be 'auto', 'teacher' or a sequence, got another str: write [{spaces!r}]."
+                )
             return
         if not len(spaces) or len(set(spaces)) < len(spaces) or not set(spaces) <= set(SPACES):
-            raise ValueError(f"feature_spaces must be 'auto' or name some of {SPACES}, each once, got {spaces!r}.")
+            raise ValueError(
+                f"feature_spaces must be 'auto', 'teacher' or some of {SPACES}, each once, got {spaces!r}."
+            )
 
     def _resolve_spaces(self) -> list[str]:
         """The spaces in use, in the order in which they are always given."""
@@ -536,7 +540,8 @@ class LearningMixin:
         if count_places(self.extractor_) < _LEAST_PLACES:
             missing["variation"] = "its last layer returns no map of the image, or one of fewer than 4 places"
         if isinstance(self.feature_spaces, str):
-            return [space for space in SPACES if space not in missing]
+            all_spaces = SPACES if self.feature_spaces == "auto" else TEACHER_SPACES
+            return [space for space in all_spaces if space not in missing]
         for space, why in missing.items():
             if space in self.feature_spaces:
                 raise ValueError(

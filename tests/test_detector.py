@@ -215,6 +215,14 @@ def test_variation_is_the_standard_deviation_over_places_of_the_last_map(images,
     np.testing.assert_allclose(detector.transform(images), maps.std(axis=(2, 3)), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("model", ["test_vit", "test_efficientnet"])
+def test_teacher_names_all_spaces_but_the_students(images, model):
+    extractor = tiny_extractor(model, image_size=64)
+    detector = tiny_detector(extractor=extractor, feature_spaces="teacher").fit(images)
+    everything = tiny_detector(extractor=extractor).fit(images).feature_spaces_
+    assert [*detector.feature_spaces_, "discrepancy"] == everything and not hasattr(detector, "students_")
+
+
 @pytest.mark.parametrize("model, size", [("test_vit", 32), ("test_efficientnet", 32)])
 def test_variation_needs_a_map_of_four_places(images, model, size):
     extractor = tiny_extractor(model, image_size=size)
@@ -449,7 +457,7 @@ def test_a_warning_of_few_images_points_at_the_call_of_fit(images):
 
 @pytest.mark.parametrize("spaces", [[], ["pretrained", "pretrained"], ["pretrained", "colour"]])
 def test_spaces_are_named_each_once(images, spaces):
-    with pytest.raises(ValueError, match="feature_spaces must be 'auto' or name some of"):
+    with pytest.raises(ValueError, match="feature_spaces must be 'auto', 'teacher' or some of"):
         tiny_detector(feature_spaces=spaces).fit(images)
 
 

@@ -113,7 +113,7 @@ def study(options, rows: Rows, name: str, data: Data, setting: str, labels: list
         detector = TransformalyDetector(
             extractor(options.teacher, options.precision),
             students=RidgeStudents(),
-            feature_spaces="auto" if options.students else ("pretrained", "classes", "layers"),
+            feature_spaces="auto" if options.students else "teacher",
             random_state=0,
         )
         with warnings.catch_warnings():
