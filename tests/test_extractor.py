@@ -476,3 +476,10 @@ def test_a_teacher_whose_places_are_not_known_gives_scores_and_no_maps(images, m
 def test_an_unknown_teacher_is_told_names_that_begin_alike(slip, meant):
     with pytest.raises(ValueError, match=f"has no model '{slip}'.*Close names: {meant}.*`transformaly teachers"):
         _weights.create_model(slip, None)
+
+
+@pytest.mark.slow
+def test_features_of_several_branches_are_one_embedding(images):
+    """CrossViT returns a list of features, one for each branch."""
+    extractor = tiny_extractor("crossvit_tiny_240", image_size=None, precision="float32").fit(images)
+    assert extractor.transform(images[:2]).shape == (2, 96 + 192)

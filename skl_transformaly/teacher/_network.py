@@ -115,7 +115,7 @@ class Teacher:
                     sizes.append(output.numel() * output.element_size())
 
             def visit(index, block, args, kwargs, output):
-                if index == len(self.blocks) and output.ndim == 4:
+                if index == len(self.blocks) and isinstance(output, Tensor) and output.ndim == 4:
                     places[0] = self.to_maps(output)[0, 0].numel()
 
             leaves = [module for module in self.model.modules() if not any(True for _ in module.children())]
