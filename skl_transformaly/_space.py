@@ -47,6 +47,8 @@ class FeatureSpace(BaseEstimator):
     ----------
     sizes_ : ndarray of int
         Number of features in each group.
+    unit_length_ : bool
+        Whether each group is scaled to unit length.
     whitening_ : PCA
         Only with `explained_variance`.
     density_ : estimator
@@ -115,6 +117,7 @@ class FeatureSpace(BaseEstimator):
             A sample's log-density is not finite.
         """
         self.sizes_ = np.array([Z.shape[1]] if sizes is None else sizes, dtype=np.int64)
+        self.unit_length_ = self.normalize and not self.discrepancy
         features = self._scaled(Z)
         if not np.ptp(features, axis=0).max() > 1e-12 * np.abs(features).max():
             raise ValueError(
@@ -178,7 +181,7 @@ class FeatureSpace(BaseEstimator):
 
     def _scaled(self, Z: np.ndarray) -> np.ndarray:
         Z = np.asarray(Z, dtype=np.float64)
-        if self.discrepancy or not self.normalize:
+        if not self.unit_length_:
             return Z
         return np.hstack([normalize(group) for group in np.split(Z, np.cumsum(self.sizes_)[:-1], axis=1)])
 

@@ -19,6 +19,7 @@ from skl_transformaly import (
     KNNDensity,
     RidgeStudents,
 )
+from skl_transformaly._space import FeatureSpace
 from skl_transformaly.model_selection import NormalOnly
 
 # What may be set on a fitted estimator, because it changes how it runs and not what comes out
@@ -63,6 +64,12 @@ ROWS = {
     "truncated": (lambda: GaussianDensity(shrinkage=0.1), ("score_samples",)),
     "neighbours": (lambda: KNNDensity(n_neighbors=2, max_samples=9), ("score_samples",)),
     "auto": (AutoDensity, ("score_samples",)),
+    "feature space": (FeatureSpace, ("score_samples", "transform")),
+    "feature space, paper's": (
+        lambda: FeatureSpace(explained_variance=0.9, standardize=False, held_out=False),
+        ("score_samples", "transform"),
+    ),
+    "discrepancies": (lambda: FeatureSpace(discrepancy=True), ("score_samples", "terms")),
     "normal only": (
         lambda: NormalOnly(IsolationForest(n_estimators=5, random_state=0)),
         ("score_samples", "predict", "decision_function"),

@@ -293,6 +293,22 @@ def test_a_file_instead_of_a_folder_says_so(tmp_path, images):
         tiny_detector().fit(path)
 
 
+@pytest.mark.parametrize("kind", ["names", "paths", "PIL images"])
+def test_lists_of_images_within_a_list_are_refused(kind, tmp_path):
+    image = Image.new("RGB", (8, 8))
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path in paths:
+        image.save(path)
+    items = {"names": [str(path) for path in paths], "paths": paths, "PIL images": [image] * 3}[kind]
+    with pytest.raises(TypeError, match="image 0: an item of X is a list of 3 images"):
+        list(as_images([items, items]).batches(2))
+
+
+def test_a_name_of_a_class_may_come_with_a_path(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert len(list(as_images([(str(tmp_path / "a.png"), "good")]).batches(2))) == 1
+
+
 def test_an_iterable_dataset_is_refused():
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):

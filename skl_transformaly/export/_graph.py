@@ -212,7 +212,7 @@ class Space(_Constants):
             scales = np.sqrt(np.maximum(pca.explained_variance_, np.finfo(np.float64).eps))
             whitening = {"mean": pca.mean_, "directions": pca.components_.T / scales}
         super().__init__(location=space.location_, spread=space.spread_, **whitening)
-        self._groups = space.sizes_.tolist() if space.normalize and not space.discrepancy else None
+        self._groups = space.sizes_.tolist() if space.unit_length_ else None
         self._whitens = bool(whitening)
         self._density = density_module(space.density_)
 

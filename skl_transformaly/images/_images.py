@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from skl_transformaly.images._columns import is_missing, settled
-from skl_transformaly.images._folders import list_images
+from skl_transformaly.images._folders import has_image_suffix, list_images
 from skl_transformaly.images._items import (
     EXPECTED,
     advice,
@@ -144,9 +144,19 @@ def _from_items(items: Any, on_error: str) -> Images:
     return Images(len(items), partial(_decode_of, items), on_error=on_error)
 
 
+def _is_image(item: Any) -> bool:
+    """Whether what comes with an image is another image, and not its label, such as the name of its class."""
+    return isinstance(item, (os.PathLike, Image.Image)) or (isinstance(item, str) and has_image_suffix(item))
+
+
 def _decode_of(items: Any, i: int) -> np.ndarray:
     item = items[i]
     if isinstance(item, (tuple, list)) and len(item):
+        if any(_is_image(other) for other in item[1:]):
+            raise TypeError(
+                f"image {i}: an item of X is a {type(item).__name__} of {len(item)} images; expected one image, or a "
+                "pair of an image and its label. Pass the images one after another, in one list."
+            )
         item = item[0]  # Dataset of (image, label)
     if is_missing(item):
         raise ImageError(f"is missing: got {type(item).__name__} instead of an image.{SKIP_ADVICE}")

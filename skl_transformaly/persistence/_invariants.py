@@ -101,6 +101,8 @@ def check_space(space: FeatureSpace, sizes: dict[str, int]) -> None:
         refuse("has groups (sizes_) that are not its features")
     if not space.spread_ > 0:
         refuse(f"has spread_ {brief(space.spread_)}; expected a positive number")
+    if space.unit_length_ != (space.normalize and not space.discrepancy):
+        refuse(f"has unit_length_ {space.unit_length_} that does not go with normalize={space.normalize}")
     if hasattr(space, "whitening_") != (space.explained_variance is not None and not space.discrepancy):
         refuse(f"has whitening_ that does not go with explained_variance={space.explained_variance}")
     expected = sizes["k"] if hasattr(space, "whitening_") else sizes["z"]

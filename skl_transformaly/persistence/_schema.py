@@ -244,6 +244,7 @@ _PARTS = (
         {
             "n_features_in_": f.count(1, axis="z"),
             "sizes_": f.array("groups", dtypes=_PLACES),
+            "unit_length_": f.flag,
             "whitening_": f.part("PCA", d="z", k="k"),
             "density_": f.part(*_DENSITIES, d="features"),
             "location_": f.number(),
