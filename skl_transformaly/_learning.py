@@ -21,8 +21,7 @@ from skl_transformaly.images._sequence import DIGEST_SIZE, THUMBNAIL_SIZE, Image
 from skl_transformaly.students._regression import Sums
 from skl_transformaly.students._ridge import RidgeStudents
 from skl_transformaly.teacher._extractor import resolve_extractor
-from skl_transformaly.teacher._features import SPACES, TEACHER_SPACES, layer_indices
-from skl_transformaly.teacher._protocol import count_classes, count_places
+from skl_transformaly.teacher._features import SPACES, TEACHER_SPACES, missing_spaces
 from skl_transformaly.utils._cache import Cache
 from skl_transformaly.utils._compat import fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
@@ -31,9 +30,6 @@ from skl_transformaly.utils._torch import own_settings
 from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["LEARNED", "LearningMixin"]
-
-# Over fewer places of the last map a standard deviation says little.
-_LEAST_PLACES = 4
 
 # What became of a training image, as `training_labels_` tells.
 LEARNED, _TRIMMED, _KNOWN_ANOMALY, _FORGOTTEN = 1, 0, -1, -2
@@ -532,13 +528,7 @@ class LearningMixin:
 
     def _resolve_spaces(self) -> list[str]:
         """The spaces in use, in the order in which they are always given."""
-        missing = {}
-        if not count_classes(self.extractor_):
-            missing["classes"] = "its weights came without a classifier"
-        if not layer_indices(len(self.extractor_.blocks_)):
-            missing["layers"] = "it has one block"
-        if count_places(self.extractor_) < _LEAST_PLACES:
-            missing["variation"] = "its last layer returns no map of the image, or one of fewer than 4 places"
+        missing = missing_spaces(self.extractor_)
         if isinstance(self.feature_spaces, str):
             all_spaces = SPACES if self.feature_spaces == "auto" else TEACHER_SPACES
             return [space for space in all_spaces if space not in missing]

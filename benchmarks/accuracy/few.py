@@ -32,7 +32,7 @@ from skl_transformaly._fusion import held_out_threshold
 from skl_transformaly._space import FeatureSpace
 from skl_transformaly.images._images import as_images
 from skl_transformaly.students._imitation import Comparer
-from skl_transformaly.teacher._features import TEACHER_SPACES, TeacherFeatures
+from skl_transformaly.teacher._features import TEACHER_SPACES, TeacherFeatures, missing_spaces
 
 NUMBERS = (10, 20, 40, 80, 160, 300, 1000)
 RATE = 0.05
@@ -75,7 +75,8 @@ there is one draw.
 def teacher_features(images: list, teacher: str, precision: str) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
     """Features of all images in the teacher's spaces, and the sizes of their groups."""
     model = extractor(teacher, precision).fit(images[:2])
-    found = TeacherFeatures(model, TEACHER_SPACES, len(images))
+    missing = missing_spaces(model)
+    found = TeacherFeatures(model, [space for space in TEACHER_SPACES if space not in missing], len(images))
     compare = Comparer(model, None, collect=found.collect)
     for positions, pixels in as_images(images).batches(model.batch_size):
         compare(model.preprocess(pixels), positions)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from skl_transformaly.teacher._network import BlockVisitor
-from skl_transformaly.teacher._protocol import count_prefix_tokens
+from skl_transformaly.teacher._protocol import count_classes, count_places, count_prefix_tokens
 from skl_transformaly.utils._torch import at_least_float32
 
-__all__ = ["SPACES", "TEACHER_SPACES", "TeacherFeatures", "layer_indices"]
+__all__ = ["SPACES", "TEACHER_SPACES", "TeacherFeatures", "layer_indices", "missing_spaces"]
 
 TEACHER_SPACES = ("pretrained", "classes", "layers", "variation")
 # in the order in which they are always listed
@@ -21,6 +21,8 @@ SPACES = (*TEACHER_SPACES, "discrepancy")
 
 # At most this many of the blocks before the last one make features.
 _MOST_LAYERS = 4
+# Over fewer places of the last map, a standard deviation says little.
+_LEAST_PLACES = 4
 
 
 def layer_indices(total: int) -> list[int]:
@@ -30,6 +32,18 @@ def layer_indices(total: int) -> list[int]:
     """
     count = min(_MOST_LAYERS, max(1, total // 3), total - 1)
     return list(range(total - 1 - count, total - 1))
+
+
+def missing_spaces(extractor: Any) -> dict[str, str]:
+    """Return the spaces that a fitted teacher does not have, each with the reason."""
+    missing = {}
+    if not count_classes(extractor):
+        missing["classes"] = "its weights came without a classifier"
+    if not layer_indices(len(extractor.blocks_)):
+        missing["layers"] = "it has one block"
+    if count_places(extractor) < _LEAST_PLACES:
+        missing["variation"] = "its last layer returns no map of the image, or one of fewer than 4 places"
+    return missing
 
 
 class TeacherFeatures:
