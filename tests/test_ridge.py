@@ -97,7 +97,47 @@ def test_leaving_out_in_float32_agrees_with_float64(rng):
     np.testing.assert_allclose(single, exact, rtol=1e-3)
 
 
-@pytest.mark.parametrize("least", [0.5, 1e-3, 1e-5])
+@pytest.mark.parametrize("width", [1, 191, 192, 193, 401])
+def test_symmetric_products_by_blocks_are_the_whole_product(width, rng):
+    rows = rng.normal(size=(50, width)).astype(np.float32)
+    found = _regression._gram(torch.from_numpy(rows)).numpy()
+    np.testing.assert_allclose(found, rows.T.astype(float) @ rows, atol=1e-4)
+    np.testing.assert_array_equal(found, found.T)
+
+
+@pytest.mark.parametrize("tokens", [True, False])
+@pytest.mark.parametrize("residual", [True, False])
+def test_residuals_are_predictions_less_outputs(tokens, residual, rng):
+    shape = (3, 10, 8) if tokens else (3, 8, 4, 5)
+    x, output = (torch.from_numpy(rng.normal(size=shape)) for _ in range(2))
+    layout = Layout(tokens, int(tokens), False, residual, 1 if tokens else 3)
+    features, context = (8, 17) if tokens else (72, 9)
+    student = _regression.RidgeStudent(layout, rng.normal(size=(8, features)), rng.normal(size=(8, context)), (4, 5))
+    before = x.clone(), output.clone()
+    np.testing.assert_allclose(student.residual(x, output), student(x) - output, rtol=1e-10, atol=1e-12)
+    assert torch.equal(x, before[0]) and torch.equal(output, before[1])
+
+
+def test_solving_leaves_targets_as_they_are(rng):
+    """Also those of one column, which are turned without a copy."""
+    for columns in (1, 3):
+        targets = rng.normal(size=(2, 4, columns)).astype(np.float32)
+        before = targets.copy()
+        systems = np.stack([2 * np.eye(4, dtype=np.float32)] * 2)
+        np.testing.assert_allclose(_regression._solve_each(systems, targets), before / 2, rtol=1e-6)
+        np.testing.assert_array_equal(targets, before)
+
+
+def test_residuals_for_maps_do_not_hold_their_batch(images):
+    students = RidgeStudents(n_blocks=2).fit(images, extractor=tiny_extractor(image_size=64).fit(images))
+    checked = students._check_images(images, reset=False)
+    measured = students.measure_part(checked, np.ones(12, int), np.array([3, 7]))
+    for by_position in measured.residuals:
+        assert sorted(by_position) == [3, 7]
+        assert all(kept.untyped_storage().nbytes() == kept.nbytes for kept in by_position.values())
+
+
+@pytest.mark.parametrize("least", [0.5, 1e-3, 1e-5, -0.1])
 def test_systems_with_small_pivots_are_solved_as_in_float64(least, rng):
     """An image that alone decides some coefficients: in float32, its residuals would be wrong by 1e-7 / least."""
     basis = np.linalg.qr(rng.normal(size=(6, 6)))[0]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from skl_transformaly.images._input import ImageInputMixin
 from skl_transformaly.images._sequence import Images
+from skl_transformaly.students._regression import RidgeStudent
 from skl_transformaly.students._residuals import ResidualStatistics
 from skl_transformaly.teacher._extractor import resolve_extractor
 from skl_transformaly.teacher._network import BlockVisitor
@@ -235,6 +236,8 @@ class Comparer:
 
 def residual_of(student: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
     """A student's output less its teacher block's, for what the block got: the residual that all measures come from."""
+    if isinstance(student, RidgeStudent):
+        return student.to(output.device).residual(args[0], output)
     return at_least_float32(student.to(output.device)(*args, **kwargs)) - at_least_float32(output)
 
 
@@ -274,13 +277,18 @@ def block_measures(measures: Sequence[str], x: Tensor, output: Tensor, residual:
     found : Tensor of shape (B, k)
         Mean squares of what is measured.
     """
-    found = [residual.square().flatten(1).mean(1)]
+    found = [_mean_square(residual)]
     if "update" in measures:
         update = at_least_float32(output)
         if x.shape == output.shape:
             update = update - at_least_float32(x)
-        found.append(update.square().flatten(1).mean(1).to(found[0]))
+        found.append(_mean_square(update).to(found[0]))
     return torch.stack(found, dim=1)
+
+
+def _mean_square(tensor: Tensor) -> Tensor:
+    """Over all but the first dimension."""
+    return tensor.square().mean(tuple(range(1, tensor.ndim)))
 
 
 def by_measure(found: dict[int, Tensor]) -> Tensor:

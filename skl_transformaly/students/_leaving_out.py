@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skl_transformaly.students._imitation import block_measures, by_measure
+from skl_transformaly.students._imitation import block_measures, by_measure, residual_of
 from skl_transformaly.students._regression import leave_out
 from skl_transformaly.students._residuals import ResidualStatistics
 from skl_transformaly.teacher._network import BlockVisitor
 from skl_transformaly.teacher._protocol import find_places
-from skl_transformaly.utils._torch import at_least_float32
 
 __all__ = ["Measured", "TrainingMeasures", "map_positions"]
 
@@ -105,15 +104,16 @@ class TrainingMeasures:
 
     def _at(self, j: int, positions: np.ndarray, args: tuple, output: Tensor) -> tuple[Tensor, Tensor]:
         """Measures at the j-th block, (B, k), by the student and without the images; residuals are kept for maps."""
-        student = self.students.students_[j].to(output.device)
-        residual = student(*args) - at_least_float32(output)
+        student = self.students.students_[j]
+        residual = residual_of(student, args, {}, output)
         left_out = leave_out(student, args[0], output, residual, self._solutions[j], self.duplicates[positions])
         seen = block_measures(self.students.measures_, args[0], output, residual)
         unseen = seen.to(left_out, copy=True)  # updates do not depend on students
-        unseen[:, 0] = left_out.square().flatten(1).mean(1)
+        unseen[:, 0] = left_out.square().mean(tuple(range(1, left_out.ndim)))
         for i, position in enumerate(positions.tolist()):
             if position in self._in_maps:
-                self.found.residuals[j][position] = left_out[i].float().cpu()
+                # a copy, or the whole batch would stay in memory
+                self.found.residuals[j][position] = left_out[i].to("cpu", torch.float32, copy=True).contiguous()
         return seen, unseen
 
 

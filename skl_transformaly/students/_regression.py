@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.linalg import cho_factor, cho_solve, lapack
+from scipy.linalg import cho_factor, lapack
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,6 +22,8 @@ __all__ = ["Layout", "RidgeStudent", "Sums", "leave_out"]
 _PLACES = 100
 # The neighbourhood of a place is looked at where it has at most so many channels in all.
 _NEIGHBOURHOOD = 1200
+# Products of fewer columns are not taken apart: that would take longer.
+_LEAST_BLOCK = 96
 # Systems with smaller pivots are solved in float64.
 _LEAST_PIVOT = 1e-2
 
@@ -132,6 +134,20 @@ class RidgeStudent(nn.Module):
                 return self._predict(x)
         return self._predict(x)
 
+    def residual(self, x: Tensor, output: Tensor) -> Tensor:
+        """What `forward` predicts less the block's output, with fewer runs through memory."""
+        with torch.autocast(x.device.type, enabled=False):
+            output = at_least_float32(output)
+            if not self.layout.tokens:
+                predicted = self._predict(x)
+                predicted -= output
+                return predicted
+            x, context = self.layout.split(x)
+            found = x - output if self.layout.residual else -output
+            found.flatten(0, 1).addmm_(x.flatten(0, 1), self.local.to(x.dtype).T)
+            found += F.linear(context, self.context.to(x.dtype)).unsqueeze(1)
+            return found
+
     def spread(self, x: Tensor, local: Tensor, constant: Tensor) -> Tensor:
         """Apply coefficients of each image's own, (B, C_out, F), and constants, (B, C_out), at all places of maps."""
         layout = self.layout
@@ -181,7 +197,7 @@ class Sums:
         count = local.shape[1]
         flat = local.reshape(-1, local.shape[2])
         found = [
-            flat.T @ flat,
+            _gram(flat),
             local.sum(1).T @ context,
             count * (context.T @ context),
             flat.T @ target.reshape(-1, target.shape[2]),
@@ -220,12 +236,31 @@ class Sums:
         variance = np.diag(products) / count - (products[-1] / count) ** 2
         usable = variance > 1e-12 * np.maximum(np.diag(products) / count, np.finfo(float).tiny)
         scale = np.where(usable, np.sqrt(np.maximum(variance, 0)), 1.0)
-        scaled = products / np.outer(scale, scale)
-        penalty = np.full(len(scaled), ridge * count)
+        products /= scale
+        products /= scale[:, np.newaxis]
+        penalty = np.full(len(products), ridge * count)
         penalty[-1] = 1e-12 * count
-        scaled[np.diag_indices_from(scaled)] += penalty
-        inverse = cho_solve(cho_factor(scaled, lower=True), np.eye(len(scaled))) / np.outer(scale, scale)
+        products[np.diag_indices_from(products)] += penalty
+        inverse = _inverted(products) / scale
+        inverse /= scale[:, np.newaxis]
         return inverse @ targets, inverse
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """``rows.T @ rows``, by blocks of which the mirrored ones are not computed."""
+    half = rows.shape[1] // 2
+    if half < _LEAST_BLOCK:
+        return rows.T @ rows
+    left, right = rows[:, :half], rows[:, half:]
+    corner = left.T @ right
+    return torch.cat([torch.cat([_gram(left), corner], dim=1), torch.cat([corner.T, _gram(right)], dim=1)])
+
+
+def _inverted(matrix: np.ndarray) -> np.ndarray:
+    """Inverse of a symmetric positive definite matrix."""
+    factor, _ = cho_factor(matrix, lower=True)
+    half = np.tril(lapack.dpotri(factor, lower=1)[0])
+    return half + np.tril(half, -1).T
 
 
 def leave_out(
@@ -237,23 +272,32 @@ def leave_out(
     image the residuals there are S = (I - g H M H')^-1 E. The coefficients change by g M H' S, which tells the
     residuals at all other places.
     """
-    local, context, target = student.layout.rows(x, output)
+    layout = student.layout
+    if layout.tokens:
+        local, context = layout.split(x)
+        seen = residual
+    else:
+        local, context, target = layout.rows(x, output)
+        shift = F.linear(context, student.context.to(local.dtype)).unsqueeze(1)
+        seen = F.linear(local, student.local.to(local.dtype)) + shift - target
     inverse, *origin = (part.to(local) for part in solution)
     size = local.shape[2]
-    shift = F.linear(context, student.context.to(local.dtype)).unsqueeze(1)
-    seen = residual if student.layout.tokens else F.linear(local, student.local.to(local.dtype)) + shift - target
     local, context = local - origin[0], context - origin[1]
+    weight = torch.from_numpy(duplicates.astype(np.float32)).to(local)[:, None, None]
     # H M H' taken apart: features of a place, and those that all places of an image share
-    mixed = local @ inverse[:size, :size]
-    cross = local @ (context @ inverse[:size, size:].T).unsqueeze(2)
+    across = context @ inverse[size:, :size]
     shared = (context @ inverse[size:, size:] * context).sum(1)
-    leverage = mixed @ local.transpose(1, 2) + cross + cross.transpose(1, 2) + shared[:, None, None]
-    weight = duplicates[:, None, None].astype(np.float32)
-    system = (1 + 1e-6) * torch.eye(local.shape[1], dtype=leverage.dtype) - torch.from_numpy(weight) * leverage.cpu()
-    left_out = torch.from_numpy(_solve_each(system.numpy(), seen.cpu().numpy()))
-    if student.layout.tokens:
+    mixed = local @ inverse[:size, :size]
+    mixed += across.unsqueeze(1)
+    mixed *= weight
+    rest = weight * (local @ across.unsqueeze(2) + shared[:, None, None])
+    leverage = torch.baddbmm(rest.expand(-1, -1, local.shape[1]), mixed, local.transpose(1, 2))
+    system = leverage.neg_()
+    system.diagonal(dim1=1, dim2=2).add_(1 + 1e-6)
+    left_out = torch.from_numpy(_solve_each(system.cpu().numpy(), seen.cpu().numpy()))
+    if layout.tokens:
         return left_out
-    scaled = (torch.from_numpy(weight) * left_out).to(local)
+    scaled = weight * left_out.to(local)
     sums = torch.cat([local.transpose(1, 2) @ scaled, context.unsqueeze(2) @ scaled.sum(1, keepdim=True)], dim=1)
     change = inverse @ sums  # of coefficients, (B, F + Q, C_out)
     constant = (context.unsqueeze(1) @ change[:, size:]).squeeze(1) - origin[0] @ change[:, :size]
@@ -261,22 +305,33 @@ def leave_out(
 
 
 def _solve_each(systems: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Solve symmetric systems (B, R, R) for targets (B, R, C), several at a time.
+    """Solve symmetric systems (B, R, R), which are overwritten, for targets (B, R, C), several at a time.
 
     By LAPACK: torch's solver now and then found pivots of 0 where other threads were at work. BLAS gets one thread: its
     own wait for each other on matrices as small as these, the longer the busier the machine is.
     """
-    with single_threaded_blas(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return np.stack(list(pool.map(_solve_one, systems, targets)))
+    # in LAPACK's order of memory, which needs no copies; torch turns it faster than numpy
+    solutions = torch.from_numpy(targets).transpose(1, 2).clone(memory_format=torch.contiguous_format).numpy()
+    threads = torch.get_num_threads()
+    with single_threaded_blas(), ThreadPoolExecutor(threads) as pool:
+        list(pool.map(_solve_part, np.array_split(systems, threads), np.array_split(solutions, threads)))
+    return solutions.transpose(0, 2, 1)
 
 
-def _solve_one(system: np.ndarray, target: np.ndarray) -> np.ndarray:
-    if system.dtype == np.float32:
-        factor, solution, failed = lapack.sposv(system, target, lower=1)
-        if not failed and factor.diagonal().min() ** 2 > _LEAST_PIVOT:
-            return solution
-    # an image that alone decides some coefficients: float32 would not tell what others would make of it
-    factor, solution, failed = lapack.dposv(system, target, lower=1)
-    if failed:  # rounding has made it indefinite
-        solution = np.linalg.solve(system.astype(np.float64), target)
-    return solution.astype(system.dtype)
+def _solve_part(systems: np.ndarray, solutions: np.ndarray) -> None:
+    """Solve systems (B, R, R), which are overwritten, for targets (B, C, R), whose place the solutions take."""
+    for system, solution in zip(systems, solutions):
+        diagonal = system.diagonal().copy()
+        if system.dtype == np.float32:
+            factor, failed = lapack.spotrf(system.T, lower=1, clean=0, overwrite_a=1)
+            if not failed and factor.diagonal().min() ** 2 > _LEAST_PIVOT:
+                solution[:] = lapack.spotrs(factor, solution.T, lower=1, overwrite_b=1)[0].T
+                continue
+            # an image that alone decides some coefficients: float32 would not tell what others would make of it
+            half = np.tril(system, -1).astype(np.float64)  # which was not overwritten
+            system = half + half.T
+            np.fill_diagonal(system, diagonal)
+        _, solved, failed = lapack.dposv(system, solution.T, lower=1)
+        if failed:  # rounding has made it indefinite
+            solved = np.linalg.solve(system, solution.T.astype(np.float64))
+        solution[:] = solved.T
