@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,10 @@ def flops(function: Callable[..., Any], *args: Any) -> float:
 
 
 def teacher(model: str, weights: str | None = None, **parameters: Any) -> TimmExtractor:
-    """A fitted teacher, on noise."""
-    extractor = TimmExtractor(model, weights=weights, **parameters)
-    return extractor.fit(noise(2))
+    """A fitted teacher, on noise; "bundled" has its own weights."""
+    if model == "bundled":
+        return TimmExtractor(model, **parameters).fit(noise(2))
+    return TimmExtractor(model, weights=weights, **parameters).fit(noise(2))
 
 
 def noise(n: int, size: int = 32, seed: int = 0) -> np.ndarray:
@@ -89,17 +91,27 @@ def noise(n: int, size: int = 32, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
 
 
-def block_and_teacher_flops(extractor: TimmExtractor) -> tuple[float, float]:
-    """Floating-point operations for one image: of the last block, and of the whole teacher."""
+def block_flops(extractor: TimmExtractor) -> tuple[list[float], float]:
+    """Floating-point operations for one image: of each block, and of the whole teacher."""
     kept: list[tuple[Any, tuple, dict]] = []
 
     def visit(index: int, block: Any, args: tuple, kwargs: dict, output: Tensor) -> None:
-        kept[:] = [(block, args, kwargs)]
+        if index < len(extractor.blocks_):
+            kept.append((block, args, kwargs))
 
     batch = extractor.preprocess(noise(1))
     total = flops(extractor.embed, batch, visit)
-    block, args, kwargs = kept[0]
-    return flops(lambda: block(*args, **kwargs)), total
+    with extractor.compute():
+        return [flops(partial(block, *args, **kwargs)) for block, args, kwargs in kept], total
+
+
+# What keeps libraries from the processor's newer instructions
+_RESTRICTIONS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "OPENBLAS_CORETYPE")
+
+
+def restriction() -> str:
+    """Variables of the environment by which libraries use fewer instructions than the processor has, as a shell's."""
+    return " ".join(f"{name}={os.environ[name]}" for name in _RESTRICTIONS if os.environ.get(name))
 
 
 def machine() -> str:
@@ -113,6 +125,7 @@ def machine() -> str:
         name = found.group(1) if found else name
         known = [flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in text]
         name += f" ({', '.join(known)})" if known else ""
+        name += f", restricted by {restriction()}" if restriction() else ""
         total = int(re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text()).group(1))
         memory = f", {total / 2**20:.0f} GiB"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
