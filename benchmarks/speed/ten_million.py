@@ -31,7 +31,7 @@ from harness import REPEATS, Timing, machine, noise, table, teacher
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from skl_transformaly import BlockStudents, TransformalyDetector
+from skl_transformaly import BlockStudents, RidgeStudents, TransformalyDetector
 from skl_transformaly.images._images import as_images
 from skl_transformaly.students._imitation import Comparer
 
@@ -40,7 +40,7 @@ DAY = 86_400
 CORES_PER_MACHINE = 32
 PARTITION = 256  # the default of map_detector
 FITTED_ON = 10_000  # images of the fit that the arithmetic is about
-TEACHERS = ("vit_tiny_patch16_224", "vit_base_patch16_224")
+TEACHERS = ("vit_tiny_patch16_224", "bundled", "vit_base_patch16_224")
 GPU = not torch.cuda.is_available() and "not measured: no GPU at hand"
 
 
@@ -111,6 +111,7 @@ class Model:
     name: str
     embed: Cost
     score: Cost
+    solved: Cost
     epoch: float
     once: float
     layer_bytes: float
@@ -132,13 +133,17 @@ def measure_size(width: int, extractor: Any, folder: Path, repeats: int) -> Size
 
 
 def measure_model(name: str, blocks: int, images: int, repeats: int) -> tuple[Model, TransformalyDetector]:
-    """Students of an epoch's training score as fast as any."""
+    """Students in closed form, by which images are scored, and the cost of training others."""
     extractor = teacher(name, device="cpu")
     X = noise(images)
 
     def fit(epochs: int) -> BlockStudents:
-        students = BlockStudents(n_blocks=blocks, max_epochs=epochs, random_state=0)
+        students = BlockStudents(n_blocks=blocks, max_epochs=epochs, max_steps=None, random_state=0)
         return students.fit(X, extractor=extractor)
+
+    def solve() -> None:
+        students = RidgeStudents(n_blocks=blocks)
+        students.fit(X, extractor=extractor).measure_training(as_images(X))
 
     BlockStudents(n_blocks=1, max_epochs=1, random_state=0).fit(X[:8], extractor=extractor)  # warms up
     short, long = (
@@ -146,7 +151,7 @@ def measure_model(name: str, blocks: int, images: int, repeats: int) -> tuple[Mo
     )
     epoch = (long.median - short.median) / 2
     detector = TransformalyDetector(
-        teacher_parameters(extractor), students=BlockStudents(n_blocks=blocks, max_epochs=1), random_state=0
+        teacher_parameters(extractor), students=RidgeStudents(n_blocks=blocks), random_state=0
     ).fit(X)
     batch = extractor.preprocess(noise(16))
     entering: list[torch.Tensor] = []
@@ -156,6 +161,7 @@ def measure_model(name: str, blocks: int, images: int, repeats: int) -> tuple[Mo
         name,
         cost(lambda: detector.extractor_.embed(batch), len(batch), repeats),
         cost(partial(Comparer(detector.extractor_, detector.students_), batch), len(batch), repeats),
+        cost(solve, images, max(1, repeats // 2), warm=False),
         epoch,
         max(0.0, short.median - epoch),
         layer.numel() * layer.element_size(),
@@ -172,7 +178,7 @@ def teacher_parameters(extractor: Any) -> Any:
 
 def measure_gpu(name: str, blocks: int, repeats: int) -> Cost:
     extractor = teacher(name, device="cuda", batch_size=256)
-    students = BlockStudents(n_blocks=blocks, max_epochs=1, random_state=0).fit(noise(32), extractor=extractor)
+    students = RidgeStudents(n_blocks=blocks).fit(noise(32), extractor=extractor)
     batch = extractor.preprocess(noise(256))
     # results come back: synchronous
     return cost(partial(Comparer(extractor, students), batch), len(batch), repeats, time.perf_counter)
@@ -233,13 +239,16 @@ def gpus(sizes: Sequence[Size], models: Sequence[Model]) -> str:
 
 
 def fitting(models: Sequence[Model], blocks: int) -> str:
-    epochs = BlockStudents().max_epochs
+    trained = BlockStudents()
+    epochs = min(trained.max_epochs, (trained.max_steps or np.inf) * trained.batch_size / FITTED_ON)
     rows = []
     for model in models:
         hours = FITTED_ON * (model.once + epochs * model.epoch) / 3600
         rows.append(
             [
                 model.name,
+                f"{model.solved.median * 1e3:.3g}",
+                f"{FITTED_ON * model.solved.median / 3600:.2f}",
                 f"{model.once * 1e3:.3g}",
                 f"{model.epoch * 1e3:.3g}",
                 f"{hours:.2f}",
@@ -249,11 +258,15 @@ def fitting(models: Sequence[Model], blocks: int) -> str:
         )
     header = [
         "teacher",
-        "ms an image: teacher and statistics",
-        f"an epoch of {blocks} students",
-        f"core hours, {epochs} epochs",
+        "solved students: ms an image",
+        "core hours",
+        "trained students: ms an image, teacher and statistics",
+        f"an epoch of {blocks}",
+        f"core hours, {epochs:.3g} epochs",
+        f"hours with n_jobs={blocks}, a core each",
+        "one layer of activations",
     ]
-    return table([*header, f"hours with n_jobs={blocks}, a core each", "one layer of activations"], rows)
+    return table(header, rows)
 
 
 def check(detector: TransformalyDetector, size: Size, model: Model, folder: Path, repeats: int) -> str:
@@ -284,7 +297,8 @@ Written by `{command}`, seed 0, on {machine()}.
 
 {__doc__.split(chr(10) * 2)[2].strip()}
 
-A detector here has {blocks} students, and computes in the precision that `precision="auto"` takes on this machine.
+A detector here has {blocks} students in closed form, and computes in the precision that `precision="auto"` takes on
+this machine.
 
 ## One core
 
@@ -322,11 +336,13 @@ over, the cores that decode, and behind them storage, set the pace.
 
 ## The fit before it
 
-Cost grows in proportion to images and epochs. Of ten million, some thousands say what is normal; for {FITTED_ON:,}:
+Cost grows in proportion to images. Of ten million, some thousands say what is normal; for {FITTED_ON:,}:
 
 {fitting(models, blocks)}
 
-With `n_jobs`, as many layers as there are jobs and one more are kept at a time, beside the two that the teacher fills.
+Solved students need no activations, and `fit_detector` spreads them over as many cores as there are partitions
+(`python benchmarks/speed/run.py workers`). Of trained ones, with `n_jobs`, as many layers as there are jobs and one
+more are kept at a time, beside the two that the teacher fills.
 """
 
 
