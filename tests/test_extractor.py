@@ -483,3 +483,10 @@ def test_features_of_several_branches_are_one_embedding(images):
     """CrossViT returns a list of features, one for each branch."""
     extractor = tiny_extractor("crossvit_tiny_240", image_size=None, precision="float32").fit(images)
     assert extractor.transform(images[:2]).shape == (2, 96 + 192)
+
+
+@pytest.mark.parametrize("model", ["test_vit", "test_efficientnet"])
+def test_an_embedding_keeps_no_other_tokens_in_memory(images, model):
+    extractor = tiny_extractor(model, image_size=64).fit(images)
+    embedding = extractor.embed(extractor.preprocess(images))
+    assert embedding.untyped_storage().nbytes() == embedding.nbytes

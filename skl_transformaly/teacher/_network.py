@@ -76,7 +76,8 @@ class Teacher:
             features = self.model.forward_features(pixels)
             if visit is not None:
                 visit(len(self.blocks), self.model, (features,), {}, features)
-            return self.model.forward_head(features, pre_logits=True).flatten(1)
+            # a copy: a class token is a view, and whoever keeps it would keep all tokens of the batch
+            return self.model.forward_head(features, pre_logits=True).flatten(1).clone()
         finally:
             self._watching.visit = None
 
