@@ -78,7 +78,7 @@ class DecisionMixin(OutlierMixin):
     def _above_offset(self, scores: Any) -> np.ndarray:
         scores = np.asarray(scores, dtype=np.float64)
         decisions = np.zeros_like(scores)
-        # a density may be zero, and -inf less -inf is no number
+        # a density may be zero, and -inf - -inf is NaN
         return np.subtract(scores, self.offset_, out=decisions, where=scores != self.offset_)
 
     @staticmethod

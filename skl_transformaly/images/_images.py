@@ -92,7 +92,7 @@ def is_table(X) -> bool:
     if hasattr(X, "shape"):  # data frames, series, sparse matrices
         return len(X.shape) == 2
     if isinstance(X, (list, tuple)):
-        # a missing path at the beginning may be NaN, which is no sign of numbers
+        # a missing path at the beginning may be NaN, which does not mean that X holds numbers
         first = next((item for item in X if not is_missing(item)), X[0] if X else None)
         if first is None or isinstance(first, (str, os.PathLike, Image.Image, memoryview)):
             return False

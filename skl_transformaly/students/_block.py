@@ -52,8 +52,8 @@ class BlockStudents(ImitationMixin, BaseEstimator):
     max_epochs : int, default=8
         Passes over the training images for each student. The paper takes 30, at a constant rate.
     max_steps : int or None, default=1000
-        Training steps of each student, at most: what 8 epochs of 4,000 images take in batches of 32. Of more images
-        fewer passes are made, the last of which may be cut short. None is no limit, as in the paper.
+        Maximum number of training steps of each student: that of 8 epochs of 4,000 images in batches of 32. With more
+        images there are fewer epochs, and the last one may be cut short. None sets no limit, as in the paper.
     lr : float or "auto", default="auto"
         Learning rate. A number is constant, as in the paper. "auto" rises over a fifth of all steps and then falls to
         0; its peak is 2e-3 for blocks with batch normalisation; for others (transformers) 1.5e-3, and less in trainings

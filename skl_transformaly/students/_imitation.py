@@ -31,6 +31,7 @@ __all__ = [
     "Part",
     "block_measures",
     "by_measure",
+    "mean_square",
     "residual_of",
     "select_blocks",
 ]
@@ -277,16 +278,16 @@ def block_measures(measures: Sequence[str], x: Tensor, output: Tensor, residual:
     found : Tensor of shape (B, k)
         Mean squares of what is measured.
     """
-    found = [_mean_square(residual)]
+    found = [mean_square(residual)]
     if "update" in measures:
         update = at_least_float32(output)
         if x.shape == output.shape:
             update = update - at_least_float32(x)
-        found.append(_mean_square(update).to(found[0]))
+        found.append(mean_square(update).to(found[0]))
     return torch.stack(found, dim=1)
 
 
-def _mean_square(tensor: Tensor) -> Tensor:
+def mean_square(tensor: Tensor) -> Tensor:
     """Over all but the first dimension."""
     return tensor.square().mean(tuple(range(1, tensor.ndim)))
 

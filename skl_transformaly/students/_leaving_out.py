@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skl_transformaly.students._imitation import block_measures, by_measure, residual_of
+from skl_transformaly.students._imitation import block_measures, by_measure, mean_square, residual_of
 from skl_transformaly.students._regression import leave_out
 from skl_transformaly.students._residuals import ResidualStatistics
 from skl_transformaly.teacher._network import BlockVisitor
@@ -109,7 +109,7 @@ class TrainingMeasures:
         left_out = leave_out(student, args[0], output, residual, self._solutions[j], self.duplicates[positions])
         seen = block_measures(self.students.measures_, args[0], output, residual)
         unseen = seen.to(left_out, copy=True)  # updates do not depend on students
-        unseen[:, 0] = left_out.square().mean(tuple(range(1, left_out.ndim)))
+        unseen[:, 0] = mean_square(left_out)
         for i, position in enumerate(positions.tolist()):
             if position in self._in_maps:
                 # a copy, or the whole batch would stay in memory

@@ -91,11 +91,11 @@ class TeacherFeatures:
         def visit(index, block, args, kwargs, output):
             if index in self._chosen:
                 groups.extend(self._pooled(output, with_class_token=True))
-            elif index != self._last:
+            if index != self._last:
                 return
-            elif "variation" in self.spaces:
+            if "variation" in self.spaces:
                 variation.append(self._maps(at_least_float32(output)).flatten(2).std(2, unbiased=False))
-            elif self._chosen and output.ndim == 3 and count_prefix_tokens(output, self.extractor):
+            if self._chosen and output.ndim == 3 and count_prefix_tokens(output, self.extractor):
                 groups.extend(self._pooled(output, with_class_token=False))
 
         def features(z_p: Tensor) -> dict[str, list[Tensor]]:

@@ -46,7 +46,7 @@ class Extractor(Protocol):
     - ``n_classes_`` and ``classify(z_p)``: the number of classes of the teacher's classifier, and square roots (B, K)
       of their probabilities. Without them there is no feature space "classes".
     - ``n_places_``: the number of places of the map that the teacher ends with, for which `visit` is called at last
-      under the number of blocks; 0 or absent if there is no map. With 4 or more there is a feature space "variation".
+      under the number of blocks; 0 or absent if there is no map. The feature space "variation" needs at least 4.
     - ``precision_``: "float64" if everything is computed in it.
     - ``identity()``: what distinguishes this fitted teacher from others, as nests of numbers and strings, for caches.
       Without it the whole object is hashed.
