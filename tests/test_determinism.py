@@ -18,6 +18,7 @@ from PIL import Image, ImageFile
 from sklearn.base import clone
 
 from skl_transformaly import BlockStudents, ConformalDetector, RidgeStudents, load, save
+from skl_transformaly.utils._torch import whole_float32
 
 # The same seed, the same scores
 
@@ -359,3 +360,59 @@ def test_what_the_program_has_set_changes_no_discrepancy(name, students, images)
     with CIRCUMSTANCES[name]():
         found = work()
     np.testing.assert_array_equal(found, expected)
+
+
+def cuda_settings():
+    """What decides how CUDA computes float32, by torch's newer names."""
+    backends = torch.backends
+    return (
+        backends.cuda.matmul.fp32_precision,
+        backends.cudnn.conv.fp32_precision,
+        backends.cudnn.deterministic,
+        backends.cudnn.benchmark,
+    )
+
+
+@pytest.fixture
+def _caller_takes_tf32():
+    """A program that trades bits for speed."""
+    before = cuda_settings()
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32"
+    torch.backends.cudnn.benchmark = True
+    yield
+    torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = before[:2]
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[2:]
+
+
+needs_newer_names = pytest.mark.skipif(
+    not hasattr(torch.backends.cudnn, "conv"), reason="torch before 2.9 has no fp32_precision"
+)
+
+
+@needs_newer_names
+@pytest.mark.usefixtures("_caller_takes_tf32")
+def test_cuda_computes_float32_whole_whatever_the_program_has_set():
+    with whole_float32:
+        assert cuda_settings() == ("ieee", "ieee", True, False)
+    assert cuda_settings() == ("tf32", "tf32", False, True)
+
+
+@needs_newer_names
+@pytest.mark.usefixtures("_caller_takes_tf32")
+def test_the_last_thread_puts_back_how_cuda_computes():
+    inside, leave = threading.Event(), threading.Event()
+
+    def stay():
+        with whole_float32:
+            inside.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=stay)
+    thread.start()
+    assert inside.wait(10)
+    with whole_float32:
+        pass
+    assert cuda_settings()[:2] == ("ieee", "ieee")
+    leave.set()
+    thread.join()
+    assert cuda_settings() == ("tf32", "tf32", False, True)

@@ -147,6 +147,21 @@ def test_systems_with_small_pivots_are_solved_as_in_float64(least, rng):
     np.testing.assert_allclose(_regression._solve_each(system[np.newaxis], target[np.newaxis])[0], expected, rtol=1e-5)
 
 
+def test_an_accelerator_solves_what_is_easy_and_leaves_the_rest_to_lapack(rng, monkeypatch):
+    mixed = rng.normal(size=(3, 12, 12)) / 8
+    systems = (np.eye(12) - 0.5 * mixed @ mixed.transpose(0, 2, 1)).astype(np.float32)
+    alone = rng.normal(size=12)
+    alone /= np.linalg.norm(alone)
+    systems[1] = np.eye(12) - (1 - 1e-5) * np.outer(alone, alone)
+    targets = rng.normal(size=(3, 12, 4)).astype(np.float32)
+    given, lapack = [], _regression._solve_each
+    monkeypatch.setattr(_regression, "_solve_each", lambda a, b: (given.append(len(a)), lapack(a, b))[1])
+    expected = np.linalg.solve(systems.astype(np.float64), targets)
+    found = _regression._solve_together(torch.from_numpy(systems.copy()), torch.from_numpy(targets)).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    assert given == [1]
+
+
 @pytest.mark.parametrize("name, size", CONVOLUTIONS)
 def test_all_places_of_a_map_are_left_out_with_their_image(name, size):
     """Those that are not in the sums, too; against students that were solved without it, with hardly any penalty."""

@@ -40,7 +40,7 @@ def parts_of_many(detectors: Sequence[TransformalyDetector], images: Any) -> lis
             finish(extractor.embed(extractor.preprocess(pixels), visit))
         for z_f, measured in zip(z_fs, found):
             if z_f is not None:
-                z_f[positions] = by_measure(measured).double().numpy()
+                z_f[positions] = by_measure(measured).double().cpu().numpy()
     parts = []
     for detector, z_f in zip(detectors, z_fs):
         features = {**collected.features, **({} if z_f is None else {"discrepancy": z_f})}

@@ -21,14 +21,17 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).parent))
 
+from gpu import gpu
 from harness import REPEATS, machine, restriction
 from sizes import growth, memory, workers
 from times import epoch, fit, grid, imports, profile, score
 
 TARGETS: dict[str, Callable[[argparse.Namespace], str]] = {
-    f.__name__: f for f in (imports, score, profile, epoch, fit, grid, memory, growth, workers)
+    f.__name__: f for f in (imports, score, profile, epoch, fit, grid, memory, growth, workers, gpu)
 }
 
 
@@ -72,7 +75,11 @@ def main() -> None:
         parser.error(f"--out: there is no folder {options.out.absolute().parent}")
     if len(options.images) < len(options.models):
         parser.error("--images needs a number for each of --models")
-    names = list(TARGETS) if "all" in options.targets else options.targets
+    names = options.targets
+    if "all" in names:
+        names = [name for name in TARGETS if name != "gpu" or torch.cuda.is_available()]
+    elif "gpu" in names and not torch.cuda.is_available():
+        parser.error("gpu: torch finds no GPU on this machine")
     kept = _sections(options.out) if options.out else {}
     restricted = f"{restriction()} " if restriction() else ""
     for name in names:

@@ -294,7 +294,7 @@ def leave_out(
     leverage = torch.baddbmm(rest.expand(-1, -1, local.shape[1]), mixed, local.transpose(1, 2))
     system = leverage.neg_()
     system.diagonal(dim1=1, dim2=2).add_(1 + 1e-6)
-    left_out = torch.from_numpy(_solve_each(system.cpu().numpy(), seen.cpu().numpy()))
+    left_out = _solve_systems(system, seen)
     if layout.tokens:
         return left_out
     scaled = weight * left_out.to(local)
@@ -302,6 +302,24 @@ def leave_out(
     change = inverse @ sums  # of coefficients, (B, F + Q, C_out)
     constant = (context.unsqueeze(1) @ change[:, size:]).squeeze(1) - origin[0] @ change[:, :size]
     return residual + student.spread(x, change[:, :size].transpose(1, 2), constant)
+
+
+def _solve_systems(systems: Tensor, targets: Tensor) -> Tensor:
+    """Solve symmetric systems (B, R, R), which may be overwritten, for targets (B, R, C), where the tensors are."""
+    if systems.device.type == "cpu":
+        return torch.from_numpy(_solve_each(systems.numpy(), targets.numpy()))
+    return _solve_together(systems, targets)
+
+
+def _solve_together(systems: Tensor, targets: Tensor) -> Tensor:
+    """Solve symmetric systems (B, R, R) for targets (B, R, C) on an accelerator, and the hard ones by LAPACK."""
+    factors, failed = torch.linalg.cholesky_ex(systems)
+    safe = (failed == 0) & (factors.diagonal(dim1=1, dim2=2).amin(1).square() > _LEAST_PIVOT)
+    solutions = torch.cholesky_solve(targets, factors)
+    if not safe.all():
+        exact = _solve_each(systems[~safe].cpu().numpy(), targets[~safe].cpu().numpy())
+        solutions[~safe] = torch.from_numpy(exact).to(solutions)
+    return solutions
 
 
 def _solve_each(systems: np.ndarray, targets: np.ndarray) -> np.ndarray:

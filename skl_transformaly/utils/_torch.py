@@ -8,6 +8,7 @@ import mmap
 import os
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ __all__ = [
     "seeded",
     "single_threaded_blas",
     "weights_dtype",
+    "whole_float32",
 ]
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -107,6 +109,7 @@ def own_settings() -> Iterator[None]:
         stack.enter_context(torch.autocast("cpu", enabled=False))
         if torch.cuda.is_available():
             stack.enter_context(torch.autocast("cuda", enabled=False))
+            stack.enter_context(whole_float32)
         if torch.get_default_device().type != "cpu":  # its context slows each operation a little
             stack.enter_context(torch.device("cpu"))
         try:
@@ -122,6 +125,41 @@ def own_settings() -> Iterator[None]:
             ) from error
 
 
+class _WholeFloat32:
+    """Context in which CUDA computes products of float32 as they are, not in TF32, whose ten bits a score shows.
+
+    cuDNN takes TF32 for convolutions by itself, and whichever algorithm it likes. The settings are those of the whole
+    process: of several threads, the first sets them and the last puts the caller's back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before: list[tuple[Any, str, Any]] = []
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside > 1:
+                return
+            cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+            # torch refuses the older name to callers of the newer one
+            name, value = ("fp32_precision", "ieee") if hasattr(cudnn, "conv") else ("allow_tf32", False)
+            settings: list[tuple[Any, str, Any]] = [(cudnn, "deterministic", True), (cudnn, "benchmark", False)]
+            settings += [(matmul, name, value), (getattr(cudnn, "conv", cudnn), name, value)]
+            self._before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
+            for setting in settings:
+                setattr(*setting)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                for setting in self._before:
+                    setattr(*setting)
+
+
+whole_float32 = _WholeFloat32()
 _forked = False  # whether this process is a fork that has not set its threads yet
 
 
