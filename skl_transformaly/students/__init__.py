@@ -1,4 +1,4 @@
-"""What imitates the teacher's blocks on normal images: solved (`RidgeStudents`) or trained (`BlockStudents`).
+"""Students that imitate the teacher's blocks on normal images: solved (`RidgeStudents`) or trained (`BlockStudents`).
 
-The detector and what stands above it may import it; it imports `teacher`, `images` and `utils`.
+This package imports `teacher`, `images` and `utils`; the detector and the layers above it import this package.
 """

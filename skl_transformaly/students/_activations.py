@@ -1,4 +1,4 @@
-"""What enters and leaves each teacher block, layer by layer, two layers held at a time."""
+"""Inputs and outputs of the teacher's blocks, layer by layer, with two layers held at a time."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from skl_transformaly.utils._chunks import Chunks
 
 __all__ = ["BlockActivations", "LayerWalk", "inspect_blocks", "map_file", "on_disk"]
 
-# With storage="auto", activations that take more than this are kept on disk.
+# With storage="auto", larger activations are kept on disk.
 _RAM_BYTES = 2**29
 
 
 @dataclass
 class BlockActivations:
-    """What one teacher block did to all training images.
+    """Inputs and outputs of one teacher block for all training images.
 
     Attributes
     ----------
     index : int
-        The block's place in ``extractor.blocks_``.
+        Index of the block in ``extractor.blocks_``.
     inputs, outputs : Tensor of shape (n, ...)
         Tokens (n, T, D) or feature maps (n, C, H, W), in the caller's memory or mapped from a file.
     args, kwargs : tuple, dict
-        What the block got beside its input, for instance rotary embeddings.
+        What the block receives besides its input, for instance rotary embeddings.
     """
 
     index: int
@@ -46,22 +46,22 @@ class BlockActivations:
 
 
 class _Stop(Exception):
-    """Ends a teacher's run at the last block of interest."""
+    """Stops the teacher at the last block of interest."""
 
 
 class LayerWalk(BlockActivations):
-    """The activations of the block that it stands at; moving on to another block overwrites them.
+    """Activations of one block at a time; moving to another block overwrites them.
 
-    The teacher runs once over the images, up to the first block that is asked for; each further layer is the next block
-    run on the stored output of the one before. If a model does something between its blocks, stored outputs are not
-    the next block's inputs, and the teacher runs from the images again for each block: slower, never wrong.
+    The teacher runs once over the images, up to the first requested block; each later block runs on the stored output
+    of the block before it. If a model computes something between its blocks, a stored output is not the next block's
+    input, and the teacher runs from the images again for each block, which is slower but returns the same activations.
 
     Parameters
     ----------
     images : Images
     extractor : fitted extractor
     storage : {"auto", "ram", "disk"}
-        Where activations are kept; "auto" is memory as long as the two layers take at most 512 MiB, else disk.
+        Where activations are kept; "auto" uses memory if the two layers take at most 512 MiB, and disk otherwise.
 
     Raises
     ------
@@ -77,7 +77,7 @@ class LayerWalk(BlockActivations):
         self._arguments, self._chained = inspect_blocks(images, extractor)
 
     def move_to(self, index: int) -> None:
-        """Move to a block, quickest to a later one.
+        """Move to a block; moving to a later one is fastest.
 
         Raises
         ------
@@ -91,8 +91,8 @@ class LayerWalk(BlockActivations):
         self.args, self.kwargs = self._arguments[index]
 
     def _capture(self, index: int) -> None:
-        """Run the teacher from the images to a block, and keep what enters and leaves it."""
-        self.inputs = self.outputs = torch.empty(0)  # frees two layers before two others are made
+        """Run the teacher from the images up to a block, and keep the block's inputs and outputs."""
+        self.inputs = self.outputs = torch.empty(0)  # free two layers before two others are allocated
         caught: list[Tensor] = []
 
         def visit(i, block, args, kwargs, output):
@@ -121,7 +121,7 @@ class LayerWalk(BlockActivations):
         self.inputs, self.outputs = layers[0][:filled], layers[1][:filled]
 
     def _advance(self) -> None:
-        """Move to the next block: outputs become inputs, and new outputs take the old inputs' place."""
+        """Move to the next block: outputs become inputs, and new outputs overwrite the old inputs."""
         self.index += 1
         args, kwargs = self._arguments[self.index]
         block = self._extractor.blocks_[self.index]
@@ -146,7 +146,7 @@ class LayerWalk(BlockActivations):
                 if spare is not None and spare.shape[1:] == batch.shape[1:]:
                     outputs = spare
                 else:
-                    spare = None  # frees it before another is made
+                    spare = None  # free it before another is allocated
                     to_disk = on_disk(self._storage, total * (_row_bytes(batch) + _row_bytes(self.inputs)))
                     outputs = _allocate(total, batch, to_disk)
             outputs[rows] = batch
@@ -154,20 +154,20 @@ class LayerWalk(BlockActivations):
 
 
 def inspect_blocks(images: Images, extractor: Extractor) -> tuple[dict[int, tuple[tuple, dict]], bool]:
-    """Run one and then two images through the teacher, and learn how its blocks are called.
+    """Run the teacher on one image and then on two, and record how its blocks are called.
 
     Returns
     -------
     arguments : dict of int to (args, kwargs)
-        What each block gets beside its input; the same for all images.
+        What each block receives besides its input; the same for all images.
     chained : bool
         Whether each block's input is the output of the block before it.
 
     Raises
     ------
     TypeError
-        A block does not turn one tensor into one tensor of floats, gets arguments that change with the
-        image, changes its input in place, or the blocks do not run once each in their order.
+        A block does not turn one tensor into one tensor, takes arguments that change with the image, or changes its
+        input in place, or the blocks do not run once each in order.
     """
     found = _Inspection(extractor.blocks_)
     pixels = _first_two(images)
@@ -180,7 +180,7 @@ def inspect_blocks(images: Images, extractor: Extractor) -> tuple[dict[int, tupl
 
 
 def _first_two(images: Images) -> Any:
-    """Pixels of the first two images that can be read; no others are decoded for that, if these can."""
+    """Pixels of the first two readable images; if the first two images can be read, no others are decoded."""
     looked_at = 2
     while True:
         first = images.take(range(min(looked_at, len(images))))
@@ -188,12 +188,12 @@ def _first_two(images: Images) -> Any:
         if len(pixels) == 2 or (len(pixels) and looked_at >= len(images)):
             return pixels
         if looked_at >= len(images):
-            raise ValueError(f"None of the {len(images)} images could be read; first: {first.unreadable[0]}")
+            raise ValueError(f"No image could be read; first: {first.unreadable[0]}")
         looked_at *= 4
 
 
 class _Inspection:
-    """Watches runs of a teacher, and refuses blocks that cannot be imitated one by one."""
+    """Watches a teacher run, and rejects blocks that cannot be imitated one by one."""
 
     def __init__(self, blocks: Sequence[nn.Module]):
         self.arguments: dict[int, tuple[tuple, dict]] = {}
@@ -202,9 +202,9 @@ class _Inspection:
         self.begin()
 
     def begin(self) -> None:
-        """Expect a run from the first block on."""
+        """Prepare for a run that starts at the first block."""
         self._order: list[int] = []
-        self._previous: tuple[Tensor, Tensor] | None = None  # the last output, and what it was then
+        self._previous: tuple[Tensor, Tensor] | None = None  # the last output, and a copy of it
 
     def visit(self, index: int, block: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
         if index == len(self._blocks):
@@ -224,7 +224,7 @@ class _Inspection:
         self._order.append(index)
 
     def check_order(self) -> None:
-        """Refuse a run in which the blocks did not run once each, from first to last."""
+        """Reject a run in which the blocks did not run once each from first to last."""
         if self._order != list(range(len(self._blocks))):
             raise TypeError(
                 f"The teacher's {len(self._blocks)} blocks run in the order {self._order}, not once each from first to "
@@ -234,12 +234,12 @@ class _Inspection:
     def _refuse(self, index: int, what: str) -> NoReturn:
         raise TypeError(
             f"Block {index} ({type(self._blocks[index]).__name__}) of the teacher {what}, so no student can imitate "
-            "it. Choose another teacher, or other n_blocks."
+            "it. Choose another teacher."
         )
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two nests of arguments hold equal values."""
+    """Whether two nested structures of arguments hold equal values."""
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         both = isinstance(one, Tensor) and isinstance(other, Tensor)
         return both and one.shape == other.shape and torch.equal(one, other)
@@ -260,24 +260,24 @@ def _row_bytes(tensor: Tensor) -> int:
 
 
 def _allocate(n: int, like: Tensor, to_disk: bool) -> Tensor:
-    """An uninitialised CPU tensor of `n` rows as in `like`, in memory or mapped from a nameless file."""
+    """Allocate an uninitialised CPU tensor of `n` rows as in `like`, in memory or mapped from an unnamed file."""
     shape = (n, *like.shape[1:])
     if not to_disk:
         return torch.empty(shape, dtype=like.dtype)
     size = math.prod(shape) * like.element_size()
-    # The file has no name (POSIX) or goes with its handle (Windows): no way of dying leaves it behind.
+    # The file has no name (POSIX) or is deleted with its handle (Windows), so it never outlives the process.
     with tempfile.TemporaryFile(prefix="skl_transformaly_") as file:
         raw = torch.from_numpy(map_file(file, size))
     return raw.view(like.dtype).view(shape)
 
 
 def map_file(file: Any, size: int) -> np.memmap:
-    """Map an open file as `size` bytes that can be written; the mapping outlives the handle, and holds the file.
+    """Map an open file as `size` writable bytes; the mapping outlives the handle and keeps the file.
 
     Raises
     ------
     OSError
-        The disk has no room for them.
+        The disk has no room for `size` bytes.
     """
     try:
         # Reserve the blocks now: on a full disk, a write into a mapped hole would kill the process.

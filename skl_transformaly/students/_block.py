@@ -36,52 +36,54 @@ __all__ = ["BlockStudents"]
 
 
 class BlockStudents(ImitationMixin, BaseEstimator):
-    """Students of the teacher's last blocks; how far each deviates is the discrepancy z_f.
+    """Blocks trained to imitate the teacher's last blocks; their deviations are the discrepancies z_f.
 
-    For each chosen teacher block a student block of the same architecture is drawn anew and trained, on
-    normal images only, to return the teacher block's output for the teacher block's own input, with the
-    mean squared error as its loss [1]_ (Section 3.2). No gradient crosses blocks: students are trained
-    one after another, each on what the frozen teacher stored. A student that has seen only normal images
-    deviates on others.
+    For each chosen teacher block, a student block of the same architecture is initialised at random and trained, on
+    normal images only, to return the teacher block's output for the teacher block's input, with the mean squared error
+    as its loss [1]_ (Section 3.2). No gradient crosses blocks: students are trained one after another, each on stored
+    activations of the frozen teacher. A student that has seen only normal images deviates on others.
 
     Parameters
     ----------
     n_blocks : int, sequence of int or None, default=10
-        Which teacher blocks get a student: an int takes the last n (all, if there are fewer), a
-        sequence their places (negative ones count from the end), None all.
+        Which teacher blocks get a student: an int selects the last n (all, if there are fewer), a sequence selects
+        blocks by index (negative ones count from the end), and None selects all.
     max_epochs : int, default=8
-        Passes over the training images for each student. The paper takes 30, at a constant rate.
+        Passes over the training images for each student. The paper uses 30, at a constant learning rate.
     max_steps : int or None, default=1000
-        Maximum number of training steps of each student: that of 8 epochs of 4,000 images in batches of 32. With more
-        images there are fewer epochs, and the last one may be cut short. None sets no limit, as in the paper.
+        Maximum number of training steps of each student; 1000 is 8 epochs of 4,000 images in batches of 32. With more
+        images, there are fewer epochs, and the last one may be cut short. None sets no limit, as in the paper.
     lr : float or "auto", default="auto"
-        Learning rate. A number is constant, as in the paper. "auto" rises over a fifth of all steps and then falls to
-        0; its peak is 2e-3 for blocks with batch normalisation; for others (transformers) 1.5e-3, and less in trainings
-        of under 100 steps, in proportion. It needs a quarter of the paper's epochs.
+        Learning rate of Adam. A positive number sets a constant rate, as in the paper. With "auto", the rate rises over
+        a fifth of all steps and then falls to 0. Its peak is 2e-3 for blocks with batch normalisation and 1.5e-3 for
+        others (transformers), proportionally less with fewer than 100 steps. "auto" needs a quarter of the paper's
+        epochs.
     batch_size : int, default=32
-        Images in a training step, at most: an epoch's batches are of even size.
+        Maximum number of images in a training step; the batches of an epoch have about the same size. The default is
+        the paper's.
     token_share : float, default=0.25
-        Share of a transformer block's tokens, in (0, 1], that a training step takes its loss on: drawn anew in each
-        step, the same for the images of a batch, at least 32. Tokens of one image resemble each other, so a quarter of
-        them tells a step nearly what all would, at two fifths of the time. 1 takes all, as do blocks other than timm's
-        plain ViT block, and the measuring of discrepancies in any case.
+        Share of a transformer block's tokens, in (0, 1], on which a training step computes its loss. At least 32 tokens
+        are drawn anew in each step, the same for all images of a batch. Tokens of one image resemble each other, so a
+        quarter of them is nearly as informative as all, in two fifths of the time. 1 uses all tokens, as blocks other
+        than timm's plain ViT block always do. Discrepancies are always measured on all tokens.
     storage : {"auto", "ram", "disk"}, default="auto"
-        Where the activations that enter and leave the block in training are kept. "auto" is memory up to 512 MiB, then
-        a nameless temporary file that goes with the process, however that ends. Choose "disk" if even that much memory
-        is short, and "ram" if there is much memory and no room on disk.
+        Where the inputs and outputs of the block in training are kept. "auto" uses memory up to 512 MiB, and above that
+        an unnamed temporary file that is deleted however the process ends. Choose "disk" if even that much memory is
+        not available, and "ram" if there is enough memory but no room on disk.
     checkpoint : str, path or None, default=None
-        A folder in which each student is kept as soon as it is trained, until `fit` ends. If a fit is killed, the next
-        one with the same images, teacher, parameters and versions of libraries goes on after the last trained student,
-        and ends with the very same students; with ``random_state=None`` the seed is kept as well. Like any pickle, a
-        checkpoint is for your own files only.
+        Folder in which each student is stored once it is trained, until `fit` ends. If a fit is killed, the next one
+        with the same images, teacher, parameters and library versions resumes after the last trained student and ends
+        with exactly the same students; with ``random_state=None``, the seed is stored as well. Checkpoints are pickles:
+        use only folders that you trust.
     n_jobs : int or None, default=None
-        Students trained at a time, by joblib: None is 1, or what ``joblib.parallel_config`` sets, whose backends
-        "dask" and "ray" spread them over a cluster; -1 is as many as there are cores. See Notes.
+        Number of students that joblib trains at a time. None means 1 unless in a ``joblib.parallel_config`` context,
+        whose backends "dask" and "ray" spread students over a cluster; -1 means using all processors. See Notes.
     extractor : str, extractor or None, default=None
-        The teacher, for use outside a :class:`TransformalyDetector`: a timm name, "bundled", or an
-        extractor; None is ``TimmExtractor()``. Inside a detector it must be None: the detector's is used.
+        The teacher, for use outside a :class:`TransformalyDetector`: the name of a timm model, "bundled", or an
+        extractor; None means ``TimmExtractor()``. It must be None inside a detector, which passes its own extractor.
     random_state : int, RandomState or None, default=None
-        Seeds the students' weights, the order of images, and the tokens that are drawn.
+        Determines the students' initial weights, the order of images and the drawn tokens. Pass an int for reproducible
+        results.
     verbose : int, default=0
         1 shows a progress bar with the loss.
 
@@ -90,37 +92,39 @@ class BlockStudents(ImitationMixin, BaseEstimator):
     students_ : list of nn.Module
         The trained blocks, in order of depth.
     block_indices_ : ndarray of shape (m,), int
-        Places of their teacher blocks, counted from 0.
+        Indices of the imitated teacher blocks, counted from 0, ascending.
     history_ : dict of int to dict of str to list of float
-        Per block index: "loss" per epoch (mean squared error over the epoch's batches, in squared units of
-        the teacher's activations).
+        For each block index, "loss" by epoch: the mean squared error over the epoch's batches, in squared units of the
+        teacher's activations.
     residuals_ : list of ResidualStatistics or None
-        What each student's errors are like on training images, for anomaly maps; None if the teacher's places are not
-        known.
+        Statistics of each student's errors on training images, for anomaly maps; None if it is not known where in the
+        image the outputs of the teacher's blocks belong.
     cache_keys_ : dict
-        Under which a cache has the students; empty without one.
+        Keys under which a cache stores the students; empty without a cache.
     extractor_ : extractor
         The fitted teacher.
     n_features_in_ : int
-        H * W * C, if `fit` saw one array.
+        H * W * C, if `X` was one array in `fit`.
 
     See Also
     --------
     TransformalyDetector : Adds the density of the discrepancies to that of the embedding.
+    RidgeStudents : Students in closed form, without training.
 
     Notes
     -----
-    Memory holds two layers' activations, whatever the number of blocks. In bfloat16 or float16 precision
-    the products of matrices are computed in it; weights, residual sums and losses are float32.
+    Memory holds the activations of two layers, whatever the number of blocks. In bfloat16 or float16 precision, only
+    products of matrices are computed in 16 bits; weights, residual sums and losses are float32.
 
-    *In parallel* (`n_jobs`), as many students as there are workers are trained at a time, and besides those two as many
-    layers and one more are kept, in memory while all that is held here and by the workers takes at most 512 MiB, else
-    in files of a temporary folder, which goes when `fit` ends (if the process is killed, it stays). Workers on this
-    machine map the files; to others joblib sends the two layers of a student by value, so each needs memory for them.
-    Workers need no weights of the teacher. The cores are shared out among workers of one machine, and on clusters each
-    has the threads that the engine assigns. Students are bit for bit those of one after another, on the same kind of
-    processor with the same number of torch's threads; another number may add in another order, and so round otherwise.
-    If a worker dies, the engine's own error ends `fit`; with `checkpoint` the next one goes on after the last wave.
+    *In parallel* (`n_jobs`), students are trained in waves, one student for each worker. Besides those two layers, one
+    for each worker and one more are kept: in memory if everything held here and by the workers takes at most 512 MiB,
+    and otherwise in files of a temporary folder, which is deleted when `fit` ends (but not if the process is killed).
+    Workers on this machine map the files; to other machines, joblib sends the two layers of a student by value, so each
+    worker there needs memory for them. Workers do not need the teacher's weights. Workers on one machine share its
+    cores; on a cluster, each has the threads that its engine assigns. Students are bit for bit the same as if trained
+    one after another, on the same kind of processor with the same number of torch threads; with another number, sums
+    may be taken in another order and rounded differently. If a worker dies, `fit` raises the engine's own error; with
+    `checkpoint`, the next fit resumes after the last complete wave.
 
     References
     ----------
@@ -183,14 +187,18 @@ class BlockStudents(ImitationMixin, BaseEstimator):
 
     @classmethod
     def paper(cls, **changes: Any) -> BlockStudents:
-        """The paper's own training: Adam at a constant 1e-4, 30 epochs, batches of 32 (its Section 4).
+        """Return untrained students with the paper's settings: Adam at a constant 1e-4, 30 epochs, batches of 32.
 
-        The paper trains in float32: give the teacher ``precision="float32"`` as well.
+        See its Section 4. The paper trains in float32, so set ``precision="float32"`` in the teacher too.
 
         Parameters
         ----------
         **changes
-            Parameters that differ all the same.
+            Parameters that override the paper's.
+
+        Returns
+        -------
+        students : BlockStudents
 
         Examples
         --------
@@ -210,7 +218,7 @@ class BlockStudents(ImitationMixin, BaseEstimator):
             Normal images only, in any form that :class:`TransformalyDetector` takes.
         y : ignored
         extractor : fitted extractor, default=None
-            The teacher to use instead of a fresh one.
+            The teacher to use instead of fitting a new one.
 
         Returns
         -------
@@ -219,13 +227,13 @@ class BlockStudents(ImitationMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            `X` is not images, or `n_blocks` names a block that is not there.
+            `X` does not hold images, or `n_blocks` names a block that does not exist.
         TypeError
             The teacher's blocks cannot be imitated one by one.
         FloatingPointError
             A student's loss is not finite.
         OSError
-            No room on disk for activations.
+            The disk has no room for the activations.
         """
         return self._fit(X, extractor, Cache(None))
 
@@ -233,13 +241,13 @@ class BlockStudents(ImitationMixin, BaseEstimator):
     @fit_context(prefer_skip_nested_validation=False)
     @own_settings()
     def _fit(self, X: Any, extractor: Extractor | None, cache: Cache) -> BlockStudents:
-        """Fit, with students kept in `cache`: how a detector hands over its teacher and its `memory`."""
+        """Fit, with students stored in `cache`; a detector passes its teacher and its `memory`."""
         images, extractor = self._begin(X, extractor)
         indices = self.block_indices_.tolist()
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         checkpoint = Cache(self.checkpoint, parameter="checkpoint")
         key = self._cache_key(images, extractor) if cache.active or checkpoint.active else {}
-        if self.random_state is None:  # a fit that was killed goes on with the seed that it had
+        if self.random_state is None:  # a fit that was killed resumes with the same seed
             seed = checkpoint("seed", key, partial(int, seed))
         self.cache_keys_ = {index: {**key, "seed": seed, "block": index} for index in indices} if key else {}
 
@@ -260,7 +268,7 @@ class BlockStudents(ImitationMixin, BaseEstimator):
             for index in indices:
                 if index not in trained:
                     trained[index] = kept.get(index, partial(trainer.train, index, progress))
-                    progress.update(len(trained) * epochs - progress.n)  # of students that were found
+                    progress.update(len(trained) * epochs - progress.n)  # counts stored students too
 
         self.history_ = {index: trained[index].history for index in indices}
         self.residuals_: list[ResidualStatistics | None] = [trained[index].residuals for index in indices]
@@ -270,14 +278,14 @@ class BlockStudents(ImitationMixin, BaseEstimator):
         return self
 
     def _train_function(self) -> Train:
-        """What trains one student; can be pickled."""
+        """Return the function that trains one student; it can be pickled."""
         return partial(train_student, settings=self._settings())
 
     def _settings(self) -> TrainingSettings:
         return TrainingSettings(self.max_epochs, self.lr, self.batch_size, self.token_share, self.max_steps)
 
     def _cache_key(self, images: Images, extractor: Extractor) -> dict[str, Any]:
-        """All that a student depends on besides seed and block: one trained with these may stand in for it."""
+        """Return everything that a student depends on besides its seed and block."""
         elsewhere = ("n_blocks", "storage", "checkpoint", "n_jobs", "extractor", "random_state", "verbose")
         return {
             "images": fingerprint(images),
@@ -288,11 +296,11 @@ class BlockStudents(ImitationMixin, BaseEstimator):
 
     def __getstate__(self) -> dict:
         # students trained on a GPU must unpickle on a machine without one
-        state = dict(super().__getstate__())  # which from Python 3.11 on is the object's own
+        state = dict(super().__getstate__())  # from Python 3.11 on, the object's own
         if "students_" in state:
             students = state["students_"]
             if _is_restorable(self.extractor_):
-                # weights alone: modules are bound to one version of timm, and skops cannot hold them
+                # only weights: modules depend on the version of timm, and skops cannot store them
                 states = [student.state_dict() for student in students]
                 state["students_"] = [{name: tensor.cpu().numpy() for name, tensor in s.items()} for s in states]
                 state["_sixteen_bits"] = any(map(is_suited, students))
@@ -312,7 +320,7 @@ class BlockStudents(ImitationMixin, BaseEstimator):
 
 
 class _KeptStudents:
-    """Trained students in a cache, where they stay, and in a checkpoint, where they stay until the fit ends."""
+    """Trained students, stored permanently in a cache and until the fit ends in a checkpoint."""
 
     def __init__(self, cache: Cache, checkpoint: Cache, keys: dict[int, dict[str, Any]]):
         self._cache, self._checkpoint, self._keys = cache, checkpoint, keys
@@ -321,11 +329,11 @@ class _KeptStudents:
         return self._cache.has(*self._named(index)) or self._checkpoint.has(*self._named(index))
 
     def get(self, index: int, train: Callable[[], TrainedStudent]) -> TrainedStudent:
-        """The student of a block; if it is not kept yet, `train` makes it."""
+        """Return the student of a block; if it is not stored yet, `train` creates it."""
         return self._cache(*self._named(index), partial(self._checkpoint, *self._named(index), train))
 
     def release(self) -> None:
-        """End the checkpoint."""
+        """Delete the students from the checkpoint."""
         for index in self._keys:
             self._checkpoint.forget(*self._named(index))
 
@@ -334,7 +342,7 @@ class _KeptStudents:
 
 
 class _StudentTrainer:
-    """Trains the students of one fit. Nothing is drawn, and the teacher does not run, before the first one is."""
+    """Trains the students of one fit; weights are drawn and the teacher runs only when they are needed."""
 
     def __init__(self, images: Images, extractor: Extractor, indices: list[int], seed: int, train: Train, storage: str):
         self.extractor = extractor
@@ -343,12 +351,12 @@ class _StudentTrainer:
 
     @property
     def has_begun(self) -> bool:
-        """Whether any student was trained."""
+        """Whether any student's weights were drawn."""
         return "fresh" in vars(self)
 
     @functools.cached_property
     def fresh(self) -> dict[int, nn.Module]:
-        """The students by block, with weights drawn from the seed until they are trained."""
+        """Students by block index; until they are trained, their weights are those drawn from the seed."""
         blocks = self.extractor.new_blocks(self._seed)
         return {index: blocks[index] for index in self._indices}
 
@@ -357,7 +365,7 @@ class _StudentTrainer:
         return LayerWalk(self._images, self.extractor, self._storage)
 
     def train(self, index: int, progress: tqdm) -> TrainedStudent:
-        """Train the student of one block; quickest in order of depth."""
+        """Train the student of one block; calls in order of depth are fastest."""
         student = self.fresh[index]
         self._walk.move_to(index)
         history = self._train(student, self._walk, self.extractor, self._seed, progress)
@@ -377,16 +385,16 @@ def _same(student: TrainedStudent) -> TrainedStudent:
 
 
 def _assembled(index: int, trained: TrainedStudent, trainer: _StudentTrainer) -> nn.Module:
-    """A module with the trained weights."""
+    """Return a module with the trained weights."""
     if trainer.has_begun or not _is_restorable(trainer.extractor):
         student = trainer.fresh[index]
     else:
-        # All were found: to draw weights for a whole network only to replace them would take longer than all else.
+        # All were stored: drawing weights of a whole network only to replace them would take longer than all else.
         student = blank_copy(trainer.extractor.blocks_[index])
     student.load_state_dict(trained.weights)
     return student.eval().requires_grad_(False)
 
 
 def _is_restorable(extractor: Extractor) -> bool:
-    """Whether students can be built again from the teacher's name and their weights."""
+    """Whether students can be rebuilt from the teacher's name and their weights."""
     return type(extractor) is TimmExtractor and ":" not in extractor.model_name

@@ -1,4 +1,4 @@
-"""What all students share: run beside the teacher, and measure how far each deviates, and where."""
+"""What all students share: running beside the teacher, and measuring how far and where each deviates."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ __all__ = [
     "select_blocks",
 ]
 
-# collect(positions) -> (visit, finish): watch the teacher's blocks while it runs on these images, and get their
-# embeddings at the end.
+# collect(positions) -> (visit, finish): `visit` watches the teacher's blocks while the teacher runs on these images;
+# `finish` receives their embeddings at the end.
 Collect = Callable[[np.ndarray], tuple[BlockVisitor | None, Callable[[Tensor], None]]]
 
 
 class ImitationMixin(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin):
-    """For estimators with fitted `extractor_`, `block_indices_`, `students_` and `residuals_`.
+    """Mixin for students with fitted `extractor_`, `block_indices_`, `students_` and `residuals_`.
 
     `students_` are modules that predict a teacher block's output from its input.
     """
 
     extractor: str | Extractor | None
     n_blocks: int | Sequence[int] | None
-    extractor_: Any  # an Extractor; persistence and export ask more of it
+    extractor_: Any  # an Extractor; persistence and export need more than its protocol
     block_indices_: np.ndarray
-    students_: Any  # of RidgeStudents a property
+    students_: Any  # a property in RidgeStudents
     residuals_: list[ResidualStatistics | None]
 
     def _begin(self, X: Any, extractor: Extractor | None) -> tuple[Images, Extractor]:
@@ -74,16 +74,16 @@ class ImitationMixin(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transform
         Returns
         -------
         Z : ndarray of shape (n_samples, m) or (n_samples, 2 * m), float64
-            The discrepancies z_f: mean over tokens (or places) and channels of the squared difference between
-            the outputs of teacher block and student, on the teacher block's own input. After them, if "update" is
-            among `measures_`, the same mean of what each block adds to its input.
+            The discrepancies z_f: the mean, over tokens (or places) and channels, of the squared difference between the
+            outputs of teacher block and student for the teacher block's input. If `measures_` contains "update", the
+            mean squares of what each block adds to its input follow.
 
         Raises
         ------
         NotFittedError
             `fit` was not called.
         ValueError
-            `X` is not images, or an image cannot be read.
+            `X` does not hold images, or an image cannot be read.
         """
         check_is_fitted(self)
         images = self._check_images(X, reset=False)
@@ -99,13 +99,13 @@ class ImitationMixin(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transform
 
     @property
     def measures_(self) -> tuple[str, ...]:
-        """What is measured at each block: "discrepancy" and, by some students, "update"."""
+        """What is measured at each block: "discrepancy" and, with some students, "update"."""
         return ("discrepancy",)
 
 
 @dataclass
 class Part:
-    """Preprocessed images, and their positions among all that are looked at; can be taken in parts."""
+    """Preprocessed images and their positions among all images; can be sliced."""
 
     positions: np.ndarray
     batch: Tensor
@@ -119,13 +119,13 @@ class Part:
 
 @dataclass
 class Comparison:
-    """What one run of the teacher with its students has shown.
+    """Results of one run of the teacher and its students.
 
     Attributes
     ----------
     embeddings : ndarray of shape (B, D), float64
     discrepancies : ndarray of shape (B, k * m), float64
-        One column a block for each of the k `measures_` of the students.
+        One column per block for each of the k `measures_` of the students.
     maps : ndarray of shape (B, m, h, w), float64
         See :class:`Comparer`; m is 0 without maps.
     """
@@ -136,10 +136,10 @@ class Comparison:
 
 
 class Comparer:
-    """Runs the teacher with its students beside it, batch by batch, and measures how far they deviate.
+    """Runs the teacher and its students on batches of images, and measures how far the students deviate.
 
-    Each student runs right after its teacher block, while that block's input is at hand, so a batch needs no more
-    memory than the teacher alone.
+    Each student runs right after its teacher block, while that block's input is still in memory, so a batch needs no
+    more memory than with the teacher alone.
 
     Parameters
     ----------
@@ -147,18 +147,19 @@ class Comparer:
     students : fitted students or None
         None runs the teacher alone.
     maps : {"squared", "standardized"} or None, default=None
-        Whether to map where in the image each student deviates: by the mean over channels of the squared difference at
-        each token or place, or by how unusual that is: the log of the squared difference, with channels decorrelated
-        and the mean difference at the place taken off, in standard deviations over training images there; 0 is their
-        mean. If blocks differ in resolution, all maps have that of the finest, and larger places are repeated.
+        How to map where in the image each student deviates; None returns no maps. "squared" is the mean over channels
+        of the squared difference at each token or place. "standardized" is how unusual the difference is: the log of
+        the squared difference, with channels decorrelated and the mean difference at the place subtracted, in standard
+        deviations from its mean over training images there. If blocks differ in resolution, all maps have the finest
+        one, and values at larger places are repeated.
     collect : callable, default=None
-        ``collect(positions)`` is called for each part of a batch that runs at a time, and returns ``(visit, finish)``:
-        a visitor of the teacher's blocks besides the students, and what is called with the embeddings.
+        ``collect(positions)`` is called for each part of a batch and returns ``(visit, finish)``: an additional visitor
+        of the teacher's blocks, and a callable that receives the embeddings.
 
     Raises
     ------
     TypeError
-        `maps` are asked for, and the extractor has no ``to_maps``, or its ``places_known_`` is False.
+        `maps` is not None, and the extractor has no ``to_maps`` or its ``places_known_`` is False.
     """
 
     def __init__(
@@ -188,12 +189,12 @@ class Comparer:
         batch : Tensor of shape (B, C, H, W)
             From ``extractor_.preprocess``.
         positions : ndarray of shape (B,), default=None
-            What `collect` gets, in parts; None is 0, ..., B - 1.
+            What `collect` receives, in parts; None means 0, ..., B - 1.
 
         Raises
         ------
         ValueError
-            Maps are asked for, and a block's tokens do not fill a grid, or the students have no residuals to compare
+            Maps are requested, and a block's tokens do not fill a grid or the students have no residuals to compare
             with.
         """
         positions = np.arange(len(batch)) if positions is None else positions
@@ -224,7 +225,7 @@ class Comparer:
         return z_p.double().cpu().numpy(), z_f.double().cpu().numpy(), drawn
 
     def _map(self, index: int, residual: Tensor) -> Tensor:
-        """One block's map (B, 1, h, w) of residuals (B, C, h, w)."""
+        """Return one block's map (B, 1, h, w) from residuals (B, C, h, w)."""
         if self._maps == "squared":
             return residual.square().double().mean(1, keepdim=True)
         statistics = self._usual[index]
@@ -236,7 +237,7 @@ class Comparer:
 
 
 def residual_of(student: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
-    """A student's output less its teacher block's, for what the block got: the residual that all measures come from."""
+    """Student's output minus its teacher block's for the same input; all measures are computed from this residual."""
     if isinstance(student, RidgeStudent):
         return student.to(output.device).residual(args[0], output)
     return at_least_float32(student.to(output.device)(*args, **kwargs)) - at_least_float32(output)
@@ -246,9 +247,9 @@ def _require_places(extractor: Extractor) -> Callable[[Tensor], Tensor]:
     to_maps = find_places(extractor)
     if to_maps is None and hasattr(extractor, "to_maps"):
         raise TypeError(
-            "It is not known where in the image the outputs of this teacher's blocks belong: if a quarter of an image "
-            "changes, another part of the map does. There are no anomaly maps with this teacher; scores do not depend "
-            "on them."
+            "It is not known where in the image the outputs of this teacher's blocks belong: changing a quarter of an "
+            "image changes another part of the map. Anomaly maps are not available with this teacher; scores do not "
+            "depend on them."
         )
     if to_maps is None:
         raise TypeError(
@@ -259,14 +260,14 @@ def _require_places(extractor: Extractor) -> Callable[[Tensor], Tensor]:
 
 
 def _side_by_side(maps: dict[int, Tensor]) -> np.ndarray:
-    """Maps (B, 1, h, w) of m blocks as (B, m, H, W), each at the finest resolution."""
+    """Stack maps (B, 1, h, w) of m blocks as (B, m, H, W), at the finest resolution."""
     size = max(tuple(single.shape[2:]) for single in maps.values())
     same = [nn.functional.interpolate(maps[index], size=size, mode="nearest") for index in sorted(maps)]
     return torch.cat(same, dim=1).cpu().numpy()
 
 
 def block_measures(measures: Sequence[str], x: Tensor, output: Tensor, residual: Tensor) -> Tensor:
-    """Measure one block, from its input and output, and the student's output less the block's.
+    """Measure one block from its input, its output and the student's residual.
 
     Parameters
     ----------
@@ -276,7 +277,7 @@ def block_measures(measures: Sequence[str], x: Tensor, output: Tensor, residual:
     Returns
     -------
     found : Tensor of shape (B, k)
-        Mean squares of what is measured.
+        Mean squares, one column for each measure.
     """
     found = [mean_square(residual)]
     if "update" in measures:
@@ -288,7 +289,7 @@ def block_measures(measures: Sequence[str], x: Tensor, output: Tensor, residual:
 
 
 def mean_square(tensor: Tensor) -> Tensor:
-    """Over all but the first dimension."""
+    """Mean square over all but the first dimension."""
     return tensor.square().mean(tuple(range(1, tensor.ndim)))
 
 
@@ -298,12 +299,12 @@ def by_measure(found: dict[int, Tensor]) -> Tensor:
 
 
 def select_blocks(n_blocks: int | Sequence[int] | None, total: int) -> np.ndarray:
-    """Places of the chosen blocks among `total`, ascending: None all, an int the last n, a sequence itself.
+    """Return ascending indices of the chosen blocks: all for None, the last n for an int, or those of a sequence.
 
     Raises
     ------
     ValueError
-        A place is not there, is named twice, or none is named.
+        An index is out of range or named twice, or no index is named.
     """
     if n_blocks is None:
         return np.arange(total)
@@ -311,10 +312,10 @@ def select_blocks(n_blocks: int | Sequence[int] | None, total: int) -> np.ndarra
         return np.arange(max(0, total - int(n_blocks)), total)
     places = np.asarray(n_blocks)
     if places.ndim != 1 or not len(places) or places.dtype.kind not in "iu":
-        raise ValueError(f"n_blocks={n_blocks!r} must be an int, None, or a sequence of ints with at least one.")
+        raise ValueError(f"n_blocks must be an int, None or a non-empty sequence of ints, got {n_blocks!r}.")
     if (places < -total).any() or (places >= total).any():
-        raise ValueError(f"n_blocks={n_blocks!r} names a block that is not there: the teacher has {total} blocks.")
+        raise ValueError(f"n_blocks={n_blocks!r} has an index that is not in {-total}, ..., {total - 1}.")
     unique = np.unique(places % total)
     if len(unique) < len(places):
-        raise ValueError(f"n_blocks={n_blocks!r} names a block twice; the teacher has {total} blocks.")
+        raise ValueError(f"n_blocks={n_blocks!r} names a block twice; index -1 is the same as {total - 1}.")
     return unique

@@ -1,4 +1,4 @@
-"""What solved students measure of the images that they were solved on: by them, and by others without the image."""
+"""Measures of solved students on their own training images, with each image included and left out."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from skl_transformaly.teacher._protocol import find_places
 
 __all__ = ["Measured", "TrainingMeasures", "map_positions"]
 
-# Maps compare residuals with those of at most so many training images.
+# Maps compare residuals with those of at most this many training images.
 _MAP_IMAGES = 32
 
 
 def map_positions(n: int) -> np.ndarray:
-    """Positions, ascending, of the images among `n` that maps compare with."""
+    """Return the positions, ascending, of those of `n` training images that maps compare with."""
     return np.unique(np.linspace(0, n - 1, min(n, _MAP_IMAGES)).round().astype(int))
 
 
@@ -35,11 +35,11 @@ class Measured:
     Attributes
     ----------
     fitted : ndarray of shape (n, k * m), float64
-        By the students; NaN for unreadable images.
+        Measured by the students; NaN for unreadable images.
     held_out : ndarray of shape (n, k * m), float64
-        By others, which have not seen the image.
+        Measured by students solved without the image.
     residuals : list of dict of int to Tensor
-        By block, those of other students, for images that maps compare with, by position.
+        For each block, residuals of students solved without the image, by position, for images that maps compare with.
     """
 
     fitted: np.ndarray
@@ -48,7 +48,7 @@ class Measured:
 
     @classmethod
     def joined(cls, parts: Sequence[Measured]) -> Measured:
-        """Those of the images of all parts, one after another."""
+        """Concatenate the measures of several parts of the images."""
         starts = np.cumsum([0, *(len(part.fitted) for part in parts)]).tolist()
         residuals: list[dict[int, Tensor]] = [
             {start + i: found for start, by_position in zip(starts, blocks) for i, found in by_position.items()}
@@ -58,7 +58,7 @@ class Measured:
         return cls(fitted, held_out, residuals)
 
     def map_statistics(self, to_maps: Callable[[Tensor], Tensor] | None) -> list[ResidualStatistics | None]:
-        """What anomaly maps compare with, by block."""
+        """Statistics that anomaly maps compare residuals with, one per block."""
         return [_map_statistics([found[i] for i in sorted(found)], to_maps) for found in self.residuals]
 
 
@@ -68,9 +68,9 @@ class TrainingMeasures:
     Parameters
     ----------
     students : RidgeStudents
-        Solved on them.
+        Solved on the training images.
     duplicates : ndarray of shape (n,), int
-        How often each image is among all training images.
+        How often each image occurs among all training images.
     in_maps : ndarray of int
         Positions of the images whose residuals are kept.
     """
@@ -79,7 +79,7 @@ class TrainingMeasures:
         self.students = students
         self.duplicates = duplicates
         n, m, columns = len(duplicates), len(students.block_indices_), len(students.get_feature_names_out())
-        # residuals by position: a part may be taken again
+        # residuals by position, since a part may run again
         self.found = Measured(np.full((n, columns), np.nan), np.full((n, columns), np.nan), [{} for _ in range(m)])
         self._places = {index: j for j, index in enumerate(students.block_indices_.tolist())}
         self._solutions = [tuple(map(torch.from_numpy, arrays)) for arrays in students._inverses]
@@ -87,7 +87,7 @@ class TrainingMeasures:
 
     @contextmanager
     def of(self, positions: np.ndarray, visit_also: BlockVisitor | None) -> Iterator[BlockVisitor]:
-        """A visitor of the teacher's blocks while it runs over these images, after another one if there is one."""
+        """Yield a visitor of the teacher's blocks for a run on these images; it calls `visit_also` first."""
         seen: dict[int, Tensor] = {}
         unseen: dict[int, Tensor] = {}
 
@@ -103,7 +103,7 @@ class TrainingMeasures:
         self.found.held_out[positions] = by_measure(unseen).double().cpu().numpy()
 
     def _at(self, j: int, positions: np.ndarray, args: tuple, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Measures at the j-th block, (B, k), by the student and without the images; residuals are kept for maps."""
+        """Measures (B, k) at the j-th block, with each image included and left out; residuals are kept for maps."""
         student = self.students.students_[j]
         residual = residual_of(student, args, {}, output)
         left_out = leave_out(student, args[0], output, residual, self._solutions[j], self.duplicates[positions])
@@ -112,16 +112,16 @@ class TrainingMeasures:
         unseen[:, 0] = mean_square(left_out)
         for i, position in enumerate(positions.tolist()):
             if position in self._in_maps:
-                # a copy, or the whole batch would stay in memory
+                # a copy, since a view would keep the whole batch in memory
                 self.found.residuals[j][position] = left_out[i].to("cpu", torch.float32, copy=True).contiguous()
         return seen, unseen
 
 
 def _map_statistics(residuals: list[Tensor], to_maps: Callable[[Tensor], Tensor] | None) -> ResidualStatistics | None:
-    """How a student errs on normal images; None if outputs have no places in the image."""
+    """Statistics of a student's residuals on normal images; None if outputs cannot be arranged as maps."""
     if not residuals or to_maps is None:
         return None
     try:
         return ResidualStatistics.fit(to_maps(torch.stack(residuals)))
-    except ValueError:  # tokens do not fill a grid: whoever asks for a map is told
+    except ValueError:  # tokens do not fill a grid; a request for a map raises the error
         return None

@@ -1,4 +1,4 @@
-"""Students trained beside each other by joblib: what goes to a worker, what comes back, what is kept meanwhile."""
+"""Training several students at a time by joblib: what workers receive and return, and the storage of layers."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ __all__ = ["count_jobs", "train_in_waves"]
 
 
 def count_jobs(n_jobs: int | None, blocks: int) -> int:
-    """How many of so many blocks are trained at a time: joblib's number of workers, at most a positive `n_jobs`.
+    """Number of blocks trained at a time: joblib's number of workers, at most `blocks` and a positive `n_jobs`.
 
-    joblib's backends for clusters report all of their workers, whatever was asked for.
+    joblib's backends for clusters report all of their workers, whatever `n_jobs` is.
     """
     jobs = min(effective_n_jobs(n_jobs), blocks)
     return min(jobs, n_jobs) if n_jobs is not None and n_jobs > 0 else jobs
@@ -46,32 +46,33 @@ def train_in_waves(
     n_jobs: int | None,
     storage: str,
 ) -> Iterator[tuple[int, TrainedStudent]]:
-    """Train as many students at a time as joblib has workers; yield each block's index and its trained student.
+    """Train as many students at a time as joblib has workers; yield each block's index and trained student.
 
-    The layers of a wave are stored, handed out and, when all its students are trained, given up: one for each student
-    and one more, besides the two that `walk` holds. Blocks of one teacher are of about the same cost, so hardly a
-    worker waits. Workers on this machine map layers that are in files; joblib sends them by value to others.
+    The layers of a wave are stored, sent to workers, and deleted when all its students are trained: one layer for each
+    student and one more, besides the two that `walk` holds. Blocks of one teacher cost about the same, so workers
+    hardly wait for each other. Workers on this machine map layers stored in files; joblib sends layers to other
+    machines by value.
 
     Parameters
     ----------
     train : callable
-        ``train(student, layer, extractor, seed, progress)``; can be pickled.
+        ``train(student, layer, extractor, seed, progress)``; must be picklable.
     students : dict of int to nn.Module
-        Fresh students by index of the block, in order of depth. They are trained when their index is yielded.
+        Untrained students by block index, in order of depth. Each is trained once its index is yielded.
     walk : LayerWalk
     extractor : fitted extractor
-        Workers get a copy, in which a :class:`TimmExtractor` is without its network.
+        Workers receive a copy; that of a :class:`TimmExtractor` lacks the network.
     seed : int
     n_jobs : int or None
         As in joblib.
     storage : {"auto", "ram", "disk"}
-        Where layers are stored; "auto" is memory if all that is held here and in workers takes at most 512 MiB.
+        Where layers are stored; "auto" uses memory if everything held here and by workers takes at most 512 MiB.
     """
     jobs = count_jobs(n_jobs, len(students))
     device = next(parameter for student in students.values() for parameter in student.parameters()).device
     shared = (_without_network(extractor, device), str(device), seed, max(1, torch.get_num_threads() // jobs))
     indices = list(students)
-    # by value if layers are in memory: joblib's own files for them would pile up until the last wave
+    # by value if layers are in memory: joblib's own files for them would accumulate until the last wave
     with Parallel(n_jobs=n_jobs, prefer="processes", max_nbytes=None) as parallel:
         for start in range(0, len(indices), jobs):
             wave = indices[start : start + jobs]
@@ -101,7 +102,7 @@ def _train_elsewhere(
 
 
 def _limit(threads: int) -> contextlib.AbstractContextManager:
-    """Share out the cores if workers are threads; a process of its own keeps what its engine has set."""
+    """Share the cores among workers; a worker process whose engine has set its threads keeps them."""
     in_a_thread = threading.current_thread() is not threading.main_thread()
     if not in_a_thread and (multiprocessing.parent_process() is None or "OMP_NUM_THREADS" in os.environ):
         return contextlib.nullcontext()
@@ -109,14 +110,14 @@ def _limit(threads: int) -> contextlib.AbstractContextManager:
 
 
 def _without_network(extractor: Extractor, device: torch.device) -> Extractor:
-    """A copy to be pickled, that computes on `device` and not on whatever the worker's machine has."""
-    light = copy.copy(extractor)  # as a pickle, which leaves the network out
+    """Copy an extractor for pickling; the copy computes on `device`, whatever the worker's machine has."""
+    light = copy.copy(extractor)  # like pickling, this leaves out the network
     if hasattr(light, "device"):
         light.device = str(device)
     return light
 
 
-# Bytes of a layer, and how to see them as the tensor that they were.
+# The dtype and shape of the tensor that a layer's bytes are copied from.
 _Form = tuple[torch.dtype, tuple[int, ...]]
 
 
@@ -131,19 +132,19 @@ class _PackedLayer(NamedTuple):
     kwargs: dict
 
     def unpacked(self, device: torch.device) -> BlockActivations:
-        """The layer as tensors on the CPU, and what the block gets besides on `device`."""
+        """Return the layer as tensors on the CPU, with the block's other arguments on `device`."""
         inputs, outputs = _tensor(self.inputs, *self.forms[0]), _tensor(self.outputs, *self.forms[1])
         return BlockActivations(self.place, inputs, outputs, _to(self.args, device), _to(self.kwargs, device))
 
 
 class _Store:
-    """Layers of one wave, in memory or in files of a folder that goes when the wave is over.
+    """Layers of one wave, in memory or in files of a folder that is deleted after the wave.
 
     Parameters
     ----------
     storage : {"auto", "ram", "disk"}
     wave : int
-        Number of layers' students.
+        Number of students in the wave.
     """
 
     def __init__(self, storage: str, wave: int):
@@ -162,9 +163,9 @@ class _Store:
             self._folder.cleanup()
 
     def keep(self, layer: BlockActivations) -> _PackedLayer:
-        """Copy a layer; what the block before gave is stored once."""
+        """Copy a layer; inputs that are the previous layer's outputs are stored once."""
         if self._on_disk is None:
-            # here the wave's layers and one more; in each worker two
+            # here the wave's layers and one more, and two in each worker
             self._on_disk = on_disk(self.storage, 3 * (self.wave + 1) * max(layer.inputs.nbytes, layer.outputs.nbytes))
         last = self._last
         if last is not None and layer.index == last[0] + 1 and layer.inputs is last[1]:
@@ -178,12 +179,12 @@ class _Store:
         return _PackedLayer(layer.index, inputs, outputs, forms, _to(layer.args, cpu), _to(layer.kwargs, cpu))
 
     def _copy(self, tensor: Tensor) -> np.ndarray:
-        """The bytes of a tensor over all images, where joblib can hand them on."""
+        """Copy a tensor's bytes to memory or to a file, from which joblib can send them."""
         raw = tensor.contiguous().flatten().view(torch.uint8).numpy()
         if not self._on_disk:
             return raw.copy()
         if self._folder is None:
-            # named, since workers open them; ignore errors, since Windows keeps what a worker has open
+            # named, since workers open its files; errors are ignored, since Windows cannot delete open files
             self._folder = tempfile.TemporaryDirectory(prefix="skl_transformaly_", ignore_cleanup_errors=True)
         fd, path = tempfile.mkstemp(dir=self._folder.name)
         os.close(fd)
@@ -194,15 +195,15 @@ class _Store:
 
 
 def _tensor(array: np.ndarray, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    if array.ctypes.data % 64:  # cut out of a message
+    if array.ctypes.data % 64:  # not aligned, as within a message
         array = array.copy()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # and nobody writes
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing writes to it
         return torch.from_numpy(array).view(dtype).view(shape)
 
 
 def _to(nest: Any, device: torch.device) -> Any:
-    """A nest of arguments, with its tensors on `device`."""
+    """Move the tensors in nested arguments to `device`."""
     if isinstance(nest, Tensor):
         return nest.to(device)
     if isinstance(nest, (tuple, list)):

@@ -1,4 +1,4 @@
-"""What a student's errors are like on normal images, place by place, so that a map shows what is unusual."""
+"""Statistics of a student's errors on normal images at each place, so that maps show what is unusual."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from torch import Tensor
 
 __all__ = ["ResidualStatistics"]
 
-# Least shrinkage of the covariance: directions in which hardly anything happens are mostly rounding.
+# Minimum shrinkage of the covariance: directions with hardly any variance are mostly rounding error.
 _RIDGE = 0.01
-# Parts of the images, each of which is compared with the rest.
+# Number of folds; each is compared with statistics of the others.
 _FOLDS = 4
 _TINY = 1e-6
 
 
 @dataclass
 class ResidualStatistics:
-    """Distribution of one student's residuals, the teacher's output less its own, over normal images.
+    """Distribution of one student's residuals, its output minus the teacher's, over normal images.
 
     Some places of an image (edges, letters, organs) are harder to imitate than others, and some channels of a
     transformer are far larger than all others: the plain squared error shows these, whatever the image. Here a residual
-    is compared with the mean of its place, in units of the covariance of all places, as PaDiM [1]_ does with features;
-    and the logarithm of that distance with its mean and standard deviation at the place, over images that had no part
-    in the rest (cross-fitting).
+    is compared with the mean at its place, in units of the covariance over all places, as PaDiM [1]_ does with
+    features. The logarithm of that distance is then compared with its mean and standard deviation at the place, over
+    images that the mean and covariance were not estimated from (cross-fitting).
 
     Parameters
     ----------
     mean : ndarray of shape (C, h, w), float32
         Mean residual at each place.
     whitening : ndarray of shape (C, C), float32
-        Lower triangular: makes the covariance of residuals around `mean`, pooled over places, the identity.
+        Lower triangular matrix that makes the covariance of residuals around `mean`, pooled over places, the identity.
     level : ndarray of shape (h, w), float32
         Cross-fitted mean of the log squared distance at each place.
     spread : ndarray of shape (h, w), float32
-        Its standard deviation.
+        Cross-fitted standard deviation of the log squared distance at each place.
 
     References
     ----------
@@ -51,21 +51,26 @@ class ResidualStatistics:
 
     @classmethod
     def fit(cls, residuals: Tensor) -> ResidualStatistics:
-        """Estimate from residuals of normal images.
+        """Estimate the statistics from residuals of normal images.
 
         Parameters
         ----------
         residuals : Tensor of shape (n, C, h, w)
+
+        Raises
+        ------
+        FloatingPointError
+            The squared residuals are not finite.
         """
         n, channels = residuals.shape[:2]
-        # Products of each fold are taken once, and added up. Taking a fold's off all images' would cancel if images
-        # are alike.
+        # Products are computed once for each fold and summed: subtracting a fold's products from those of all images
+        # would lose precision if images are alike.
         folds = residuals.tensor_split(min(n, _FOLDS))
         moments = [_Moments.of(fold) for fold in folds]
         whole = _Moments.combined(moments)
         if not torch.isfinite(whole.products).all():
             raise FloatingPointError(
-                "A student deviates from its teacher by more than can be measured: its training diverged. Lower lr, "
+                "The squared residuals of a student are not finite: its training diverged. Lower lr, "
                 "or give the extractor precision='float32'."
             )
         shrinkage = max(_RIDGE, _ledoit_wolf(residuals, whole))
@@ -73,23 +78,23 @@ class ResidualStatistics:
         if n < _FOLDS:
             logs = found._log_distance(residuals)
         else:
-            # Each image is looked at with statistics that it had no part in: with many channels and few images,
-            # it would seem more usual to its own than any new image can be.
+            # Each image is measured by statistics of the other folds: with many channels and few images, it would seem
+            # more usual by its own than any new image can.
             others = [_Moments.combined(moments[:i] + moments[i + 1 :]) for i in range(len(folds))]
             logs = torch.cat([cls._estimate(rest, shrinkage)._log_distance(fold) for rest, fold in zip(others, folds)])
         found.level = logs.mean(0).float().cpu().numpy()
-        # that of a Gaussian is the least to expect; with few images, or a place that is always black, there may be less
+        # at least the spread of a Gaussian: few images, or a place that is always black, may have less
         spread = logs.std(0, correction=0).clamp(min=(2 / channels) ** 0.5)
         found.spread = spread.float().cpu().numpy()
         return found
 
     @classmethod
     def _estimate(cls, moments: _Moments, shrinkage: float) -> ResidualStatistics:
-        """Mean and whitening, the covariance being drawn towards a multiple of the identity."""
+        """Mean and whitening, with the covariance shrunk towards a multiple of the identity."""
         covariance = moments.covariance
         channels = len(covariance)
         identity = torch.eye(channels, dtype=covariance.dtype, device=covariance.device)
-        # one image, or none that differs: nothing varies
+        # one image, or identical images, have no variance
         scale = float(covariance.diagonal().sum()) / channels or _TINY
         covariance = (1 - shrinkage) * covariance + shrinkage * scale * identity
         whitening = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), identity, upper=False)
@@ -97,7 +102,7 @@ class ResidualStatistics:
         return cls(location, scale_to, np.zeros(0), np.zeros(0))
 
     def standardize(self, residuals: Tensor) -> Tensor:
-        """How unusual residuals are at their places.
+        """Measure how unusual residuals are at their places.
 
         Parameters
         ----------
@@ -120,7 +125,7 @@ class ResidualStatistics:
 
 @dataclass
 class _Moments:
-    """Of the residuals of some images: their number, mean of each place (C, h, w), products around it (C, C)."""
+    """Moments of residuals: the number of images, mean at each place (C, h, w) and products around it (C, C)."""
 
     count: int
     mean: Tensor
@@ -137,7 +142,7 @@ class _Moments:
 
     @classmethod
     def combined(cls, parts: list[_Moments]) -> _Moments:
-        """Those of all images of the parts; only sums of what is positive, as Chan, Golub and LeVeque add variances."""
+        """Moments of all parts together, as sums of positive terms only, as Chan, Golub and LeVeque add variances."""
         count = sum(part.count for part in parts)
         mean = torch.stack([part.mean * (part.count / count) for part in parts]).sum(0)
         products = torch.stack([part.products for part in parts]).sum(0)
@@ -148,12 +153,12 @@ class _Moments:
 
 
 def _ledoit_wolf(residuals: Tensor, moments: _Moments) -> float:
-    """Share by which to shrink the covariance, as scikit-learn's ``ledoit_wolf_shrinkage`` finds it.
+    """Shrinkage of the covariance, as computed by scikit-learn's ``ledoit_wolf_shrinkage``.
 
-    From products that are at hand: scikit-learn would take them twice more, which on small sets is a tenth of a fit.
+    This reuses the products: scikit-learn would compute them twice more, which on small sets is a tenth of a fit.
     """
     channels = len(moments.products)
-    # in units of the mean variance, or fourth powers would overflow, or vanish
+    # in units of the mean variance, or fourth powers would overflow or underflow
     unit = float(moments.covariance.diagonal().mean()) or 1.0
     covariance = moments.covariance / unit
     squares = ((residuals - moments.mean).double() / unit**0.5).square().sum(1)
@@ -164,6 +169,6 @@ def _ledoit_wolf(residuals: Tensor, moments: _Moments) -> float:
 
 
 def _centred(residuals: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of each place, and the residuals (n * h * w, C) around it."""
+    """Mean at each place, and the residuals (n * h * w, C) around it."""
     mean = residuals.mean(0)
     return mean, (residuals - mean).movedim(1, -1).flatten(0, -2)

@@ -1,4 +1,4 @@
-"""What a transformer block returns for some of its tokens, without computing the others."""
+"""Output of a transformer block for some of its tokens, without computing the others."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch.nn import functional as F
 
 __all__ = ["draw_tokens", "partial_forward"]
 
-# A loss over fewer tokens than this is a poor guess of that over all, and saves little.
+# A loss over fewer tokens is a poor estimate of the loss over all tokens, and saves little time.
 _FEWEST = 32
 
 PartialForward = Callable[[Tensor, Tensor], Tensor]
 
 
 def partial_forward(block: nn.Module, example: Tensor) -> PartialForward | None:
-    """A function ``(x, tokens) -> block(x)[:, tokens]`` that computes no more than that needs.
+    """Return a function ``(x, tokens) -> block(x)[:, tokens]`` that computes only what is needed.
 
-    In a pre-norm block with self-attention, a token of the output depends on all tokens by their keys and values alone:
-    queries, projection and MLP are needed only where the output is, and those are three quarters of the arithmetic.
+    In a pre-norm block with self-attention, an output token depends on other tokens only through their keys and values:
+    queries, projection and MLP, three quarters of the arithmetic, are needed only for the output tokens.
 
     Parameters
     ----------
@@ -35,8 +35,8 @@ def partial_forward(block: nn.Module, example: Tensor) -> PartialForward | None:
     Returns
     -------
     function : callable or None
-        None for blocks that are not built as timm's plain ViT block, or if the comparison fails, as it would if
-        another timm computed the block in another way.
+        None if `block` is not timm's plain ViT block, or if the comparison fails, as it would if another version of
+        timm computed the block differently.
     """
     if type(block) is not Block or type(block.attn) is not Attention or example.ndim != 3:
         return None
@@ -49,7 +49,7 @@ def partial_forward(block: nn.Module, example: Tensor) -> PartialForward | None:
     tokens = torch.arange(0, example.shape[1], 2, device=example.device)
     device = example.device.type
     try:
-        # without drop-out, and in the weights' own precision, in which the two agree but for rounding
+        # without dropout and in the weights' own precision, so that the two agree up to rounding
         block.eval()
         with torch.no_grad(), torch.autocast(device, enabled=False):
             whole, part = block(example)[:, tokens], forward(example, tokens)
@@ -86,6 +86,6 @@ def _attend(attention: Any, x: Tensor, tokens: Tensor) -> Tensor:
 
 
 def draw_tokens(total: int, share: float, rng: np.random.Generator) -> np.ndarray | None:
-    """Places of about `share` of `total` tokens, ascending; None if that would be all of them."""
+    """Draw ascending indices of about `share` of `total` tokens; None means all tokens."""
     number = max(round(share * total), min(_FEWEST, total))
     return None if number >= total else np.sort(rng.choice(total, number, replace=False))

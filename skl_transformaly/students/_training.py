@@ -1,4 +1,4 @@
-"""The training of one student: steps of Adam down the squared error of an imitation."""
+"""Training of one student: steps of Adam that reduce the squared error of its imitation."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ from skl_transformaly.utils._torch import at_least_float32, seeded
 
 __all__ = ["StudentTraining", "Train", "TrainedStudent", "TrainingSettings", "finished", "train_student"]
 
-# What lr="auto" means. Transformers: of 1e-3 to 2e-3 in 5 to 12 epochs on a quarter of the tokens, 8 epochs at 1.5e-3
-# came within 0.003 of the best mean AUROC on classes of CIFAR-10 (300 images), Fashion-MNIST (500) and chest X-rays
-# (70 to 110 images, 24 to 32 steps, which want a lower rate). EfficientNet-lite0, 90 images of a digit, 8 epochs: the
-# discrepancy's mean AUROC over three digits was 0.885 at 1e-3, 0.902 at 1.5e-3 and 0.912 at 2e-3.
+# Peak rates of lr="auto". For transformers, rates of 1e-3 to 2e-3 and 5 to 12 epochs were compared on a quarter of the
+# tokens: 8 epochs at 1.5e-3 came within 0.003 of the best mean AUROC on classes of CIFAR-10 (300 images), Fashion-MNIST
+# (500) and chest X-rays (70 to 110 images, 24 to 32 steps, which need a lower rate). For EfficientNet-lite0 (90 images
+# of a digit, 8 epochs), the discrepancy's mean AUROC over three digits was 0.885 at 1e-3, 0.902 at 1.5e-3 and 0.912 at
+# 2e-3.
 _LR_PEAK = 1.5e-3
 _LR_PEAK_STEPS = 100
 _LR_PEAK_BATCH_NORM = 2e-3
 
-# A scale of losses in float16 below which it is not the scale that lets gradients overflow
+# If gradients overflow although the float16 loss is scaled by less than this, the scale is not the cause.
 _LEAST_SCALE = 1e-3
 
-# Maps compare residuals with those of at most so many training images, and of fewer if those would take more memory.
+# Maps compare residuals with those of at most this many training images, and of fewer if they would take more memory.
 # With 16, 32, 64 or all of 70 and 111 X-rays and 100 drawn walls, pixel AUROC on defects differed by 0.01.
 _MAP_IMAGES = 32
 _MAP_BYTES = 2**26
@@ -46,7 +47,7 @@ Train = Callable[[nn.Module, BlockActivations, Extractor, int, tqdm], dict[str, 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How students are trained; as the parameters of :class:`BlockStudents`."""
+    """Settings of a training, as in the parameters of :class:`BlockStudents`."""
 
     max_epochs: int
     lr: float | str
@@ -55,13 +56,13 @@ class TrainingSettings:
     max_steps: int | None = None
 
     def plan(self, n_images: int) -> tuple[int, int]:
-        """Number of steps in an epoch, and of all steps."""
+        """Return the number of steps in an epoch, and in total."""
         epoch = -(-n_images // self.batch_size)
         total = epoch * self.max_epochs
         return epoch, total if self.max_steps is None else min(total, self.max_steps)
 
     def count_epochs(self, n_images: int) -> int:
-        """Number of epochs, of which the last may be cut short."""
+        """Return the number of epochs, the last of which may be cut short."""
         epoch, total = self.plan(n_images)
         return -(-total // epoch)
 
@@ -74,9 +75,9 @@ class TrainedStudent(NamedTuple):
     weights : dict of str to Tensor
         Parameters and buffers, on the CPU.
     history : dict of str to list of float
-        By epoch.
+        "loss" by epoch.
     residuals : ResidualStatistics or None
-        How it errs on its training images; None if the teacher's places are not known.
+        Statistics of its errors on training images; None if the places of the teacher's outputs are not known.
     """
 
     weights: dict[str, Tensor]
@@ -120,13 +121,13 @@ def train_student(
 def finished(
     student: nn.Module, layer: BlockActivations, history: dict[str, list[float]], extractor: Extractor
 ) -> TrainedStudent:
-    """What is kept of a student that has been trained on `layer`."""
+    """Return what is kept of a student that was trained on `layer`."""
     residuals = _residual_statistics(student, layer, extractor)
     return TrainedStudent({name: t.cpu() for name, t in student.state_dict().items()}, history, residuals)
 
 
 class StudentTraining:
-    """A student, what it learns from, and the optimizer.
+    """A student, its training data and its optimizer.
 
     Parameters
     ----------
@@ -135,10 +136,10 @@ class StudentTraining:
     layer : BlockActivations
     extractor : extractor
     seed : int
-        With the block's index it decides the order of images and the tokens that are drawn.
+        Determines, with the block's index, the order of images and the drawn tokens.
     settings : TrainingSettings
     n_images : int, default=None
-        Train on the first so many images of `layer`; None is all.
+        Train on the first `n_images` images of `layer`; None means all.
     """
 
     def __init__(
@@ -167,11 +168,11 @@ class StudentTraining:
         self._descent = Descent(self.imitation, optimizer)
 
     def randomness(self) -> contextlib.AbstractContextManager:
-        """Context to train in: architectures that drop out draw from torch's global generator."""
+        """Return a context for training, since dropout draws from torch's global generator."""
         return seeded(self._seed) if _drops_out(self.imitation.student) else contextlib.nullcontext()
 
     def epoch(self) -> float:
-        """Take each image once, in an order drawn anew, until no step is left, and return the mean loss."""
+        """Train on each image once, in random order, until no steps are left, and return the mean loss."""
         losses, taken = [], 0
         for rows in np.array_split(self._rng.permutation(self._n_images), self._steps)[: self._steps_left]:
             tokens = self.imitation.draw_tokens(self._rng)
@@ -182,19 +183,19 @@ class StudentTraining:
         return float(torch.stack(losses).sum() / taken)
 
     def settle(self) -> None:
-        """Replace batch-norm statistics, which lag behind a short training, by those of all images.
+        """Replace batch-norm statistics, which lag behind in a short training, with those of all images.
 
         Does nothing for architectures without batch normalisation.
         """
         self.imitation.settle(np.arange(self._n_images), self._batch_size)
 
     def end(self) -> None:
-        """Leave the student as it is to be used."""
+        """Prepare the student for use after training."""
         self.imitation.end()
 
 
 class Imitation(nn.Module):
-    """A student together with what it is to imitate; as a module it is ``x -> student(x, *args)``."""
+    """A student together with the layer to imitate; as a module, it is ``x -> student(x, *args)``."""
 
     def __init__(self, student: nn.Module, layer: BlockActivations, extractor: Extractor, token_share: float = 1.0):
         super().__init__()
@@ -203,12 +204,12 @@ class Imitation(nn.Module):
         self.extractor = extractor
         self._like = next(student.parameters())
         self._share = token_share
-        # channels last took a quarter of the processor time off a fit with EfficientNet-lite0 at 224 pixels (AVX2)
+        # channels last saved a quarter of the processor time of a fit with EfficientNet-lite0 at 224 pixels (AVX2)
         maps = layer.inputs.ndim == 4 and any(isinstance(module, nn.Conv2d) for module in student.modules())
         self._memory_format = torch.channels_last if maps else torch.preserve_format
         if maps:
             student.to(memory_format=torch.channels_last)
-        # where a gradient is taken, torch copies what is written over
+        # if gradients are computed, torch copies a tensor before it is overwritten
         self._in_place: list[Any] = [module for module in student.modules() if getattr(module, "inplace", None) is True]
         self._set_in_place(False)
         plain = token_share < 1 and not layer.args and not layer.kwargs
@@ -220,7 +221,7 @@ class Imitation(nn.Module):
         return self._partial(x, tokens)
 
     def draw_tokens(self, rng: np.random.Generator) -> Tensor | None:
-        """Places of the tokens that a step's loss is taken on; None is all of them."""
+        """Draw the indices of the tokens on which a step computes its loss; None means all tokens."""
         drawn = draw_tokens(self.layer.inputs.shape[1], self._share, rng) if self._partial else None
         return None if drawn is None else torch.from_numpy(drawn).to(self._like.device)
 
@@ -241,7 +242,7 @@ class Imitation(nn.Module):
             update_bn((self._inputs(torch.from_numpy(batch)) for batch in batches), self)
 
     def end(self) -> None:
-        """Lay the student's weights out as those of a student that was loaded, so that both compute the same bits."""
+        """Lay out the student's weights like those of a loaded student, so that both compute the same bits."""
         if self._memory_format is torch.channels_last:
             self.student.to(memory_format=torch.contiguous_format)
         self._set_in_place(True)
@@ -255,10 +256,10 @@ class Imitation(nn.Module):
 
 
 class Descent:
-    """Steps of an optimizer down the loss of an imitation.
+    """Steps of an optimizer that reduce the loss of an imitation.
 
-    In float16 gradients below 6e-8 are zero, so losses are scaled up before they go backward, as far as nothing
-    overflows [Micikevicius et al., "Mixed Precision Training", ICLR 2018]; other precisions need no scale.
+    In float16, gradients below 6e-8 are zero, so losses are scaled up before the backward pass, as far as nothing
+    overflows [Micikevicius et al., "Mixed Precision Training", ICLR 2018]; other precisions need no scaling.
     """
 
     def __init__(self, imitation: Imitation, optimizer: torch.optim.Optimizer):
@@ -270,10 +271,10 @@ class Descent:
         self.scaler = torch.amp.GradScaler(device, enabled=half)
 
     def step(self, rows: np.ndarray, tokens: Tensor | None) -> Tensor:
-        """Take one step and return the loss. If scaled gradients overflow, it is taken again with a lower scale."""
+        """Take one step and return the loss. If scaled gradients overflow, repeat the step with a lower scale."""
 
         def backward(part: np.ndarray) -> Tensor:
-            if part[0] == rows[0]:  # also when a pass that ran out of memory is done again
+            if part[0] == rows[0]:  # also if a pass that ran out of memory is repeated
                 self._optimizer.zero_grad(set_to_none=True)
             loss = self._imitation.loss(part, tokens) * (len(part) / len(rows))
             self.scaler.scale(loss).backward()
@@ -290,14 +291,14 @@ class Descent:
 
 
 def _auto_lr(student: nn.Module, steps: int) -> float:
-    """Peak learning rate for a training of so many steps."""
+    """Peak learning rate of a training with `steps` steps."""
     if any(map(is_batch_norm, student.modules())):
         return _LR_PEAK_BATCH_NORM
     return _LR_PEAK * min(1, steps / _LR_PEAK_STEPS)
 
 
 def _one_cycle(step: int, total: int) -> float:
-    """Share of the peak learning rate at `step`: up in a line over a fifth of `total`, down in half a cosine."""
+    """Share of the peak learning rate at `step`: linear up over a fifth of `total`, then half a cosine down."""
     warm = max(1, total // 5)
     if step < warm:
         return (step + 1) / warm
@@ -305,13 +306,13 @@ def _one_cycle(step: int, total: int) -> float:
 
 
 def _drops_out(student: nn.Module) -> bool:
-    """Whether `student` draws random numbers in training: layers of timm and torch that drop out, by their names."""
+    """Whether `student` draws random numbers in training: dropout layers of timm and torch are found by name."""
     drops = [module for module in student.modules() if "drop" in type(module).__name__.lower()]
     return any(getattr(module, name, None) for module in drops for name in ("p", "prob", "drop_prob"))
 
 
 def _can_fuse(parameters: list[nn.Parameter]) -> bool:
-    """Whether torch has one kernel for Adam's whole step on these parameters."""
+    """Whether torch has a fused kernel for Adam's step on these parameters."""
     return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
 
 
@@ -319,7 +320,7 @@ def _can_fuse(parameters: list[nn.Parameter]) -> bool:
 def _residual_statistics(
     student: nn.Module, layer: BlockActivations, extractor: Extractor
 ) -> ResidualStatistics | None:
-    """How the trained student errs on some of its training images; None if outputs have no places in the image."""
+    """Statistics of residuals on some of the training images; None if the places of outputs are not known."""
     to_maps = find_places(extractor)
     if to_maps is None:
         return None
@@ -336,9 +337,9 @@ def _residual_statistics(
         return to_maps(at_least_float32(outputs) - targets)
 
     residuals, chunks = [], Chunks("running a student on")
-    for batch in rows.split(int(extractor.batch_size)):  # torch takes no integer of numpy's
+    for batch in rows.split(int(extractor.batch_size)):  # torch does not accept NumPy integers
         try:
             residuals += chunks(run, batch)
-        except ValueError:  # tokens do not fill a grid: whoever asks for a map is told
+        except ValueError:  # tokens do not fill a grid; a request for a map raises the error
             return None
     return ResidualStatistics.fit(torch.cat(residuals))
