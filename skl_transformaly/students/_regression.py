@@ -1,4 +1,4 @@
-"""The regression behind a solved student: what it sees of a block, its sums, its solution, and leaving images out."""
+"""The regression behind a solved student: its features, sums of products and solution, and leaving images out."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from skl_transformaly.utils._torch import at_least_float32, single_threaded_blas
 
 __all__ = ["Layout", "RidgeStudent", "Sums", "leave_out"]
 
-# Of a map, at most about so many places of an image enter the sums; neighbouring ones say nearly the same.
+# At most about this many places of an image's map enter the sums; neighbouring places are nearly redundant.
 _PLACES = 100
-# The neighbourhood of a place is looked at where it has at most so many channels in all.
+# The neighbourhood of a place is used if it has at most this many channels in total.
 _NEIGHBOURHOOD = 1200
-# Products of fewer columns are not taken apart: that would take longer.
+# Products of fewer columns are not split, which would take longer.
 _LEAST_BLOCK = 96
 # Systems with smaller pivots are solved in float64.
 _LEAST_PIVOT = 1e-2
@@ -35,15 +35,15 @@ class Layout:
     Attributes
     ----------
     tokens : bool
-        Tokens (B, T, C), or maps.
+        Whether they are tokens (B, T, C), not maps.
     prefix : int
-        How many tokens stand for no place; the first of them is the class token.
+        Number of leading tokens without a place in the image; the first of them is the class token.
     channels_last : bool
-        Maps are (B, H, W, C) instead of (B, C, H, W).
+        Whether maps are (B, H, W, C) instead of (B, C, H, W).
     residual : bool
-        The block adds to its input, so that the student predicts what it adds.
+        Whether the block adds to its input, so that the student predicts what it adds.
     kernel : int
-        3 to look at a place's neighbourhood in a map, else 1.
+        3 if the neighbourhood of a place in a map is used, else 1.
     """
 
     tokens: bool
@@ -54,7 +54,7 @@ class Layout:
 
     @classmethod
     def of(cls, x: Tensor, output: Tensor, extractor: Any) -> Layout:
-        """Look at one block's input and output."""
+        """Determine the layout from one block's input and output."""
         residual = x.shape == output.shape
         if x.ndim == 3:
             return cls(True, count_prefix_tokens(x, extractor), False, residual, 1)
@@ -64,7 +64,7 @@ class Layout:
         return cls(False, 0, last, residual, 3 if 9 * channels <= _NEIGHBOURHOOD else 1)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Input as tokens (B, T, C) or maps (B, C, H, W), and its context (B, Q): class token, mean, and 1."""
+        """Return input tokens (B, T, C) or maps (B, C, H, W), and their context (B, Q): class token, mean, and 1."""
         x = at_least_float32(x)
         if self.tokens:
             parts = [x[:, 0]] if self.prefix else []
@@ -75,9 +75,9 @@ class Layout:
         return x, torch.cat([*parts, torch.ones_like(parts[0][:, :1])], dim=1)
 
     def rows(self, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the regression sees: local features (B, R, F), context (B, Q), targets (B, R, C_out).
+        """Return the data of the regression: local features (B, R, F), context (B, Q), targets (B, R, C_out).
 
-        Maps give a regular grid of their places.
+        The rows of a map are a regular grid of its places.
         """
         x, context = self.split(x)
         output = at_least_float32(output)
@@ -105,15 +105,17 @@ def _pooled(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class RidgeStudent(nn.Module):
-    """One solved student: a block's input to what it thinks the block's output is.
+    """A solved student, which predicts a block's output from its input.
 
     Parameters
     ----------
     layout : Layout
     local : ndarray of shape (C_out, F)
+        Coefficients of local features.
     context : ndarray of shape (C_out, Q)
+        Coefficients of the context.
     size : tuple of (int, int)
-        Height and width of the output, of maps.
+        Height and width of output maps; unused for tokens.
     """
 
     local: Tensor
@@ -129,13 +131,13 @@ class RidgeStudent(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Predict the block's output."""
         if torch.is_autocast_enabled(x.device.type):
-            # what a student misses is small beside what it predicts: 16 bits would not tell
+            # residuals are small compared with predictions: 16 bits would not resolve them
             with torch.autocast(x.device.type, enabled=False):
                 return self._predict(x)
         return self._predict(x)
 
     def residual(self, x: Tensor, output: Tensor) -> Tensor:
-        """What `forward` predicts less the block's output, with fewer runs through memory."""
+        """Return `forward`'s prediction minus the block's output, with fewer passes through memory."""
         with torch.autocast(x.device.type, enabled=False):
             output = at_least_float32(output)
             if not self.layout.tokens:
@@ -149,12 +151,12 @@ class RidgeStudent(nn.Module):
             return found
 
     def spread(self, x: Tensor, local: Tensor, constant: Tensor) -> Tensor:
-        """Apply coefficients of each image's own, (B, C_out, F), and constants, (B, C_out), at all places of maps."""
+        """Apply each image's own coefficients (B, C_out, F) and constants (B, C_out) at all places of its map."""
         layout = self.layout
         pooled = _pooled(layout.split(x)[0], self.size)
         count, channels = pooled.shape[:2]
         weight = local.reshape(-1, channels, layout.kernel, layout.kernel)
-        # a convolution each: images as groups
+        # one convolution with a group for each image
         found = F.conv2d(pooled.reshape(1, -1, *self.size), weight, padding=layout.kernel // 2, groups=count)
         found = found.view(count, -1, *self.size) + constant[:, :, None, None]
         return found.permute(0, 2, 3, 1) if layout.channels_last else found
@@ -186,10 +188,10 @@ class Sums:
         self.origin: tuple[Tensor, Tensor] | None = None
 
     def products(self, x: Tensor, output: Tensor) -> list[np.ndarray]:
-        """Those of the images of a batch, to be added."""
+        """Return the products of a batch of images, for `add`."""
         local, context, target = self.layout.rows(x, output)
         if self.origin is None:
-            # where features are large and vary little, their products would drown the variation
+            # if features are large and vary little, their products would lose the variation to rounding
             centre = context.mean(0)
             centre[-1] = 0
             self.origin = local.mean((0, 1)), centre
@@ -210,14 +212,14 @@ class Sums:
         self.parts = [a + b for a, b in zip(self.parts, products)] if self.parts else products
 
     def emptied(self) -> Sums:
-        """Sums of the same block around the same origin, which hold nothing."""
+        """Return empty sums of the same block around the same origin."""
         empty = Sums(self.layout, self.size)
         empty.origin = None if self.origin is None else (self.origin[0].cpu(), self.origin[1].cpu())
         return empty
 
     @classmethod
     def total(cls, several: Sequence[Sums]) -> Sums:
-        """Add sums that have one origin, as those of :meth:`emptied` do; none of them changes."""
+        """Add sums with a common origin, as those of :meth:`emptied` have; none of them changes."""
         total = several[0].emptied()
         for sums in several:
             if sums.parts:
@@ -225,9 +227,9 @@ class Sums:
         return total
 
     def solve(self, ridge: float) -> tuple[np.ndarray, np.ndarray]:
-        """Coefficients (F + Q, C_out), and the inverse of the regularised products (F + Q, F + Q).
+        """Return the coefficients (F + Q, C_out) and the inverse of the regularised products (F + Q, F + Q).
 
-        Each feature is penalised in units of its variance, the constant not at all.
+        The penalty of each feature is in units of its variance; the constant is not penalised.
         """
         ll, lc, cc, ly, cy = self.parts
         products = np.block([[ll, lc], [lc.T, cc]])
@@ -247,7 +249,7 @@ class Sums:
 
 
 def _gram(rows: Tensor) -> Tensor:
-    """``rows.T @ rows``, by blocks of which the mirrored ones are not computed."""
+    """Return ``rows.T @ rows``, computed by blocks, without computing mirrored ones."""
     half = rows.shape[1] // 2
     if half < _LEAST_BLOCK:
         return rows.T @ rows
@@ -266,11 +268,11 @@ def _inverted(matrix: np.ndarray) -> np.ndarray:
 def leave_out(
     student: RidgeStudent, x: Tensor, output: Tensor, residual: Tensor, solution: tuple, duplicates: np.ndarray
 ) -> Tensor:
-    """Residuals of students that have not seen the image, of the shape of `residual`, which are of one that has.
+    """Return the residuals of each image from a student solved without it, in the shape of `residual`.
 
-    H are the features that the image has in the sums, g times, E its residuals there, and M the inverse. Without the
-    image the residuals there are S = (I - g H M H')^-1 E. The coefficients change by g M H' S, which tells the
-    residuals at all other places.
+    H are the features by which the image enters the sums, g times, E its residuals at their places, and M the inverse.
+    Without the image, the residuals at these places are S = (I - g H M H')^-1 E. The coefficients change by g M H' S,
+    from which the residuals at all other places follow.
     """
     layout = student.layout
     if layout.tokens:
@@ -284,7 +286,7 @@ def leave_out(
     size = local.shape[2]
     local, context = local - origin[0], context - origin[1]
     weight = torch.from_numpy(duplicates.astype(np.float32)).to(local)[:, None, None]
-    # H M H' taken apart: features of a place, and those that all places of an image share
+    # H M H' is split into features of a place and features that all places of an image share
     across = context @ inverse[size:, :size]
     shared = (context @ inverse[size:, size:] * context).sum(1)
     mixed = local @ inverse[:size, :size]
@@ -305,14 +307,14 @@ def leave_out(
 
 
 def _solve_systems(systems: Tensor, targets: Tensor) -> Tensor:
-    """Solve symmetric systems (B, R, R), which may be overwritten, for targets (B, R, C), where the tensors are."""
+    """Solve symmetric systems (B, R, R), which may be overwritten, for targets (B, R, C), on the tensors' device."""
     if systems.device.type == "cpu":
         return torch.from_numpy(_solve_each(systems.numpy(), targets.numpy()))
     return _solve_together(systems, targets)
 
 
 def _solve_together(systems: Tensor, targets: Tensor) -> Tensor:
-    """Solve symmetric systems (B, R, R) for targets (B, R, C) on an accelerator, and the hard ones by LAPACK."""
+    """Solve symmetric systems (B, R, R) for targets (B, R, C) on an accelerator, and ill-conditioned ones by LAPACK."""
     factors, failed = torch.linalg.cholesky_ex(systems)
     safe = (failed == 0) & (factors.diagonal(dim1=1, dim2=2).amin(1).square() > _LEAST_PIVOT)
     solutions = torch.cholesky_solve(targets, factors)
@@ -325,10 +327,10 @@ def _solve_together(systems: Tensor, targets: Tensor) -> Tensor:
 def _solve_each(systems: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Solve symmetric systems (B, R, R), which are overwritten, for targets (B, R, C), several at a time.
 
-    By LAPACK: torch's solver now and then found pivots of 0 where other threads were at work. BLAS gets one thread: its
-    own wait for each other on matrices as small as these, the longer the busier the machine is.
+    This uses LAPACK, since torch's solver sometimes found pivots of 0 while other threads were running. BLAS is limited
+    to one thread: on matrices this small, its threads wait for each other, the longer the busier the machine is.
     """
-    # in LAPACK's order of memory, which needs no copies; torch turns it faster than numpy
+    # in LAPACK's memory order, which avoids copies; torch transposes faster than NumPy
     solutions = torch.from_numpy(targets).transpose(1, 2).clone(memory_format=torch.contiguous_format).numpy()
     threads = torch.get_num_threads()
     with single_threaded_blas(), ThreadPoolExecutor(threads) as pool:
@@ -337,7 +339,7 @@ def _solve_each(systems: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def _solve_part(systems: np.ndarray, solutions: np.ndarray) -> None:
-    """Solve systems (B, R, R), which are overwritten, for targets (B, C, R), whose place the solutions take."""
+    """Solve systems (B, R, R) for the targets (B, C, R) in `solutions`, and overwrite both."""
     for system, solution in zip(systems, solutions):
         diagonal = system.diagonal().copy()
         if system.dtype == np.float32:
@@ -345,11 +347,11 @@ def _solve_part(systems: np.ndarray, solutions: np.ndarray) -> None:
             if not failed and factor.diagonal().min() ** 2 > _LEAST_PIVOT:
                 solution[:] = lapack.spotrs(factor, solution.T, lower=1, overwrite_b=1)[0].T
                 continue
-            # an image that alone decides some coefficients: float32 would not tell what others would make of it
-            half = np.tril(system, -1).astype(np.float64)  # which was not overwritten
+            # this image alone determines some coefficients: float32 is too coarse to leave it out
+            half = np.tril(system, -1).astype(np.float64)  # the strict lower triangle was not overwritten
             system = half + half.T
             np.fill_diagonal(system, diagonal)
         _, solved, failed = lapack.dposv(system, solution.T, lower=1)
-        if failed:  # rounding has made it indefinite
+        if failed:  # indefinite because of rounding
             solved = np.linalg.solve(system, solution.T.astype(np.float64))
         solution[:] = solved.T

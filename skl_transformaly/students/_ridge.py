@@ -1,4 +1,4 @@
-"""RidgeStudents: students that are solved, not trained, from one pass over the normal images."""
+"""RidgeStudents: students solved in closed form, from one pass over the normal images."""
 
 from __future__ import annotations
 
@@ -31,36 +31,36 @@ from skl_transformaly.utils._torch import own_settings, single_threaded_blas
 
 __all__ = ["RidgeStudents"]
 
-# What the teacher's blocks got and gave is kept on disk up to this size, so that it runs once; of more, it runs twice.
+# Inputs and outputs of the teacher's blocks are recorded on disk up to this size; beyond it, the teacher runs twice.
 _RECORDED_BYTES = 2**30
 
 
 class RidgeStudents(ImitationMixin, BaseEstimator):
-    """Students of the teacher's last blocks in closed form: ridge regressions, solved from one pass over the images.
+    """Ridge regressions that imitate the teacher's last blocks, solved from one pass over the images.
 
-    For each chosen teacher block, what it adds to its input (or, where input and output differ in shape, its output)
-    is regressed linearly, on normal images only, on the block's own input: each token, the class token, and the mean
-    patch token. For models in stages: each place with its 3 x 3 neighbourhood, pooled to the output's places, and the
-    mean over places. How far the teacher deviates from the prediction is the discrepancy, as with
+    For each chosen teacher block, a linear regression on normal images predicts what the block adds to its input (or
+    its output, if the two differ in shape). The features of a token are the block's input there, the class token and
+    the mean patch token. For models in stages, those of a place are its 3 x 3 neighbourhood, pooled to the output's
+    resolution, and the mean over places. The teacher's deviation from the prediction is the discrepancy, as with
     :class:`BlockStudents`.
 
-    Nothing is trained: sums of products are all that is kept of the images, so that memory does not depend on their
-    number, and each training image can be left out exactly, in closed form.
+    Nothing is trained: only sums of products are kept of the images, so memory does not depend on their number, and
+    each training image can be left out exactly, in closed form.
 
     Parameters
     ----------
     n_blocks : int, sequence of int or None, default=10
-        Which teacher blocks get a student: an int takes the last n (all, where there are fewer), a
-        sequence their places (negative ones count from the end), None all.
+        Which teacher blocks get a student: an int selects the last n (all, if there are fewer), a sequence selects
+        blocks by index (negative ones count from the end), and None selects all.
     ridge : float, default=1e-2
-        Penalty on squared coefficients of standardised features, as a share of the number of tokens. Of 1e-3 to 100, on
-        the classes with even numbers of View (``benchmarks/accuracy/NOTES.md``).
-    extractor : str, extractor or None, default=None
-        The teacher, for use outside a :class:`TransformalyDetector`: a timm name, "bundled", or an
-        extractor; None is ``TimmExtractor()``. Inside a detector it must be None: the detector's is used.
+        Penalty on squared coefficients of standardised features, greater than 0, as a share of the number of tokens.
+        The default was chosen from 1e-3 to 100 on the even-numbered classes of View (``benchmarks/accuracy/NOTES.md``).
     updates : bool, default=True
-        Whether to measure, besides each student's discrepancy, how large the block's update is: the mean square of what
-        the block adds to its input (of its output, if the two differ in shape).
+        Whether to measure each block's update besides its student's discrepancy: the mean square of what the block adds
+        to its input (of its output, if the two differ in shape).
+    extractor : str, extractor or None, default=None
+        The teacher, for use outside a :class:`TransformalyDetector`: the name of a timm model, "bundled", or an
+        extractor; None means ``TimmExtractor()``. It must be None inside a detector, which passes its own extractor.
     verbose : int, default=0
         1 shows a progress bar.
 
@@ -69,32 +69,35 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     measures_ : tuple of str
         What is measured at each block: "discrepancy" and, with `updates`, "update".
     block_indices_ : ndarray of shape (m,), int
-        Places of their teacher blocks, counted from 0.
+        Indices of the imitated teacher blocks, counted from 0, ascending.
     local_weights_ : list of ndarray of shape (C_out, F), float32 or float64
-        Coefficients of a token, or of a place and its neighbourhood, per block.
+        Coefficients of a token, or of a place and its neighbourhood, for each block.
     context_weights_ : list of ndarray of shape (C_out, Q), float32 or float64
-        Coefficients of the class token, the mean and the constant, per block.
+        Coefficients of the class token, the mean and the constant, for each block.
     training_discrepancies_ : ndarray of shape (n_samples, k * m), float64
-        What `transform` gives for the training images; NaN for unreadable ones.
+        Output of `transform` for the training images; NaN for unreadable ones.
     held_out_discrepancies_ : ndarray of shape (n_samples, k * m), float64
-        The same, each by students that have not seen the image nor its duplicates.
+        The same, but from students solved without the image and its duplicates.
+    residuals_ : list of ResidualStatistics or None
+        Statistics of each held-out student's errors on training images, for anomaly maps; None if it is not known where
+        in the image the outputs of the teacher's blocks belong.
     cache_keys_ : dict
-        Under which a cache has them; empty without one.
+        Key under which a cache stores the students; empty without a cache.
     extractor_ : extractor
         The fitted teacher.
     n_features_in_ : int
-        H * W * C, where `fit` saw one array.
+        H * W * C, if `X` was one array in `fit`.
 
     See Also
     --------
-    BlockStudents : The paper's students, trained by gradient.
+    BlockStudents : The paper's students, trained by gradient descent.
 
     Notes
     -----
     The squared error is that of M. J. Cohen and S. Avidan, "Transformaly - Two (Feature Spaces) Are Better Than One",
-    CVPR Workshops 2022, Eq. 1; its minimiser is exact here, for a simpler student. Left out, an image's residuals are
-    ``(I - H M H')^-1 E``, with its features H, its residuals E, and M the inverse of the regularised products: the
-    blockwise form of the leave-one-out residual of linear regression.
+    CVPR Workshops 2022, Eq. 1; here, its minimiser is exact, for a simpler student. The residuals of an image that is
+    left out are ``(I - H M H')^-1 E``, where H are its features, E its residuals, and M is the inverse of the
+    regularised products: the blockwise form of the leave-one-out residual of linear regression.
 
     Examples
     --------
@@ -107,7 +110,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     (8, 4)
     """
 
-    _sums: dict[int, Sums]  # kept by partial_fit alone
+    _sums: dict[int, Sums]  # kept only by partial_fit
 
     _parameter_constraints: dict = {
         "n_blocks": [Interval(Integral, 1, None, closed="left"), "array-like", None],
@@ -140,8 +143,8 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
             Normal images only, in any form that :class:`TransformalyDetector` takes.
         y : ignored
         extractor : fitted extractor, default=None
-            The teacher to use instead of a fresh one; how a detector hands over its own. It then measures the training
-            images itself, by `measure_training`.
+            The teacher to use instead of fitting a new one. The training images are then measured only by a call of
+            `measure_training`.
 
         Returns
         -------
@@ -150,11 +153,11 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            `X` is not images, or `n_blocks` names a block that is not there.
+            `X` does not hold images, or `n_blocks` names a block that does not exist.
         TypeError
             The teacher's blocks cannot be imitated one by one.
         FloatingPointError
-            The teacher gave a value that is not finite.
+            The teacher returned a value that is not finite.
         """
         return self._fit(X, extractor, Cache(None))
 
@@ -162,7 +165,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     @fit_context(prefer_skip_nested_validation=False)
     @own_settings()
     def _fit(self, X: Any, extractor: Extractor | None, cache: Cache) -> RidgeStudents:
-        """Fit, with students kept in `cache`: how a detector hands over its teacher and its `memory`."""
+        """Fit, with students stored in `cache`; a detector passes its teacher and its `memory`."""
         self.__dict__.pop("local_weights_", None)
         alone = extractor is None
         images, extractor = self._begin(X, extractor)
@@ -187,23 +190,23 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     @all_or_nothing
     @own_settings()
     def partial_fit(self, X: Any, y: Any = None) -> RidgeStudents:
-        """Learn from more images: the students are those of a fit on the images of all calls, to rounding.
+        """Update with more images; up to rounding, the students are those of a fit on the images of all calls.
 
         Parameters
         ----------
         X : images
-            More normal images; 2 at least in the first call.
+            More normal images; at least 2 in the first call.
         y : ignored
 
         Returns
         -------
         self : RidgeStudents
-            `training_discrepancies_` and `held_out_discrepancies_` are those of the images of this call.
+            `training_discrepancies_` and `held_out_discrepancies_` are those of this call's images.
 
         Raises
         ------
         ValueError
-            `X` is not images, or students were fitted by `fit`, which keeps no sums to go on with.
+            `X` does not hold images, or students were fitted by `fit`, which keeps no sums to add to.
 
         Examples
         --------
@@ -220,8 +223,8 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         if self.__sklearn_is_fitted__():
             if not self._sums:
                 raise ValueError(
-                    "These students were fitted by fit, which keeps no sums to go on with: pass all images to "
-                    "partial_fit, from the first on."
+                    "These students were fitted by fit, which keeps no sums to add to; pass all images to "
+                    "partial_fit of a new RidgeStudents."
                 )
             images = self._check_images(X, reset=False)
             sums = {index: copy(kept) for index, kept in self._sums.items()}
@@ -243,31 +246,31 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         self._build()
 
     def _solve(self, images: Images) -> tuple[list, list, list, list, list]:
-        """One pass of the teacher, and a solution for each block."""
+        """Run the teacher once, and solve the student of each block."""
         sums: dict[int, Sums] = {}
         self._add(images, sums, record=True)
         return self._solution(sums)
 
     def begin_sums(self, X: Any, extractor: Extractor | None = None) -> dict[int, Sums]:
-        """Take the first images of several parts, which are to be fitted together, and choose the blocks by them.
+        """Begin a fit on several parts of the images: check the first part and choose the blocks.
 
         Parameters
         ----------
         X : images
-            2 at least that can be read.
+            Images of the first part, of which at least 2 can be read.
         extractor : fitted extractor, default=None
             As in `fit`.
 
         Returns
         -------
         start : dict of int to Sums
-            By block, empty, for `add_sums`: features are taken around those of the first batch of `X`, as in `fit`.
+            Empty sums by block, for `add_sums`; features are centred on those of the first batch of `X`, as in `fit`.
         """
         images, extractor = self._begin(X, extractor)
         self.updates_, self.cache_keys_ = self.updates, {}
         sums: dict[int, Sums] = {}
         with own_settings():
-            # if no image can be read, it is `_add` that says so
+            # if no image can be read, `_add` raises the error
             first, _ = next(images.batches(extractor.batch_size), (range(len(images)), None))
             self._add(images.take(first), sums, record=False)
         return {index: block.emptied() for index, block in sums.items()}
@@ -280,12 +283,12 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         return sums
 
     def solve_sums(self, sums: dict[int, Sums]) -> None:
-        """Solve the students by the sums of all images, of which none is measured yet."""
+        """Solve the students from the sums of all images, without measuring any image."""
         self._set_solution(self._solution(dict(sums)))
         self.training_discrepancies_ = self.held_out_discrepancies_ = np.empty((0, self._n_features_out))
 
     def _add(self, images: Images, sums: dict[int, Sums], *, record: bool) -> None:
-        """Run the teacher, and add to the sums of its blocks, which are made if there are none."""
+        """Run the teacher and add to the sums of its blocks, which are created if `sums` is empty."""
         extractor = self.extractor_
         if not sums:
             inspect_blocks(images, extractor)
@@ -312,14 +315,14 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         chunks = Chunks("scoring", chunk_size(extractor))
         with Progress("Solving students", len(images), show=self.verbose) as progress:
             for positions, pixels in images.batches(extractor.batch_size):
-                # added once all parts are through: where memory runs out, they are taken again
+                # added after all parts have run, since parts run again if memory runs out
                 for found in chunks(run, Part(positions, extractor.preprocess(pixels))):
                     for index, products in found.items():
                         sums[index].add(products)
                 progress.update(len(positions))
 
     def _solution(self, sums: dict[int, Sums]) -> tuple[list, list, list, list, list]:
-        """Layouts, sizes, coefficients and inverses by block; `sums` are used up, so that each is freed in time."""
+        """Layouts, sizes, coefficients and inverses by block; `sums` is emptied, so that each is freed early."""
         indices = self.block_indices_.tolist()
         dtype = np.float64 if getattr(self.extractor_, "precision_", None) == "float64" else np.float32
         layouts, sizes, local, context, inverses = [], [], [], [], []
@@ -327,10 +330,10 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
             block = sums.pop(index)
             if not all(np.isfinite(part).all() for part in block.parts):
                 raise FloatingPointError(
-                    f"Block {index} of the teacher gave a value that is not finite. Give the extractor "
+                    f"Block {index} of the teacher returned a value that is not finite. Give the extractor "
                     "precision='float32'."
                 )
-            assert block.origin is not None  # of blocks that have run
+            assert block.origin is not None  # set when the block runs
             split = len(block.parts[0])
             with single_threaded_blas():
                 coefficients, inverse = block.solve(self.ridge)
@@ -353,13 +356,13 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         return self._modules
 
     def restore(self, layouts: list[Layout], sizes: list[tuple[int, int]]) -> None:
-        """Set what is not an array of the fitted state, as a model file does."""
+        """Set the fitted state that is not arrays, when a model file is loaded."""
         self._layouts, self._sizes = layouts, sizes
         self._inverses, self.cache_keys_, self._sums = [], {}, {}
         self._build()
 
     def _build(self) -> None:
-        """Make modules of the coefficients."""
+        """Build modules from the coefficients."""
         columns = zip(self._layouts, self.local_weights_, self.context_weights_, self._sizes)
         self._modules = [RidgeStudent(*column).eval() for column in columns]
 
@@ -367,19 +370,19 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     def measure_training(
         self, images: Images, collect: Collect | None = None, groups: np.ndarray | None = None
     ) -> None:
-        """Measure each training image with and without its part in the students.
+        """Measure each training image by the students, and by students solved without it.
 
-        From what `fit` recorded of the teacher, and by running the teacher again where it recorded nothing. Sets
-        `training_discrepancies_`, `held_out_discrepancies_` and what anomaly maps compare with.
+        This uses what `fit` recorded of the teacher, and runs the teacher on images of which nothing was recorded. It
+        sets `training_discrepancies_`, `held_out_discrepancies_` and the statistics for anomaly maps.
 
         Parameters
         ----------
         images : Images
-            What `fit` saw.
+            The training images, as passed to `fit`.
         collect : callable, default=None
-            As in `measure`: how a detector sees the same pass.
+            As in ``Comparer``; lets a detector watch the same pass.
         groups : ndarray of shape (n,), default=None
-            The same number for images that are left out together; None takes those of the same pixels.
+            Group of each image; a group is left out together. None groups images with equal pixels.
         """
         duplicates = group_sizes(images.groups() if groups is None else groups, len(images))
         measured = self.measure_part(images, duplicates, map_positions(len(images)), collect)
@@ -389,17 +392,21 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     def measure_part(
         self, images: Images, duplicates: np.ndarray, in_maps: np.ndarray, collect: Collect | None = None
     ) -> Measured:
-        """Measure some of the training images with and without their part in the students; changes nothing.
+        """Measure some of the training images as in `measure_training`, but set no attributes.
 
         Parameters
         ----------
         images : Images
         duplicates : ndarray of shape (n,), int
-            How often each of them is among all training images.
+            How often each image occurs among all training images.
         in_maps : ndarray of int
-            Positions of those whose residuals anomaly maps compare with.
+            Positions of the images whose residuals anomaly maps compare with.
         collect : callable, default=None
             As in `measure_training`.
+
+        Returns
+        -------
+        measured : Measured
         """
         measures = TrainingMeasures(self, duplicates, in_maps)
 
@@ -428,26 +435,26 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         return measures.found
 
     def set_training_measures(self, measured: Measured) -> None:
-        """Set what `measure_training` would, from the measures of all training images."""
+        """Set the attributes that `measure_training` sets, from the measures of all training images."""
         statistics = measured.map_statistics(find_places(self.extractor_))
         self.set_training_state((measured.fitted, measured.held_out, statistics))
 
     def training_state(self) -> tuple:
-        """What `measure_training` has set, for a cache."""
+        """Return the attributes that `measure_training` sets, for a cache."""
         return self.training_discrepancies_, self.held_out_discrepancies_, self.residuals_
 
     def set_training_state(self, state: tuple) -> None:
-        """Set what `measure_training` would, from a cache."""
+        """Set the attributes that `measure_training` sets, from a cache."""
         self.training_discrepancies_, self.held_out_discrepancies_, self.residuals_ = state
-        self._inverses = []  # they have done what they were for
+        self._inverses = []  # no longer needed
         self._take_recording()
 
     def _take_recording(self) -> Recording | None:
-        """What the last `fit` recorded; it is let go of."""
+        """Return what the last `fit` recorded, and drop it."""
         return self.__dict__.pop("_recording", None)
 
     def __getstate__(self) -> dict:
-        state = dict(super().__getstate__())  # which from Python 3.11 on is the object's own
+        state = dict(super().__getstate__())  # from Python 3.11 on, the object's own
         for name in ("_modules", "_recording"):
             state.pop(name, None)
         return state
