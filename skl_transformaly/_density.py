@@ -15,6 +15,7 @@ from sklearn.base import clone
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GroupKFold
 from sklearn.neighbors import NearestNeighbors
+from sklearn.utils import gen_batches
 from sklearn.utils.validation import has_fit_parameter, validate_data
 
 from skl_transformaly._gaussian import GaussianDensity, LogDensity, group_sizes
@@ -105,9 +106,10 @@ class KNNDensity(LogDensity):
                 f"n_neighbors={self.n_neighbors} needs as many samples, got n_samples={len(X)} and "
                 f"max_samples={self.max_samples}: lower n_neighbors, or give more."
             )
-        spread = float(np.sqrt(X.var(axis=0).sum()))
+        mean = X.mean(axis=0)
+        squares = sum(float(((X[rows] - mean) ** 2).sum()) for rows in gen_batches(len(X), 1024))
         positions = np.linspace(0, len(X) - 1, count).round().astype(int)
-        self.restore(X[positions], 1e-12 * (spread or 1.0))
+        self.restore(X[positions], 1e-12 * (np.sqrt(squares / len(X)) or 1.0))
         self.positions_, self.n_samples_fit_ = positions, len(X)
 
     def restore(self, samples: np.ndarray, floor: float) -> None:

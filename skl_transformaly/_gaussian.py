@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from numbers import Real
 from typing import Any
 
 import numpy as np
+from scipy.linalg import eigh
 from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.utils import gen_batches
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from skl_transformaly.utils._compat import Interval, StrOptions, fit_context
@@ -17,6 +19,8 @@ __all__ = ["GaussianDensity", "LogDensity", "group_sizes"]
 
 # Directions whose variance is below this share of the largest are rounding, not variation.
 _RANK_TOLERANCE = 1e-12
+# Rows that are scored at a time: a dozen arrays of their size are needed besides.
+_ROWS = 256
 
 
 class LogDensity(DensityMixin, BaseEstimator):
@@ -180,10 +184,11 @@ class GaussianDensity(LogDensity):
         n, d = X.shape
         mean = X.mean(axis=0)
         scale = np.ones(d)
+        R = X - mean
         if self.target == "diagonal":
-            deviation = X.std(axis=0)
+            deviation = np.sqrt(np.einsum("ij,ij->j", R, R) / n)
             scale[deviation > 0] = deviation[deviation > 0]
-        R = (X - mean) / scale
+            R /= scale
         variances, components = _principal_directions(R)
         mean_variance = float(variances.sum()) / d
         shrinkage = self.shrinkage
@@ -204,12 +209,13 @@ class GaussianDensity(LogDensity):
         return empirical * np.outer(self.scale_, self.scale_)
 
     def _log_density(self, X: np.ndarray) -> np.ndarray:
-        delta = self._centred(X)
-        inside, outside = self._split(delta)
         variances = self._variances()
-        squares = (inside**2 / variances).sum(axis=1)
-        if outside is not None:
-            squares = squares + (outside**2).sum(axis=1) / self.floor_
+        squares = np.empty(len(X))
+        for rows in gen_batches(len(X), _ROWS):
+            inside, outside = self._split(self._centred(X[rows]))
+            squares[rows] = (inside**2 / variances).sum(axis=1)
+            if outside is not None:
+                squares[rows] += (outside**2).sum(axis=1) / self.floor_
         return self._constant(np.log(variances).sum()) - 0.5 * squares
 
     def terms(self, X: Any) -> np.ndarray:
@@ -245,27 +251,35 @@ class GaussianDensity(LogDensity):
             Rows sum to the held-out log-density.
         """
         unseen = None if unseen is None else self._checked(unseen)
-        scores, delta, solved = self._without_each(self._checked(X), groups, unseen)
-        quadratic = -0.5 * delta * solved
-        return quadratic + ((scores - quadratic.sum(axis=1)) / delta.shape[1])[:, np.newaxis]
+        terms = []
+        for scores, delta, solved in self._without_each(self._checked(X), groups, unseen):
+            quadratic = -0.5 * delta * solved
+            terms.append(quadratic + ((scores - quadratic.sum(axis=1)) / delta.shape[1])[:, np.newaxis])
+        return np.concatenate(terms)
 
     def _held_out(self, X: np.ndarray, groups: Any, unseen: np.ndarray | None) -> np.ndarray:
-        return self._without_each(X, groups, unseen)[0]
+        return np.concatenate([scores for scores, _, _ in self._without_each(X, groups, unseen)])
 
     def _without_each(
         self, X: np.ndarray, groups: Any, unseen: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield the results of `_without`, some rows at a time."""
+        n = self.n_samples_
+        if len(X) != n:
+            raise ValueError(f"X must be the {n} samples that fit saw, got {len(X)}.")
+        g = group_sizes(groups, n).astype(np.float64)
+        for rows in gen_batches(n, _ROWS):
+            r = self._centred(X[rows])
+            yield self._without(r, g[rows], r if unseen is None else self._centred(unseen[rows]))
+
+    def _without(self, r: np.ndarray, g: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Held-out log-densities, scaled deviations from the held-out mean, and the held-out inverse times these.
 
-        Leaving samples out takes a rank-one term from the covariance and moves the mean.
+        Each row `r` is left out `g` times, which takes a rank-one term from the covariance and moves the mean.
         """
-        r = self._centred(X)
         n = self.n_samples_
-        if len(r) != n:
-            raise ValueError(f"X must be the {n} samples that fit saw, got {len(r)}.")
-        g = group_sizes(groups, n).astype(np.float64)
         rest = np.maximum(n - g, 1.0)  # of samples that are all alike nothing would be left
-        delta = (r if unseen is None else self._centred(unseen)) + r * (g / rest)[:, np.newaxis]
+        delta = scored + r * (g / rest)[:, np.newaxis]
         # S without the group is n / (n - g) S - g n / (n - g)^2 r r'
         factor = (1 - self.shrinkage_) * n / rest
         removed = (1 - self.shrinkage_) * g * n / rest**2
@@ -315,7 +329,7 @@ def _ledoit_wolf(R: np.ndarray, variances: np.ndarray) -> float:
     spread = squares - total**2 / d  # d times the squared distance of S from a multiple of the identity
     if not spread > 0:
         return 0.0
-    error = (((R**2).sum(axis=1) ** 2).sum() / n - squares) / n
+    error = ((np.einsum("ij,ij->i", R, R) ** 2).sum() / n - squares) / n
     return float(min(max(error, 0.0) / spread, 1.0))
 
 
@@ -328,7 +342,7 @@ def _principal_directions(R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(
             f"The squares of the samples are beyond float64; the largest is {np.abs(R).max():.3g}. Scale them."
         )
-    values, vectors = np.linalg.eigh(products)
+    values, vectors = eigh(products.T, overwrite_a=True, check_finite=False, driver="evd")
     directions = vectors.T if d <= n else None
     kept = values > _RANK_TOLERANCE * max(values.max(), 0.0)
     values = values[kept]

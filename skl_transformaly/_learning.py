@@ -22,6 +22,7 @@ from skl_transformaly.students._regression import Sums
 from skl_transformaly.students._ridge import RidgeStudents
 from skl_transformaly.teacher._extractor import resolve_extractor
 from skl_transformaly.teacher._features import SPACES, TEACHER_SPACES, missing_spaces
+from skl_transformaly.teacher._kernels import release_memory
 from skl_transformaly.utils._cache import Cache
 from skl_transformaly.utils._compat import fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
@@ -346,8 +347,10 @@ class LearningMixin:
         normal.thumbnails = {}
         if "discrepancy" in self.feature_spaces_:
             self.students_ = self._fit_students(normal, random_state)
+            release_memory()
         measurer = self._measurer()
         found = measurer.measure_training(normal, held_out)
+        release_memory()
         self._keep(found, normal, used, labels)
         if len(rest):
             others = images.take(rest)
@@ -358,6 +361,7 @@ class LearningMixin:
             self.training_thumbnails_ += _thumbnails(others, rest, len(images))
         self._images_seen = images
         self._fit_spaces(found.sizes, random_state)
+        release_memory()
 
     def _keep(self, found: TrainingFeatures, normal: Images, used: np.ndarray, labels: np.ndarray) -> None:
         """Keep what was measured of the images that are learned, `normal`, at their places `used` among all."""

@@ -16,6 +16,7 @@ from skl_transformaly.images._sequence import Images
 from skl_transformaly.students._imitation import Comparer
 from skl_transformaly.students._leaving_out import Measured
 from skl_transformaly.teacher._features import TeacherFeatures
+from skl_transformaly.teacher._kernels import releasing
 from skl_transformaly.utils._cache import Cache, fingerprint, identity
 
 __all__ = ["NOT_FINITE", "Measurer", "TrainingFeatures", "copies", "enlarge"]
@@ -94,7 +95,7 @@ class Measurer:
         z_fs = np.full((len(images), self._n_discrepancies), np.nan)
         standardized = None if maps is None else "standardized"
         compare = Comparer(self.extractor, self.students, maps=standardized, collect=collected.collect)
-        for positions, pixels in images.batches(self.extractor.batch_size):
+        for positions, pixels in releasing(images.batches(self.extractor.batch_size)):
             found = compare(self.extractor.preprocess(pixels), positions)
             z_fs[positions] = found.discrepancies
             if maps is not None:

@@ -119,7 +119,7 @@ class FeatureSpace(BaseEstimator):
         self.sizes_ = np.array([Z.shape[1]] if sizes is None else sizes, dtype=np.int64)
         self.unit_length_ = self.normalize and not self.discrepancy
         features = self._scaled(Z)
-        if not np.ptp(features, axis=0).max() > 1e-12 * np.abs(features).max():
+        if not np.ptp(features, axis=0).max() > 1e-12 * max(features.max(), -features.min()):
             raise ValueError(
                 f"All {len(Z)} training images look the same to the teacher, so the variation of normal images cannot "
                 "be learned. Pass images that differ."
@@ -180,10 +180,12 @@ class FeatureSpace(BaseEstimator):
         return int(self.whitening_.n_components_) if hasattr(self, "whitening_") else self.n_features_in_
 
     def _scaled(self, Z: np.ndarray) -> np.ndarray:
-        Z = np.asarray(Z, dtype=np.float64)
         if not self.unit_length_:
-            return Z
-        return np.hstack([normalize(group) for group in np.split(Z, np.cumsum(self.sizes_)[:-1], axis=1)])
+            return np.asarray(Z, dtype=np.float64)
+        Z = np.array(Z, dtype=np.float64)
+        for group in np.split(Z, np.cumsum(self.sizes_)[:-1], axis=1):
+            normalize(group, copy=False)
+        return Z
 
     def _whitened(self) -> bool:
         return self.explained_variance is not None and not self.discrepancy

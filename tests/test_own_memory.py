@@ -4,9 +4,11 @@ import threading
 
 import pytest
 import torch
+from conftest import tiny_detector
 
+from skl_transformaly import _learning
 from skl_transformaly.teacher import _kernels
-from skl_transformaly.teacher._kernels import own_memory
+from skl_transformaly.teacher._kernels import own_memory, release_memory
 
 resource = pytest.importorskip("resource", reason="needs POSIX")
 if _kernels._glibc() is None:
@@ -68,7 +70,30 @@ def test_other_threads_may_be_within():
     assert sums == [_BYTES] * 4
 
 
+def test_holes_between_what_is_kept_are_released():
+    release_memory()
+    before = resident()
+    layers, kept = [], []
+    for _ in range(1000):
+        layers.append(torch.ones(2**16, dtype=torch.uint8))
+        kept.append(torch.ones(2**10, dtype=torch.uint8))
+    full = resident() - before
+    del layers
+    release_memory()
+    assert resident() - before < full / 4
+
+
+def test_a_fit_releases_what_it_has_freed(monkeypatch, images):
+    released = []
+    monkeypatch.setattr(_learning, "release_memory", lambda: released.append(None))
+    detector = tiny_detector()
+    monkeypatch.setattr(type(detector), "_fit_spaces", lambda *args: released.clear())
+    detector._learn(*detector._begin(images, None))
+    assert released  # after the spaces
+
+
 def test_elsewhere_nothing_happens(monkeypatch):
     monkeypatch.setattr(_kernels, "_glibc", lambda: None)
+    release_memory()
     with own_memory():
         assert faults_of(1) > 0

@@ -47,7 +47,7 @@ def _peak(model: str, precision: str, n: int, connection: Any) -> None:
     images = noise(n)
     extractor = teacher(model, precision=precision)
     TransformalyDetector(extractor, random_state=0).fit(images[:64])  # what kernels keep for good
-    before = _resident()
+    before = _resident()  # of a heap without holes: a fit ends by returning what it has freed
     peaks, done = list(before), threading.Event()
 
     def watch() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -208,8 +209,18 @@ class Sums:
         return [product.double().cpu().numpy() for product in found]
 
     def add(self, products: list[np.ndarray]) -> None:
-        """Add what `products` has given."""
-        self.parts = [a + b for a, b in zip(self.parts, products)] if self.parts else products
+        """Add what `products` returned, which belongs to the sums from then on."""
+        if not self.parts:
+            self.parts = products
+            return
+        for part, product in zip(self.parts, products):
+            part += product
+
+    def copy(self) -> Sums:
+        """Sums that can be added to without a change of these."""
+        copied = copy.copy(self)
+        copied.parts = [part.copy() for part in self.parts]
+        return copied
 
     def emptied(self) -> Sums:
         """Return empty sums of the same block around the same origin."""
@@ -223,7 +234,7 @@ class Sums:
         total = several[0].emptied()
         for sums in several:
             if sums.parts:
-                total.add(sums.parts)
+                total.add([part.copy() for part in sums.parts] if not total.parts else sums.parts)
         return total
 
     def solve(self, ridge: float) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import copy
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -19,6 +18,7 @@ from skl_transformaly.students._activations import inspect_blocks
 from skl_transformaly.students._imitation import Collect, ImitationMixin, Part
 from skl_transformaly.students._leaving_out import Measured, TrainingMeasures, map_positions
 from skl_transformaly.students._regression import Layout, RidgeStudent, Sums
+from skl_transformaly.teacher._kernels import releasing
 from skl_transformaly.teacher._network import BlockVisitor
 from skl_transformaly.teacher._protocol import Extractor, chunk_size, find_places
 from skl_transformaly.teacher._recording import Recording
@@ -227,7 +227,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
                     "partial_fit of a new RidgeStudents."
                 )
             images = self._check_images(X, reset=False)
-            sums = {index: copy(kept) for index, kept in self._sums.items()}
+            sums = {index: kept.copy() for index, kept in self._sums.items()}
             self._take_recording()
         else:
             images, _ = self._begin(X, None)
@@ -278,7 +278,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     @own_settings()
     def add_sums(self, images: Images, start: dict[int, Sums]) -> dict[int, Sums]:
         """Return the sums of some images by block; changes neither `start` nor the students."""
-        sums = {index: copy(block) for index, block in start.items()}
+        sums = {index: block.copy() for index, block in start.items()}
         self._add(images, sums, record=False)
         return sums
 
@@ -425,11 +425,11 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         with Progress("Measuring", len(images), show=self.verbose) as progress:
             seen_until = 0
             if recording is not None:
-                for recorded in recording.runs():
+                for recorded in releasing(recording.runs()):
                     run(recorded.positions, partial(recording.play, recorded))
                     progress.update(len(recorded.positions))
                     seen_until = int(recorded.positions[-1]) + 1
-            for positions, pixels in images.batches(self.extractor_.batch_size, start=seen_until):
+            for positions, pixels in releasing(images.batches(self.extractor_.batch_size, start=seen_until)):
                 chunks(run_live, Part(positions, self.extractor_.preprocess(pixels)))
                 progress.update(len(positions))
         return measures.found
