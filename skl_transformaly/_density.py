@@ -18,7 +18,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import gen_batches
 from sklearn.utils.validation import has_fit_parameter, validate_data
 
-from skl_transformaly._gaussian import GaussianDensity, LogDensity, group_sizes
+from skl_transformaly._gaussian import GaussianDensity, LogDensity
 from skl_transformaly.utils._compat import Interval, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
 
@@ -28,7 +28,6 @@ __all__ = [
     "KNNDensity",
     "fit_density",
     "folds",
-    "group_sizes",
     "held_out_scores",
     "resolve_density",
 ]

@@ -10,12 +10,13 @@ import numpy as np
 from scipy.linalg import eigh
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import gen_batches
-from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skl_transformaly.utils._compat import Interval, StrOptions, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
+from skl_transformaly.utils._labels import group_sizes
 
-__all__ = ["GaussianDensity", "LogDensity", "group_sizes"]
+__all__ = ["GaussianDensity", "LogDensity"]
 
 # Directions whose variance is below this share of the largest are rounding, not variation.
 _RANK_TOLERANCE = 1e-12
@@ -352,14 +353,3 @@ def _principal_directions(R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # orthonormal to rounding even where variances span many orders
     directions = np.linalg.qr(directions.T)[0].T if len(directions) else directions
     return (directions @ R.T).var(axis=1) if len(directions) else values, directions
-
-
-def group_sizes(groups: Any, n: int) -> np.ndarray:
-    """How many samples the group of each has; ones without groups."""
-    if groups is None:
-        return np.ones(n, dtype=int)
-    groups = check_array(groups, ensure_2d=False, dtype=None)
-    if groups.shape != (n,):
-        raise ValueError(f"groups must name one group for each of the {n} samples, got shape {groups.shape}.")
-    _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    return counts[inverse]

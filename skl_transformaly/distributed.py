@@ -269,10 +269,10 @@ def fit_detector(detector: Any, X: Any, *, partition_size: int = 256, threads: i
     (20,)
     """
     from skl_transformaly._detector import TransformalyDetector
-    from skl_transformaly._gaussian import group_sizes
     from skl_transformaly._measuring import copies
     from skl_transformaly._parts import joined, seen_images
     from skl_transformaly.students._leaving_out import map_positions
+    from skl_transformaly.utils._labels import group_sizes
 
     if not isinstance(detector, TransformalyDetector):
         raise TypeError(f"Expected a TransformalyDetector, got {type(detector).__name__}.")

@@ -1,5 +1,6 @@
 """The package as a whole."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -30,3 +31,29 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_other_files_name_the_version(name, pattern):
     text = (Path(__file__).parent.parent / name).read_text(encoding="utf-8")
     assert re.search(pattern, text, flags=re.MULTILINE)[1] == skl_transformaly.__version__
+
+
+# What each room may import besides itself; the files beside the rooms, the core and its tools, import all but these.
+ROOMS = {
+    "utils": set(),
+    "images": {"utils"},
+    "teacher": {"utils", "images"},
+    "students": {"utils", "images", "teacher"},
+}
+LAST = {"cli", "serving"}
+
+
+def test_imports_point_one_way():
+    package = Path(skl_transformaly.__file__).parent
+    wrong = []
+    for path in package.rglob("*.py"):
+        room = path.relative_to(package).parts[0]
+        if room in LAST or path.name in ("__init__.py", "__main__.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            module = node.module if isinstance(node, ast.ImportFrom) and node.module else ""
+            if module.startswith("skl_transformaly."):
+                imported = module.split(".")[1]
+                allowed = imported in ROOMS[room] | {room} if room in ROOMS else imported not in LAST
+                wrong += [] if allowed else [f"{path.name} imports {module}"]
+    assert not wrong

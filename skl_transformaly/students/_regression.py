@@ -217,7 +217,7 @@ class Sums:
             part += product
 
     def copy(self) -> Sums:
-        """Sums that can be added to without a change of these."""
+        """Return a copy that can be added to without changing these sums."""
         copied = copy.copy(self)
         copied.parts = [part.copy() for part in self.parts]
         return copied

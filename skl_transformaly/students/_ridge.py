@@ -12,7 +12,6 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
-from skl_transformaly._gaussian import group_sizes
 from skl_transformaly.images._images import Images
 from skl_transformaly.students._activations import inspect_blocks
 from skl_transformaly.students._imitation import Collect, ImitationMixin, Part
@@ -26,6 +25,7 @@ from skl_transformaly.utils._cache import Cache, fingerprint, identity
 from skl_transformaly.utils._chunks import Chunks
 from skl_transformaly.utils._compat import Interval, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
+from skl_transformaly.utils._labels import group_sizes
 from skl_transformaly.utils._progress import Progress
 from skl_transformaly.utils._torch import own_settings, single_threaded_blas
 

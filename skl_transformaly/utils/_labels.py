@@ -1,4 +1,4 @@
-"""Labels of a one-class task: +1 is normal, -1 is an anomaly; everything else is refused or warned about."""
+"""Labels of a one-class task: +1 is normal, -1 is an anomaly; all else is refused. Sizes of groups of duplicates."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import contextlib
 from typing import Any
 
 import numpy as np
-from sklearn.utils.validation import column_or_1d
+from sklearn.utils.validation import check_array, column_or_1d
 
 from skl_transformaly.utils._warnings import warn_user
 
-__all__ = ["check_labels", "normal_samples"]
+__all__ = ["check_labels", "group_sizes", "normal_samples"]
 
 _CONVERT = "Convert: y = np.where(y_is_anomaly, -1, 1)."
 
@@ -124,3 +124,14 @@ def _refuse_gaps(labels: np.ndarray) -> None:
             f"y has no label for {missing.sum()} of {len(labels)} samples (NaN or None): label them +1 or -1, or leave "
             "them out of X and y."
         )
+
+
+def group_sizes(groups: Any, n: int) -> np.ndarray:
+    """How many samples the group of each has; ones without groups."""
+    if groups is None:
+        return np.ones(n, dtype=int)
+    groups = check_array(groups, ensure_2d=False, dtype=None)
+    if groups.shape != (n,):
+        raise ValueError(f"groups must name one group for each of the {n} samples, got shape {groups.shape}.")
+    _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    return counts[inverse]
