@@ -1,5 +1,7 @@
 """One feature space, by what its parts are made of."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
@@ -115,3 +117,13 @@ def test_a_refit_that_fails_leaves_the_space_as_it_was(Z):
 def test_all_of_the_variance_is_no_share_to_whiten_by(Z):
     with pytest.raises(ValueError, match="The 'explained_variance' parameter"):
         FeatureSpace(explained_variance=1.0).fit(Z)
+
+
+def test_a_fit_takes_a_few_copies_of_the_features(rng):
+    """Of thousands of images, an embedding is larger than the network."""
+    Z = rng.normal(size=(3000, 200)).astype(np.float32)
+    tracemalloc.start()
+    FeatureSpace("auto").fit(Z)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * Z.astype(np.float64).nbytes
