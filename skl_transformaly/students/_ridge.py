@@ -314,7 +314,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
 
         chunks = Chunks("scoring", chunk_size(extractor))
         with Progress("Solving students", len(images), show=self.verbose) as progress:
-            for positions, pixels in images.batches(extractor.batch_size):
+            for positions, pixels in releasing(images.batches(extractor.batch_size)):
                 # added after all parts have run, since parts run again if memory runs out
                 for found in chunks(run, Part(positions, extractor.preprocess(pixels))):
                     for index, products in found.items():

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from skl_transformaly.images._input import ImageInputMixin
 from skl_transformaly.images._pixels import eight_bits
 from skl_transformaly.teacher import _architecture, _weights
-from skl_transformaly.teacher._kernels import REUSED_BYTES, suit_sixteen_bits
+from skl_transformaly.teacher._kernels import REUSED_BYTES, releasing, suit_sixteen_bits
 from skl_transformaly.teacher._network import BlockVisitor, Teacher
 from skl_transformaly.teacher._protocol import Extractor, missing_members
 from skl_transformaly.utils._chunks import Chunks
@@ -211,7 +211,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         images = self._check_images(X, reset=False)
         Z = np.full((len(images), self.embedding_size_), np.nan, dtype=np.float64)
         chunks = Chunks("running the teacher on", self.chunk_size_)
-        for positions, pixels in images.batches(self.batch_size):
+        for positions, pixels in releasing(images.batches(self.batch_size)):
             Z[positions] = torch.cat(chunks(self.embed, self.preprocess(pixels))).double().cpu().numpy()
         return Z if self.precision_ == "float64" else Z.astype(np.float32)
 

@@ -163,7 +163,7 @@ def release_memory() -> None:
         libc.malloc_trim(0)
 
 
-def releasing(batches: Iterable[_Batch], every: int = 8) -> Iterator[_Batch]:
+def releasing(batches: Iterable[_Batch], every: int = 4) -> Iterator[_Batch]:
     """Yield `batches`, and call :func:`release_memory` after each few of them."""
     for number, batch in enumerate(batches, 1):
         yield batch
