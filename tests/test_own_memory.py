@@ -38,7 +38,9 @@ def test_blocks_that_were_freed_are_used_again():
     with own_memory():
         faults_of(8)  # the heap may have to grow in two places
         assert faults_of(8) < outside / 8
-    assert faults_of(8) > outside / 8
+    held = [torch.ones(_BYTES, dtype=torch.uint8) for _ in range(2)]  # what such places can still hold
+    assert faults_of(8) > outside / 2
+    del held
 
 
 def test_what_was_freed_goes_back_at_the_end():

@@ -112,8 +112,7 @@ def _post(url: str, content: bytes) -> None:
     headers = {"Content-Type": "application/json", "User-Agent": "skl-transformaly"}
     request = urllib.request.Request(url, content, headers, method="POST")
     try:
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=_URL_SECONDS):
-            pass
+        urllib.request.build_opener(_NoRedirect).open(request, timeout=_URL_SECONDS).close()
     except urllib.error.HTTPError as error:
         error.close()
         raise OSError(f"{url} answered {error.code}") from None

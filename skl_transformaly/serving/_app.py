@@ -251,8 +251,9 @@ def _sentence(text: str) -> str:
 
 async def _gone(request: Request) -> None:
     """Return when the client has gone; its body was read before."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    kind = ""
+    while kind != "http.disconnect":
+        kind = (await request.receive())["type"]
 
 
 async def _linger(request: Request) -> None:

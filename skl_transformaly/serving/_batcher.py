@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -226,10 +227,8 @@ class Batcher:
         with self._changed:
             self._pending -= 1
             self._changed.notify_all()
-        try:
+        with contextlib.suppress(InvalidStateError):  # cancelled
             if error is None:
                 job.future.set_result(result)
             else:
                 job.future.set_exception(error)
-        except InvalidStateError:  # cancelled
-            pass

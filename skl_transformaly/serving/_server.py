@@ -60,7 +60,7 @@ def run(app: ASGIApp, listener: socket.socket, limits: Limits) -> None:
 
 
 def _ignore(*_: Any) -> None:
-    pass
+    """Handle a signal by doing nothing."""
 
 
 class _Protocol(H11Protocol):

@@ -234,7 +234,7 @@ class Sums:
         total = several[0].emptied()
         for sums in several:
             if sums.parts:
-                total.add([part.copy() for part in sums.parts] if not total.parts else sums.parts)
+                total.add(sums.copy().parts)
         return total
 
     def solve(self, ridge: float) -> tuple[np.ndarray, np.ndarray]:
