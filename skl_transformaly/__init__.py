@@ -7,10 +7,11 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from skl_transformaly._calibration import ConformalDetector
-    from skl_transformaly._density import AutoDensity, KNNDensity
+    from skl_transformaly._density import AutoDensity
     from skl_transformaly._detector import TransformalyDetector
     from skl_transformaly._drift import DriftMonitor
     from skl_transformaly._gaussian import GaussianDensity
+    from skl_transformaly._neighbors import KNNDensity, LocalKNNDensity
     from skl_transformaly.images._values import ImageError
     from skl_transformaly.persistence import load, save
     from skl_transformaly.students._block import BlockStudents
@@ -28,6 +29,7 @@ __all__ = [
     "GaussianDensity",
     "ImageError",
     "KNNDensity",
+    "LocalKNNDensity",
     "ModelFileError",
     "RidgeStudents",
     "TimmExtractor",
@@ -46,7 +48,8 @@ _HOMES = {
     "GaussianDensity": "_gaussian",
     "Extractor": "teacher._protocol",
     "ImageError": "images._values",
-    "KNNDensity": "_density",
+    "KNNDensity": "_neighbors",
+    "LocalKNNDensity": "_neighbors",
     "ModelFileError": "utils._container",
     "RidgeStudents": "students._ridge",
     "TimmExtractor": "teacher._extractor",

@@ -10,22 +10,22 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
-from scipy.special import gammaln
 from sklearn.base import clone
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GroupKFold
-from sklearn.neighbors import NearestNeighbors
-from sklearn.utils import gen_batches
 from sklearn.utils.validation import has_fit_parameter, validate_data
 
 from skl_transformaly._gaussian import GaussianDensity, LogDensity
+from skl_transformaly._neighbors import KNNDensity, LocalKNNDensity
 from skl_transformaly.utils._compat import Interval, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
 
 __all__ = [
+    "SHARES",
     "AutoDensity",
     "GaussianDensity",
     "KNNDensity",
+    "LocalKNNDensity",
     "fit_density",
     "folds",
     "held_out_scores",
@@ -37,136 +37,27 @@ _FOLDS = 5
 # AutoDensity seeks neighbours among at most this many samples, so that the time of a fit stays linear in their number
 # and model files stay small.
 _MOST_NEIGHBORS = 5000
-
-
-class KNNDensity(LogDensity):
-    """Log-density by k nearest neighbours: k samples in a ball that just holds them.
-
-    ``log p(x) = log k - log n - log V_d - d log r_k(x)``, with ``r_k`` the Euclidean distance to the k-th
-    nearest training sample and ``V_d`` the volume of the unit ball: its ranking is that of the distance.
-
-    Parameters
-    ----------
-    n_neighbors : int, default=5
-        k; at most the number of training samples.
-    max_samples : int or None, default=None
-        Seek neighbours among at most so many training samples, taken at even steps; None is all.
-    n_jobs : int, default=None
-        As in :class:`sklearn.neighbors.NearestNeighbors`.
-
-    Attributes
-    ----------
-    neighbors_ : NearestNeighbors
-    samples_ : ndarray of shape (n_kept, n_features)
-        The samples that neighbours are sought among.
-    positions_ : ndarray of shape (n_kept,)
-        Their positions among the samples that `fit` saw, in ascending order.
-    n_samples_fit_ : int
-        Number of samples that `fit` saw.
-    floor_ : float
-        Lower limit of distances, 1e-12 of the training data's spread, so that duplicates have a finite density.
-    n_features_in_ : int
-
-    Notes
-    -----
-    In `score_samples` a training sample is its own first neighbour; in `held_out_scores` it is not: if fewer than
-    `n_neighbors` other samples are left there, the farthest of these is taken.
-
-    References
-    ----------
-    .. [1] D. O. Loftsgaarden and C. P. Quesenberry, "A Nonparametric Estimate of a Multivariate Density
-       Function", Annals of Mathematical Statistics 36(3), 1965.
-
-    Examples
-    --------
-    >>> from skl_transformaly import KNNDensity
-    >>> density = KNNDensity(n_neighbors=1).fit([[0.0], [1.0]])
-    >>> density.score_samples([[0.5]]).round(3)
-    array([-0.693])
-    >>> density.held_out_scores([[0.0], [1.0]]).round(3)
-    array([-0.693, -0.693])
-    """
-
-    _parameter_constraints: dict = {
-        "n_neighbors": [Interval(Integral, 1, None, closed="left")],
-        "max_samples": [Interval(Integral, 2, None, closed="left"), None],
-        "n_jobs": [Integral, None],
-    }
-
-    def __init__(self, *, n_neighbors: int = 5, max_samples: int | None = None, n_jobs: int | None = None):
-        self.n_neighbors = n_neighbors
-        self.max_samples = max_samples
-        self.n_jobs = n_jobs
-
-    def _fit(self, X: np.ndarray) -> None:
-        count = len(X) if self.max_samples is None else min(len(X), self.max_samples)
-        if count < self.n_neighbors:
-            raise ValueError(
-                f"n_neighbors={self.n_neighbors} needs as many samples, got n_samples={len(X)} and "
-                f"max_samples={self.max_samples}: lower n_neighbors, or give more."
-            )
-        mean = X.mean(axis=0)
-        squares = sum(float(((X[rows] - mean) ** 2).sum()) for rows in gen_batches(len(X), 1024))
-        positions = np.linspace(0, len(X) - 1, count).round().astype(int)
-        self.restore(X[positions], 1e-12 * (np.sqrt(squares / len(X)) or 1.0))
-        self.positions_, self.n_samples_fit_ = positions, len(X)
-
-    def restore(self, samples: np.ndarray, floor: float) -> None:
-        """Set the samples, as a model file does; a search structure is built anew.
-
-        Parameters
-        ----------
-        samples : ndarray of shape (n_kept, n_features)
-        floor : float
-        """
-        self.samples_ = samples
-        self.floor_ = floor
-        self.neighbors_ = NearestNeighbors(n_neighbors=self.n_neighbors, n_jobs=self.n_jobs).fit(samples)
-
-    def _log_density(self, X: np.ndarray) -> np.ndarray:
-        distances = self.neighbors_.kneighbors(X)[0]
-        return self._by_distance(distances[:, -1], len(self.samples_), distances.shape[1])
-
-    def _held_out(self, X: np.ndarray, groups: Any, unseen: np.ndarray | None) -> np.ndarray:
-        X = X if unseen is None else unseen
-        if len(X) != self.n_samples_fit_:
-            raise ValueError(f"X must be the {self.n_samples_fit_} samples that fit saw, got {len(X)}.")
-        labels = np.arange(len(X)) if groups is None else np.unique(groups, return_inverse=True)[1]
-        kept = labels[self.positions_]
-        n = len(kept)
-        sizes = np.bincount(kept, minlength=labels.max() + 1)[labels]  # of what is left out with each sample
-        wanted = np.minimum(self.neighbors_.n_neighbors, np.maximum(n - sizes, 1))
-        reach = min(n, int((wanted + sizes).max()))
-        distances, found = self.neighbors_.kneighbors(X, n_neighbors=reach)
-        distances = np.where(kept[found] == labels[:, np.newaxis], np.inf, distances)
-        distances.sort(axis=1)
-        nearest = distances[np.arange(len(X)), wanted - 1]
-        nearest = np.where(np.isfinite(nearest), nearest, 0.0)  # all samples are alike
-        return self._by_distance(nearest, np.maximum(n - sizes, 1), wanted)
-
-    def _by_distance(self, distance: np.ndarray, n: Any, k: Any) -> np.ndarray:
-        d = self.samples_.shape[1]
-        log_ball = d / 2 * np.log(np.pi) - gammaln(d / 2 + 1)
-        return np.log(k) - np.log(n) - log_ball - d * np.log(np.maximum(distance, self.floor_))
+# Of the Gaussian and the neighbours in AutoDensity.
+SHARES = np.array([0.2, 0.8])
 
 
 class AutoDensity(LogDensity):
     """A Gaussian and nearest neighbours together, for one or many kinds of normal samples.
 
     A Gaussian describes one kind of normal samples best, neighbours describe several. The log-densities of
-    :class:`GaussianDensity` and :class:`KNNDensity` are each standardised over held-out training samples, and averaged:
-    up to a constant, this is the log of a weighted geometric mean of the two densities. Neighbours are sought among at
-    most 5,000 training samples.
+    :class:`GaussianDensity` and :class:`LocalKNNDensity` are each standardised over held-out training samples. Their
+    mean, in which the neighbours count four times, is the log of a weighted geometric mean of the two densities, up to
+    a constant. Neighbours are sought among at most 5,000 training samples.
 
     Parameters
     ----------
-    n_neighbors : int, default=3
-        Number of neighbours; at most the number of other samples.
+    n_neighbors : int, default=20
+        Number of neighbours; of n samples at most n - 2, and at least 1.
 
     Attributes
     ----------
     gaussian_ : GaussianDensity
-    neighbors_ : KNNDensity
+    neighbors_ : LocalKNNDensity
     location_, spread_ : ndarray of shape (2,)
         Means and standard deviations of the held-out log-densities of both.
     held_out_scores_ : ndarray of shape (n_samples,)
@@ -186,7 +77,7 @@ class AutoDensity(LogDensity):
 
     _parameter_constraints: dict = {"n_neighbors": [Interval(Integral, 1, None, closed="left")]}
 
-    def __init__(self, *, n_neighbors: int = 3):
+    def __init__(self, *, n_neighbors: int = 20):
         self.n_neighbors = n_neighbors
 
     @all_or_nothing
@@ -213,7 +104,9 @@ class AutoDensity(LogDensity):
         """
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         gaussian = GaussianDensity().fit(X)
-        neighbors = KNNDensity(n_neighbors=min(self.n_neighbors, len(X) - 1), max_samples=_MOST_NEIGHBORS).fit(X)
+        # so that as many are left if a sample and one of its neighbours are held out
+        count = max(1, min(self.n_neighbors, len(X) - 2))
+        neighbors = LocalKNNDensity(n_neighbors=count, max_samples=_MOST_NEIGHBORS).fit(X, groups=groups)
         held_out = [part.held_out_scores(X, groups=groups) for part in (gaussian, neighbors)]
         self.gaussian_, self.neighbors_ = gaussian, neighbors
         self.location_ = np.mean(held_out, axis=1)
@@ -230,7 +123,7 @@ class AutoDensity(LogDensity):
         return self._together([part.held_out_scores(X, groups=groups, unseen=unseen) for part in parts])
 
     def _together(self, scores: list[np.ndarray]) -> np.ndarray:
-        return ((np.array(scores).T - self.location_) / self.spread_).mean(axis=1)
+        return ((np.array(scores).T - self.location_) / self.spread_) @ SHARES
 
 
 def held_out_scores(density: Any, X: np.ndarray, *, groups: Any = None, unseen: np.ndarray | None = None) -> np.ndarray:

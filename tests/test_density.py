@@ -11,7 +11,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
 
-from skl_transformaly import AutoDensity, GaussianDensity, KNNDensity
+from skl_transformaly import AutoDensity, GaussianDensity, KNNDensity, LocalKNNDensity
 from skl_transformaly._density import folds, held_out_scores, resolve_density
 
 
@@ -151,7 +151,10 @@ def test_a_diagonal_target_does_not_depend_on_the_unit_of_any_feature():
     np.testing.assert_allclose(shift, -np.log(units).sum(), atol=1e-6)
 
 
-@pytest.mark.parametrize("density", [GaussianDensity(), AutoDensity(), KNNDensity(n_neighbors=1), GaussianMixture(1)])
+@pytest.mark.parametrize(
+    "density",
+    [GaussianDensity(), AutoDensity(), KNNDensity(n_neighbors=1), LocalKNNDensity(n_neighbors=2), GaussianMixture(1)],
+)
 @pytest.mark.parametrize("n", [2, 3, 9])
 def test_fewer_samples_than_features_score_finite(density, n):
     X = correlated(n, n, 10)
@@ -159,27 +162,31 @@ def test_fewer_samples_than_features_score_finite(density, n):
     assert np.isfinite(held_out_scores(density, X)).all()
 
 
-@pytest.mark.parametrize("density", [GaussianDensity(), AutoDensity(), KNNDensity(n_neighbors=2)])
+@pytest.mark.parametrize(
+    "density", [GaussianDensity(), AutoDensity(), KNNDensity(n_neighbors=2), LocalKNNDensity(n_neighbors=2)]
+)
 def test_identical_and_constant_samples_score_finite(density):
     X = np.ones((5, 3))
     assert np.isfinite(density.fit(X).score_samples(np.vstack([X, X * 2]))).all()
     assert np.isfinite(density.held_out_scores(X, groups=np.zeros(5))).all()
 
 
-@pytest.mark.parametrize("density", [GaussianDensity(), AutoDensity(), KNNDensity(n_neighbors=1)])
+@pytest.mark.parametrize(
+    "density", [GaussianDensity(), AutoDensity(), KNNDensity(n_neighbors=1), LocalKNNDensity(n_neighbors=1)]
+)
 def test_one_sample_is_refused(density):
     with pytest.raises(ValueError, match="minimum of 2"):
         density.fit([[1.0, 2.0]])
 
 
-@pytest.mark.parametrize("density", [GaussianDensity(), KNNDensity()])
+@pytest.mark.parametrize("density", [GaussianDensity(), KNNDensity(), LocalKNNDensity(n_neighbors=5)])
 def test_held_out_scores_of_other_samples_are_refused(density):
     X = correlated(0, 20, 2)
     with pytest.raises(ValueError, match="the 20 samples that fit saw, got 19"):
         density.fit(X).held_out_scores(X[1:])
 
 
-@pytest.mark.parametrize("density", [GaussianDensity(), AutoDensity(), KNNDensity()])
+@pytest.mark.parametrize("density", [GaussianDensity(), AutoDensity(), KNNDensity(), LocalKNNDensity(n_neighbors=5)])
 @pytest.mark.parametrize("method", ["score_samples", "held_out_scores"])
 def test_samples_of_another_number_of_features_are_refused(density, method):
     X = correlated(0, 20, 2)
@@ -203,12 +210,95 @@ def test_neighbours_of_a_held_out_sample_are_no_duplicates_of_it(seed, n, k, cop
             assert scores[i] == pytest.approx(expected.score_samples(X[i : i + 1])[0])
 
 
+def local_by_formula(x, X, k, scaling):
+    """Of `LocalKNNDensity` fitted to X, by sorting all distances."""
+
+    def nearest(point, others):
+        distances = np.linalg.norm(others - point, axis=1)
+        order = np.argsort(distances)[:k]
+        return order, distances[order].mean()
+
+    near, own = nearest(x, X)
+    around = [nearest(X[j], np.delete(X, j, axis=0))[1] for j in near]
+    return -X.shape[1] * (np.log(own) - scaling * np.log(around).mean())
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1), n=st.integers(2, 30), k=st.integers(1, 8), scaling=st.sampled_from([0, 0.4, 1.0])
+)
+def test_local_neighbours_by_brute_force(seed, n, k, scaling):
+    X, new = correlated(seed, n, 3), correlated(seed + 1, 4, 3)
+    density = LocalKNNDensity(n_neighbors=min(k, n), scaling=scaling).fit(X)
+    expected = [local_by_formula(x, X, min(k, n), scaling) for x in new]
+    np.testing.assert_allclose(density.score_samples(new), expected, rtol=1e-7, atol=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(4, 30), k=st.integers(1, 8), copies=st.integers(0, 3))
+def test_a_held_out_sample_is_no_neighbour_of_its_neighbours(seed, n, k, copies):
+    """As scored by a fit without it and its copies."""
+    X = correlated(seed, n, 3)
+    X = np.vstack([X, np.repeat(X[:1], copies, axis=0)])
+    groups = np.concatenate([np.arange(n), np.zeros(copies, dtype=int)])
+    k = min(k, n)
+    scores = LocalKNNDensity(n_neighbors=k).fit(X, groups=groups).held_out_scores(X, groups=groups)
+    for i in range(len(X)):
+        rest = groups != groups[i]
+        fit = LocalKNNDensity(n_neighbors=min(k, rest.sum())).fit(X[rest], groups=groups[rest])
+        assert scores[i] == pytest.approx(fit.score_samples(X[i : i + 1])[0], rel=1e-9, abs=1e-9)
+
+
+def test_copies_of_a_sample_do_not_make_its_place_look_crowded():
+    X = correlated(0, 20, 3)
+    copied = np.vstack([X, X[:1], X[:1]])
+    groups = np.concatenate([np.arange(20), [0, 0]])
+    plain = LocalKNNDensity(n_neighbors=3).fit(X).distances_
+    assert LocalKNNDensity(n_neighbors=3).fit(copied, groups=groups).distances_[0] == pytest.approx(plain[0])
+
+
+def test_neighbours_in_a_sparse_place_allow_for_more_distance():
+    rng = np.random.default_rng(0)
+    X = np.vstack([rng.normal(-50, 0.1, (40, 2)), rng.normal(50, 5, (40, 2))])
+    far_from_close, far_from_sparse = np.full((1, 2), -55.0), np.full((1, 2), 65.0)
+    alike, apart = (LocalKNNDensity(n_neighbors=5, scaling=s).fit(X) for s in (0, 0.75))
+    assert alike.score_samples(far_from_close) > alike.score_samples(far_from_sparse)
+    assert apart.score_samples(far_from_close) < apart.score_samples(far_from_sparse)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_local_neighbours_of_duplicates_follow_the_unit(unit):
+    X = np.repeat(correlated(0, 4, 2), 3, axis=0)
+    plain, scaled = (LocalKNNDensity(n_neighbors=2).fit(X * factor).score_samples(X * factor) for factor in (1, unit))
+    np.testing.assert_allclose(scaled, plain - 2 * 0.25 * np.log(unit))
+
+
+def test_local_neighbours_among_some_of_the_samples():
+    """A sample that is not kept is held out by itself: what was kept stays as it is."""
+    X = correlated(0, 30, 3)
+    density = LocalKNNDensity(n_neighbors=3, max_samples=10).fit(X)
+    scores = density.held_out_scores(X)
+    left_out = np.setdiff1d(np.arange(30), density.positions_)
+    np.testing.assert_allclose(scores[left_out], density.score_samples(X[left_out]))
+    rest = np.delete(density.samples_, 4, axis=0)
+    expected = local_by_formula(density.samples_[4], rest, 3, 0.75)
+    assert scores[density.positions_[4]] == pytest.approx(expected)
+
+
+def test_held_out_local_scores_of_what_unseen_measured():
+    X, unseen = correlated(0, 20, 3), correlated(1, 20, 3)
+    density = LocalKNNDensity(n_neighbors=4).fit(X)
+    scores = density.held_out_scores(X, unseen=unseen)
+    expected = [local_by_formula(unseen[i], np.delete(X, i, axis=0), 4, 0.75) for i in range(20)]
+    np.testing.assert_allclose(scores, expected)
+
+
 def test_auto_is_the_mean_of_both_on_the_scale_of_held_out_samples():
     X, new = correlated(0, 40, 3), correlated(1, 7, 3)
     expected = np.zeros(7)
-    for density in (GaussianDensity(), KNNDensity(n_neighbors=3)):
+    for density, share in ((GaussianDensity(), 0.2), (LocalKNNDensity(n_neighbors=20), 0.8)):
         held_out = density.fit(X).held_out_scores(X)
-        expected += (density.score_samples(new) - held_out.mean()) / held_out.std() / 2
+        expected += share * (density.score_samples(new) - held_out.mean()) / held_out.std()
     auto = AutoDensity().fit(X)
     np.testing.assert_allclose(auto.score_samples(new), expected)
     np.testing.assert_array_equal(auto.held_out_scores_, auto.held_out_scores(X))
@@ -218,7 +308,7 @@ def test_auto_takes_differences_as_they_are_where_held_out_samples_score_alike()
     auto = AutoDensity().fit([[0.0], [1.0]])
     held_out = [part.held_out_scores([[0.0], [1.0]])[0] for part in (auto.gaussian_, auto.neighbors_)]
     new = [part.score_samples([[3.0]])[0] for part in (auto.gaussian_, auto.neighbors_)]
-    assert auto.score_samples([[3.0]])[0] == pytest.approx(np.subtract(new, held_out).mean())
+    assert auto.score_samples([[3.0]])[0] == pytest.approx(np.subtract(new, held_out) @ [0.2, 0.8])
 
 
 def test_auto_finds_what_lies_between_two_kinds_of_normal():
@@ -325,6 +415,11 @@ def test_knn_agrees_with_kernel_density_on_what_is_far():
 def test_knn_with_more_neighbours_than_samples_is_refused():
     with pytest.raises(ValueError, match="n_neighbors=5.*n_samples=3"):
         KNNDensity().fit(np.eye(3))
+
+
+def test_local_neighbours_that_are_more_than_samples_are_refused():
+    with pytest.raises(ValueError, match="n_neighbors=20.*n_samples=3"):
+        LocalKNNDensity().fit(np.eye(3))
 
 
 def test_score_is_the_mean_log_density():

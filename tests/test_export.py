@@ -25,6 +25,7 @@ from skl_transformaly import (
     ConformalDetector,
     GaussianDensity,
     KNNDensity,
+    LocalKNNDensity,
     TimmExtractor,
 )
 from skl_transformaly._fusion import interpolated_p_values, p_values
@@ -79,6 +80,8 @@ DENSITIES = [
     *(GaussianMixture(3, covariance_type=kind, random_state=0) for kind in ("full", "tied", "diag", "spherical")),
     KNNDensity(n_neighbors=1),
     KNNDensity(),
+    LocalKNNDensity(n_neighbors=4),
+    LocalKNNDensity(scaling=0),
 ]
 
 

@@ -17,6 +17,7 @@ from skl_transformaly import (
     ConformalDetector,
     GaussianDensity,
     KNNDensity,
+    LocalKNNDensity,
     RidgeStudents,
 )
 from skl_transformaly._space import FeatureSpace
@@ -63,6 +64,7 @@ ROWS = {
     "Gaussian": (GaussianDensity, ("score_samples",)),
     "truncated": (lambda: GaussianDensity(shrinkage=0.1), ("score_samples",)),
     "neighbours": (lambda: KNNDensity(n_neighbors=2, max_samples=9), ("score_samples",)),
+    "local neighbours": (lambda: LocalKNNDensity(n_neighbors=2, max_samples=9), ("score_samples",)),
     "auto": (AutoDensity, ("score_samples",)),
     "feature space": (FeatureSpace, ("score_samples", "transform")),
     "feature space, paper's": (

@@ -25,7 +25,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
 
-from skl_transformaly import ConformalDetector, GaussianDensity, KNNDensity, ModelFileError, load, save
+from skl_transformaly import ConformalDetector, GaussianDensity, KNNDensity, LocalKNNDensity, ModelFileError, load, save
 from skl_transformaly.model_selection import NormalOnly
 from skl_transformaly.persistence import DriftWarning, read_header
 from skl_transformaly.persistence._model import SKOPS_TYPES
@@ -115,6 +115,7 @@ VARIANTS = {
     "gmm spherical": {"density": GaussianMixture(2, covariance_type="spherical")},
     "gmm tied": {"density": GaussianMixture(2, covariance_type="tied", means_init=None)},
     "knn": {"density": KNNDensity(n_neighbors=3), "discrepancy_density": "knn"},
+    "local knn": {"density": LocalKNNDensity(n_neighbors=3, scaling=0.5)},
     "gaussian": {"discrepancy_density": GaussianDensity(shrinkage="ledoit-wolf", ridge=1e-3)},
     "embedding alone": {"feature_spaces": ["pretrained"], "normalize": True},
     "discrepancy alone": {"feature_spaces": np.array(["discrepancy"])},

@@ -4,7 +4,7 @@ import pytest
 from conftest import tiny_detector, tiny_extractor, tiny_students
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from skl_transformaly import GaussianDensity, KNNDensity
+from skl_transformaly import GaussianDensity, KNNDensity, LocalKNNDensity
 
 ESTIMATORS = [
     tiny_detector(),
@@ -14,6 +14,7 @@ ESTIMATORS = [
     tiny_students(extractor=tiny_extractor()),
     GaussianDensity(),
     KNNDensity(),
+    LocalKNNDensity(n_neighbors=2),
 ]
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skl_transformaly._calibration import ConformalDetector
-from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity
+from skl_transformaly._density import SHARES, AutoDensity, GaussianDensity, KNNDensity, LocalKNNDensity
 from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly._fusion import quantile_knots
 from skl_transformaly._space import FeatureSpace
@@ -167,21 +167,35 @@ class _Neighbors(_Constants):
         self._count = count
 
     def forward(self, z: Tensor) -> Tensor:
+        distance = self._nearest(z)[0].amax(1)
+        return self.constant - self.samples.shape[1] * torch.maximum(distance, self.floor).log()
+
+    def _nearest(self, z: Tensor) -> tuple[Tensor, Tensor]:
         # |t|^2 - 2 z t finds the neighbours t; cancellation spoils it as a distance, which is taken from differences
         near = self.squares - 2 * (z @ self.samples.T)
         found = near.topk(self._count, dim=1, largest=False).indices
-        distance = (self.samples[found] - z.unsqueeze(1)).square().sum(2).amax(1).sqrt()
-        return self.constant - self.samples.shape[1] * torch.maximum(distance, self.floor).log()
+        return (self.samples[found] - z.unsqueeze(1)).square().sum(2).sqrt(), found
+
+
+class _LocalNeighbors(_Neighbors):
+    def __init__(self, density: LocalKNNDensity):
+        super().__init__(density)
+        self.register_buffer("scales", torch.from_numpy(density.scaling_ * np.log(density.distances_)))
+
+    def forward(self, z: Tensor) -> Tensor:
+        distances, found = self._nearest(z)
+        own = torch.maximum(distances.mean(1), self.floor).log()
+        return -self.samples.shape[1] * (own - self.scales[found].mean(1))
 
 
 class _Auto(_Constants):
     def __init__(self, density: AutoDensity):
-        super().__init__(locations=density.location_, spreads=density.spread_)
-        self._parts = nn.ModuleList([_Gaussian(density.gaussian_), _Neighbors(density.neighbors_)])
+        super().__init__(locations=density.location_, spreads=density.spread_, shares=SHARES)
+        self._parts = nn.ModuleList([_Gaussian(density.gaussian_), _LocalNeighbors(density.neighbors_)])
 
     def forward(self, z: Tensor) -> Tensor:
         logs = torch.stack([part(z) for part in self._parts], dim=1)
-        return ((logs - self.locations) / self.spreads).mean(1)
+        return ((logs - self.locations) / self.spreads) @ self.shares
 
 
 _DENSITIES: dict[type, Callable[[Any], nn.Module]] = {
@@ -189,6 +203,7 @@ _DENSITIES: dict[type, Callable[[Any], nn.Module]] = {
     GaussianDensity: _Gaussian,
     GaussianMixture: _Mixture,
     KNNDensity: _Neighbors,
+    LocalKNNDensity: _LocalNeighbors,
 }
 
 

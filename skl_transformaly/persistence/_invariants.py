@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
 from skl_transformaly._calibration import ConformalDetector
-from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity
+from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity, LocalKNNDensity
 from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly._fusion import conformal_threshold, held_out_threshold
 from skl_transformaly._learning import LEARNED
@@ -55,6 +55,15 @@ def check_neighbors(density: KNNDensity) -> None:
         refuse("has samples at positions_ that were not fitted")
     if not density.floor_ > 0:
         refuse(f"has floor_ {brief(density.floor_)}; expected a positive distance")
+
+
+def check_local_neighbors(density: LocalKNNDensity) -> None:
+    """What is true of neighbours, distances that are not below the least one, and a share."""
+    check_neighbors(density)
+    if not (density.distances_ >= density.floor_).all():
+        refuse("has distances_ below floor_")
+    if not 0 <= density.scaling_ <= 1:
+        refuse(f"has scaling_ {brief(density.scaling_)}; expected a share")
 
 
 def check_auto(density: AutoDensity, sizes: dict[str, int]) -> None:

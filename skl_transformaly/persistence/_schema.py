@@ -14,7 +14,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.mixture import GaussianMixture
 
 from skl_transformaly._calibration import ConformalDetector
-from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity
+from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity, LocalKNNDensity
 from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly._space import FeatureSpace
 from skl_transformaly.images._sequence import DIGEST_SIZE, THUMBNAIL_SIZE
@@ -62,6 +62,11 @@ def _restore_neighbors(density: KNNDensity, packed: dict[str, Any], reader: Read
     density.restore(density.samples_, density.floor_)
 
 
+def _restore_local(density: LocalKNNDensity, packed: dict[str, Any], reader: Reader) -> None:
+    invariants.check_local_neighbors(density)
+    density.restore(density.samples_, density.floor_)
+
+
 def _without_images(params: dict[str, Any]) -> dict[str, Any]:
     """Parameters of a conformal detector without calibration images, which scoring does not need."""
     return {**params, "calibration": ()} if isinstance(params["calibration"], tuple) else params
@@ -73,7 +78,7 @@ def _check_frozen(frozen: FrozenEstimator, sizes: dict[str, int]) -> None:
 
 
 DETECTORS = ("TransformalyDetector", "ConformalDetector", "NormalOnly", "FrozenEstimator")
-_DENSITIES = ("AutoDensity", "GaussianDensity", "KNNDensity", "GaussianMixture")
+_DENSITIES = ("AutoDensity", "GaussianDensity", "KNNDensity", "LocalKNNDensity", "GaussianMixture")
 _REAL = ("float64", "float32")
 _PLACES = ("int64",)
 
@@ -87,6 +92,14 @@ _IMAGES_OPTIONAL = frozenset(("n_features_in_", "feature_names_in_"))
 # what scikit-learn's validate_data sets
 _ROWS = {"n_features_in_": f.count(1, axis="d"), "feature_names_in_": f.names("d")}
 _ROWS_OPTIONAL = frozenset(("feature_names_in_",))
+
+_NEIGHBORS = {
+    **_ROWS,
+    "samples_": f.array("n", "d"),
+    "positions_": f.array("n", dtypes=_PLACES),
+    "floor_": f.number(),
+    "n_samples_fit_": f.count(2),
+}
 
 _F32 = ("float32",)
 _RESIDUALS = f.optional(
@@ -181,23 +194,24 @@ _PARTS = (
     ),
     Spec(
         KNNDensity,
-        {
-            **_ROWS,
-            "samples_": f.array("n", "d"),
-            "positions_": f.array("n", dtypes=_PLACES),
-            "floor_": f.number(),
-            "n_samples_fit_": f.count(2),
-        },
+        _NEIGHBORS,
         _ROWS_OPTIONAL,
         frozenset(("neighbors_",)),
         restore=_restore_neighbors,
+    ),
+    Spec(
+        LocalKNNDensity,
+        {**_NEIGHBORS, "distances_": f.array("n"), "scaling_": f.number()},
+        _ROWS_OPTIONAL,
+        frozenset(("neighbors_",)),
+        restore=_restore_local,
     ),
     Spec(
         AutoDensity,
         {
             **_ROWS,
             "gaussian_": f.part("GaussianDensity", d="d"),
-            "neighbors_": f.part("KNNDensity", d="d"),
+            "neighbors_": f.part("LocalKNNDensity", d="d"),
             "location_": f.array(2),
             "spread_": f.array(2),
             "held_out_scores_": f.array("n"),

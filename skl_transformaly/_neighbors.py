@@ -1,0 +1,280 @@
+"""Densities by nearest neighbours."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from scipy.special import gammaln
+from sklearn.neighbors import NearestNeighbors
+from sklearn.utils import gen_batches
+from sklearn.utils.validation import validate_data
+
+from skl_transformaly._gaussian import LogDensity
+from skl_transformaly.utils._compat import Interval, fit_context
+from skl_transformaly.utils._fitting import all_or_nothing
+
+__all__ = ["KNNDensity", "LocalKNNDensity"]
+
+# Distances that are held at a time where neighbours of neighbours are looked up.
+_MOST_DISTANCES = 2**21
+
+
+class KNNDensity(LogDensity):
+    """Log-density by k nearest neighbours: k samples in a ball that just holds them.
+
+    ``log p(x) = log k - log n - log V_d - d log r_k(x)``, with ``r_k`` the Euclidean distance to the k-th
+    nearest training sample and ``V_d`` the volume of the unit ball: its ranking is that of the distance.
+
+    Parameters
+    ----------
+    n_neighbors : int, default=5
+        k; at most the number of training samples.
+    max_samples : int or None, default=None
+        Seek neighbours among at most so many training samples, taken at even steps; None is all.
+    n_jobs : int, default=None
+        As in :class:`sklearn.neighbors.NearestNeighbors`.
+
+    Attributes
+    ----------
+    neighbors_ : NearestNeighbors
+    samples_ : ndarray of shape (n_kept, n_features)
+        The samples that neighbours are sought among.
+    positions_ : ndarray of shape (n_kept,)
+        Their positions among the samples that `fit` saw, in ascending order.
+    n_samples_fit_ : int
+        Number of samples that `fit` saw.
+    floor_ : float
+        Lower limit of distances, 1e-12 of the training data's spread, so that duplicates have a finite density.
+    n_features_in_ : int
+
+    Notes
+    -----
+    In `score_samples` a training sample is its own first neighbour; in `held_out_scores` it is not: if fewer than
+    `n_neighbors` other samples are left there, the farthest of these is taken.
+
+    References
+    ----------
+    .. [1] D. O. Loftsgaarden and C. P. Quesenberry, "A Nonparametric Estimate of a Multivariate Density
+       Function", Annals of Mathematical Statistics 36(3), 1965.
+
+    Examples
+    --------
+    >>> from skl_transformaly import KNNDensity
+    >>> density = KNNDensity(n_neighbors=1).fit([[0.0], [1.0]])
+    >>> density.score_samples([[0.5]]).round(3)
+    array([-0.693])
+    >>> density.held_out_scores([[0.0], [1.0]]).round(3)
+    array([-0.693, -0.693])
+    """
+
+    _parameter_constraints: dict = {
+        "n_neighbors": [Interval(Integral, 1, None, closed="left")],
+        "max_samples": [Interval(Integral, 2, None, closed="left"), None],
+        "n_jobs": [Integral, None],
+    }
+
+    def __init__(self, *, n_neighbors: int = 5, max_samples: int | None = None, n_jobs: int | None = None):
+        self.n_neighbors = n_neighbors
+        self.max_samples = max_samples
+        self.n_jobs = n_jobs
+
+    def _fit(self, X: np.ndarray) -> None:
+        count = len(X) if self.max_samples is None else min(len(X), self.max_samples)
+        if count < self.n_neighbors:
+            raise ValueError(
+                f"n_neighbors={self.n_neighbors} needs as many samples, got n_samples={len(X)} and "
+                f"max_samples={self.max_samples}: lower n_neighbors, or give more."
+            )
+        mean = X.mean(axis=0)
+        squares = sum(float(((X[rows] - mean) ** 2).sum()) for rows in gen_batches(len(X), 1024))
+        positions = np.linspace(0, len(X) - 1, count).round().astype(int)
+        self.restore(X[positions], 1e-12 * (np.sqrt(squares / len(X)) or 1.0))
+        self.positions_, self.n_samples_fit_ = positions, len(X)
+
+    def restore(self, samples: np.ndarray, floor: float) -> None:
+        """Set the samples, as a model file does; a search structure is built anew.
+
+        Parameters
+        ----------
+        samples : ndarray of shape (n_kept, n_features)
+        floor : float
+        """
+        self.samples_ = samples
+        self.floor_ = floor
+        self.neighbors_ = NearestNeighbors(n_neighbors=self.n_neighbors, n_jobs=self.n_jobs).fit(samples)
+
+    def _log_density(self, X: np.ndarray) -> np.ndarray:
+        distances = self.neighbors_.kneighbors(X)[0]
+        return self._by_distance(distances[:, -1], len(self.samples_), distances.shape[1])
+
+    def _held_out(self, X: np.ndarray, groups: Any, unseen: np.ndarray | None) -> np.ndarray:
+        X = X if unseen is None else unseen
+        labels, sizes = self._groups(X, groups)
+        n = len(self.samples_)
+        left = np.maximum(n - sizes[labels], 1)
+        wanted = np.minimum(self.neighbors_.n_neighbors, left)
+        distances, _ = self._others(X, labels, labels[self.positions_], int((wanted + sizes[labels]).max()))
+        nearest = distances[np.arange(len(X)), wanted - 1]
+        nearest = np.where(np.isfinite(nearest), nearest, 0.0)  # all samples are alike
+        return self._by_distance(nearest, left, wanted)
+
+    def _groups(self, X: np.ndarray, groups: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Groups of the fitted samples, numbered, and how many kept samples each has."""
+        if len(X) != self.n_samples_fit_:
+            raise ValueError(f"X must be the {self.n_samples_fit_} samples that fit saw, got {len(X)}.")
+        labels = np.arange(len(X)) if groups is None else np.unique(groups, return_inverse=True)[1]
+        return labels, np.bincount(labels[self.positions_], minlength=labels.max() + 1)
+
+    def _others(self, X: np.ndarray, labels: np.ndarray, kept: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
+        """Find the nearest kept samples of other groups: distances in ascending order, and which samples they are.
+
+        Of `reach` neighbours (or as many as there are), those of the same group come last, infinitely far.
+        """
+        distances, found = self.neighbors_.kneighbors(X, n_neighbors=min(len(kept), reach))
+        distances = np.where(kept[found] == labels[:, np.newaxis], np.inf, distances)
+        order = np.argsort(distances, axis=1, kind="stable")
+        return np.take_along_axis(distances, order, axis=1), np.take_along_axis(found, order, axis=1)
+
+    def _by_distance(self, distance: np.ndarray, n: Any, k: Any) -> np.ndarray:
+        d = self.samples_.shape[1]
+        log_ball = d / 2 * np.log(np.pi) - gammaln(d / 2 + 1)
+        return np.log(k) - np.log(n) - log_ball - d * np.log(np.maximum(distance, self.floor_))
+
+
+class LocalKNNDensity(KNNDensity):
+    """Log-density by nearest neighbours, relative to how far apart these neighbours lie from their own.
+
+    ``log p(x) = -d (log r(x) - s mean_j log r(x_j))`` up to a constant. ``r(x)`` is the mean distance of ``x`` to its k
+    nearest training samples ``x_j``, ``r(x_j)`` the mean distance of each of these to its own k, d the number of
+    features and s the `scaling`. With 0, the same distance counts the same everywhere. With 1, it counts relative to
+    what is usual around the neighbours, as in the local outlier factor [1]_; then samples in sparse places are no less
+    normal than others. In between, a kind of samples that differ much from each other and one whose samples are alike
+    can both be normal.
+
+    Parameters
+    ----------
+    n_neighbors : int, default=20
+        k; at most the number of training samples.
+    scaling : float, default=0.75
+        s, in [0, 1].
+    max_samples : int or None, default=None
+        Seek neighbours among at most so many training samples, taken at even steps; None is all.
+    n_jobs : int, default=None
+        As in :class:`sklearn.neighbors.NearestNeighbors`.
+
+    Attributes
+    ----------
+    neighbors_, samples_, positions_, n_samples_fit_, floor_, n_features_in_
+        As of :class:`KNNDensity`.
+    distances_ : ndarray of shape (n_kept,)
+        Mean distance of each kept sample to its nearest ones, without itself and its duplicates: r(x_j).
+
+    Notes
+    -----
+    `held_out_scores` leaves a sample and its duplicates out of its neighbours' distances, too. If fewer than
+    `n_neighbors` others are left, the mean is over these.
+
+    References
+    ----------
+    .. [1] M. M. Breunig, H.-P. Kriegel, R. T. Ng and J. Sander, "LOF: Identifying Density-Based Local Outliers", SIGMOD
+       2000.
+
+    Examples
+    --------
+    The same distance is far from samples that lie close together, and near to samples that do not:
+
+    >>> from skl_transformaly import LocalKNNDensity
+    >>> close, apart = [[0.0], [0.1], [0.2]], [[9.0], [12.0], [15.0]]
+    >>> density = LocalKNNDensity(n_neighbors=2).fit(close + apart)
+    >>> scores = density.score_samples([[-3.0], [18.0]])
+    >>> bool(scores[0] < scores[1])
+    True
+    """
+
+    _parameter_constraints: dict = {
+        **KNNDensity._parameter_constraints,
+        "scaling": [Interval(Real, 0, 1, closed="both")],
+    }
+
+    def __init__(
+        self,
+        *,
+        n_neighbors: int = 20,
+        scaling: float = 0.75,
+        max_samples: int | None = None,
+        n_jobs: int | None = None,
+    ):
+        super().__init__(n_neighbors=n_neighbors, max_samples=max_samples, n_jobs=n_jobs)
+        self.scaling = scaling
+
+    @all_or_nothing
+    @fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any = None, *, groups: Any = None) -> LocalKNNDensity:
+        """Fit the density to samples.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            At least 2 samples.
+        y : ignored
+        groups : array-like of shape (n_samples,), default=None
+            Samples of one group are duplicates: none counts among the neighbours of another.
+
+        Returns
+        -------
+        self : LocalKNNDensity
+
+        Raises
+        ------
+        ValueError
+            Fewer than 2 samples or than `n_neighbors`, or NaN or infinity in `X`.
+        """
+        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        self._fit(X)
+        labels, sizes = self._groups(X, groups)
+        kept = labels[self.positions_]
+        distances, _ = self._others(self.samples_, kept, kept, self.neighbors_.n_neighbors + int(sizes.max()))
+        self.distances_ = self._mean(distances, np.isfinite(distances))
+        self.scaling_ = float(self.scaling)
+        return self
+
+    def _mean(self, distances: np.ndarray, usable: np.ndarray) -> np.ndarray:
+        """Mean of the first `n_neighbors` usable distances of each row, which ascend; the least one without any."""
+        first = usable & (np.cumsum(usable, axis=-1) <= self.neighbors_.n_neighbors)
+        sums = np.where(first, distances, 0.0).sum(axis=-1)
+        return np.maximum(sums / np.maximum(first.sum(axis=-1), 1), self.floor_)
+
+    def _log_density(self, X: np.ndarray) -> np.ndarray:
+        distances, found = self.neighbors_.kneighbors(X)
+        own = np.maximum(distances.mean(axis=1), self.floor_)
+        return self._relative(own, np.log(self.distances_)[found].mean(axis=1))
+
+    def _held_out(self, X: np.ndarray, groups: Any, unseen: np.ndarray | None) -> np.ndarray:
+        scored = X if unseen is None else unseen
+        labels, sizes = self._groups(scored, groups)
+        kept, k, largest = labels[self.positions_], self.neighbors_.n_neighbors, int(sizes.max())
+        # enough that k are left without their own group and the one that is held out
+        around, whose = self._others(self.samples_, kept, kept, k + 2 * largest)
+        known = unseen is None and len(kept) == len(X)  # all samples are kept: they have been looked up already
+        scores = np.empty(len(X))
+        for rows in gen_batches(len(X), max(1, _MOST_DISTANCES // (k * around.shape[1]))):
+            if known:
+                distances, near = around[rows], whose[rows]
+            else:
+                distances, near = self._others(scored[rows], labels[rows], kept, k + largest)
+            distances, near = distances[:, :k], near[:, :k]
+            usable = np.isfinite(distances)
+            own = self._mean(distances, usable)
+            of_near = around[near]
+            others = np.isfinite(of_near) & (kept[whose[near]] != labels[rows, np.newaxis, np.newaxis])
+            # a neighbour that nothing else is left around: how far it is from the sample itself
+            lonely = usable & ~others.any(axis=2)
+            scale = np.log(np.where(lonely, np.maximum(distances, self.floor_), self._mean(of_near, others)))
+            count = np.maximum(usable.sum(axis=1), 1)
+            scores[rows] = self._relative(own, np.where(usable, scale, 0.0).sum(axis=1) / count)
+        return scores
+
+    def _relative(self, own: np.ndarray, of_neighbors: np.ndarray) -> np.ndarray:
+        return -self.samples_.shape[1] * (np.log(own) - self.scaling_ * of_neighbors)
