@@ -18,7 +18,7 @@ from skl_transformaly.utils._fitting import all_or_nothing
 __all__ = ["KNNDensity", "LocalKNNDensity"]
 
 # Distances that are held at a time where neighbours of neighbours are looked up.
-_MOST_DISTANCES = 2**21
+_MOST_DISTANCES = 2**17
 
 
 class KNNDensity(LogDensity):
