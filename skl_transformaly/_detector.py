@@ -66,7 +66,7 @@ class TransformalyDetector(
     students : RidgeStudents, BlockStudents or None, default=None
         None is ``RidgeStudents()``, solved in closed form. ``BlockStudents()`` are trained by gradient, as the paper's.
     density : {"auto", "gaussian", "gmm", "knn"} or estimator, default="auto"
-        Density of the teacher's features in each space: :class:`AutoDensity`, a Gaussian and neighbours together;
+        Density of the teacher's features in each space: :class:`AutoDensity`, neighbours and a Gaussian together;
         :class:`GaussianDensity`; scikit-learn's ``GaussianMixture`` with 5 components; :class:`KNNDensity`; or any
         estimator with ``fit`` and ``score_samples``.
     discrepancy_density : {"auto", "gaussian", "gmm", "knn"} or estimator, default="gaussian"

@@ -59,12 +59,12 @@ def load(name: str, *, fashion_train: int = 500, fashion_test: int | None = None
             return Data(images, labels, len(kept["y_train"]), [str(c) for c in kept["class_names"]])
     if name == "fashion_mnist":
         whole = loaders.load("fashion_mnist", FASHION)
-        rng = np.random.default_rng(0)
         parts = []
         for images, labels, number in (
             (whole.X_train, whole.y_train, fashion_train),
             (whole.X_test, whole.y_test, fashion_test),
         ):
+            rng = np.random.default_rng(0)  # the same images as benchmarks/paper/tables.py draws
             chosen = [rng.permutation(np.flatnonzero(labels == c))[:number] for c in np.unique(labels)]
             rows = np.sort(np.concatenate(chosen))
             parts.append(([images[int(i)] for i in rows], np.asarray(labels)[rows]))

@@ -93,6 +93,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         help="folder of the results, one for each study: tables are named by data set alone, and replace those of "
         "other settings (default: paper-results, or paper-results/dry-run)",
     )
+    parser.add_argument(
+        "--default-rows",
+        type=Path,
+        help="rows.csv of benchmarks/accuracy/run.py: the default's figures are taken from there, not computed",
+    )
     parser.add_argument("--room", type=float, default=16, help="GiB below --out for the recording of the teacher's run")
     parser.add_argument(
         "--dry-run", action="store_true", help="random weights and images, 64 pixels, one epoch: does it all run?"

@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ EARLIER = {
     "n_iter_no_change": 3,
     "validation_fraction": 0.1,
 }
+
+# What benchmarks/accuracy/run.py calls the settings.
+DEFAULT_SETTINGS = {"unimodal": "one class normal", "multimodal": "all but one normal"}
 
 # The row that a group ends with, where it is not named as the group is.
 MARKS = {"densities": next(iter(spaces.DENSITIES)), "students": "Transformaly"}
@@ -117,13 +121,8 @@ class Study:
         self._source: Source | None = None
         self._test_source: Source | None = None
         self._views: dict[int, dict] = {}
-        # Found again by content: with its rows at hand, a table is printed without a run of the teacher.
-        cache = Cache(str(options.out / "memory"))
         images, own = pixels_sha256(self.images), self.live.identity()
-        key = {"images": images, "teacher": own}
-        z = cache("embeddings", key, self._embeddings)
-        self.recording = Recording(self.live, self.images, False, options.out, embeddings=z)
-        self.z_p, self.z_p_test = z[: self.n_train], z[self.n_train :]
+        self._identity = {"images": images, "teacher": own}
         self.rows = Rows(options.out / "rows.csv")
         self.features = options.out / "features"
         self.features.mkdir(exist_ok=True)
@@ -136,6 +135,25 @@ class Study:
             "version": __version__,
             "one-component-fewer": "one-component-fewer" in options.quirks,
         }
+
+    @cached_property
+    def recording(self) -> Recording:
+        """Embeddings of all images, found again by content.
+
+        With its rows at hand, a table is printed without a run of the teacher.
+        """
+        z = Cache(str(self.options.out / "memory"))("embeddings", self._identity, self._embeddings)
+        return Recording(self.live, self.images, False, self.options.out, embeddings=z)
+
+    @property
+    def z_p(self) -> np.ndarray:
+        """Embeddings of the training images."""
+        return self.recording.embeddings[: self.n_train]
+
+    @property
+    def z_p_test(self) -> np.ndarray:
+        """Embeddings of the test images."""
+        return self.recording.embeddings[self.n_train :]
 
     def _embeddings(self) -> np.ndarray:
         """Run the teacher over all images; keep what its blocks do, too, where students will want it."""
@@ -198,7 +216,9 @@ class Study:
 
     def task(self, setting: str, label: int) -> tuple[np.ndarray, np.ndarray]:
         """Places of the training images, and +1 or -1 for each test image."""
-        numbered = dataclasses.replace(self.data, X_train=np.arange(self.n_train), X_test=np.arange(len(self.z_p_test)))
+        numbered = dataclasses.replace(
+            self.data, X_train=np.arange(self.n_train), X_test=np.arange(len(self.data.y_test))
+        )
         rows, _, y_test = getattr(datasets, setting)(numbered, label)
         return rows, y_test
 
@@ -387,6 +407,9 @@ class Study:
 
     def found(self, setting: str, group: str, method: str) -> Iterator[tuple[int, int, dict[str, str]]]:
         """Yield the rows of a method that are there, each with the places of its class and its seed."""
+        if group == "default" and self.options.default_rows:
+            yield from self._default_rows(setting)
+            return
         for j, seed in enumerate(self.seeds(group)):
             key = self.group_key(group, seed)
             for i, label in enumerate(self.labels()):
@@ -394,6 +417,18 @@ class Study:
                 rows = self.rows.find(key, seed=seed, method=method, **where)
                 if rows:
                     yield i, j, rows[-1]
+
+    def _default_rows(self, setting: str) -> Iterator[tuple[int, int, dict[str, str]]]:
+        """As `found`, of what `benchmarks/accuracy/run.py` has measured of the default."""
+        wanted = {"data": self.data.name, "setting": DEFAULT_SETTINGS[setting]}
+        wanted |= {"teacher": "vit_tiny", "method": "all spaces"}
+        with self.options.default_rows.open() as file:
+            found = {row["class"]: row for row in csv.DictReader(file) if wanted.items() <= row.items()}
+        for i, label in enumerate(self.labels()):
+            name = self.data.class_names[label]
+            if name in found:
+                row = {"dataset": self.data.name, "setting": setting, "class": name, "seed": "0", "method": "default"}
+                yield i, 0, {**row, "auroc": found[name]["auroc"], "seconds": found[name]["seconds"], "key": ""}
 
     def seconds(self, setting: str, groups: list[str]) -> float:
         """Seconds that all rows of these groups took, over classes and seeds."""

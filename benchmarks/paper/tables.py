@@ -114,10 +114,12 @@ def markdown(table: str, study: Study, shown: str, seconds: float) -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "scikit-learn"))
     own = sorted({len(study.task(setting, label)[0]) for label in study.labels()})
     in_a_run = "-".join(map(str, sorted({own[0], own[-1]})))
-    notes = f"{study.n_train} training images ({in_a_run} of them in a run) and {len(study.z_p_test)} test images"
+    notes = f"{study.n_train} training images ({in_a_run} of them in a run) and {len(study.data.y_test)} test images"
     notes += f", seeds {options.seeds}"
     if options.rival_seeds and any(group in SEEDED_RIVALS for group in groups):
         notes += f" (rivals {options.rival_seeds})"
+    if options.default_rows and "default" in groups:
+        notes += ", the default's column from benchmarks/accuracy/rows.csv"
     if any(group == "students" for group in groups):
         students = study.students(options.seeds[0])
         notes += f", {students.max_epochs} epochs of batches of {students.batch_size}"
@@ -183,7 +185,8 @@ def main(arguments: list[str] | None = None) -> None:
             write_rows(table, study, path.with_suffix(".csv"))
             return text
 
-        study.run(setting, [group for group in groups if group != "students" or not options.no_students], write)
+        given = {"students": options.no_students, "default": bool(options.default_rows)}
+        study.run(setting, [group for group in groups if not given.get(group)], write)
         text = write()
         print(text, flush=True)
         print(f"# Written to {path}; each figure is in {study.rows.path}.", file=sys.stderr)
