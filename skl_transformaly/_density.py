@@ -51,8 +51,9 @@ class AutoDensity(LogDensity):
 
     Parameters
     ----------
-    n_neighbors : int, default=20
-        Number of neighbours; of n samples at most n - 2, and at least 1.
+    n_neighbors : int or None, default=None
+        Number of neighbours. None is the square root of the number of samples, at most 20, so that a kind of which
+        there are few samples has neighbours of its own. Of n samples it is at most n - 2, and at least 1.
 
     Attributes
     ----------
@@ -75,9 +76,9 @@ class AutoDensity(LogDensity):
     True
     """
 
-    _parameter_constraints: dict = {"n_neighbors": [Interval(Integral, 1, None, closed="left")]}
+    _parameter_constraints: dict = {"n_neighbors": [Interval(Integral, 1, None, closed="left"), None]}
 
-    def __init__(self, *, n_neighbors: int = 20):
+    def __init__(self, *, n_neighbors: int | None = None):
         self.n_neighbors = n_neighbors
 
     @all_or_nothing
@@ -104,8 +105,9 @@ class AutoDensity(LogDensity):
         """
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         gaussian = GaussianDensity().fit(X)
+        count = min(20, round(len(X) ** 0.5)) if self.n_neighbors is None else self.n_neighbors
         # so that as many are left if a sample and one of its neighbours are held out
-        count = max(1, min(self.n_neighbors, len(X) - 2))
+        count = max(1, min(count, len(X) - 2))
         neighbors = LocalKNNDensity(n_neighbors=count, max_samples=_MOST_NEIGHBORS).fit(X, groups=groups)
         held_out = [part.held_out_scores(X, groups=groups) for part in (gaussian, neighbors)]
         self.gaussian_, self.neighbors_ = gaussian, neighbors

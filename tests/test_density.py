@@ -296,12 +296,22 @@ def test_held_out_local_scores_of_what_unseen_measured():
 def test_auto_is_the_mean_of_both_on_the_scale_of_held_out_samples():
     X, new = correlated(0, 40, 3), correlated(1, 7, 3)
     expected = np.zeros(7)
-    for density, share in ((GaussianDensity(), 0.2), (LocalKNNDensity(n_neighbors=20), 0.8)):
+    for density, share in ((GaussianDensity(), 0.2), (LocalKNNDensity(n_neighbors=6), 0.8)):
         held_out = density.fit(X).held_out_scores(X)
         expected += share * (density.score_samples(new) - held_out.mean()) / held_out.std()
     auto = AutoDensity().fit(X)
     np.testing.assert_allclose(auto.score_samples(new), expected)
     np.testing.assert_array_equal(auto.held_out_scores_, auto.held_out_scores(X))
+
+
+@pytest.mark.parametrize("n, count", [(2, 1), (3, 1), (4, 2), (9, 3), (100, 10), (399, 20), (900, 20)])
+def test_auto_takes_the_root_of_the_samples_as_neighbours_up_to_20(n, count):
+    assert AutoDensity().fit(correlated(0, n, 2)).neighbors_.n_neighbors == count
+
+
+def test_auto_takes_as_many_neighbours_as_are_asked_for_if_there_are():
+    assert AutoDensity(n_neighbors=7).fit(correlated(0, 50, 2)).neighbors_.n_neighbors == 7
+    assert AutoDensity(n_neighbors=7).fit(correlated(0, 5, 2)).neighbors_.n_neighbors == 3
 
 
 def test_auto_takes_differences_as_they_are_where_held_out_samples_score_alike():
