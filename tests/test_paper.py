@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import re
 import sys
 from pathlib import Path
 
@@ -509,6 +510,23 @@ def test_classes_that_lose_are_listed_the_worst_first():
     lines = results.where_it_helps(results.Figures(rows_of("x", "unimodal", **columns)))
     assert "over 3 classes" in lines[0] and "rho 1.00" in lines[0] and "The 2 that lose" in lines[0]
     assert lines[4:6] == ["| x, c | 70.0 | 40.0 | 65.0 | -5.00 |", "| x, a | 90.0 | 80.0 | 90.0 | -0.01 |"]
+
+
+def test_shown_tables_are_those_of_the_run_that_computed_the_rows(tmp_path, capsys, monkeypatch):
+    arguments = ["3", "--dry-run", "--teacher", "test_vit", "--n-blocks", "2", "--rivals", "--out", str(tmp_path)]
+    tables.main(arguments)
+    computed = (tmp_path / "table3_dry.md").read_text()
+    monkeypatch.setattr(Study, "run", None)
+    tables.main([*arguments, "--show"])
+    shown = (tmp_path / "table3_dry.md").read_text()
+    assert re.sub(r"\d+ s for the rows, \d+ s for the teacher's run.", "Written by", computed) == shown
+
+
+def test_rows_of_an_earlier_version_are_shown_if_asked_for(study):
+    row = {"dataset": "noise", "setting": "unimodal", "class": "a", "seed": 0, "method": "DN2"}
+    study().rows.add(**row, auroc=0.5, seconds=0, key="another version's")
+    assert np.isnan(study().values("unimodal", "DN2", "DN2")).all()
+    assert study("--show").values("unimodal", "DN2", "DN2")[0, 0] == 0.5
 
 
 def test_rows_beside_a_table_are_those_of_its_settings(tmp_path, capsys):

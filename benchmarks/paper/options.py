@@ -98,6 +98,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         type=Path,
         help="rows.csv of benchmarks/accuracy/run.py: the default's figures are taken from there, not computed",
     )
+    parser.add_argument(
+        "--show",
+        action="store_true",
+        help="compute nothing: show the rows in OUT, by whatever version and on whatever machine they were computed",
+    )
     parser.add_argument("--room", type=float, default=16, help="GiB below --out for the recording of the teacher's run")
     parser.add_argument(
         "--dry-run", action="store_true", help="random weights and images, 64 pixels, one epoch: does it all run?"

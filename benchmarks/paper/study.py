@@ -72,9 +72,10 @@ class Rows:
             whole = path.read_bytes().rpartition(b"\n")[0]  # a stopped run leaves its last row half written
             self.rows = list(csv.DictReader(whole.decode().splitlines()))
 
-    def find(self, key: str, **fields: Any) -> list[dict[str, str]]:
-        """Rows of this key whose `fields` have these values."""
-        return [row for row in self.rows if row["key"] == key and all(row[k] == str(v) for k, v in fields.items())]
+    def find(self, key: str | None, **fields: Any) -> list[dict[str, str]]:
+        """Rows of this key, or of any, whose `fields` have these values."""
+        wanted = {name: str(value) for name, value in fields.items()} | ({} if key is None else {"key": key})
+        return [row for row in self.rows if wanted.items() <= row.items()]
 
     def add(self, **row: Any) -> None:
         """Write a row through to the disk."""
@@ -414,7 +415,7 @@ class Study:
             key = self.group_key(group, seed)
             for i, label in enumerate(self.labels()):
                 where = {"dataset": self.data.name, "setting": setting, "class": self.data.class_names[label]}
-                rows = self.rows.find(key, seed=seed, method=method, **where)
+                rows = self.rows.find(None if self.options.show else key, seed=seed, method=method, **where)
                 if rows:
                     yield i, j, rows[-1]
 

@@ -73,7 +73,7 @@ def plan(table: str, options: argparse.Namespace) -> tuple[str, list[str], list[
 
 
 def markdown(table: str, study: Study, shown: str, seconds: float) -> str:
-    """One table with what is needed to make it again."""
+    """One table with what is needed to make it again, and the seconds of the teacher's run."""
     options = study.options
     setting, groups, columns = plan(table, options)
     values = [study.values(setting, group, method) for _, group, method in columns]
@@ -123,10 +123,11 @@ def markdown(table: str, study: Study, shown: str, seconds: float) -> str:
     if any(group == "students" for group in groups):
         students = study.students(options.seeds[0])
         notes += f", {students.max_epochs} epochs of batches of {students.batch_size}"
+    took = f"{study.seconds(setting, groups):.0f} s for the rows, {seconds:.0f} s for the teacher's run."
     lines += [
         "",
         f"{notes}; {options.teacher} at {study.live.image_size_[0]} pixels in {study.live.precision_}. "
-        f"{study.seconds(setting, groups):.0f} s for the rows, {seconds:.0f} s for the teacher's run. "
+        f"{'Written by' if options.show else took} "
         f"skl-transformaly {__version__}, {packages}, Python {platform.python_version()}.",
         "",
         f"    {shown}",
@@ -168,10 +169,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--no-students", action="store_true", help="train no students; of what takes them, show what is there already"
     )
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = complete(parser, parser.parse_args(arguments))
     if "all" in options.tables:
         options.tables = ["1" if options.data in published.TABLES["1"] else "2", "3", "4", "5", "6", "7"]
-    shown = command("tables.py", sys.argv[1:] if arguments is None else arguments)
+    shown = command("tables.py", [argument for argument in arguments if argument != "--show"])
+    if options.show:
+        options.device = "cpu"  # whatever computed the rows
     start = time.perf_counter()
     study = Study(options)
     seconds = time.perf_counter() - start
@@ -186,7 +190,8 @@ def main(arguments: list[str] | None = None) -> None:
             return text
 
         given = {"students": options.no_students, "default": bool(options.default_rows)}
-        study.run(setting, [group for group in groups if not given.get(group)], write)
+        if not options.show:
+            study.run(setting, [group for group in groups if not given.get(group)], write)
         text = write()
         print(text, flush=True)
         print(f"# Written to {path}; each figure is in {study.rows.path}.", file=sys.stderr)
