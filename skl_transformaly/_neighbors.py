@@ -157,7 +157,7 @@ class LocalKNNDensity(KNNDensity):
     ----------
     n_neighbors : int, default=20
         k; at most the number of training samples.
-    scaling : float, default=0.75
+    scaling : float, default=0.5
         s, in [0, 1].
     max_samples : int or None, default=None
         Seek neighbours among at most so many training samples, taken at even steps; None is all.
@@ -202,7 +202,7 @@ class LocalKNNDensity(KNNDensity):
         self,
         *,
         n_neighbors: int = 20,
-        scaling: float = 0.75,
+        scaling: float = 0.5,
         max_samples: int | None = None,
         n_jobs: int | None = None,
     ):

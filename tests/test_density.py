@@ -270,7 +270,7 @@ def test_neighbours_in_a_sparse_place_allow_for_more_distance():
 def test_local_neighbours_of_duplicates_follow_the_unit(unit):
     X = np.repeat(correlated(0, 4, 2), 3, axis=0)
     plain, scaled = (LocalKNNDensity(n_neighbors=2).fit(X * factor).score_samples(X * factor) for factor in (1, unit))
-    np.testing.assert_allclose(scaled, plain - 2 * 0.25 * np.log(unit))
+    np.testing.assert_allclose(scaled, plain - 2 * 0.5 * np.log(unit))
 
 
 def test_local_neighbours_among_some_of_the_samples():
@@ -281,7 +281,7 @@ def test_local_neighbours_among_some_of_the_samples():
     left_out = np.setdiff1d(np.arange(30), density.positions_)
     np.testing.assert_allclose(scores[left_out], density.score_samples(X[left_out]))
     rest = np.delete(density.samples_, 4, axis=0)
-    expected = local_by_formula(density.samples_[4], rest, 3, 0.75)
+    expected = local_by_formula(density.samples_[4], rest, 3, 0.5)
     assert scores[density.positions_[4]] == pytest.approx(expected)
 
 
@@ -289,7 +289,7 @@ def test_held_out_local_scores_of_what_unseen_measured():
     X, unseen = correlated(0, 20, 3), correlated(1, 20, 3)
     density = LocalKNNDensity(n_neighbors=4).fit(X)
     scores = density.held_out_scores(X, unseen=unseen)
-    expected = [local_by_formula(unseen[i], np.delete(X, i, axis=0), 4, 0.75) for i in range(20)]
+    expected = [local_by_formula(unseen[i], np.delete(X, i, axis=0), 4, 0.5) for i in range(20)]
     np.testing.assert_allclose(scores, expected)
 
 
