@@ -111,6 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, default=here / "rows.csv")
     parser.add_argument("--out", type=Path, default=here, help="the folder of teachers.csv and TEACHERS.md")
+    parser.add_argument("--auroc", action="store_true", help="only AUROC anew, by rows.csv; times stay as they are")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--one", choices=list(TEACHERS), help=argparse.SUPPRESS)
@@ -120,15 +121,30 @@ def main() -> None:
         print(json.dumps(measure(options.one, options.precision, options.images, options.repeats)))
         return
     rows = list(csv.DictReader(options.rows.open(encoding="utf-8")))
+    if options.auroc:
+        with (options.out / "teachers.csv").open(newline="", encoding="utf-8") as file:
+            lines = list(csv.reader(file))
+        known = {f"AUROC, {title}": data for data, title in DATA.items()}
+        lines = [
+            [line[0], *(auroc(rows, teacher, known[line[0]]) for teacher in TEACHERS)] if line[0] in known else line
+            for line in lines
+        ]
+        write(options.out, lines, (options.out / "TEACHERS.md").read_text(encoding="utf-8").partition("| ")[0])
+        return
     columns = {title: column(teacher, rows, options) for teacher, title in TEACHERS.items()}
     machines = [found.pop("machine") for found in columns.values()]
     lines = [["", *columns], *([name, *(c[name] for c in columns.values())] for name in next(iter(columns.values())))]
-    with (options.out / "teachers.csv").open("w", newline="", encoding="utf-8") as file:
+    head = HEAD.format(images=options.images, repeats=options.repeats, machine=machines[0], load=os.getloadavg()[1])
+    write(options.out, lines, head)
+
+
+def write(folder: Path, lines: list[list[str]], head: str) -> None:
+    """The table as teachers.csv and, below `head`, as TEACHERS.md."""
+    with (folder / "teachers.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(lines)
     table = [f"| {' | '.join(line)} |" for line in lines]
     table.insert(1, "|---" * len(lines[0]) + "|")
-    head = HEAD.format(images=options.images, repeats=options.repeats, machine=machines[0], load=os.getloadavg()[1])
-    (options.out / "TEACHERS.md").write_text(head + "\n".join(table) + "\n", encoding="utf-8")
+    (folder / "TEACHERS.md").write_text(head + "\n".join(table) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
