@@ -61,9 +61,9 @@ def main() -> None:
         "`benchmarks/accuracy/run.py fit`. ViT-Tiny/16 at 224 pixels, ten blocks; AUROC in per cent, ± the standard\n"
         "deviation over seeds where there are three. Trained: `BlockStudents` with the library's defaults and the\n"
         "paper's densities; whole: the paper's two spaces. Closed form: `RidgeStudents`; whole: the default.\n"
-        "Seconds of training, and of measuring all that the tables need, are of two cores that other processes shared;\n"
-        "those of the default's whole fit are of one thread. Fashion-MNIST's trained students, and most of those with\n"
-        "all but one class of CIFAR-10 or View normal, ran on an NVIDIA H100: compare no seconds there.\n"
+        "Seconds of training, and of measuring all that the tables need, are of two cores that other processes\n"
+        "shared; those of the default's whole fit are of one thread. Fashion-MNIST's trained students, and most of\n"
+        "those with all but one class of CIFAR-10 or View normal, ran on an NVIDIA H100: compare no seconds there.\n"
     )
     print("| normal class | trained | closed form | whole, trained | whole, default | s, trained | s, default |")
     print("|---|---|---|---|---|---|---|")
