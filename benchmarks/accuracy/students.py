@@ -9,12 +9,17 @@ reads what two other commands have written: ``benchmarks/paper/tables.py 3`` (``
 from __future__ import annotations
 
 import csv
+import sys
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 
+sys.path.append(str(Path(__file__).parents[1] / "paper"))
+
+from published import SETTINGS
+
 HERE = Path(__file__).parent
-SETTINGS = {"unimodal": "one class normal", "multimodal": "all but one normal"}
+
 TRAINED = {"discrepancy, 10 blocks": "discrepancy", "Transformaly": "all spaces"}
 Figures = dict[tuple[str, str, str, str], list[float]]  # by data, setting, class and what is scored; one for each seed
 

@@ -12,6 +12,9 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+# What benchmarks/accuracy calls the paper's settings.
+SETTINGS = {"unimodal": "one class normal", "multimodal": "all but one normal"}
+
 Tables = dict[str, dict[str, dict[str, float]]]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import loaders
 import numpy as np
+import published
 import quirks
 import spaces
 from recording import Recording, join
@@ -43,9 +44,6 @@ EARLIER = {
     "n_iter_no_change": 3,
     "validation_fraction": 0.1,
 }
-
-# What benchmarks/accuracy/run.py calls the settings.
-DEFAULT_SETTINGS = {"unimodal": "one class normal", "multimodal": "all but one normal"}
 
 # The row that a group ends with, where it is not named as the group is.
 MARKS = {"densities": next(iter(spaces.DENSITIES)), "students": "Transformaly"}
@@ -421,7 +419,7 @@ class Study:
 
     def _default_rows(self, setting: str) -> Iterator[tuple[int, int, dict[str, str]]]:
         """As `found`, of what `benchmarks/accuracy/run.py` has measured of the default."""
-        wanted = {"data": self.data.name, "setting": DEFAULT_SETTINGS[setting]}
+        wanted = {"data": self.data.name, "setting": published.SETTINGS[setting]}
         wanted |= {"teacher": "vit_tiny", "method": "all spaces"}
         with self.options.default_rows.open() as file:
             found = {row["class"]: row for row in csv.DictReader(file) if wanted.items() <= row.items()}

@@ -73,7 +73,7 @@ def plan(table: str, options: argparse.Namespace) -> tuple[str, list[str], list[
 
 
 def markdown(table: str, study: Study, shown: str, seconds: float) -> str:
-    """One table with what is needed to make it again, and the seconds of the teacher's run."""
+    """One table with what is needed to make it again; `seconds` are those of the teacher's run."""
     options = study.options
     setting, groups, columns = plan(table, options)
     values = [study.values(setting, group, method) for _, group, method in columns]

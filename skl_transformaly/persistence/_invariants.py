@@ -57,9 +57,8 @@ def check_neighbors(density: KNNDensity) -> None:
         refuse(f"has floor_ {brief(density.floor_)}; expected a positive distance")
 
 
-def check_local_neighbors(density: LocalKNNDensity) -> None:
-    """What is true of neighbours, distances that are not below the least one, and a share."""
-    check_neighbors(density)
+def check_local_neighbors(density: LocalKNNDensity, sizes: dict[str, int]) -> None:
+    """Distances that are not below the least one, and a share."""
     if not (density.distances_ >= density.floor_).all():
         refuse("has distances_ below floor_")
     if not 0 <= density.scaling_ <= 1:

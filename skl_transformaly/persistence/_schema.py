@@ -62,11 +62,6 @@ def _restore_neighbors(density: KNNDensity, packed: dict[str, Any], reader: Read
     density.restore(density.samples_, density.floor_)
 
 
-def _restore_local(density: LocalKNNDensity, packed: dict[str, Any], reader: Reader) -> None:
-    invariants.check_local_neighbors(density)
-    density.restore(density.samples_, density.floor_)
-
-
 def _without_images(params: dict[str, Any]) -> dict[str, Any]:
     """Parameters of a conformal detector without calibration images, which scoring does not need."""
     return {**params, "calibration": ()} if isinstance(params["calibration"], tuple) else params
@@ -204,7 +199,8 @@ _PARTS = (
         {**_NEIGHBORS, "distances_": f.array("n"), "scaling_": f.number()},
         _ROWS_OPTIONAL,
         frozenset(("neighbors_",)),
-        restore=_restore_local,
+        restore=_restore_neighbors,
+        check=invariants.check_local_neighbors,
     ),
     Spec(
         AutoDensity,

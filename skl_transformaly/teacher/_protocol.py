@@ -45,9 +45,9 @@ class Extractor(Protocol):
     - ``chunk_size_``: the most images that should run at a time, whatever `batch_size`; None or absent for no limit.
     - ``n_classes_`` and ``classify(z_p)``: the number of classes of the teacher's classifier, and square roots (B, K)
       of their probabilities. Without them there is no feature space "classes".
-    - ``n_places_``: the number of places in the map that the teacher ends with. `visit` is called with this map last,
-      and with the number of blocks as its index. Leave it out, or set it to 0, if there is no map. The feature space
-      "variation" needs at least 4 places.
+    - ``n_places_``: the number of places in the map that the teacher ends with; absent or 0 if there is no map. `visit`
+      is called with this map last, and the index is then the number of blocks. The feature space "variation" needs at
+      least 4 places.
     - ``precision_``: "float64" if everything is computed in it.
     - ``identity()``: what distinguishes this fitted teacher from others, as nests of numbers and strings, for caches.
       Without it the whole object is hashed.
