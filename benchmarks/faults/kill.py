@@ -31,6 +31,7 @@ import sys
 import tempfile
 import termios
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
+from joblib.externals.loky import BrokenProcessPool
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn.model_selection import GridSearchCV
@@ -173,6 +175,7 @@ class Terminal:
     line_begun: bool
     orphans: int
     left: list[str]
+    printed: bytes  # the end of it
 
     @property
     def clean(self) -> bool:
@@ -197,8 +200,16 @@ def interrupt(work: Callable[[], object], after: float) -> Terminal:
             except KeyboardInterrupt:
                 print("interrupted", flush=True)
                 code = 130
+            except BrokenProcessPool:
+                # Ctrl-C goes to the workers too. Where it finds this process in a finalizer, Python drops the
+                # KeyboardInterrupt there, and what ends the search is that its workers are gone.
+                print("interrupted, by the end of its workers", flush=True)
+                code = 130
             except SystemExit as end:  # the command line's own
                 code = int(end.code or 0)
+            except BaseException:
+                traceback.print_exc()
+                sys.stderr.flush()
         finally:
             # as at the end of a program: what was registered for it runs, joblib's workers and folders among it
             import atexit
@@ -223,6 +234,7 @@ def interrupt(work: Callable[[], object], after: float) -> Terminal:
         not begun or begun.endswith((b"\n", b"\r")),
         orphans(child),
         sorted(os.listdir(folder)),
+        printed[-2000:],
     )
     shutil.rmtree(folder)
     return end

@@ -125,17 +125,20 @@ def leaks(growth: dict[str, float]) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--calls", type=int, default=10_000)
-    parser.add_argument("--fits", type=int, default=60)
+    parser.add_argument("--calls", type=int, default=10_000, help="scorings; 0: none")
+    parser.add_argument("--fits", type=int, default=60, help="0: none")
     options = parser.parse_args()
     torch.set_num_threads(1)
     start = time.monotonic()
     result = {"scorings": options.calls, "fits": options.fits, "leaks": 0}
-    for what, growth in (("scorings", scorings(options.calls)), ("fits", fits(options.fits))):
+    for what, times, grow in (("scorings", options.calls, scorings), ("fits", options.fits, fits)):
+        if times == 0:
+            continue
+        growth = grow(times)
         found = leaks(growth)
         result["leaks"] += len(found)
         result[f"growth over {what}"] = {name: round(grown, 2) for name, grown in growth.items()}
-        print(f"{getattr(options, 'calls' if what == 'scorings' else 'fits')} {what}:", end=" ")
+        print(f"{times} {what}:", end=" ")
         print(
             ", ".join(f"{name} {grown:+.2f}" for name, grown in growth.items()), f"leaks: {found or 'none'}", flush=True
         )
