@@ -4,8 +4,9 @@
 
 Seconds are processor time of one process whose torch has one thread, so other programs on the machine hardly count, and
 a cluster of workers with one thread for each core is what they add up to. Weights are random: speed does not depend on
-them. The photographs are the two that come with scikit-learn, shrunk or tiled, as JPEG of quality 90; they are read
-from the system's page cache, so reading from storage is arithmetic and not measured.
+them. The photographs are the two that come with scikit-learn, shrunk or tiled, as JPEG of quality 90. They are decoded
+as a detector does it, large ones at a part of their size, and read from the system's page cache, so reading from
+storage is arithmetic and not measured.
 """
 
 from __future__ import annotations
@@ -121,11 +122,12 @@ class Model:
 
 def measure_size(width: int, extractor: Any, folder: Path, repeats: int) -> Size:
     paths = photographs(folder, width, count=8 if width > 2000 else 32)
-    images = as_images(paths)
+    images = as_images(paths).reduced(extractor.image_size_)  # as a detector decodes them
     decoded = list(images)
-    height = decoded[0].shape[0]
+    with Image.open(paths[0]) as photograph:
+        name = f"{photograph.width} x {photograph.height}"
     return Size(
-        f"{width} x {height}",
+        name,
         statistics.mean(Path(path).stat().st_size for path in paths),
         cost(lambda: list(images), len(paths), repeats),
         cost(lambda: extractor.preprocess(decoded), len(paths), repeats),
