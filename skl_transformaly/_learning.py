@@ -448,6 +448,11 @@ class LearningMixin:
     ) -> np.ndarray:
         readable = np.flatnonzero(~np.isnan(next(iter(features.values()))).any(axis=1))
         kept = {name: z[readable] for name, z in features.items()}
+        if round(self.trim * len(readable)) < 1:
+            warn_user(
+                f"trim={self.trim:g} of {len(readable)} images is less than one image: none is left out. "
+                f"trim={1 / max(len(readable), 3):.2g} leaves out one."
+            )
         found = least_normal(kept, sizes, groups[readable], self.trim, self.normalize)
         labels = np.where(labels == _TRIMMED, LEARNED, labels).astype(np.int8)
         labels[candidates[readable[found]]] = _TRIMMED

@@ -307,6 +307,14 @@ def test_trimmed_images_are_not_learned(rng):
     assert without_students(trim=0.05).fit_predict(X)[3] == -1
 
 
+def test_a_share_of_less_than_one_image_is_said_to_leave_out_none(images):
+    with pytest.warns(UserWarning, match="trim=0.05 of 8 images is less than one image: none is left out. trim=0.12"):
+        detector = without_students(trim=0.05).fit(images[:8])
+    assert (detector.training_labels_ == 1).all()
+    assert (without_students(trim=0.125).fit(images[:8]).training_labels_ == 0).sum() == 1
+
+
+@pytest.mark.filterwarnings("ignore:trim=0.05 of 10 images is less than one")
 def test_trimming_looks_at_all_images_again_as_more_come(rng):
     X = rng.integers(100, 156, (20, 20, 24, 3), dtype=np.uint8)
     X[12] = rng.integers(0, 30, X[12].shape)

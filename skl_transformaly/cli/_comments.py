@@ -24,6 +24,11 @@ _LEVEL = 0.01
 _ALPHAS = (0.1, 0.2, 0.3)
 # By how much the share of flagged anomalies must rise more than that of normal images, to be worth mentioning
 _WORTH = 0.1
+# What to look at first if the threshold is low
+_UNCLEAN = (
+    " Images among those of the fit that are not normal lower it as well: `fit` lists the least normal ones, and its "
+    "--trim leaves them out."
+)
 
 
 def comments(
@@ -48,7 +53,9 @@ def comments(
     ]
     said = [sentence for sentence in found if sentence]
     return said or [
-        "The model tells these anomalies from normal images, and flags about as many normal images as expected."
+        f"The model tells these anomalies from normal images (AUROC {auroc.value:.2f}). It flags "
+        f"{flagged[y == -1].sum()} of {counted(int((y == -1).sum()), 'anomaly')}, and about as many normal images as "
+        "expected."
     ]
 
 
@@ -72,15 +79,15 @@ def _on_missed(
     amount = f"only {caught} of {anomalies.sum()} anomalies are" if caught else "no anomaly is"
     text = f"AUROC {auroc:.2f}, but {amount} flagged: the threshold is low."
     if alarms is None or np.isnan(p_values).any():
-        return text
+        return text + _UNCLEAN
     gain = {a: np.mean(p_values[anomalies] < a) - np.mean(p_values[normal] < a) for a in _ALPHAS if a > alarms.expected}
     now = caught / anomalies.sum() - np.mean(flagged[normal])
     best = max(gain, key=lambda alpha: gain[alpha], default=None)
     if best is None or gain[best] < now + _WORTH:
-        return text + " A higher one would flag about as many normal images as anomalies in addition."
+        return text + " A higher one would flag about as many normal images as anomalies in addition." + _UNCLEAN
     return text + (
         f" With fit --alpha {best:g}, {np.sum(p_values[anomalies] < best)} of {anomalies.sum()} anomalies would be "
-        f"flagged, and {np.sum(p_values[normal] < best)} of {counted(int(normal.sum()), 'normal image')}."
+        f"flagged, and {np.sum(p_values[normal] < best)} of {counted(int(normal.sum()), 'normal image')}." + _UNCLEAN
     )
 
 

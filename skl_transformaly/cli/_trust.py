@@ -84,7 +84,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f}" if share >= 0.0095 or share == 0 else f"{100 * share:.1g}"
 
 
-def least_normal(detector: Any, paths: Sequence[str], most: int = 3) -> list[tuple[str, float]]:
+def least_normal(detector: Any, paths: Sequence[str], most: int = 5) -> list[tuple[str, float]]:
     """Return the images of the fit with the lowest held-out scores, lowest first, and these scores.
 
     At most a fifth of the images, rounded up. `paths` are those of all images of the fit, including unreadable ones.
@@ -108,6 +108,10 @@ def least_normal_text(detector: Any, found: list[tuple[str, float]]) -> str:
     if far:
         those = "The first one is" if far == 1 else f"The first {far} are"
         lines.append(f"{those} far from the others.")
-    if not innermost(detector).trim:
-        lines.append("If some of these are not normal, remove them, or fit again with --trim 0.05.")
+    trim = innermost(detector).trim
+    again = f"a higher --trim than {trim:g}" if trim else "--trim, such as --trim 0.1"
+    lines.append(
+        f"If some of these are not normal, remove them, or fit again with {again}: one and a half times the share of "
+        "such images that you expect. Each of them lowers the threshold, so that anomalies are missed."
+    )
     return "\n".join(lines)

@@ -94,7 +94,7 @@ def _warn_of_other_numbers(labels: np.ndarray) -> None:
     anomalies = int((labels == -1).sum())
     if np.unique(labels).tolist() == [0, 1]:
         warn_user(
-            f"y holds 0 and 1, but fit ignores y and takes all {len(labels)} samples as normal. If one of the two "
+            f"y holds 0 and 1, which fit does not use: it takes all {len(labels)} samples as normal. If one of the two "
             "means anomaly, pass normal samples only. If y is also used for scoring, label normal samples +1 and "
             f"anomalies -1, or roc_auc may silently be 1 - AUROC. {_CONVERT}"
         )
