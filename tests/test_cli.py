@@ -460,6 +460,13 @@ def test_fit_says_what_it_took_and_learned(work):
     assert lowest == [f"{i:03}.png" for i in np.argsort(scores)[:5]]
 
 
+def test_images_left_out_may_have_been_normal_and_then_more_are_flagged():
+    alarms = FalseAlarms.promised(90, 0.05, left_out=10)
+    assert alarms.most == pytest.approx((10 + 0.05 * 90) / 100)
+    assert "If the images that were left out are normal, it will be 14 %" in str(alarms)
+    assert FalseAlarms.promised(90, 0.05).most == pytest.approx(0.05)
+
+
 @pytest.mark.parametrize("trim", [0.0, 0.1])
 def test_fit_counts_what_is_below_the_threshold_and_says_what_to_do(trim):
     scores = np.array([0.0, -3.0, 0.2, np.nan, -2.5, 0.3, -2.2, -2.1])
@@ -477,6 +484,7 @@ def test_fit_leaves_out_what_is_least_like_the_others_and_names_copies(work, tmp
     result = run(app, ["fit", str(folder), "-o", str(tmp_path / "m.tfm"), *options])
     assert result.exit_code == 0, result.output
     assert "Left out as least like the others: 1 image" in result.output and "red.png" in result.output
+    assert "If the images that were left out are normal, it will be" in result.output
     assert "1 image is a copy of another, such as" in result.output
     assert run(app, ["info", str(tmp_path / "m.tfm")]).exit_code == 0
 

@@ -96,12 +96,12 @@ def _on_false_alarms(y: np.ndarray, flagged: np.ndarray, alarms: FalseAlarms | N
     if alarms is None:
         return ""
     n, false = int(np.sum(y == 1)), int(flagged[y == 1].sum())
-    k = alarms.expected * (alarms.images + 1)
+    k = alarms.most * (alarms.images + 1)
     if betabinom.sf(false - 1, n, k, alarms.images + 1 - k) > _LEVEL:
         return ""
     return (
-        f"{false} of {counted(n, 'normal image')} are flagged; about {alarms.expected * n:.0f} "
-        f"({percent(alarms.expected)} %) were expected. They differ from the images of the fit: if all are normal, fit "
+        f"{false} of {counted(n, 'normal image')} are flagged; about {alarms.most * n:.0f} "
+        f"({percent(alarms.most)} %) were expected. They differ from the images of the fit: if all are normal, fit "
         "on some of them as well."
     )
 

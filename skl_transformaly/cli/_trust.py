@@ -36,6 +36,7 @@ class FalseAlarms:
     expected: float  # mean share over fits, at least 1 / (images + 1)
     low: float  # the share of a single fit is between these in 9 of 10 cases
     high: float
+    left_out: int = 0  # images that `trim` took for anomalies, so that they did not set the threshold
 
     @classmethod
     def of(cls, detector: Any) -> FalseAlarms | None:
@@ -45,10 +46,11 @@ class FalseAlarms:
             return cls.promised(len(detector.calibration_scores_), detector.alpha)
         if not inner.held_out_:
             return None
-        return cls.promised(int(np.isfinite(inner.training_scores_).sum()), inner.contamination)
+        images, left_out = int(np.isfinite(inner.training_scores_).sum()), int(np.sum(inner.training_labels_ == 0))
+        return cls.promised(images, inner.contamination, left_out)
 
     @classmethod
-    def promised(cls, images: int, asked: float) -> FalseAlarms:
+    def promised(cls, images: int, asked: float, left_out: int = 0) -> FalseAlarms:
         """Compute those of a threshold that is set by the scores of a number of images.
 
         >>> print(FalseAlarms.promised(300, 0.05))
@@ -57,7 +59,12 @@ class FalseAlarms:
         expected = max(asked, 1 / (images + 1))
         k = expected * (images + 1)
         low, high = beta.ppf([0.05, 0.95], k, images + 1 - k)
-        return cls(images, asked, expected, float(low), float(high))
+        return cls(images, asked, expected, float(low), float(high), left_out)
+
+    @property
+    def most(self) -> float:
+        """The expected share if all images that were left out were normal: new ones like these are flagged as well."""
+        return (self.left_out + self.expected * self.images) / (self.left_out + self.images)
 
     def __str__(self) -> str:
         span = f"{percent(self.low)} and {percent(self.high)} %"
@@ -70,6 +77,8 @@ class FalseAlarms:
                 f" {counted(self.images, 'image')} cannot promise {percent(self.asked)} %; "
                 f"{ceil(1 / self.asked) - 1} images can."
             )
+        if self.left_out:
+            text += f" If the images that were left out are normal, it will be {percent(self.most)} %: look at them."
         if self.images < _FEW:
             text += f" Fewer than {_FEW} images show little of what is normal: add more before you rely on this."
         return text
