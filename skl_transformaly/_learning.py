@@ -448,7 +448,7 @@ class LearningMixin:
     ) -> np.ndarray:
         readable = np.flatnonzero(~np.isnan(next(iter(features.values()))).any(axis=1))
         kept = {name: z[readable] for name, z in features.items()}
-        if round(self.trim * len(readable)) < 1:
+        if self.trim and round(self.trim * len(readable)) < 1:
             warn_user(
                 f"trim={self.trim:g} of {len(readable)} images is less than one image: none is left out. "
                 f"trim={1 / max(len(readable), 3):.2g} leaves out one."

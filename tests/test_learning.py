@@ -312,6 +312,9 @@ def test_a_share_of_less_than_one_image_is_said_to_leave_out_none(images):
         detector = without_students(trim=0.05).fit(images[:8])
     assert (detector.training_labels_ == 1).all()
     assert (without_students(trim=0.125).fit(images[:8]).training_labels_ == 0).sum() == 1
+    with warnings.catch_warnings():  # where nothing was to be left out, nothing is said
+        warnings.filterwarnings("error", message="trim=")
+        without_students().fit(images[:8]).partial_fit(images[8:10])
 
 
 @pytest.mark.filterwarnings("ignore:trim=0.05 of 10 images is less than one")
