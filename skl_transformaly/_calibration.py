@@ -155,8 +155,8 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            There are too few calibration images for `alpha`, the detector has no held-out scores, or a parameter is out
-            of its range.
+            There are too few calibration images for `alpha`, the detector has no held-out scores or leaves some images
+            out (`trim`), or a parameter is out of its range.
 
         Warns
         -----
@@ -192,6 +192,12 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
 
     def _own_scores(self, X: Any) -> tuple[Any, np.ndarray]:
         """Return the detector fitted on all of `X`, and its held-out scores."""
+        if trim := getattr(self.estimator, "trim", 0):
+            raise ValueError(
+                f"calibration='held-out' with trim={trim:g} would leave the least normal images out of the "
+                "calibration, so that alpha would not hold. Set trim=0, or pass a share of the images to keep out of "
+                "the fit, or images of your own."
+            )
         detector = clone(self.estimator).fit(X, None)
         scores = getattr(detector, "training_scores_", None)
         if scores is None or not getattr(detector, "held_out_", True):

@@ -341,6 +341,14 @@ def test_without_held_out_scores_there_are_none_to_take(estimator, images):
         ConformalDetector(estimator, alpha=0.3, calibration="held-out").fit(X)
 
 
+def test_held_out_scores_of_what_trim_left_are_refused(images):
+    # a share of the least normal images would be missing in the calibration
+    detector = tiny_detector(trim=0.1, feature_spaces=["pretrained"])
+    with pytest.raises(ValueError, match="calibration='held-out' with trim=0.1 .* Set trim=0"):
+        ConformalDetector(detector, alpha=0.3, calibration="held-out").fit(images)
+    ConformalDetector(detector, alpha=0.3, calibration=0.5).fit(images)
+
+
 def test_too_few_are_refused_before_anything_is_fitted(rng):
     class Never(FirstValue):
         def fit(self, X, y=None):
