@@ -487,6 +487,9 @@ def test_fit_leaves_out_what_is_least_like_the_others_and_names_copies(work, tmp
     assert "If the images that were left out are normal, it will be" in result.output
     assert "1 image is a copy of another, such as" in result.output
     assert run(app, ["info", str(tmp_path / "m.tfm")]).exit_code == 0
+    # 0.2 of two images, and more if the one that was left out of 25 is normal
+    scored = run(app, ["score", str(tmp_path / "m.tfm"), str(folder / "003.png"), str(folder / "004.png")])
+    assert "If all were normal, 0.4 to 0.5 would be flagged on average." in scored.output
 
 
 def test_fit_decodes_each_image_once(work, tmp_path, monkeypatch):

@@ -27,6 +27,6 @@ def test_what_grows_is_found():
 @pytest.mark.slow
 def test_two_thousand_scorings_leave_nothing():
     """In a process of its own: what other tests left to threads and pools would be counted too."""
-    script = [sys.executable, leak.__file__, "--calls", "2000", "--fits", "0"]
+    script = [sys.executable, leak.__file__, "--calls", "2000", "--fits", "0", "--threads", "0"]
     done = subprocess.run(script, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

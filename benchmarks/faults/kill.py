@@ -39,7 +39,6 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from joblib.externals.loky import BrokenProcessPool
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn.model_selection import GridSearchCV
@@ -200,14 +199,9 @@ def interrupt(work: Callable[[], object], after: float) -> Terminal:
             except KeyboardInterrupt:
                 print("interrupted", flush=True)
                 code = 130
-            except BrokenProcessPool:
-                # Ctrl-C goes to the workers too. Where it finds this process in a finalizer, Python drops the
-                # KeyboardInterrupt there, and what ends the search is that its workers are gone.
-                print("interrupted, by the end of its workers", flush=True)
-                code = 130
             except SystemExit as end:  # the command line's own
                 code = int(end.code or 0)
-            except BaseException:
+            except BaseException:  # not as an interrupted program ends: `Terminal.printed` says what happened
                 traceback.print_exc()
                 sys.stderr.flush()
         finally:

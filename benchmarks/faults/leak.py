@@ -127,8 +127,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=10_000, help="scorings; 0: none")
     parser.add_argument("--fits", type=int, default=60, help="0: none")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; 0: as many as it takes by itself")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     start = time.monotonic()
     result = {"scorings": options.calls, "fits": options.fits, "leaks": 0}
     for what, times, grow in (("scorings", options.calls, scorings), ("fits", options.fits, fits)):

@@ -26,7 +26,7 @@ _ALPHAS = (0.1, 0.2, 0.3)
 _WORTH = 0.1
 # What to look at first if the threshold is low
 _UNCLEAN = (
-    " Images among those of the fit that are not normal lower it as well: `fit` lists the least normal ones, and its "
+    "Images among those of the fit that are not normal lower it as well: `fit` lists the least normal ones, and its "
     "--trim leaves them out."
 )
 
@@ -72,22 +72,26 @@ def _on_missed(
     auroc: float, y: np.ndarray, flagged: np.ndarray, p_values: np.ndarray, alarms: FalseAlarms | None
 ) -> str:
     """Comment on anomalies that score low, but above the threshold."""
-    anomalies, normal = y == -1, y == 1
+    anomalies = y == -1
     caught = int(flagged[anomalies].sum())
     if auroc < _POOR or caught >= anomalies.sum() / 2:
         return ""
     amount = f"only {caught} of {anomalies.sum()} anomalies are" if caught else "no anomaly is"
-    text = f"AUROC {auroc:.2f}, but {amount} flagged: the threshold is low."
-    if alarms is None or np.isnan(p_values).any():
-        return text + _UNCLEAN
+    advice = "" if alarms is None or np.isnan(p_values).any() else _on_other_rates(anomalies, flagged, p_values, alarms)
+    return f"AUROC {auroc:.2f}, but {amount} flagged: the threshold is low. {advice}{_UNCLEAN}"
+
+
+def _on_other_rates(anomalies: np.ndarray, flagged: np.ndarray, p_values: np.ndarray, alarms: FalseAlarms) -> str:
+    """What a higher rate of false alarms would find."""
+    normal = ~anomalies
     gain = {a: np.mean(p_values[anomalies] < a) - np.mean(p_values[normal] < a) for a in _ALPHAS if a > alarms.expected}
-    now = caught / anomalies.sum() - np.mean(flagged[normal])
+    now = np.mean(flagged[anomalies]) - np.mean(flagged[normal])
     best = max(gain, key=lambda alpha: gain[alpha], default=None)
     if best is None or gain[best] < now + _WORTH:
-        return text + " A higher one would flag about as many normal images as anomalies in addition." + _UNCLEAN
-    return text + (
-        f" With fit --alpha {best:g}, {np.sum(p_values[anomalies] < best)} of {anomalies.sum()} anomalies would be "
-        f"flagged, and {np.sum(p_values[normal] < best)} of {counted(int(normal.sum()), 'normal image')}." + _UNCLEAN
+        return "A higher one would flag about as many normal images as anomalies in addition. "
+    return (
+        f"With fit --alpha {best:g}, {np.sum(p_values[anomalies] < best)} of {anomalies.sum()} anomalies would be "
+        f"flagged, and {np.sum(p_values[normal] < best)} of {counted(int(normal.sum()), 'normal image')}. "
     )
 
 

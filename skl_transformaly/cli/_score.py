@@ -122,7 +122,8 @@ def _summarise(detector: Any, found: FoundFiles, tally: _Tally, out: Path | None
     text += f"{passed_over(found)}."
     alarms = FalseAlarms.of(detector) if readable else None
     if alarms is not None:
-        text += f" If all were normal, {alarms.expected * readable:.1f} would be flagged on average."
+        most = f" to {alarms.most * readable:.1f}" if alarms.left_out else ""
+        text += f" If all were normal, {alarms.expected * readable:.1f}{most} would be flagged on average."
     if out is None:
         tell.note(text)
         return
