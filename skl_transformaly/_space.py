@@ -223,6 +223,10 @@ class FeatureSpace(BaseEstimator):
                 f"explained_variance={self.explained_variance} needs at least 3 images, got {len(features)}: give "
                 "more, or leave it None."
             )
+        if len(features) < features.shape[1]:
+            # Turned into the samples' own span, which changes no principal component's share and no distance, each
+            # decomposition costs less.
+            features = features @ np.linalg.qr(features.T)[0]
         scores = np.empty(len(features))
         for train, test in folds(groups, len(features)):
             pca = self._new_whitening().fit(features[train])

@@ -1,21 +1,24 @@
 """What decoding costs a fit and a scoring: photographs of 12 megapixels beside the same ones at 224 pixels.
 
     python benchmarks/speed/decoding.py PHOTOS FOLDER [--images 48] [--batch-size 8] [--repeats 3]
-        [--teacher NAME --weights FILE]
+        [--teacher NAME --weights FILE] [--out FILE]
 
 PHOTOS is a folder of images. FOLDER receives `--images` of them, enlarged to 4000 x 3000 pixels with noise like that of
 a camera and saved as JPEG, and the same ones at 224 x 224. First, what decoding at a part of the size ("reduced")
 changes: levels of 255 in the resized images, and scores of photographs that were not in the fit, in standard deviations
 of normal images. Then images are decoded, fitted and scored in turn: small ones; large ones as by default; and each
-without decoding on threads while the teacher works ("ahead"), without the reduction, or without both.
+without decoding on threads while the teacher works ("ahead"), without the reduction, or without both. A file of
+`--out` is written as each part finishes.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 from collections import deque
 from collections.abc import Callable, Iterator
+from datetime import date
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -38,6 +41,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=48)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="Markdown file to write as well")
     options = parser.parse_args()
     small, large = make(options.photos, options.folder, options.images)
     settings = {"weights": options.weights, "batch_size": options.batch_size}
@@ -51,8 +55,18 @@ def main() -> None:
         TransformalyDetector(teacher, contamination=0.5).fit(paths)
 
     detector = TransformalyDetector(teacher, contamination=0.5).fit(small)
-    print(f"{machine()}\n\n{len(small)} images, {options.teacher}, {teacher.precision_}\n")
-    print(changes(teacher, large) + "\n", flush=True)
+    parts: list[str] = []
+
+    def show(part: str) -> None:
+        parts.append(part)
+        print(part + "\n", flush=True)
+        if options.out:
+            options.out.write_text("\n\n".join(parts) + "\n")
+
+    show(_TITLE)
+    show(f"    python benchmarks/speed/decoding.py {shlex.join(given(options))}")
+    show(f"{len(small)} photographs; {options.teacher} in {teacher.precision_}; {machine()}, {date.today()}.")
+    show(changes(teacher, large))
     for name, work in (("decode", decode), ("fit", fit), ("score", detector.score_samples)):
         actions: dict[str, Callable[[], object]] = {
             "224 px": partial(work, small),
@@ -67,7 +81,22 @@ def main() -> None:
         for action, timing in times.items():
             speed = ratio(times["224 px"], timing)
             rows.append([action, timing.show(1e3 / len(small), "ms", 1), speed.show(1, "", 2)])
-        print(table([name, "per image", "speed against 224 px"], rows) + "\n", flush=True)
+        show(table([name, "per image", "speed against 224 px"], rows))
+
+
+_TITLE = """# Photographs of 12 megapixels
+
+What decoding costs where photographs come from a camera: time an image, and speed beside the same photographs saved at
+224 x 224 (target: at least 0.5). "Ahead" is decoding on threads while the teacher works, "reduced" is decoding a JPEG
+at a part of its size. Median (minimum to maximum) of repeats that alternate."""
+
+
+def given(options: argparse.Namespace) -> list[str]:
+    """The command line's options as they can be typed elsewhere."""
+    names = ("teacher", "weights", "images", "batch_size", "repeats")
+    return ["PHOTOS", "FOLDER"] + [
+        part for name in names for part in (f"--{name.replace('_', '-')}", str(getattr(options, name)))
+    ]
 
 
 def make(photos: Path, folder: Path, number: int) -> tuple[list[Path], list[Path]]:
