@@ -30,7 +30,9 @@ def test_features_stay_as_they_are(Z, settings):
     np.testing.assert_array_equal(FeatureSpace(**settings).fit(Z).transform(Z), Z)
 
 
-def test_held_out_images_have_no_part_in_their_whitening(Z):
+@pytest.mark.parametrize("width", [5, 200])
+def test_held_out_images_have_no_part_in_their_whitening(rng, width):
+    Z = rng.normal(size=(30, width)) + 3
     scores = np.empty(30)
     for train, test in folds(None, 30):
         whitening = PCA(0.8, whiten=True, svd_solver="full").fit(Z[train])
