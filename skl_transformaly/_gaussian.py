@@ -22,6 +22,8 @@ __all__ = ["GaussianDensity", "LogDensity"]
 _RANK_TOLERANCE = 1e-12
 # Rows that are scored at a time: a dozen arrays of their size are needed besides.
 _ROWS = 256
+# Rows that are centred at a time where samples outnumber features, so that no copy of all of them is needed
+_CENTRED = 1024
 
 
 class LogDensity(DensityMixin, BaseEstimator):
@@ -185,16 +187,15 @@ class GaussianDensity(LogDensity):
         n, d = X.shape
         mean = X.mean(axis=0)
         scale = np.ones(d)
-        R = X - mean
         if self.target == "diagonal":
-            deviation = np.sqrt(np.einsum("ij,ij->j", R, R) / n)
+            deviation = np.sqrt(sum(_squares(R, axis=0) for R in _centred(X, mean, scale)) / n)
             scale[deviation > 0] = deviation[deviation > 0]
-            R /= scale
-        variances, components = _principal_directions(R)
+        variances, components = _principal_directions(X, mean, scale)
         mean_variance = float(variances.sum()) / d
         shrinkage = self.shrinkage
         if shrinkage == "ledoit-wolf":
-            shrinkage = _ledoit_wolf(R, variances)
+            norms = np.concatenate([_squares(R, axis=1) for R in _centred(X, mean, scale)])
+            shrinkage = _ledoit_wolf(norms, d, variances)
         self.mean_, self.scale_ = mean, scale
         self.variances_, self.components_ = variances, components
         self.shrinkage_ = float(shrinkage)
@@ -320,35 +321,48 @@ class GaussianDensity(LogDensity):
         return -0.5 * (d * np.log(2 * np.pi) + log_determinant + outside) - np.log(self.scale_).sum()
 
 
-def _ledoit_wolf(R: np.ndarray, variances: np.ndarray) -> float:
-    """The shrinkage of Ledoit and Wolf, Lemma 3.2 to 3.5, of centred rows with these principal variances.
+def _centred(X: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the rows of (X - mean) / scale, some at a time."""
+    for rows in gen_batches(len(X), _CENTRED):
+        yield (X[rows] - mean) / scale
+
+
+def _squares(R: np.ndarray, axis: int) -> np.ndarray:
+    """Sums of squares along an axis."""
+    return np.einsum("ij,ij->j" if axis == 0 else "ij,ij->i", R, R)
+
+
+def _ledoit_wolf(norms: np.ndarray, d: int, variances: np.ndarray) -> float:
+    """The shrinkage of Ledoit and Wolf, Lemma 3.2 to 3.5, of centred rows with these squared norms and variances.
 
     scikit-learn's function takes the product of all pairs of features; norms of rows and the variances are enough.
     """
-    n, d = R.shape
     total, squares = variances.sum(), (variances**2).sum()
     spread = squares - total**2 / d  # d times the squared distance of S from a multiple of the identity
     if not spread > 0:
         return 0.0
-    error = ((np.einsum("ij,ij->i", R, R) ** 2).sum() / n - squares) / n
+    error = ((norms**2).sum() / len(norms) - squares) / len(norms)
     return float(min(max(error, 0.0) / spread, 1.0))
 
 
-def _principal_directions(R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _principal_directions(X: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Variances (denominator n) and orthonormal directions of centred rows, by the smaller of their two products."""
-    n, d = R.shape
+    n, d = X.shape
     with np.errstate(over="ignore", invalid="ignore"):
-        products = (R.T @ R if d <= n else R @ R.T) / n
+        if d <= n:
+            products = sum(R.T @ R for R in _centred(X, mean, scale)) / n
+        else:
+            R = (X - mean) / scale
+            products = R @ R.T / n
     if not np.isfinite(products).all():
         raise ValueError(
-            f"The squares of the samples are beyond float64; the largest is {np.abs(R).max():.3g}. Scale them."
+            f"The squares of the samples are beyond float64; the largest is {np.abs(X).max():.3g}. Scale them."
         )
     values, vectors = eigh(products.T, overwrite_a=True, check_finite=False, driver="evd")
-    directions = vectors.T if d <= n else None
     kept = values > _RANK_TOLERANCE * max(values.max(), 0.0)
     values = values[kept]
-    if directions is not None:
-        return values, np.ascontiguousarray(directions[kept])
+    if d <= n:
+        return values, np.ascontiguousarray(vectors.T[kept])
     directions = vectors[:, kept].T @ R
     # orthonormal to rounding even where variances span many orders
     directions = np.linalg.qr(directions.T)[0].T if len(directions) else directions

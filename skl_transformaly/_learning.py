@@ -469,7 +469,8 @@ class LearningMixin:
         spaces: dict[str, FeatureSpace] = {}
         parts, terms = np.full((n, len(self.feature_spaces_)), np.nan), np.zeros((n, 0))
         for j, name in enumerate(self.feature_spaces_):
-            z = self.training_features_[name][used]
+            z = self.training_features_[name]
+            z = z if len(used) == n else z[used]  # which copies them
             discrepancy = name == "discrepancy"
             space = FeatureSpace(
                 self._density(discrepancy, random_state),

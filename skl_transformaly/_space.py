@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
@@ -16,8 +17,12 @@ from sklearn.utils.validation import check_is_fitted
 from skl_transformaly._density import GaussianDensity, fit_density, folds, held_out_scores, resolve_density
 from skl_transformaly.utils._compat import HasMethods, Interval, StrOptions, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
+from skl_transformaly.utils._torch import single_threaded_blas
 
 __all__ = ["FeatureSpace"]
+
+# Threads of BLAS wait for each other longer than they compute in decompositions of fewer samples or features.
+_FEW = 500
 
 
 @dataclass(eq=False, repr=False)
@@ -228,15 +233,16 @@ class FeatureSpace(BaseEstimator):
             # decomposition costs less.
             features = features @ np.linalg.qr(features.T)[0]
         scores = np.empty(len(features))
-        for train, test in folds(groups, len(features)):
-            pca = self._new_whitening().fit(features[train])
-            density = fit_density(
-                resolve_density(self.density),
-                _whitened_by(pca, features[train]),
-                None if groups is None else groups[train],
-                fold=True,
-            )
-            scores[test] = density.score_samples(_whitened_by(pca, features[test]))
+        with single_threaded_blas() if min(features.shape) < _FEW else contextlib.nullcontext():
+            for train, test in folds(groups, len(features)):
+                pca = self._new_whitening().fit(features[train])
+                density = fit_density(
+                    resolve_density(self.density),
+                    _whitened_by(pca, features[train]),
+                    None if groups is None else groups[train],
+                    fold=True,
+                )
+                scores[test] = density.score_samples(_whitened_by(pca, features[test]))
         return scores, None
 
 

@@ -1,5 +1,7 @@
 """Densities against scipy and scikit-learn."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -118,7 +120,7 @@ def test_held_out_terms_are_what_each_feature_adds_without_the_sample(density):
     np.testing.assert_allclose(density.held_out_terms(X)[0], expected)
 
 
-@pytest.mark.parametrize("n, d", [(15, 10), (200, 4), (20, 300)])
+@pytest.mark.parametrize("n, d", [(15, 10), (200, 4), (20, 300), (1500, 4)])
 def test_gaussian_shrinks_as_scikit_learns_ledoit_wolf(n, d):
     X = correlated(n, n, d)
     expected = LedoitWolf().fit(X).covariance_
@@ -130,6 +132,16 @@ def test_many_dimensions_need_no_matrix_of_their_square():
     density = GaussianDensity().fit(X)
     assert density.components_.shape == (9, 200_000)
     assert np.isfinite(density.held_out_scores(X)).all()
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+def test_many_samples_need_no_copy_of_all(density):
+    X = np.random.default_rng(0).normal(size=(20_000, 50))
+    tracemalloc.start()
+    density.fit(X).held_out_scores(X)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < X.nbytes / 2
 
 
 @settings(max_examples=50, deadline=None)
