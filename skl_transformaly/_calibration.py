@@ -70,7 +70,7 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
 
     See Also
     --------
-    TransformalyDetector : Its `contamination` is a quantile of training scores.
+    TransformalyDetector : Its `contamination` sets a threshold by held-out scores, without a proof.
 
     Notes
     -----
@@ -88,7 +88,7 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
 
     *Held-out scores.* Each calibration image is scored by a detector that lacks it (or a fold of images), but new
     images by one that was fitted on all of them. Then nothing is proven, unless scores hardly depend on a few images
-    [5]_, as leave-one-out scores of many images do. The rate is usually near `alpha`
+    [4]_, as leave-one-out scores of many images do. The rate is usually near `alpha`
     (``benchmarks/selection/thresholds.md``). For the proven promise, keep images out of the fit.
 
     *Training images.* `fit_predict`, and p-values of images in `X`, promise nothing, since the detector has seen most
@@ -101,7 +101,7 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
        Sub-Trajectories", Annals of Mathematics and Artificial Intelligence 74, 2015.
     .. [3] S. Bates, E. Candes, L. Lei, Y. Romano and M. Sesia, "Testing for Outliers with Conformal p-Values",
        Annals of Statistics 51(1), 2023.
-    .. [5] R. F. Barber, E. J. Candes, A. Ramdas and R. J. Tibshirani, "Predictive Inference with the Jackknife+",
+    .. [4] R. F. Barber, E. J. Candes, A. Ramdas and R. J. Tibshirani, "Predictive Inference with the Jackknife+",
        Annals of Statistics 49(1), 2021.
 
     Examples

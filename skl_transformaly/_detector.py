@@ -171,8 +171,8 @@ class TransformalyDetector(
     of different sizes; the path of a folder; a map-style torch Dataset. From paths, folders and Datasets only
     the current batch is decoded at a time, and of image files some more, ahead, on threads.
 
-    *Large JPEGs.* JPEG files whose sides are at least twice 672 pixels and six times what the teacher takes are decoded
-    at a half, a quarter or an eighth of their size, which is several times as fast and changes scores by a few
+    *Large JPEGs.* JPEG files whose shorter side has at least 1,344 pixels, and six times what the teacher takes, are
+    decoded at a half, a quarter or an eighth of their size, which is several times as fast and changes scores by a few
     hundredths of a standard deviation (``benchmarks/speed/decoding.py``). Fit and score such files in the same way: as
     arrays or PIL images, which are resized from all their pixels, they score slightly differently, and are not
     recognised as training images.
@@ -273,9 +273,7 @@ class TransformalyDetector(
         self.verbose = verbose
 
     @classmethod
-    def paper(
-        cls, extractor: Any = "vit_base_patch16_384.augreg_in21k_ft_in1k", **changes: Any
-    ) -> TransformalyDetector:
+    def paper(cls, extractor: Any = "vit_base_patch16_384.orig_in21k_ft_in1k", **changes: Any) -> TransformalyDetector:
         """Make a detector with the paper's settings.
 
         Two spaces, trained students, Gaussians without shrinkage, and log-likelihoods that are added as they are.
@@ -286,8 +284,8 @@ class TransformalyDetector(
 
         Parameters
         ----------
-        extractor : str or extractor, default="vit_base_patch16_384.augreg_in21k_ft_in1k"
-            The paper's teacher is a ViT-B/16 at 384 pixels, pre-trained on ImageNet-21k.
+        extractor : str or extractor, default="vit_base_patch16_384.orig_in21k_ft_in1k"
+            The authors' teacher: a ViT-B/16 at 384 pixels, pre-trained on ImageNet-21k and fine-tuned on ImageNet-1k.
         **changes
             Parameters that differ all the same.
 
@@ -405,8 +403,8 @@ class TransformalyDetector(
         -----
         The training scores are leave-one-out (or fold) scores: p-values are those of the jackknife, which hold if
         leaving out one image hardly changes the scores of others; without that, nothing is proven for any number of
-        images [1]_. ``benchmarks/accuracy/RESULTS.md`` says how well they hold. :class:`ConformalDetector` keeps its
-        promise for any detector, at the price of images that are kept out of the fit.
+        images [1]_. ``benchmarks/selection/thresholds.md`` says how well they hold. :class:`ConformalDetector` keeps
+        its promise for any detector, at the price of images that are kept out of the fit.
 
         References
         ----------

@@ -222,8 +222,9 @@ def fit(options: argparse.Namespace) -> str:
         "### Fit (targets, solved students: 2.5 times one pass; 60 times as fast as the plain loop with a ViT-Tiny, "
         f"120 with a ViT-B)\n\n{table(header, rows)}\n\n"
         "`TransformalyDetector.fit` with the defaults but for the students, held-out scores of the training images "
-        "included; one pass of timm's `forward_features` over the same images, in the same precision, resizing "
-        f"included; a step of the plain loop (batch {BATCH}, {BLOCKS} students, float32), times {PAPER_EPOCHS} epochs."
+        "included; one pass of the teacher as this library runs it, in the same precision, resizing "
+        "included ([FIT.md](FIT.md) compares with plain timm); a step of the plain loop (batch "
+        f"{BATCH}, {BLOCKS} students, float32), times {PAPER_EPOCHS} epochs."
     )
 
 

@@ -54,7 +54,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 anomalies found (--fail-on-anomaly), 2 wrong usage or input, 3 a bug.",
+    epilog="Exit codes: 0 done, 1 anomalies found (--fail-on-anomaly), 2 wrong usage or input, 3 a bug, "
+    "130 interrupted.",
 )
 
 OUT = ("--out", "--output", "-o")

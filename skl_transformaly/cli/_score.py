@@ -43,7 +43,7 @@ def score(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Keep the rows of --out (.csv or .jsonl), and score only images without a row."),
+        typer.Option("--resume", help="Keep the rows of --out (.csv or .jsonl); score only new and changed images."),
     ] = False,
     fail_on_anomaly: Annotated[
         bool, typer.Option("--fail-on-anomaly", help="Exit with code 1 if an image is an anomaly or cannot be read.")

@@ -55,7 +55,7 @@ def to_onnx(
     ----------
     detector : TransformalyDetector or ConformalDetector
         Fitted, with a :class:`TimmExtractor` and densities of class :class:`AutoDensity`,
-        :class:`GaussianDensity`, :class:`KNNDensity` or scikit-learn's ``GaussianMixture``. A
+        :class:`GaussianDensity`, :class:`KNNDensity`, :class:`LocalKNNDensity` or scikit-learn's ``GaussianMixture``. A
         :class:`ConformalDetector` around it sets decisions and p-values; ``NormalOnly`` and ``FrozenEstimator`` are
         looked through.
     path : str or path

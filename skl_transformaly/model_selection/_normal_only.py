@@ -22,8 +22,9 @@ __all__ = ["NormalOnly"]
 class NormalOnly(DelegatingMixin, BaseEstimator):
     """Fits a detector on the normal samples of labelled data.
 
-    A search needs it to refit: ``GridSearchCV`` fits the best setting on all of `X`, and a one-class detector, which
-    ignores `y`, would learn the anomalies in it as normal.
+    A search needs it to refit: ``GridSearchCV`` fits the best setting on all of `X`, and most one-class detectors
+    ignore `y` and would learn the anomalies in it as normal. (:class:`TransformalyDetector` would weigh its spaces by
+    them.)
 
     Parameters
     ----------

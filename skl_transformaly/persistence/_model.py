@@ -56,7 +56,7 @@ def save(
     detector : TransformalyDetector, ConformalDetector, NormalOnly or FrozenEstimator
         Fitted; wrappers must hold a :class:`TransformalyDetector`. Its extractor must be a :class:`TimmExtractor`, its
         students :class:`RidgeStudents` or :class:`BlockStudents`, and its densities :class:`AutoDensity`,
-        :class:`GaussianDensity`, :class:`KNNDensity` or scikit-learn's ``GaussianMixture``.
+        :class:`GaussianDensity`, :class:`KNNDensity`, :class:`LocalKNNDensity` or scikit-learn's ``GaussianMixture``.
     path : str or path
         An existing file is replaced as soon as the new one is complete.
     teacher : bool, default=True

@@ -68,7 +68,8 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         "auto" takes CUDA, else MPS, else the CPU.
     precision : {"auto", "float32", "float64", "bfloat16", "float16"}, default="auto"
         What matrix products are computed in. "auto" is bfloat16 for transformers on processors that have
-        instructions for it, float32 elsewhere. Sums along the residual stream stay in float32.
+        instructions for it, bfloat16 or else float16 on CUDA, and float32 elsewhere. Sums along the residual stream
+        stay in float32.
 
     Attributes
     ----------
