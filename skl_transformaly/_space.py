@@ -18,11 +18,14 @@ from skl_transformaly._density import GaussianDensity, fit_density, folds, held_
 from skl_transformaly.utils._compat import HasMethods, Interval, StrOptions, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
 from skl_transformaly.utils._torch import single_threaded_blas
+from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["FeatureSpace"]
 
 # Threads of BLAS wait for each other longer than they compute in decompositions of fewer samples or features.
 _FEW = 500
+# Of at most this many images each is a fold of its own where whitening is held out.
+_EACH = 20
 
 
 @dataclass(eq=False, repr=False)
@@ -195,8 +198,8 @@ class FeatureSpace(BaseEstimator):
     def _whitened(self) -> bool:
         return self.explained_variance is not None and not self.discrepancy
 
-    def _new_whitening(self) -> PCA:
-        return PCA(self.explained_variance, whiten=True, svd_solver="full")
+    def _fit_whitening(self, features: np.ndarray, n_components: float) -> PCA:
+        return PCA(n_components, whiten=True, svd_solver="full").fit(features)
 
     def _whiten(self, features: np.ndarray) -> np.ndarray:
         return _whitened_by(self.whitening_, features) if hasattr(self, "whitening_") else features
@@ -208,7 +211,9 @@ class FeatureSpace(BaseEstimator):
         self.__dict__.pop("whitening_", None)
         self.__dict__.pop("term_locations_", None)
         if self._whitened():
-            self.whitening_ = self._new_whitening().fit(features)
+            self.whitening_ = self._fit_whitening(features, self.explained_variance)
+            if self.held_out:
+                self._limit_components(features, groups)
             features = _whitened_by(self.whitening_, features)
         density = resolve_density(self.density, discrepancy=self.discrepancy)
         self.density_ = fit_density(density, features, groups)
@@ -223,19 +228,15 @@ class FeatureSpace(BaseEstimator):
                 return terms.sum(axis=1), terms
             return held_out_scores(self.density_, features, groups=groups, unseen=unseen), None
         # whitening must not have seen the held-out samples either
-        if len(features) < 3:
-            raise ValueError(
-                f"explained_variance={self.explained_variance} needs at least 3 images, got {len(features)}: give "
-                "more, or leave it None."
-            )
         if len(features) < features.shape[1]:
             # Turned into the samples' own span, which changes no principal component's share and no distance, each
             # decomposition costs less.
             features = features @ np.linalg.qr(features.T)[0]
         scores = np.empty(len(features))
         with single_threaded_blas() if min(features.shape) < _FEW else contextlib.nullcontext():
-            for train, test in folds(groups, len(features)):
-                pca = self._new_whitening().fit(features[train])
+            for train, test in self._whitening_folds(groups, len(features)):
+                # as many as in the end: in spaces of other dimensions log-densities could not be compared
+                pca = self._fit_whitening(features[train], int(self.whitening_.n_components_))
                 density = fit_density(
                     resolve_density(self.density),
                     _whitened_by(pca, features[train]),
@@ -244,6 +245,28 @@ class FeatureSpace(BaseEstimator):
                 )
                 scores[test] = density.score_samples(_whitened_by(pca, features[test]))
         return scores, None
+
+    def _limit_components(self, features: np.ndarray, groups: np.ndarray | None) -> None:
+        """Keep no more components than the images outside a fold determine, so that held-out scores are comparable."""
+        groups = np.arange(len(features)) if groups is None else groups
+        splits = self._whitening_folds(groups, len(features)) if len(np.unique(groups)) > 2 else []
+        most = min((len(np.unique(groups[train])) - 1 for train, _ in splits), default=0)
+        if most < 1:
+            raise ValueError(
+                f"explained_variance={self.explained_variance} needs at least 3 images that differ, got "
+                f"{len(np.unique(groups))}: give more, or leave it None."
+            )
+        wanted = int(self.whitening_.n_components_)
+        if wanted > most:
+            self.whitening_ = self._fit_whitening(features, most)
+            warn_user(
+                f"explained_variance={self.explained_variance} of {len(features)} images takes {wanted} components, of "
+                f"which images that are left out determine {most}: {most} are kept. Give more images, or a lower value."
+            )
+
+    def _whitening_folds(self, groups: np.ndarray | None, n: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        # of few images a fold would take a large part
+        return folds(groups, n, count=n if n <= _EACH else 5)
 
 
 def _whitened_by(pca: PCA, features: np.ndarray) -> np.ndarray:
