@@ -167,7 +167,7 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
         if y is not None:
             X = as_sequence(X)
             normal = normal_samples(y, _num_samples(X))
-            X = X if normal is None else take_samples(X, np.flatnonzero(normal))
+            X = X if normal is None else take_samples(X, np.flatnonzero(normal), on_error=on_error_of(self.estimator))
         if isinstance(self.estimator, type):
             name = self.estimator.__name__
             raise TypeError(f"estimator must be an object, got the class {name}: write {name}(...).")

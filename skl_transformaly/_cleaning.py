@@ -12,6 +12,7 @@ from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist, pdist
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize as unit_length
+from sklearn.utils import gen_batches
 
 from skl_transformaly._gaussian import GaussianDensity
 from skl_transformaly._space import FeatureSpace
@@ -26,6 +27,8 @@ _LEVELS = 3.0
 _SHARE = 0.1
 # Number of images from which differences are estimated, and number of directions in which close images are sought
 _SAMPLE, _DIRECTIONS = 500, 8
+# Pairs of close images that are compared at a time
+_PAIRS = 1024
 # Shares that are left out in the first rounds, from half of the images, so that anomalies do not determine the start
 _SHRINKING = (0.5, 0.4, 0.3, 0.2, 0.1)
 # Factor by which the images left out from the second start must be further away to be preferred
@@ -55,9 +58,13 @@ def near_duplicates(thumbnails: np.ndarray, groups: np.ndarray) -> np.ndarray:
     # close images are also close in a few directions, in which a tree finds them without comparing all pairs
     projected = PCA(min(_DIRECTIONS, *sample.shape), svd_solver="full").fit(sample).transform(rows)
     one, other = KDTree(np.asarray(projected)).query_pairs(radius * unit, output_type="ndarray").T
+    if not len(one):
+        return groups
     contrast = rows.std(axis=1)
-    far = np.array([np.sqrt(np.mean((rows[i] - rows[j]) ** 2)) for i, j in zip(one, other)])
-    close = far <= np.minimum(radius, _SHARE * np.minimum(contrast[one], contrast[other])) if len(one) else one
+    far = np.empty(len(one))
+    for pairs in gen_batches(len(one), _PAIRS):
+        far[pairs] = np.sqrt(np.mean((rows[one[pairs]] - rows[other[pairs]]) ** 2, axis=1))
+    close = far <= np.minimum(radius, _SHARE * np.minimum(contrast[one], contrast[other]))
     links = coo_array((np.ones(len(one[close])), (one[close], other[close])), shape=(len(rows), len(rows)))
     return connected_components(links, directed=False)[1][groups]
 

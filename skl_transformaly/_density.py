@@ -30,6 +30,7 @@ __all__ = [
     "folds",
     "held_out_scores",
     "resolve_density",
+    "spread",
 ]
 
 # Number of folds for densities that have no closed form.
@@ -112,8 +113,7 @@ class AutoDensity(LogDensity):
         held_out = [part.held_out_scores(X, groups=groups) for part in (gaussian, neighbors)]
         self.gaussian_, self.neighbors_ = gaussian, neighbors
         self.location_ = np.mean(held_out, axis=1)
-        spread = np.std(held_out, axis=1)
-        self.spread_ = np.where(spread > 0, spread, 1.0)
+        self.spread_ = np.array([spread(scores) for scores in held_out])
         self.held_out_scores_ = self._together(held_out)
         return self
 
@@ -126,6 +126,12 @@ class AutoDensity(LogDensity):
 
     def _together(self, scores: list[np.ndarray]) -> np.ndarray:
         return ((np.array(scores).T - self.location_) / self.spread_) @ SHARES
+
+
+def spread(scores: np.ndarray) -> float:
+    """Return the standard deviation of log-densities; 1 if they differ by rounding alone, as those of two samples."""
+    deviation = float(np.std(scores))
+    return deviation if deviation > 1e-9 * max(np.abs(scores).max(), 1.0) else 1.0
 
 
 def held_out_scores(density: Any, X: np.ndarray, *, groups: Any = None, unseen: np.ndarray | None = None) -> np.ndarray:

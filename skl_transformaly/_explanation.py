@@ -82,7 +82,7 @@ class ExplanationMixin:
         images = self._images(X, reset=False)
         blank = np.full(images.image_shape[:2] if images.image_shape else (1, 1), np.nan, dtype=np.float32)
         maps = [blank] * len(images)
-        compare = Comparer(self.extractor_, self.students_, maps="standardized")
+        compare = Comparer(self.extractor_, self.students_, maps=True)
         for positions, pixels in images.batches(self.extractor_.batch_size):
             coarse = compare(self.extractor_.preprocess(pixels)).maps
             for position, image, single in zip(positions, pixels, coarse):

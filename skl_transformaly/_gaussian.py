@@ -123,8 +123,8 @@ class GaussianDensity(LogDensity):
     Parameters
     ----------
     shrinkage : float or "ledoit-wolf", default="ledoit-wolf"
-        s, in [0, 1]. "ledoit-wolf" is the share that minimises the expected squared error of the covariance [2]_. 0
-        leaves the empirical covariance as it is, as in the paper [1]_.
+        s, in [0, 1]. "ledoit-wolf" is the share that minimises the expected squared error of the covariance [2]_, and
+        1 for two samples. 0 leaves the empirical covariance as it is, as in the paper [1]_.
     target : {"identity", "diagonal"}, default="identity"
         T: the mean variance in all directions, or each feature's own variance. The latter is for features of different
         units: neither the fit nor its regularisation depends on these.
@@ -342,7 +342,9 @@ def _ledoit_wolf(norms: np.ndarray, d: int, variances: np.ndarray) -> float:
     if not spread > 0:
         return 0.0
     error = ((norms**2).sum() / len(norms) - squares) / len(norms)
-    return float(min(max(error, 0.0) / spread, 1.0))
+    if not error > 1e-12 * squares:  # of two samples, which say nothing of how far off their covariance is
+        return 1.0
+    return float(min(error / spread, 1.0))
 
 
 def _principal_directions(X: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

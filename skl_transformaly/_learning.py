@@ -163,8 +163,9 @@ class LearningMixin:
 
         Parameters
         ----------
-        indices : array-like of shape (k,), int
-            Positions among all training images, in the order in which they were given. Other images keep theirs.
+        indices : array-like of shape (k,), int, or of shape (n_samples,), bool
+            Positions among all training images, in the order in which they were given, or which of them. Other images
+            keep their positions.
         update_students : bool, default=True
             As in `partial_fit`: students in closed form need the images that are left once more; trained students stay
             as they are.
@@ -176,14 +177,13 @@ class LearningMixin:
         Raises
         ------
         IndexError
-            An index is not that of a training image.
+            An index is not that of a training image, or not an integer; or there are not as many booleans as images.
         ValueError
             Fewer than 2 images would be left; or students are to be updated, and the images are not at hand.
         """
         check_is_fitted(self)
-        chosen = np.asarray(indices, dtype=np.intp).ravel()
         labels = self.training_labels_.copy()
-        labels[chosen] = _FORGOTTEN
+        labels[_positions(indices, len(labels))] = _FORGOTTEN
         if (labels == LEARNED).sum() < 2:
             raise ValueError(f"forget would leave {(labels == LEARNED).sum()} of {len(labels)} images; 2 are needed.")
         if update_students and self._solves_students():
@@ -308,10 +308,17 @@ class LearningMixin:
         learned = labels == LEARNED
         readable = ~np.isnan(next(iter(self.training_features_.values()))).any(axis=1)
         used = np.flatnonzero(learned & readable)
+        if len(used) < 2:
+            raise ValueError(f"{len(used)} of {len(labels)} images would be left that can be read; 2 are needed.")
         self.training_labels_ = labels
         self.training_groups_ = np.full(len(labels), -1)
-        self.training_groups_[used] = near_duplicates(self.training_thumbnails_[used], np.arange(len(used)))
+        self.training_groups_[used] = self._copies(used)
         self._fit_spaces(sizes, check_random_state(self.random_state))
+
+    def _copies(self, positions: np.ndarray) -> np.ndarray:
+        """Number the training images at `positions`, so that copies have the same number, by what is kept of them."""
+        same_pixels = np.unique(self.training_digests_[positions], axis=0, return_inverse=True)[1].ravel()
+        return near_duplicates(self.training_thumbnails_[positions], same_pixels)
 
     def _sizes(self) -> dict[str, np.ndarray]:
         return {name: space.sizes_ for name, space in self.spaces_.items()}
@@ -357,6 +364,8 @@ class LearningMixin:
             others.thumbnails = {}
             for name, z in measurer.measure(others).items():
                 self.training_features_[name][rest] = z
+                if name == "discrepancy" and self.training_held_out_.shape[1]:  # students have not seen them
+                    self.training_held_out_[rest] = z
             self.training_digests_ += _digests(others, rest, len(images))
             self.training_thumbnails_ += _thumbnails(others, rest, len(images))
         self._images_seen = images
@@ -434,9 +443,13 @@ class LearningMixin:
         candidates = np.flatnonzero((labels == LEARNED) | (labels == _TRIMMED))
         features = {name: z[candidates] for name, z in self.training_features_.items() if name != "discrepancy"}
         if not features:
+            if self.trim:
+                warn_user(
+                    "trim needs features of the teacher itself, which feature_spaces=['discrepancy'] does not keep: of "
+                    "the images that came after `fit`, none is left out."
+                )
             return labels
-        groups = near_duplicates(self.training_thumbnails_[candidates], np.arange(len(candidates)))
-        return self._trim(labels, candidates, features, self._sizes(), groups)
+        return self._trim(labels, candidates, features, self._sizes(), self._copies(candidates))
 
     def _trim(
         self,
@@ -466,6 +479,16 @@ class LearningMixin:
         learned = self.training_labels_ == LEARNED
         used = np.flatnonzero(learned & ~np.isnan(next(iter(self.training_features_.values()))).any(axis=1))
         groups = self.training_groups_[used]
+        if len(np.unique(groups)) < 2:
+            raise ValueError(
+                f"All {len(used)} training images are copies of one, so the variation of normal images cannot be "
+                "learned. Pass images that differ."
+            )
+        if "discrepancy" in self.feature_spaces_ and (held_out or standardize) and not self.training_held_out_.shape[1]:
+            raise ValueError(
+                f"threshold={self.threshold!r} and fusion={self.fusion!r} need discrepancies of students that have "
+                "not seen the image, and the fit, with other settings, has kept none: fit anew."
+            )
         spaces: dict[str, FeatureSpace] = {}
         parts, terms = np.full((n, len(self.feature_spaces_)), np.nan), np.zeros((n, 0))
         for j, name in enumerate(self.feature_spaces_):
@@ -593,6 +616,18 @@ def _thumbnails(images: Images, positions: np.ndarray, n: int) -> np.ndarray:
     for i, thumbnail in (images.thumbnails or {}).items():
         thumbnails[positions[i]] = thumbnail
     return thumbnails
+
+
+def _positions(indices: Any, n: int) -> np.ndarray:
+    """Positions among `n` images, from these or from a mask."""
+    given = np.asarray(indices)
+    if given.dtype == bool:
+        if given.shape != (n,):
+            raise IndexError(f"A mask of the training images has shape ({n},), got {given.shape}.")
+        return np.flatnonzero(given)
+    if given.size and given.dtype.kind not in "iu":
+        raise IndexError(f"indices must be integers or a mask, got {given.dtype}.")
+    return given.ravel().astype(np.intp)
 
 
 def _with_seed(part: Any, random_state: np.random.RandomState) -> Any:

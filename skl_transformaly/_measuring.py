@@ -93,8 +93,7 @@ class Measurer:
         """Compute features by the teacher and all students, and sizes of their groups; fill `maps` if it is given."""
         collected = TeacherFeatures(self.extractor, self.spaces, len(images))
         z_fs = np.full((len(images), self._n_discrepancies), np.nan)
-        standardized = None if maps is None else "standardized"
-        compare = Comparer(self.extractor, self.students, maps=standardized, collect=collected.collect)
+        compare = Comparer(self.extractor, self.students, maps=maps is not None, collect=collected.collect)
         for positions, pixels in releasing(images.batches(self.extractor.batch_size)):
             found = compare(self.extractor.preprocess(pixels), positions)
             z_fs[positions] = found.discrepancies
@@ -166,7 +165,13 @@ class Measurer:
         """Compute discrepancies of the training images by students that were trained on the other folds."""
         readable = np.array([i for i in range(len(images)) if i not in images.unreadable])
         unseen = np.full((len(images), self._n_discrepancies), np.nan)
-        for train, test in folds(groups[readable], len(readable), count=_TRAINED_FOLDS):
+        splits = folds(groups[readable], len(readable), count=_TRAINED_FOLDS) if len(readable) > 1 else []
+        if any(len(train) < 2 for train, _ in splits):
+            raise ValueError(
+                f"Students that are trained need at least 3 images that differ, so that some can be held out, got "
+                f"{len(np.unique(groups[readable]))}: give more, or take RidgeStudents()."
+            )
+        for train, test in splits:
             students = clone(self.students)
             if "checkpoint" in students.get_params():
                 students.set_params(checkpoint=None)

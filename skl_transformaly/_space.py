@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
 from sklearn.utils.validation import check_is_fitted
 
-from skl_transformaly._density import GaussianDensity, fit_density, folds, held_out_scores, resolve_density
+from skl_transformaly._density import GaussianDensity, fit_density, folds, held_out_scores, resolve_density, spread
 from skl_transformaly.utils._compat import HasMethods, Interval, StrOptions, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
 from skl_transformaly.utils._torch import single_threaded_blas
@@ -45,7 +45,8 @@ class FeatureSpace(BaseEstimator):
     normalize : bool, default=True
         Scale each group of features to unit length.
     explained_variance : float or None, default=None
-        Whiten by the fewest principal components that explain this share of the variance; None does not whiten.
+        Whiten by the fewest principal components that explain this share of the variance; None does not whiten. With
+        `held_out` at most as many as the images outside a fold determine.
     standardize : bool, default=True
         False takes the log-density as it is, as the paper does.
     held_out : bool, default=True
@@ -120,7 +121,7 @@ class FeatureSpace(BaseEstimator):
         Raises
         ------
         ValueError
-            All samples are the same.
+            All samples are the same, or there are fewer than 3 with `explained_variance` and `held_out`.
         FloatingPointError
             A sample's log-density is not finite.
         """
@@ -148,7 +149,7 @@ class FeatureSpace(BaseEstimator):
             )
         if self.standardize:
             self.location_ = float(scores.mean())
-            self.spread_ = float(scores.std()) or 1.0
+            self.spread_ = spread(scores)
         if terms is not None:
             self.term_locations_ = terms.mean(axis=0) if self.standardize else np.zeros(terms.shape[1])
             terms = (terms - self.term_locations_) / self.spread_
@@ -249,13 +250,14 @@ class FeatureSpace(BaseEstimator):
     def _limit_components(self, features: np.ndarray, groups: np.ndarray | None) -> None:
         """Keep no more components than the images outside a fold determine, so that held-out scores are comparable."""
         groups = np.arange(len(features)) if groups is None else groups
-        splits = self._whitening_folds(groups, len(features)) if len(np.unique(groups)) > 2 else []
-        most = min((len(np.unique(groups[train])) - 1 for train, _ in splits), default=0)
-        if most < 1:
+        distinct = len(np.unique(groups))
+        if distinct < 3:
             raise ValueError(
-                f"explained_variance={self.explained_variance} needs at least 3 images that differ, got "
-                f"{len(np.unique(groups))}: give more, or leave it None."
+                f"explained_variance={self.explained_variance} needs at least 3 images that differ, got {distinct}: "
+                "give more, or leave it None."
             )
+        rest = min(len(np.unique(groups[train])) for train, _ in self._whitening_folds(groups, len(features)))
+        most = max(1, rest - 2)  # one more, and whitening would put all images of the fit at the same distances
         wanted = int(self.whitening_.n_components_)
         if wanted > most:
             self.whitening_ = self._fit_whitening(features, most)

@@ -44,28 +44,32 @@ def space_weights(normal: np.ndarray, anomalies: np.ndarray) -> np.ndarray:
             f"{counted} nothing: weights of the feature spaces are learned from {_LEAST_ANOMALIES} or more.",
         )
         return np.ones(n_spaces)
-    found = np.array([_cross_fitted(normal, anomalies, pull) for pull in _PULLS])  # (pulls, folds)
+    # on one scale, on which the parts are already unless log-densities are added as they are
+    location, spread = normal.mean(axis=0), normal.std(axis=0)
+    spread = np.where(spread > 0, spread, 1.0)
+    normal, anomalies = (normal - location) / spread, (anomalies - location) / spread
+    found = np.array([_cross_fitted(normal, anomalies, pull, spread) for pull in _PULLS])  # (pulls, folds)
     gains = found - found[0]
     error = gains.std(axis=1, ddof=1) / np.sqrt(_FOLDS)  # folds of one repeat are independent, repeats are not
     better = gains.mean(axis=1) - error
     best = int(better.argmax())
-    return _fit(normal, anomalies, _PULLS[best]) if better[best] > 0 else np.ones(n_spaces)
+    return _fit(normal, anomalies, _PULLS[best], spread) if better[best] > 0 else np.ones(n_spaces)
 
 
-def _cross_fitted(normal: np.ndarray, anomalies: np.ndarray, pull: float) -> np.ndarray:
+def _cross_fitted(normal: np.ndarray, anomalies: np.ndarray, pull: float, spread: np.ndarray) -> np.ndarray:
     """AUROC on each fold of weights that were fitted to the others."""
     splitter = RepeatedKFold(n_splits=_FOLDS, n_repeats=_REPEATS, random_state=0)
     folds = zip(splitter.split(normal), splitter.split(anomalies)) if len(normal) >= _FOLDS else ()
     found = []
     for (train, test), (known, new) in folds:
-        weights = _fit(normal[train], anomalies[known], pull)
+        weights = _fit(normal[train], anomalies[known], pull, spread) * spread
         scores = np.concatenate([normal[test], anomalies[new]]) @ weights
         found.append(roc_auc_score([1] * len(test) + [0] * len(new), scores))
     return np.array(found or [0.0, 0.0])
 
 
-def _fit(normal: np.ndarray, anomalies: np.ndarray, pull: float) -> np.ndarray:
-    """Weights of mean 1, none below `_LEAST_WEIGHT` before that."""
+def _fit(normal: np.ndarray, anomalies: np.ndarray, pull: float, spread: np.ndarray | float = 1.0) -> np.ndarray:
+    """Weights of parts before they were divided by `spread`: of mean 1, none of a space below `_LEAST_WEIGHT` of it."""
     count = normal.shape[1]
     if np.isinf(pull):
         return np.ones(count)
@@ -86,5 +90,5 @@ def _fit(normal: np.ndarray, anomalies: np.ndarray, pull: float) -> np.ndarray:
     start = np.append(np.full(count, 0.5), 1.0)
     bounds = [(1e-3, None)] * count + [(None, None)]
     weights = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B").x[:-1]
-    weights = np.maximum(weights / weights.mean(), _LEAST_WEIGHT)
+    weights = np.maximum(weights / weights.mean(), _LEAST_WEIGHT) / spread
     return weights / weights.mean()

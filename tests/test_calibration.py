@@ -500,6 +500,10 @@ def test_unreadable_files_are_skipped_where_the_detector_skips(images, tmp_path,
     with pytest.warns(UserWarning, match="1 of 12 calibration images scored NaN"):
         detector.fit(X)
     assert len(detector.calibration_scores_) == 11
+    labelled = clone(detector)
+    with pytest.warns(UserWarning, match="1 of 11 calibration images scored NaN"):
+        labelled.fit(X, [-1] + [1] * 11)
+    assert len(labelled.calibration_scores_) == 10
     p, labels = detector.p_values(paths), detector.predict(paths)
     assert np.flatnonzero(np.isnan(p)).tolist() == [4] and labels[4] == -1
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import tiny_detector, tiny_extractor, tiny_paper, tiny_students
+from conftest import tiny_detector, tiny_extractor, tiny_paper, tiny_students, write_images
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -316,9 +316,42 @@ def test_fit_predict_is_fit_then_predict(images):
     np.testing.assert_array_equal(detector.fit_predict(images), detector.predict(images))
 
 
-def test_identical_training_images_are_refused(images):
-    with pytest.raises(ValueError, match="look the same to the teacher"):
-        tiny_detector().fit(np.repeat(images[:1], 5, axis=0))
+@pytest.mark.parametrize("n", [2, 5, 33])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_copies_of_one_image_are_refused(images, n, precision):
+    """Of images in other batches, features differ by rounding, which must not be taken for the variation of images."""
+    with pytest.raises(ValueError, match=rf"All {n} training images are copies of one"):
+        tiny_detector(extractor=tiny_extractor(precision=precision)).fit(np.repeat(images[:1], n, axis=0))
+
+
+@pytest.mark.parametrize("copies", [1, 5])
+@pytest.mark.parametrize("settings", [{"feature_spaces": "teacher"}, {}, {"density": "gaussian"}])
+def test_of_two_images_an_image_between_them_is_normal_and_a_different_one_is_not(images, copies, settings):
+    X = np.concatenate([images[:1], images[:1] // 2 + 60] * copies)
+    detector = tiny_detector(**settings).fit(X)
+    between = (X[:1].astype(int) + X[1:2]) // 2
+    scores = detector.score_samples(np.concatenate([between, 255 - X[:1]]).astype(np.uint8))
+    assert scores[0] > detector.offset_ > scores[1]
+    assert abs(scores[0]) < 1e6
+
+
+@pytest.mark.parametrize("which", [[0, 1], [0, 0, 1]])
+def test_trained_students_say_how_many_images_they_need(images, which):
+    with pytest.raises(ValueError, match="at least 3 images that differ.*, got 2: give more, or take RidgeStudents"):
+        tiny_detector(students=tiny_students()).fit(images[which])
+
+
+@pytest.mark.parametrize("students", [None, tiny_students()], ids=["solved", "trained"])
+def test_a_single_image_that_can_be_read_is_too_few(images, tmp_path, students):
+    write_images(tmp_path / "new", images[:3])
+    for name in ("000.png", "002.png"):
+        (tmp_path / "new" / name).write_bytes(b"not an image")
+    detector = tiny_detector(students=students, on_error="skip")
+    with (
+        pytest.warns(UserWarning, match="could not be read"),
+        pytest.raises(ValueError, match="fit needs 2 images, only 1 of 3 could be read"),
+    ):
+        detector.fit(tmp_path / "new")
 
 
 def test_two_images_are_enough_for_finite_scores(images):

@@ -15,11 +15,12 @@ from joblib import parallel_config
 from PIL import Image
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import skl_transformaly
 from skl_transformaly import ConformalDetector, ImageError, ModelFileError, RidgeStudents, distributed, load, save
 from skl_transformaly.distributed import fit_detector, fit_students, map_detector
-from skl_transformaly.utils._torch import limited_threads
+from skl_transformaly.utils._torch import limited_threads, single_threaded_blas
 
 da = pytest.importorskip("dask.array", reason="dask is not installed")
 import dask
@@ -269,6 +270,21 @@ def test_limits_of_threads_end_with_the_last():
     assert torch.get_num_threads() == before + 2
     second.__exit__(None, None, None)
     assert torch.get_num_threads() == before
+
+
+def test_threads_of_blas_are_limited_until_the_last_is_out():
+    def threads():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        first, second = single_threaded_blas(), single_threaded_blas()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert set(threads()) == {1}
+        second.__exit__(None, None, None)
+        assert threads() == before
 
 
 # Fits

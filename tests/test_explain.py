@@ -12,7 +12,6 @@ from sklearn.preprocessing import normalize
 from test_extractor import FAMILIES
 
 from skl_transformaly import TransformalyDetector
-from skl_transformaly.students._imitation import Comparer
 
 
 def residuals(students, X):
@@ -164,15 +163,6 @@ def test_found_students_make_the_same_maps(tmp_path, images):
     first = tiny_detector(memory=str(tmp_path)).fit(images).anomaly_map(images)
     np.testing.assert_array_equal(tiny_detector(memory=str(tmp_path)).fit(images).anomaly_map(images), first)
     np.testing.assert_array_equal(tiny_detector().fit(images).anomaly_map(images), first)
-
-
-def test_plain_map_of_a_block_averages_to_its_discrepancy():
-    extractor = tiny_extractor("test_convnext", image_size=64)
-    X = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
-    detector = tiny_detector(extractor=extractor).fit(X)
-    z_f = detector.students_.transform(X)[:, : len(detector.students_.block_indices_)]
-    maps = Comparer(detector.extractor_, detector.students_, maps="squared")(detector.extractor_.preprocess(X)).maps
-    np.testing.assert_allclose(maps.mean(axis=(2, 3)), z_f, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name, size, kind, number", FAMILIES)

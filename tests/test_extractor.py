@@ -465,7 +465,7 @@ def test_a_teacher_whose_places_are_not_known_gives_scores_and_no_maps(images, m
     assert not extractor.places_known_
     assert np.isfinite(students.transform(images)).all()
     with pytest.raises(TypeError, match="not known where in the image"):
-        Comparer(extractor, students, maps="squared")
+        Comparer(extractor, students, maps=True)
     teacher.__dict__.pop("places_known", None)  # shared with other tests
 
 

@@ -8,7 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import tiny_detector, tiny_students
+from conftest import tiny_detector, tiny_paper, tiny_students
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,6 +24,18 @@ from skl_transformaly._weighting import space_weights
 
 def without_students(**changes):
     return tiny_detector(**{"feature_spaces": ["pretrained", "layers"], **changes})
+
+
+def trained(**changes):
+    return tiny_detector(**{"students": tiny_students(), **changes})
+
+
+def save_images(images, folder):
+    paths = []
+    for i, image in enumerate(images):
+        paths.append(folder / f"{i}.png")
+        Image.fromarray(image).save(paths[-1])
+    return paths
 
 
 def assert_same(one, other, X):
@@ -108,10 +120,7 @@ def test_other_training_images_are_refused(images):
 
 
 def test_images_that_changed_since_are_an_error(images, tmp_path):
-    paths = []
-    for i, image in enumerate(images):
-        paths.append(tmp_path / f"{i}.png")
-        Image.fromarray(image).save(paths[-1])
+    paths = save_images(images, tmp_path)
     detector = tiny_detector().fit(paths[:8])
     before = detector.training_scores_
     Image.fromarray(255 - images[3]).save(paths[3])
@@ -134,7 +143,48 @@ def test_a_single_labelled_image_can_follow(images, label):
     assert (detector.offset_ == before) == (label == -1)  # a known anomaly alone changes nothing
 
 
+def test_copies_are_known_when_most_images_are_copies(images, new):
+    X = np.concatenate([np.repeat(images[:1], 10, axis=0), images[1:4]])
+    parts = without_students().fit(X[:11]).partial_fit(X[11:])
+    assert_same(parts, without_students().fit(X), new)
+    assert len(np.unique(parts.training_groups_)) == 4
+
+
+@pytest.mark.parametrize("settings", [{"threshold": "held-out"}, {"fusion": "standardized"}])
+def test_held_out_scores_that_the_fit_has_not_kept_are_asked_for_in_vain(images, settings):
+    detector = tiny_paper().fit(images)
+    with pytest.raises(ValueError, match="fit, with other settings, has kept none: fit anew"):
+        detector.set_params(**settings).forget([0])
+
+
 # ----- forget
+
+
+@pytest.mark.parametrize("chosen", [np.arange(12) == 5, [5], np.array([5], np.uint8), (i for i in [5])])
+def test_a_mask_or_positions_are_forgotten(images, chosen):
+    chosen = chosen if isinstance(chosen, (np.ndarray, list)) else list(chosen)
+    assert np.flatnonzero(without_students().fit(images).forget(chosen).training_labels_ == -2).tolist() == [5]
+
+
+@pytest.mark.parametrize("chosen", [[5.9], ["5"], [True, False], [12], [None]])
+def test_what_is_no_position_is_not_forgotten(images, chosen):
+    detector = without_students().fit(images)
+    with pytest.raises(IndexError):
+        detector.forget(chosen)
+    assert (detector.training_labels_ == 1).all()
+
+
+def test_nothing_may_be_forgotten(images):
+    assert (without_students().fit(images).forget([]).training_labels_ == 1).all()
+
+
+def test_two_images_that_can_be_read_must_be_left(images, tmp_path):
+    paths = save_images(images[:4], tmp_path)
+    paths[1].write_bytes(b"not an image")
+    with pytest.warns(UserWarning, match="could not be read"):
+        detector = without_students(on_error="skip").fit(paths)
+    with pytest.raises(ValueError, match="1 of 4 images would be left that can be read"):
+        detector.forget([0, 2])
 
 
 @pytest.mark.parametrize("build", [without_students, tiny_detector], ids=["teacher alone", "solved students"])
@@ -262,8 +312,11 @@ def test_weights_that_have_nothing_to_learn_are_equal_without_a_word(n_spaces, n
 
 def test_the_strongest_pull_that_helps_is_taken():
     # one space tells all, the other adds so little noise that slightly unequal weights suffice
-    normal = np.column_stack([np.ones(40), np.resize([1.02, -1.02], 40)])
-    np.testing.assert_array_equal(space_weights(normal, -normal[:20]), fit_weights(normal, -normal[:20], 3.0))
+    normal, known = np.column_stack([np.ones(40), np.resize([1.02, -1.02], 40)]), -np.ones((20, 2))
+    known[:, 1] = -normal[:20, 1]
+    location, spread = [1, 0], np.array([1, 1.02])  # of the first, which does not vary, 1
+    expected = fit_weights((normal - location) / spread, (known - location) / spread, 3.0, spread)
+    np.testing.assert_allclose(space_weights(normal, known), expected)
 
 
 @pytest.mark.parametrize("pull", [0.1, 1.0, 3.0])
@@ -280,6 +333,15 @@ def test_weights_minimise_the_logistic_loss_and_the_pull_towards_equal_ones(pull
     np.testing.assert_allclose(fit_weights(normal, known, pull), best / best.mean(), rtol=1e-4)
 
 
+@pytest.mark.parametrize("origin", [0.0, -280.0, 900.0])
+def test_a_space_of_small_numbers_that_decides_gets_a_large_weight(rng, origin):
+    """Log-densities that are added as they are differ from space to space in origin and unit."""
+    normal, known = rng.normal(size=(50, 2)), rng.normal(size=(20, 2)) - [0, 3]
+    unit = np.array([40.0, 0.5])
+    first, second = space_weights(normal * unit + origin, known * unit + origin) * unit
+    assert second > 1.5 * first
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_anomalies_that_all_spaces_see_alike_leave_weights_equal(seed):
     rng = np.random.default_rng(seed)
@@ -294,6 +356,23 @@ def test_the_images_least_like_the_others_are_found(rng):
     Z = rng.normal(size=(60, 4)) + 10
     Z[[7, 20]] = [[-9, 9, -9, 9], [9, -9, 9, -9]]
     assert least_normal({"a": Z}, {}, np.arange(60), 2 / 60, normalize=True).tolist() == [7, 20]
+
+
+@pytest.mark.parametrize("build", [tiny_detector, trained], ids=["solved students", "trained students"])
+def test_a_trimmed_image_may_come_back(build, images, new):
+    detector = build(trim=0.2).fit(images)
+    trimmed = np.flatnonzero(detector.training_labels_ == 0)
+    assert len(trimmed) == 2
+    detector.set_params(trim=0.0).forget([], update_students=False)
+    assert (detector.training_labels_ == 1).all()
+    assert np.isfinite(detector.score_samples(new)).all() and np.isfinite(detector.training_scores_).all()
+    np.testing.assert_allclose(detector.training_held_out_[trimmed], detector.training_discrepancies_[trimmed])
+
+
+def test_discrepancies_alone_do_not_tell_what_to_trim_later(images):
+    detector = trained(feature_spaces=["discrepancy"], trim=0.2).fit(images[:8])
+    with pytest.warns(UserWarning, match="trim needs features of the teacher itself"):
+        detector.partial_fit(images[8:])
 
 
 def test_trimmed_images_are_not_learned(rng):

@@ -39,7 +39,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
 from sklearn.utils import get_tags
 
-from skl_transformaly import ConformalDetector, GaussianDensity, ImageError, persistence
+from skl_transformaly import AutoDensity, ConformalDetector, GaussianDensity, ImageError, persistence
 from skl_transformaly.model_selection import (
     NormalOnly,
     OneClassSplit,
@@ -493,11 +493,22 @@ def test_log_likelihood_finds_the_true_covariance(rng):
 
 def test_unreadable_images_do_not_count(images, tmp_path):
     paths = save(images, tmp_path)
-    detector = tiny_detector(on_error="skip").fit(images)
+    detector = tiny_detector(on_error="skip", fusion="sum").fit(images)
     expected = detector.score_samples(images[1:]).mean()
     paths[0].write_bytes(b"not an image")
     with pytest.warns(UserWarning, match="could not be read"):
         assert held_out_log_likelihood(detector, paths) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("wrap", [lambda d: d, NormalOnly, make_pipeline])
+def test_log_likelihood_refuses_scores_on_each_fits_own_scale(images, wrap):
+    with pytest.raises(ValueError, match='Set fusion="sum"'):
+        held_out_log_likelihood(wrap(tiny_detector()).fit(images, np.ones(len(images))), images)
+
+
+def test_log_likelihood_refuses_a_density_on_its_own_scale(data):
+    with pytest.raises(ValueError, match="AutoDensity gives scores in standard deviations"):
+        held_out_log_likelihood(AutoDensity().fit(data[0]), data[0])
 
 
 def test_log_likelihood_refuses_other_labels(data):

@@ -7,6 +7,7 @@ import pytest
 from sklearn.decomposition import PCA
 
 from skl_transformaly._density import GaussianDensity, KNNDensity, folds
+from skl_transformaly._fusion import held_out_threshold
 from skl_transformaly._space import FeatureSpace
 
 
@@ -30,12 +31,13 @@ def test_features_stay_as_they_are(Z, settings):
     np.testing.assert_array_equal(FeatureSpace(**settings).fit(Z).transform(Z), Z)
 
 
-@pytest.mark.parametrize("width", [5, 200])
-def test_held_out_images_have_no_part_in_their_whitening(rng, width):
-    Z = rng.normal(size=(30, width)) + 3
-    scores = np.empty(30)
-    for train, test in folds(None, 30):
-        whitening = PCA(0.8, whiten=True, svd_solver="full").fit(Z[train])
+@pytest.mark.parametrize("n, width", [(30, 5), (30, 200), (12, 5)])
+def test_held_out_images_have_no_part_in_their_whitening(rng, n, width):
+    Z = rng.normal(size=(n, width)) + 3
+    scores = np.empty(n)
+    kept = PCA(0.8, svd_solver="full").fit(Z).n_components_
+    for train, test in folds(None, n, count=5 if n > 20 else n):
+        whitening = PCA(kept, whiten=True, svd_solver="full").fit(Z[train])
         density = GaussianDensity().fit(whitening.transform(Z[train]))
         scores[test] = density.score_samples(whitening.transform(Z[test]))
     space = FeatureSpace(normalize=False, explained_variance=0.8).fit(Z)
@@ -44,9 +46,33 @@ def test_held_out_images_have_no_part_in_their_whitening(rng, width):
 
 def test_whitening_of_held_out_images_needs_three(Z):
     space = FeatureSpace(explained_variance=0.8)
-    with pytest.raises(ValueError, match="at least 3 images, got 2"):
+    with pytest.raises(ValueError, match="at least 3 images that differ, got 2"):
         space.fit(Z[:2])
+    with pytest.raises(ValueError, match="at least 3 images that differ, got 2"):
+        space.fit(Z[[0, 1, 1]], groups=np.array([0, 1, 1]))
     assert np.isfinite(space.fit(Z[:3]).held_out_parts_).all()
+
+
+@pytest.mark.parametrize("density", ["gaussian", "knn", "auto"])
+@pytest.mark.parametrize("n, share", [(20, 0.9), (40, 0.5), (40, 0.99)])
+def test_a_whitened_space_flags_as_many_new_images_as_it_promises(density, n, share):
+    """Folds with fewer components than the whole fit would make new images look far less normal than those held out."""
+    mixing = np.random.default_rng(0).normal(size=(64, 64)) * np.logspace(0, -1.5, 64)
+    flagged = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        Z, new = (3 + rng.normal(size=(k, 64)) @ mixing for k in (n, 200))
+        space = FeatureSpace(density, explained_variance=share).fit(Z)
+        flagged.append(np.mean(space.score_samples(new) < held_out_threshold(np.sort(space.held_out_parts_), 0.1)))
+    assert 0.01 < np.mean(flagged) < 0.18
+
+
+def test_components_that_folds_do_not_determine_are_left_out_with_a_warning():
+    Z = np.random.default_rng(0).normal(size=(10, 50))
+    with pytest.warns(UserWarning, match=r"takes 9 components, of which .* determine 7: 7 are kept"):
+        space = FeatureSpace(explained_variance=0.999).fit(Z)
+    assert space.whitening_.n_components_ == 7
+    assert FeatureSpace(explained_variance=0.999, held_out=False, standardize=False).fit(Z).n_features_out_ == 9
 
 
 @pytest.mark.parametrize("density", ["gmm", KNNDensity(n_neighbors=5)])

@@ -8,6 +8,8 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.metrics import roc_auc_score
 
+from skl_transformaly._density import AutoDensity
+from skl_transformaly._wrappers import innermost
 from skl_transformaly.images._columns import settled
 from skl_transformaly.images._images import Images, as_images, is_table
 from skl_transformaly.images._samples import as_sequence, on_error_of, take_samples
@@ -24,8 +26,9 @@ def held_out_log_likelihood(estimator: Any, X: Any, y: Any = None) -> float:
     It needs no anomalies, but compares only settings whose densities are in the same space, such as the `shrinkage` of
     a density. Do not use it for parameters that change the space: `explained_variance`, `normalize`, `feature_spaces`
     or the extractor. Log-densities of 10 and of 20 whitened components have different units, and each further component
-    costs about 1.4 nats, however useful it is. For those, use "roc_auc" with known anomalies, or
-    :class:`SyntheticOutlierScorer`.
+    costs about 1.4 nats, however useful it is. Nor can scores be compared that each fit puts on the scale of its own
+    training images, as an :class:`AutoDensity` does, and a :class:`TransformalyDetector` unless ``fusion="sum"``. For
+    those, use "roc_auc" with known anomalies, or :class:`SyntheticOutlierScorer`.
 
     Parameters
     ----------
@@ -44,7 +47,7 @@ def held_out_log_likelihood(estimator: Any, X: Any, y: Any = None) -> float:
     Raises
     ------
     ValueError
-        `y` holds other labels, or no normal sample.
+        `y` holds other labels, or no normal sample; or the scores are no log-densities, but in standard deviations.
 
     Examples
     --------
@@ -57,6 +60,12 @@ def held_out_log_likelihood(estimator: Any, X: Any, y: Any = None) -> float:
     >>> search.fit(X).best_params_
     {'shrinkage': 1}
     """
+    part = innermost(estimator)
+    if isinstance(part, AutoDensity) or getattr(part, "fusion", None) == "standardized":
+        raise ValueError(
+            f"held_out_log_likelihood compares log-densities, and {type(part).__name__} gives scores in standard "
+            'deviations of its own training images. Set fusion="sum", or use SyntheticOutlierScorer() or "roc_auc".'
+        )
     scores = np.asarray(estimator.score_samples(_normal_samples(estimator, X, y)), dtype=np.float64)
     scores = scores[~np.isnan(scores)]
     return float(scores.mean()) if len(scores) else np.nan

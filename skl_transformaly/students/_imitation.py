@@ -123,14 +123,12 @@ class Comparison:
 
     Attributes
     ----------
-    embeddings : ndarray of shape (B, D), float64
     discrepancies : ndarray of shape (B, k * m), float64
         One column per block for each of the k `measures_` of the students.
     maps : ndarray of shape (B, m, h, w), float64
         See :class:`Comparer`; m is 0 without maps.
     """
 
-    embeddings: np.ndarray
     discrepancies: np.ndarray
     maps: np.ndarray
 
@@ -146,12 +144,11 @@ class Comparer:
     extractor : fitted extractor
     students : fitted students or None
         None runs the teacher alone.
-    maps : {"squared", "standardized"} or None, default=None
-        How to map where in the image each student deviates; None returns no maps. "squared" is the mean over channels
-        of the squared difference at each token or place. "standardized" is how unusual the difference is: the log of
-        the squared difference, with channels decorrelated and the mean difference at the place subtracted, in standard
-        deviations from its mean over training images there. If blocks differ in resolution, all maps have the finest
-        one, and values at larger places are repeated.
+    maps : bool, default=False
+        Whether to map where in the image each student deviates unusually: the log of the squared difference, with
+        channels decorrelated and the mean difference at the place subtracted, in standard deviations from its mean over
+        training images there. If blocks differ in resolution, all maps have the finest one, and values at larger places
+        are repeated.
     collect : callable, default=None
         ``collect(positions)`` is called for each part of a batch and returns ``(visit, finish)``: an additional visitor
         of the teacher's blocks, and a callable that receives the embeddings.
@@ -159,7 +156,7 @@ class Comparer:
     Raises
     ------
     TypeError
-        `maps` is not None, and the extractor has no ``to_maps`` or its ``places_known_`` is False.
+        `maps` are asked for, and the extractor has no ``to_maps`` or its ``places_known_`` is False.
     """
 
     def __init__(
@@ -167,16 +164,15 @@ class Comparer:
         extractor: Extractor,
         students: ImitationMixin | None,
         *,
-        maps: str | None = None,
+        maps: bool = False,
         collect: Collect | None = None,
     ):
         self._extractor = extractor
         indices = [] if students is None else students.block_indices_.tolist()
         self._students = {} if students is None else dict(zip(indices, students.students_))
-        self._usual = {} if students is None or maps is None else dict(zip(indices, students.residuals_))
+        self._usual = {} if students is None or not maps else dict(zip(indices, students.residuals_))
         self._measures = () if students is None else students.measures_
-        self._maps = maps
-        self._to_maps = None if maps is None else _require_places(extractor)
+        self._to_maps = _require_places(extractor) if maps else None
         self._collect = collect
         self._chunks = Chunks("scoring", chunk_size(extractor))
 
@@ -198,11 +194,11 @@ class Comparer:
             with.
         """
         positions = np.arange(len(batch)) if positions is None else positions
-        embeddings, discrepancies, maps = zip(*self._chunks(self._run, Part(positions, batch)))
-        return Comparison(np.concatenate(embeddings), np.concatenate(discrepancies), np.concatenate(maps))
+        discrepancies, maps = zip(*self._chunks(self._run, Part(positions, batch)))
+        return Comparison(np.concatenate(discrepancies), np.concatenate(maps))
 
     @torch.no_grad()
-    def _run(self, part: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _run(self, part: Part) -> tuple[np.ndarray, np.ndarray]:
         watch, finish = (None, None) if self._collect is None else self._collect(part.positions)
         measures: dict[int, Tensor] = {}
         maps: dict[int, Tensor] = {}
@@ -222,12 +218,10 @@ class Comparer:
             finish(z_p)
         z_f = by_measure(measures) if measures else z_p.new_zeros(len(z_p), 0)
         drawn = _side_by_side(maps) if maps else np.zeros((len(z_p), 0, 1, 1))
-        return z_p.double().cpu().numpy(), z_f.double().cpu().numpy(), drawn
+        return z_f.double().cpu().numpy(), drawn
 
     def _map(self, index: int, residual: Tensor) -> Tensor:
         """Return one block's map (B, 1, h, w) from residuals (B, C, h, w)."""
-        if self._maps == "squared":
-            return residual.square().double().mean(1, keepdim=True)
         statistics = self._usual[index]
         if statistics is None:
             raise ValueError(

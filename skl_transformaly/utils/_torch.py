@@ -265,6 +265,25 @@ def _thread_pools() -> ThreadpoolController:
     return ThreadpoolController()  # looks through all libraries of the process, which takes a while
 
 
-def single_threaded_blas() -> contextlib.AbstractContextManager:
-    """Context in which numpy and scipy use one thread: for small matrices, or if several threads call them."""
-    return _thread_pools().limit(limits=1, user_api="blas")
+_inside_single = 0  # how many single_threaded_blas are in force in this process
+_before_single: Any = None  # what restores the threads that were there before the first of them
+
+
+@contextlib.contextmanager
+def single_threaded_blas() -> Iterator[None]:
+    """Let numpy and scipy use one thread within: for small matrices, or if several threads call them.
+
+    The number is the process's. Several threads may be within at a time; the last to leave restores it.
+    """
+    global _inside_single, _before_single
+    with _limits_lock:
+        if not _inside_single:
+            _before_single = _thread_pools().limit(limits=1, user_api="blas")
+        _inside_single += 1
+    try:
+        yield
+    finally:
+        with _limits_lock:
+            _inside_single -= 1
+            if not _inside_single:
+                _before_single.restore_original_limits()
