@@ -73,7 +73,8 @@ class TransformalyDetector(
         Density of the discrepancies, likewise.
     explained_variance : float or None, default=None
         Share of the variance to keep, in (0, 1): the teacher's features are whitened by the fewest principal components
-        that reach it, as in the paper. None keeps all dimensions, and leaves it to the density to be regularised.
+        that reach it, as in the paper; by fewer, with a warning, if there are too few images to hold some out. None
+        keeps all dimensions, and leaves it to the density to be regularised.
     normalize : bool, default=True
         Scale embedding, class token and mean patch tokens to unit length, each by itself. The paper does not.
     fusion : {"standardized", "sum"}, default="standardized"

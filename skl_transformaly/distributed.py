@@ -32,6 +32,7 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from skl_transformaly.images._folders import list_images
+from skl_transformaly.images._formats import absolute
 from skl_transformaly.utils._files import file_sha256
 
 __all__ = ["fit_detector", "fit_students", "map_detector"]
@@ -427,7 +428,7 @@ def _partition(paths: Any, size: int) -> Any:
         raise ValueError("There is no path in X.")
     array = np.empty(len(paths), dtype=object)  # strings of fixed width would all be as wide as the widest
     # absolute, because a worker, and this process later, may be in another folder
-    array[:] = [os.path.abspath(path) for path in paths]
+    array[:] = [absolute(path) for path in paths]
     return da.from_array(array, chunks=size)
 
 

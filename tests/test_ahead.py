@@ -163,6 +163,14 @@ def test_a_turned_photograph_stays_upright(rng, tmp_path):
     assert decode_file(path, at_least=672).shape == (700, 675, 3)
 
 
+@pytest.mark.parametrize("form", [lambda paths: [*paths, None], lambda paths: [(path, 0) for path in paths]])
+def test_paths_among_missing_ones_or_with_labels_are_files(rng, tmp_path, form):
+    paths = [photograph(rng, tmp_path / f"{i}.jpg") for i in range(3)]
+    images = as_images(form(paths), on_error="skip").reduced((224, 224))
+    np.testing.assert_array_equal(images[1], as_images(paths).reduced((224, 224))[1])
+    assert images[0].shape == (675, 700, 3) and images.size(0, images[0]) == (1350, 1400)
+
+
 def test_extractors_without_a_known_size_get_whole_images(rng, tmp_path):
     images = as_images([photograph(rng, tmp_path / "a.jpg")])
     assert images.reduced(None) is images

@@ -98,6 +98,15 @@ def test_paths(fitted, folder, form):
     np.testing.assert_allclose(lazy.compute(), getattr(detector, method)(paths), rtol=1e-9)
 
 
+def test_a_tilde_in_a_path_is_the_home_folder(fitted, folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.setenv("USERPROFILE", str(folder.parent))
+    paths = paths_of(folder)
+    short = [f"~/{os.path.relpath(path, folder.parent)}" for path in paths]
+    lazy = map_detector(fitted[0], short, partition_size=4)
+    np.testing.assert_allclose(lazy.compute(), fitted[0].score_samples(paths), rtol=1e-9)
+
+
 def test_bag_of_paths(fitted, folder):
     paths = paths_of(folder)
     lazy = map_detector(fitted[0], db.from_sequence(paths, npartitions=3))

@@ -18,6 +18,7 @@ from sklearn.base import BaseEstimator, clone
 from skl_transformaly import RidgeStudents, TimmExtractor, load, save
 from skl_transformaly.students._imitation import Comparer
 from skl_transformaly.teacher import _weights
+from skl_transformaly.teacher._architecture import find_blocks
 from skl_transformaly.teacher._extractor import resolve_extractor
 
 # name, image size, kind of block, number of blocks
@@ -467,6 +468,20 @@ def test_a_teacher_whose_places_are_not_known_gives_scores_and_no_maps(images, m
     with pytest.raises(TypeError, match="not known where in the image"):
         Comparer(extractor, students, maps=True)
     teacher.__dict__.pop("places_known", None)  # shared with other tests
+
+
+@pytest.mark.parametrize("name", ["twins_svt_small", "coat_tiny", "nasnetalarge", "vgg11", "legacy_xception"])
+def test_an_architecture_without_blocks_to_imitate_is_refused(name):
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0)
+    with pytest.raises(ValueError, match="Choose another teacher"):
+        find_blocks(model)
+
+
+def test_a_single_stage_of_a_larger_network_is_not_taken_for_all_of_it():
+    with torch.device("meta"):
+        model = timm.create_model("hrnet_w18_small", num_classes=0)
+    assert len(find_blocks(model)) == 3 and model.layer1 not in find_blocks(model)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,21 @@
 """Every form of image gives the same pixels; every fault is named."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_detector
+from conftest import tiny_detector, write_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImageSequence
 
 from skl_transformaly import ImageError
+from skl_transformaly.datasets import load
 from skl_transformaly.images._folders import list_images
 from skl_transformaly.images._images import as_images
+from skl_transformaly.images._pixels import file_shape
 
 
 def save_all(images, folder):
@@ -361,3 +366,100 @@ def test_any_image_is_resized_within_its_range(fitted, shape, dtype, seed):
     assert batch.shape == (1, 3, 32, 32)
     # timm's test models normalise by mean 0.5 and standard deviation 0.5
     assert np.isfinite(batch).all() and batch.min() >= -1 - 1e-9 and batch.max() <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_header_tells_the_sides_of_the_upright_image(tmp_path, images, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"turned.{suffix}"
+    Image.fromarray(images[0]).save(path, exif=exif)
+    assert file_shape(path) == decoded(path).shape[:2]
+
+
+def test_each_frame_of_an_iterator_is_an_image(tmp_path):
+    frames = [Image.new("L", (8, 6), value) for value in (10, 90, 200)]
+    frames[0].save(tmp_path / "stack.tif", save_all=True, append_images=frames[1:])
+    with Image.open(tmp_path / "stack.tif") as stack:
+        found = as_images(ImageSequence.Iterator(stack))
+        assert [image.max() for image in found] == [10, 90, 200]
+        with pytest.raises(ValueError, match="several frames more than once.*copies"):
+            as_images(list(ImageSequence.Iterator(stack)))
+        stack.seek(1)
+        assert as_images([stack])[0].max() == 90  # the one that it shows
+
+
+def test_images_are_found_again_from_another_folder(tmp_path, images, monkeypatch):
+    folder = tmp_path / "in"
+    write_images(folder, images[:3])
+    monkeypatch.chdir(tmp_path)
+    few, whole = as_images(["in/000.png", "in/001.png"]), as_images("in")
+    monkeypatch.chdir(folder)
+    np.testing.assert_array_equal(few[1], images[1])
+    np.testing.assert_array_equal(whole[2], images[2])
+    (folder / "001.png").unlink()
+    with pytest.raises(ImageError, match=r"^'in/001\.png': the file does not exist"):  # as it was given
+        few[1]
+
+
+def test_images_that_are_skipped_are_skipped_together_with_arrays(tmp_path, images):
+    write_images(tmp_path / "in", images[:6])
+    (tmp_path / "in" / "002.png").write_bytes(b"not an image")
+    for more in (images[6:], list(images[6:])):
+        with pytest.warns(UserWarning, match="1 of .* images could not be read"):
+            detector = tiny_detector(on_error="skip").fit(tmp_path / "in").partial_fit(more)
+        assert np.flatnonzero(np.isnan(detector.training_scores_)).tolist() == [2]
+
+
+def test_images_of_a_loaded_data_set_are_skipped(tmp_path, images):
+    for kind in ("train/good", "train/bad", "test/good", "test/bad"):
+        write_images(tmp_path / kind, images[:4])
+    (tmp_path / "test" / "bad" / "001.png").write_bytes(b"not an image")
+    data = load(tmp_path)
+    with pytest.warns(UserWarning, match="could not be read"):
+        scores = tiny_detector(on_error="skip").fit(data.X_train).score_samples(data.X_test)
+    assert np.isnan(scores).sum() == 1
+
+
+class Opened(torch.utils.data.Dataset):
+    """Files that are opened when they are asked for, as in torchvision's ImageFolder."""
+
+    def __init__(self, paths, fails=Image.open):
+        self.paths, self.fails = paths, fails
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, i):
+        if i == 2:
+            self.fails(self.paths[i])
+        return Image.open(self.paths[i]).convert("RGB"), 0
+
+
+def unplugged(path):
+    raise OSError(5, "Input/output error")
+
+
+@pytest.mark.parametrize("fails", [Image.open, unplugged])
+def test_files_that_a_data_set_cannot_open_are_named_or_skipped(tmp_path, images, fails):
+    write_images(tmp_path / "in", images[:6])
+    (tmp_path / "in" / "002.png").write_bytes(b"not an image")
+    data = Opened(sorted((tmp_path / "in").iterdir()), fails)
+    with pytest.raises(ImageError, match="image 2: cannot be read"):
+        tiny_detector().fit(data)
+    with pytest.warns(UserWarning, match="1 of 6 images could not be read"):
+        scores = tiny_detector(on_error="skip").fit(data).training_scores_
+    assert np.flatnonzero(np.isnan(scores)).tolist() == [2]
+
+
+def test_heic_files_in_a_list_are_read_in_a_new_process(tmp_path, images):
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    Image.fromarray(np.kron(images[0], np.ones((4, 4, 1), np.uint8))).save(tmp_path / "phone.heic")
+    script = (
+        "import sys; from skl_transformaly.images._images import as_images; print(as_images(sys.argv[1:])[0].shape)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "phone.heic")]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "(80, 96, 3)"

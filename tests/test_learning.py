@@ -7,6 +7,7 @@ import pickle
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import tiny_detector, tiny_paper, tiny_students
 from hypothesis import given, settings
@@ -289,6 +290,19 @@ def test_a_calibrated_detector_leaves_anomalies_out(images, new):
 def test_labels_that_cannot_be_used(images, y, message):
     with pytest.raises(ValueError, match=message):
         without_students().fit(images, y)
+
+
+@pytest.mark.parametrize("missing", [np.nan, None, pd.NA, pd.NaT])
+@pytest.mark.parametrize("form", [list, pd.Series, lambda y: np.array(y, dtype=object)])
+def test_a_missing_label_is_refused(images, missing, form):
+    with pytest.raises(ValueError, match="y has no label for 1 of 12 samples"):
+        without_students().fit(images, form([1] * 6 + [-1] * 5 + [missing]))
+
+
+@pytest.mark.parametrize("y", [np.ones((12, 2)), iter([1] * 11 + [-1]), 1, [{}] * 12])
+def test_a_y_that_cannot_be_used_is_said_not_to_be(images, y):
+    with pytest.warns(UserWarning, match="takes all samples as normal"):
+        assert (without_students().fit(images, y).training_labels_ == 1).all()
 
 
 def test_a_useful_space_counts_more(rng):

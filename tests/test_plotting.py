@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest
@@ -286,6 +287,22 @@ def test_without_labels_scores_are_the_colors(rows):
     display = EmbeddingDisplay.from_estimator(pipeline, X)
     expected = PCA(2).fit_transform(StandardScaler().fit_transform(X))
     np.testing.assert_allclose(np.abs(display.coordinates), np.abs(expected))
+
+
+def test_a_pipeline_of_the_detector_alone_shows_its_rows(rows):
+    X, _, _ = rows
+    display = EmbeddingDisplay.from_estimator(make_pipeline(OneClassSVM()).fit(X), X)
+    np.testing.assert_allclose(np.abs(display.coordinates), np.abs(PCA(2).fit_transform(X)))
+
+
+@pytest.mark.parametrize("labels", [[1, -1, np.nan], ["bolt", "nut", None], [1, -1, pd.NA]])
+def test_points_without_a_label_are_drawn_as_unlabelled(rows, labels):
+    X, _, _ = rows
+    y = np.resize(np.array(labels, dtype=object), len(X))
+    display = EmbeddingDisplay.from_predictions(X, y)
+    assert len(display.scatters_) == 3
+    assert sum(len(drawn.get_offsets()) for drawn in display.scatters_.values()) == len(X)
+    assert len(display.scatters_["unlabelled"].get_offsets()) == len(X) // 3
 
 
 def test_tsne_and_other_transformers(rows):

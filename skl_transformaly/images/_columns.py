@@ -9,16 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-__all__ = ["is_missing", "settled"]
+from skl_transformaly.utils._missing import is_missing
 
-
-def is_missing(item: Any) -> bool:
-    """Return whether an item is a missing value: None, NaN, or one of pandas."""
-    return (
-        item is None
-        or (isinstance(item, (float, np.floating)) and bool(item != item))
-        or type(item).__name__ in ("NAType", "NaTType")
-    )
+__all__ = ["has_frames", "settled"]
 
 
 def settled(X: Any) -> Any:
@@ -33,7 +26,7 @@ def settled(X: Any) -> Any:
     if isinstance(X, (str, os.PathLike, list, tuple, Image.Image)):
         return X
     if isinstance(X, (Iterator, KeysView, ValuesView)) and not hasattr(X, "read"):  # an open file iterates, too
-        return list(X)
+        return [_frame(item) for item in X]
     if isinstance(X, dict) and hasattr(X, "column_names"):
         name = next(iter(X), "train")
         raise TypeError(f"X holds the data sets {', '.join(map(repr, X))}: pass one, such as X[{name!r}].")
@@ -44,6 +37,19 @@ def settled(X: Any) -> Any:
     if hasattr(X, "to_numpy") and not hasattr(X, "iloc") and len(getattr(X, "shape", ())) == 1:
         return X.to_numpy()  # an Index cannot be split as arrays and Series can
     return X
+
+
+def _frame(item: Any) -> Any:
+    """An item of an iterator, which may be the same PIL image for each of its frames: a copy of the current one."""
+    return item.copy() if has_frames(item) else item
+
+
+def has_frames(item: Any) -> bool:
+    """Return whether an item is a PIL image of several frames, of which it shows one at a time."""
+    try:
+        return isinstance(item, Image.Image) and getattr(item, "n_frames", 1) > 1
+    except ValueError:  # it is closed, which decoding tells
+        return False
 
 
 class _Column(Sequence):

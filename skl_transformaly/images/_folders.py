@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 from collections import Counter
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from skl_transformaly.images._formats import expand_user, url_advice, what_else
+from skl_transformaly.images._formats import expand_user, register_formats, url_advice, what_else
 from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["FoundFiles", "display_path", "has_image_suffix", "is_image", "list_images", "walk"]
@@ -128,7 +127,7 @@ def walk(folder: str | os.PathLike, found: FoundFiles, add: Callable[[str], None
 
 def is_image(path: str) -> bool:
     """Return whether the header of a file is that of an image that can be decoded."""
-    _image_suffixes()
+    register_formats()
     if not os.path.isfile(path):  # a pipe would keep whoever reads it waiting
         return False
     try:
@@ -148,11 +147,7 @@ def has_image_suffix(path: str) -> bool:
 @functools.cache
 def _image_suffixes() -> frozenset[str]:
     """Suffixes, in lower case and with their dot, of the files that Pillow can decode."""
-    with contextlib.suppress(ImportError):  # iPhone's HEIC
-        from pillow_heif import register_heif_opener
-
-        register_heif_opener()
-    Image.init()
+    register_formats()
     return frozenset(
         suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN and kind not in _NOT_DECODED
     )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 from dataclasses import dataclass
 
-__all__ = ["expand_user", "url_advice", "what_else"]
+from PIL import Image
+
+__all__ = ["absolute", "expand_user", "register_formats", "url_advice", "what_else"]
 
 _HEAD = 512  # bytes that hold every signature below
 
@@ -112,6 +115,22 @@ def url_advice(path: str | os.PathLike) -> str:
     if not _URL.match(os.fspath(path)):
         return ""
     return " It is a URL: download the file first, such as with urllib.request.urlretrieve, and pass its path."
+
+
+@functools.cache
+def register_formats() -> None:
+    """Let Pillow read all that it can, HEIC of iPhones as well if pillow-heif is installed."""
+    with contextlib.suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    Image.init()
+
+
+def absolute(path: str | os.PathLike) -> str:
+    """Return a path that still holds if the process goes to another folder; a URL as it is."""
+    path = os.fspath(expand_user(path))
+    return path if _URL.match(path) else os.path.abspath(path)
 
 
 def expand_user(path: str | os.PathLike) -> str | os.PathLike:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from skl_transformaly.images._columns import is_missing, settled
+from skl_transformaly.images._columns import has_frames, settled
 from skl_transformaly.images._folders import has_image_suffix, list_images
+from skl_transformaly.images._formats import absolute
 from skl_transformaly.images._items import (
     EXPECTED,
     advice,
@@ -25,6 +26,7 @@ from skl_transformaly.images._items import (
 from skl_transformaly.images._pixels import decode_file, file_shape
 from skl_transformaly.images._sequence import Images
 from skl_transformaly.images._values import SKIP_ADVICE, ImageError, check_layout, checked
+from skl_transformaly.utils._missing import is_missing
 from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["Images", "as_images", "from_array", "is_table"]
@@ -76,8 +78,10 @@ def as_images(X: Any, *, on_error: str = "raise") -> Images:
             if X.ndim != 1:
                 raise ValueError(f"An array of paths or images must be 1-D, got shape {X.shape}. {EXPECTED}")
             X = X.tolist()
-        if all(isinstance(item, (str, os.PathLike)) for item in X):
-            return _from_files(X, on_error)
+        paths = _as_paths(X)
+        if paths is not None:
+            return _from_files(paths, on_error)
+        _refuse_frames(X)
         return _from_items(X, on_error)
     raise TypeError(f"Cannot read images from {type(X).__name__}. {advice(X)}{EXPECTED}")
 
@@ -123,21 +127,55 @@ def from_array(X: np.ndarray, *, lenient: bool = False) -> Images:
 # Functions of modules, not closures, so that images can be pickled for other processes.
 
 
+def _as_paths(items: Any) -> list[Any] | None:
+    """Paths of image files, some of which may be missing or come with a label; None if `items` holds anything else."""
+    paths = []
+    for item in items if isinstance(items, (list, tuple)) else ():
+        if isinstance(item, (tuple, list)) and item and not any(_is_image(other) for other in item[1:]):
+            item = item[0]  # (image, label)
+        if not (isinstance(item, (str, os.PathLike)) or is_missing(item)):
+            return None
+        paths.append(item)
+    return paths if any(not is_missing(path) for path in paths) else None
+
+
+def _refuse_frames(items: Any) -> None:
+    """Refuse a list that holds one object for several frames, all of which would be the frame last sought."""
+    if not isinstance(items, (list, tuple)):  # which may decode an image each time that it is asked for one
+        return
+    several = [id(item) for item in items if isinstance(item, Image.Image)]
+    if len(set(several)) < len(several):
+        several = [id(item) for item in items if has_frames(item)]
+    if len(set(several)) < len(several):
+        raise ValueError(
+            "X holds the same PIL image of several frames more than once, and it shows one frame at a time: pass "
+            "copies, [frame.copy() for frame in PIL.ImageSequence.Iterator(image)]."
+        )
+
+
 def _from_files(paths: Sequence, on_error: str) -> Images:
-    name, shape = partial(_file_name, paths), partial(_file_shape, paths)
-    return Images(len(paths), partial(_decode_file, paths), name=name, shape=shape, on_error=on_error)
+    # absolute, since the images may be read again later, from another folder
+    places = [None if is_missing(path) else absolute(path) for path in paths]
+    name, shape = partial(_file_name, paths), partial(_file_shape, places)
+    return Images(len(paths), partial(_decode_file, places), name=name, shape=shape, on_error=on_error)
 
 
 def _file_name(paths: Sequence, i: int) -> str:
-    return f"{str(paths[i])!r}"
+    return f"image {i}" if is_missing(paths[i]) else f"{str(paths[i])!r}"
 
 
-def _file_shape(paths: Sequence, i: int) -> tuple[int, int]:
-    return file_shape(paths[i])
+def _file_shape(places: Sequence, i: int) -> tuple[int, int]:
+    return file_shape(places[i])
 
 
-def _decode_file(paths: Sequence, i: int, at_least: int | None = None) -> np.ndarray:
-    return decode_file(paths[i], at_least=at_least)
+def _decode_file(places: Sequence, i: int, at_least: int | None = None) -> np.ndarray:
+    if places[i] is None:
+        raise _missing(None)
+    return decode_file(places[i], at_least=at_least)
+
+
+def _missing(item: Any) -> ImageError:
+    return ImageError(f"is missing: got {type(item).__name__} instead of an image.{SKIP_ADVICE}")
 
 
 def _from_items(items: Any, on_error: str) -> Images:
@@ -150,7 +188,10 @@ def _is_image(item: Any) -> bool:
 
 
 def _decode_of(items: Any, i: int) -> np.ndarray:
-    item = items[i]
+    try:
+        item = items[i]
+    except OSError as error:  # a data set that reads files; also what Pillow raises for files that are no images
+        raise ImageError(f"cannot be read ({type(error).__name__}: {error}).{SKIP_ADVICE}") from error
     if isinstance(item, (tuple, list)) and len(item):
         if any(_is_image(other) for other in item[1:]):
             raise TypeError(
@@ -159,7 +200,7 @@ def _decode_of(items: Any, i: int) -> np.ndarray:
             )
         item = item[0]  # Dataset of (image, label)
     if is_missing(item):
-        raise ImageError(f"is missing: got {type(item).__name__} instead of an image.{SKIP_ADVICE}")
+        raise _missing(item)
     try:
         return decode_item(item)
     except TypeError as error:

@@ -36,8 +36,11 @@ class ImageInputMixin:
         X = settled(X)
         if not hasattr(X, "shape") and not isinstance(X, Image.Image) and hasattr(X, "__array__"):
             X = np.asarray(X)
-        if isinstance(X, Images):  # checked by the estimator that holds this one
+        if isinstance(X, Images):  # from `datasets.load`, or checked by the estimator that holds this one
             images = X
+            if on_error == "skip" and X.on_error != on_error:
+                images = X.take(range(len(X)))
+                images.on_error = on_error
         elif is_table(X):
             images = self._rows(without_mask(X), image_shape, reset=reset)
         else:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from skl_transformaly.images._depth import decode_deep, deep_tiles, exif_orientation, upright
-from skl_transformaly.images._formats import expand_user, url_advice, what_else
+from skl_transformaly.images._formats import expand_user, register_formats, url_advice, what_else
 from skl_transformaly.images._values import SKIP_ADVICE, ImageError, check_layout, checked
 
 __all__ = [
@@ -33,6 +33,9 @@ __all__ = [
 _TIMES = 3
 _LEAST = 672
 
+# Tags of the width and the height in the header of a TIFF.
+_TIFF_SIDES = (256, 257)
+
 
 def least_side(size: Sequence[int]) -> int:
     """Return the least side, in pixels, that an image must keep if it is resized to `size` (height, width) later."""
@@ -46,9 +49,9 @@ def decode_file(path: str | os.PathLike, *, at_least: int | None = None) -> np.n
     with no side shorter than this many pixels.
     """
     path = expand_user(path)
+    register_formats()
     with _pillow_errors(path):
         _check_regular(path)
-
         return _decode(lambda: _drafted(Image.open(path), at_least), lambda: what_else(path))
 
 
@@ -61,11 +64,14 @@ def _drafted(image: Image.Image, at_least: int | None) -> Image.Image:
 def file_shape(path: str | os.PathLike) -> tuple[int, int]:
     """Return height and width in pixels of the upright image in a file; only its header is read."""
     path = expand_user(path)
+    register_formats()
     with _pillow_errors(path):
         _check_regular(path)
         with Image.open(path) as image:
-            turned = exif_orientation(image) > 4
-            return (image.width, image.height) if turned else (image.height, image.width)
+            height, width = image.height, image.width
+            if image.format == "TIFF":  # which some versions of Pillow turn when they open it
+                width, height = (image.tag_v2[tag] for tag in _TIFF_SIDES)  # type: ignore[attr-defined]
+            return (width, height) if 5 <= exif_orientation(image) <= 8 else (height, width)
 
 
 def _check_regular(path: str | os.PathLike) -> None:
@@ -92,6 +98,7 @@ def decode_bytes(
             raise ImageError(f"has {image.width} x {image.height} pixels, more than the limit of {max_pixels}.")
         return _drafted(image, at_least)
 
+    register_formats()
     with _pillow_errors():
         try:
             return _decode(opened, lambda: what_else("", content))
@@ -162,7 +169,7 @@ def map_colours(values: np.ndarray, low: float, high: float) -> Image.Image:
 
 
 def decode_pil(image: Image.Image) -> np.ndarray:
-    """Return the first frame of a PIL image, upright, as (H, W, C); palettes and other colour spaces become RGB(A)."""
+    """Return a PIL image, of several frames the current one, upright, as (H, W, C); other colour spaces as RGB(A)."""
     if _is_closed(image):
         raise ImageError(
             "the PIL image was closed before its pixels were read: call image.load() before it is closed, or pass its "

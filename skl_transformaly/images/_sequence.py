@@ -137,7 +137,7 @@ class Images(Sequence):
             int(starts[-1]),
             partial(_in_part, [part._one for part in parts], starts),
             name=partial(_in_part, [part._name for part in parts], starts),
-            on_error=parts[-1].on_error,
+            on_error="skip" if any(part.on_error == "skip" for part in parts) else "raise",  # arrays have "raise"
             shape=partial(_in_part, shapes, starts) if files else None,
         )
         # or `reduced` would return a copy, which would get the digests of the images in batches

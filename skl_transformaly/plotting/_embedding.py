@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from skl_transformaly._wrappers import innermost
 from skl_transformaly.plotting._base import COLORS, Display, scores_of
+from skl_transformaly.utils._missing import is_missing
 
 __all__ = ["EmbeddingDisplay"]
 
@@ -177,12 +178,17 @@ class EmbeddingDisplay(Display):
             if self.values is not None:
                 ax.figure.colorbar(self.scatters_["all"], ax=ax, label="score (higher is more normal)")
         else:
-            labels = np.unique(self.y)
+            values = np.asarray(self.y).tolist()
+            missing = np.array([is_missing(label) for label in values])
+            labels = np.unique([label for label in values if not is_missing(label)])
             detection = set(labels.tolist()) <= {-1, 1}
+            if missing.any():
+                look = {"color": COLORS["training"], "label": "unlabelled"}
+                self.scatters_["unlabelled"] = ax.scatter(*self.coordinates[missing].T, **look, **style)
             for k, label in enumerate(labels[::-1] if detection else labels):
                 name = {1: "normal", -1: "anomaly"}[int(label)] if detection else str(label)
                 look = {"color": COLORS.get(name, f"C{k}"), "label": name}
-                at = self.coordinates[self.y == label]
+                at = self.coordinates[[not is_missing(value) and value == label for value in values]]
                 self.scatters_[name] = ax.scatter(*at.T, **look, **style)
         ax.set(xlabel=self.axis_names[0], ylabel=self.axis_names[1])
         if not self.axis_names[0]:  # of t-SNE, neither axis means anything
@@ -211,7 +217,8 @@ def _features(estimator: Any, X: Any, space: str) -> tuple[Any, Any]:
     """Return features of images and training images in a space of a detector; rows of `X` for other estimators."""
     detector = innermost(estimator)
     if not hasattr(detector, "feature_spaces_"):
-        return np.asarray(estimator[:-1].transform(X)) if isinstance(estimator, Pipeline) else X, None
+        before = isinstance(estimator, Pipeline) and len(estimator) > 1
+        return np.asarray(estimator[:-1].transform(X)) if before else X, None
     if space not in detector.feature_spaces_:
         raise ValueError(
             f"space={space!r} is not in use: the detector was fitted with feature_spaces="

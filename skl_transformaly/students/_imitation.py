@@ -218,7 +218,7 @@ class Comparer:
             finish(z_p)
         z_f = by_measure(measures) if measures else z_p.new_zeros(len(z_p), 0)
         drawn = _side_by_side(maps) if maps else np.zeros((len(z_p), 0, 1, 1))
-        return z_f.double().cpu().numpy(), drawn
+        return z_f.cpu().double().numpy(), drawn
 
     def _map(self, index: int, residual: Tensor) -> Tensor:
         """Return one block's map (B, 1, h, w) from residuals (B, C, h, w)."""

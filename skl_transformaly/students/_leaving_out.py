@@ -99,8 +99,8 @@ class TrainingMeasures:
                     seen[index], unseen[index] = self._at(self._places[index], positions, args, output)
 
         yield visit
-        self.found.fitted[positions] = by_measure(seen).double().cpu().numpy()
-        self.found.held_out[positions] = by_measure(unseen).double().cpu().numpy()
+        self.found.fitted[positions] = by_measure(seen).cpu().double().numpy()
+        self.found.held_out[positions] = by_measure(unseen).cpu().double().numpy()
 
     def _at(self, j: int, positions: np.ndarray, args: tuple, output: Tensor) -> tuple[Tensor, Tensor]:
         """Measures (B, k) at the j-th block, with each image included and left out; residuals are kept for maps."""

@@ -206,7 +206,7 @@ class Sums:
             flat.T @ target.reshape(-1, target.shape[2]),
             context.T @ target.sum(1),
         ]
-        return [product.double().cpu().numpy() for product in found]
+        return [product.cpu().double().numpy() for product in found]
 
     def add(self, products: list[np.ndarray]) -> None:
         """Add what `products` returned, which belongs to the sums from then on."""

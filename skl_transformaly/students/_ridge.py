@@ -339,7 +339,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
                 coefficients, inverse = block.solve(self.ridge)
             layouts.append(block.layout)
             sizes.append(block.size)
-            origin = [part.double().cpu().numpy() for part in block.origin]
+            origin = [part.cpu().double().numpy() for part in block.origin]
             coefficients[-1] -= np.concatenate(origin) @ coefficients
             local.append(np.ascontiguousarray(coefficients[:split].T, dtype=dtype))
             context.append(np.ascontiguousarray(coefficients[split:].T, dtype=dtype))

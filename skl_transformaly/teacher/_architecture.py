@@ -79,24 +79,35 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
     MobileNet, ``stages`` of ConvNeXt and MetaFormer, ``layers`` of Swin, ``layer1``... of ResNet); elsewhere the
     modules that timm's ``feature_info`` names.
     """
+    found = _block_candidates(model)
+    if any(isinstance(block, nn.ModuleList) for block in found):
+        raise ValueError(
+            f"{type(model).__name__} runs its stages block by block, with other layers in between, which students do "
+            "not imitate. Choose another teacher."
+        )
+    if not found:
+        children = [name for name, _ in model.named_children()]
+        raise ValueError(
+            f"{type(model).__name__} has no blocks to imitate: no blocks, stages or layers, no layer1 and layer2, and "
+            f"timm lists no two features for it. Its parts are {children}. Choose another teacher."
+        )
+    return found
+
+
+def _block_candidates(model: nn.Module) -> list[nn.Module]:
     for name in ("blocks", "stages", "layers"):
         container = getattr(model, name, None)
         if isinstance(container, (nn.Sequential, nn.ModuleList)) and len(container):
             return list(container)
     numbered = [module for name, module in model.named_children() if name.startswith("layer") and name[5:].isdigit()]
-    if numbered:
+    if len(numbered) > 1:  # a single one is the stem of a larger network
         return numbered
     info = getattr(model, "feature_info", None)
     names = [entry["module"] for entry in (getattr(info, "info", info) or [])]
-    found = [model.get_submodule(name) for name in dict.fromkeys(names)]
+    modules = dict(model.named_modules())
+    found = [modules[name] for name in dict.fromkeys(names) if name in modules]
     found = [module for module in found if any(p.ndim > 1 for p in module.parameters())]
-    if not found:
-        children = [name for name, _ in model.named_children()]
-        raise ValueError(
-            f"{type(model).__name__} has no blocks to imitate: no blocks, stages, layers or layer1, and timm lists no "
-            f"features for it. Its parts are {children}. Choose another teacher."
-        )
-    return found
+    return found if len(found) > 1 else []
 
 
 def random_model(model_name: str, seed: int) -> nn.Module:

@@ -213,7 +213,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         Z = np.full((len(images), self.embedding_size_), np.nan, dtype=np.float64)
         chunks = Chunks("running the teacher on", self.chunk_size_)
         for positions, pixels in releasing(images.batches(self.batch_size)):
-            Z[positions] = torch.cat(chunks(self.embed, self.preprocess(pixels))).double().cpu().numpy()
+            Z[positions] = torch.cat(chunks(self.embed, self.preprocess(pixels))).cpu().double().numpy()
         return Z if self.precision_ == "float64" else Z.astype(np.float32)
 
     def keep_settings(self) -> None:

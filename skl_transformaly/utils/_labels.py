@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import check_array, column_or_1d
 
+from skl_transformaly.utils._missing import is_missing
 from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["check_labels", "group_sizes", "normal_samples"]
@@ -57,12 +58,19 @@ def normal_samples(y: Any, n: int, *, least: int = 2) -> np.ndarray | None:
     """
     labels = _as_vector(y)
     if labels is None:
+        if y is not None:
+            warn_user(
+                f"y is {_described(y)}, which fit does not use: it takes all samples as normal. Expected is one number "
+                "for each sample, +1 for normal ones and -1 for known anomalies."
+            )
         return None
     _refuse_words(labels)
     if labels.dtype.kind == "O":
         with contextlib.suppress(TypeError, ValueError):
-            labels = labels.astype(np.float64)
+            # pandas' own missing values are no floats
+            labels = np.array([np.nan if is_missing(label) else label for label in labels.tolist()], dtype=np.float64)
     if labels.dtype.kind not in "iuf":
+        warn_user(f"y holds {labels.dtype} and no labels that fit can use: it takes all samples as normal.")
         return None
     _refuse_gaps(labels)
     if set(np.unique(labels).tolist()) - {-1, 1}:
@@ -87,6 +95,11 @@ def _as_vector(y: Any) -> np.ndarray | None:
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels.ravel()
     return None if y is None or labels.ndim != 1 else labels
+
+
+def _described(y: Any) -> str:
+    shape = getattr(y, "shape", None)
+    return f"{type(y).__name__}" + (f" of shape {tuple(shape)}" if shape is not None else "")
 
 
 def _warn_of_other_numbers(labels: np.ndarray) -> None:

@@ -1,0 +1,18 @@
+"""Missing values, of whatever library."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["is_missing"]
+
+
+def is_missing(item: Any) -> bool:
+    """Return whether an item is a missing value: None, NaN, or one of pandas."""
+    return (
+        item is None
+        or (isinstance(item, (float, np.floating)) and bool(item != item))
+        or type(item).__name__ in ("NAType", "NaTType")
+    )
