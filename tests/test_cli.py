@@ -1,14 +1,19 @@
 """The command `transformaly`, mostly in this process; and what it stands on: files, scores, figures."""
 
+import contextlib
 import csv
 import errno
+import html
 import io
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,7 +28,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from skl_transformaly import TransformalyDetector, load, persistence
-from skl_transformaly.cli import _console
+from skl_transformaly._fusion import conformal_threshold
+from skl_transformaly.cli import _console, _scores
 from skl_transformaly.cli._commands import app
 from skl_transformaly.cli._comments import comments
 from skl_transformaly.cli._evaluation import evaluate_scores, fpr_at_tpr, normal_classes
@@ -38,6 +44,7 @@ from skl_transformaly.images import _images
 from skl_transformaly.images._folders import display_path
 from skl_transformaly.images._images import as_images
 from skl_transformaly.students._block import _StudentTrainer
+from skl_transformaly.utils import _container
 
 # ----- finding files
 
@@ -77,6 +84,28 @@ def test_a_file_whose_name_looks_like_a_pattern_is_a_file(folder):
 def test_each_image_counts_once(folder):
     found = find_files([str(folder), str(folder / "b.png"), f"{folder}/./b.png", f"{folder}/*.png"])
     assert len(found.paths) == len(set(found.paths)) == 3
+
+
+TWICE = ["{0} {0}", "{0} {0}/.", "{0}/deep {0}", "{0} {0}/deep", "{0} {0}/notes.txt", "{0}/** {0}", "{0}/**/*.* {0}"]
+
+
+@pytest.mark.parametrize("names", TWICE)
+@pytest.mark.parametrize("as_list", [False, True])
+def test_what_is_passed_over_counts_once(folder, names, as_list):
+    whole = find_files([str(folder)])
+    names = [name.format(folder) for name in names.split(" ")]
+    if as_list and not any("*" in name for name in names):
+        found = find_files(names[:1], listed=names[1:])
+    else:
+        found = find_files(names)
+    assert sorted(found.paths) == sorted(whole.paths)
+    assert (found.hidden, found.others) == (whole.hidden, whole.others)
+
+
+def test_what_is_passed_over_in_a_hidden_folder_counts_if_it_is_named(folder):
+    (folder / ".git" / "notes.md").write_bytes(b"")
+    found = find_files([str(folder), str(folder / ".git")])
+    assert (found.hidden, found.others[".md"]) == (2, 1) and len(found.paths) == 4
 
 
 def test_content_decides_where_a_named_file_has_no_image_suffix(folder):
@@ -175,6 +204,50 @@ def test_a_file_of_something_else_is_not_gone_on_with(tmp_path, content):
     with pytest.raises(ScoreFileError, match="not a file of scores"):
         ScoreFile(tmp_path / "s.csv", resume=True)
     assert (tmp_path / "s.csv").read_bytes() == content
+
+
+def scored_row(path, score=1.0):
+    return dict(zip(COLUMNS, (path, score, 1.0, 1.0, 1)))
+
+
+def stop(*args, **kw):
+    raise KeyboardInterrupt
+
+
+STOPS = {
+    "formatting": lambda patch: patch.setattr(_scores, "format_rows", stop),
+    "writing": lambda patch: patch.setattr(os, "fsync", stop),
+    "replacing": lambda patch: patch.setattr(os, "replace", stop),
+    "locking": lambda patch: patch.setattr(_scores, "_lock", stop),
+    "nothing": lambda patch: None,
+}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("change", ["drop", "arrange"])
+@pytest.mark.parametrize("during", STOPS)
+def test_a_change_of_rows_that_is_stopped_loses_none(tmp_path, monkeypatch, kind, change, during):
+    """As for a million rows, which take seconds; afterwards the file is locked and can be added to."""
+    path, names = tmp_path / f"s.{kind}", ["a.png", "b.png", "c.png"]
+    with ScoreFile(path) as file:
+        file.write([scored_row(name) for name in names])
+    os.chmod(path, 0o600)
+    with ScoreFile(path, resume=True) as file:
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            STOPS[during](patch)
+            file.drop(["a.png"]) if change == "drop" else file.arrange(names[::-1])
+        with ScoreFile(tmp_path / f"t.{kind}") as other:
+            other.write([scored_row(name) for name in (names[1:] if change == "drop" else names[::-1])])
+        before, after = path.read_bytes(), (tmp_path / f"t.{kind}").read_bytes()
+        if during == "nothing":
+            assert before == after
+            file.write([scored_row("d.png")])
+            assert path.read_bytes().startswith(after) and "d.png" in file.done
+            with pytest.raises(ScoreFileError, match="Another process"):
+                ScoreFile(path)
+    with ScoreFile(path, resume=True) as file:
+        assert set(names[1:]) <= set(file.done) and ("a.png" in file.done or before == after)
+    assert path.stat().st_mode & 0o777 == 0o600 and not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
@@ -373,6 +446,34 @@ def test_expected_false_alarms_are_those_of_exchangeable_scores(images, asked):
     np.testing.assert_allclose([exact.low, exact.high], np.percentile(kth, [5, 95]), atol=0.03)
 
 
+@pytest.mark.parametrize(("images", "alpha"), [(8, 0.2), (19, 0.05), (20, 0.05), (99, 0.07), (10, 0.75)])
+def test_a_conformal_detector_flags_a_multiple_of_what_one_image_counts(images, alpha):
+    draws = np.sort(np.random.default_rng(0).random((20_000, images)), axis=1)
+    below = np.array([conformal_threshold(scores, alpha) for scores in draws])  # the share that scores lower
+    alarms = FalseAlarms.of(SimpleNamespace(calibration_scores_=draws[0], alpha=alpha))
+    assert alarms.expected == pytest.approx(below.mean(), abs=0.005)
+    np.testing.assert_allclose([alarms.low, alarms.high], np.percentile(below, [5, 95]), atol=0.01)
+    assert "cannot promise" not in str(alarms)
+
+
+@pytest.mark.parametrize("asked", [0.05, 0.3])
+@pytest.mark.parametrize("conformal", [False, True])
+def test_copies_promise_no_more_than_one_image(asked, conformal):
+    """Five images five times each, a known anomaly, one that was left out, and one that could not be read."""
+    detector = SimpleNamespace(
+        training_scores_=np.append(np.repeat(np.linspace(1, 2, 5), 5), [np.nan] * 3),
+        training_groups_=np.append(np.repeat(np.arange(5), 5), [-1, -1, 7]),
+        training_labels_=np.append(np.ones(25), [-1, 0, 1]),
+        held_out_=True,
+        contamination=asked,
+    )
+    if conformal:
+        detector.alpha, detector.calibration, detector.calibration_scores_ = asked, "held-out", np.arange(25.0)
+    alarms = FalseAlarms.of(detector)
+    assert alarms.images == 5 and alarms.left_out == (not conformal)
+    assert alarms.expected == pytest.approx(max(1 / 6, 7 / 26 if conformal and asked == 0.3 else asked))
+
+
 # ----- what a model file says of its training
 
 
@@ -396,7 +497,7 @@ def test_what_is_kept_of_the_training_comes_back():
 )
 def test_what_is_wrong_about_the_training_is_refused(change):
     with pytest.raises(ValueError, match="not valid"):
-        Provenance.from_json(change)
+        Provenance.from_json({next(iter(Provenance().to_json())): change})
 
 
 def test_a_pictures_digest_is_the_one_by_which_a_detector_knows_it(work, model):
@@ -460,6 +561,19 @@ def test_fit_says_what_it_took_and_learned(work):
     assert lowest == [f"{i:03}.png" for i in np.argsort(scores)[:5]]
 
 
+@pytest.mark.parametrize("name", ["my good", "it's", "a;b", "$HOME"])
+def test_the_next_command_can_be_pasted(work, tmp_path, name):
+    shutil.copytree(work[0] / "test" / "good", tmp_path / name)
+    model, page = str(tmp_path / f"{name}.tfm"), tmp_path / "r.html"
+    options = ["--image-size", "32", "--blocks", "1", "--alpha", "0.2"]
+    said = run(app, ["fit", str(tmp_path / name), "-o", model, *options]).stderr
+    command = shlex.split(said.partition("Next: ")[2])
+    assert command == ["transformaly", "report", model, "NEW_IMAGES", "--normal", str(tmp_path / name)]
+    run(app, ["report", model, str(work[0] / "test" / "six"), "-o", str(page)])
+    shown = re.search("<code>(transformaly update .*)</code>", page.read_text(encoding="utf-8"))[1]
+    assert shlex.split(html.unescape(shown))[:4] == ["transformaly", "update", model, "--labels"]
+
+
 def test_images_left_out_may_have_been_normal_and_then_more_are_flagged():
     alarms = FalseAlarms.promised(90, 0.05, left_out=10)
     assert alarms.most == pytest.approx((10 + 0.05 * 90) / 100)
@@ -492,6 +606,25 @@ def test_fit_leaves_out_what_is_least_like_the_others_and_names_copies(work, tmp
     assert "If all were normal, 0.4 to 0.5 would be flagged on average." in scored.output
 
 
+def test_copies_are_no_images_more(work, tmp_path):
+    """In what `fit`, `info`, `score` and the page expect."""
+    (tmp_path / "in").mkdir()
+    for i in range(5):
+        for copy in range(5):
+            shutil.copy(work[0] / "train" / f"{i:03}.png", tmp_path / "in" / f"{i}-{copy}.png")
+    model, page = str(tmp_path / "m.tfm"), tmp_path / "r.html"
+    options = ["--image-size", "32", "--blocks", "1"]
+    said = run(app, ["fit", str(tmp_path / "in"), "-o", model, *options]).stderr
+    assert "About 17 % of new normal images" in said and "5 images cannot promise 5 %; 19 images can." in said
+    settings = json.loads(run(app, ["info", model, "--json"]).stdout)["settings"]
+    assert settings["expected false-positive rate"] == "0.17"
+    assert settings["calibration"] == "25 training images, each scored without itself and its copies: 5 different ones"
+    new = str(work[0] / "test" / "six")
+    assert "If all were normal, 1.0 would be flagged on average." in run(app, ["score", model, new]).stderr
+    run(app, ["report", model, new, "-o", str(page)])
+    assert "If all were normal, about 1 would be (17 %)." in page.read_text(encoding="utf-8")
+
+
 def test_fit_decodes_each_image_once(work, tmp_path, monkeypatch):
     decoded = Counter()
     real = _images.decode_file
@@ -517,6 +650,60 @@ def test_a_model_knows_its_training_images(work, model):
     assert made.fitted[24] == -1 and list(made.unreadable) == ["broken.png"]
     paths = [os.path.join(made.root, name) for name in made.files]
     np.testing.assert_allclose(made.scores, detector.score_samples(paths), rtol=1e-4, atol=1e-3)
+
+
+METADATA = [
+    None,
+    {"camera": "left"},
+    {"settings": {"exposure": 3}},
+    {"files": ["/data/a.png"], "scores": "none", "fitted": 1, "root": "/data", "seed": "x"},
+]
+
+
+@pytest.mark.parametrize("metadata", METADATA, ids=str)
+def test_metadata_of_python_are_the_users_own(tmp_path, work, model, test_dir, metadata):
+    saved, page = str(tmp_path / "python.tfm"), tmp_path / "r.html"
+    persistence.save(load(model), saved, metadata=metadata)
+    said = json.loads(run(app, ["info", saved, "--json"]).stdout)
+    assert said["images"] == 24 and (said["root"], said["seed"], said["settings"]) == ("", None, {})
+    normal = ["--normal", str(work[0] / "train")]
+    result = run(app, ["report", saved, test_dir + "/six", "-o", str(page), *normal])
+    assert result.exit_code == 0 and "of the fit</span>distance" in page.read_text(encoding="utf-8"), result.output
+    updated = str(tmp_path / "updated.tfm")
+    result = run(app, ["update", saved, test_dir + "/good", "-o", updated])
+    assert result.exit_code == 0 and "32 normal images, 24 before" in result.stderr, result.output
+    kept = persistence.read_header(updated)["metadata"]
+    assert {name: kept[name] for name in metadata or {}} == (metadata or {})
+    # the page names those whose names are known, which are the new ones
+    run(app, ["report", updated, test_dir, "-o", str(page), "--normal", test_dir + "/good"])
+    named = re.findall(r'title="([^"]+)"|class="none">([^<]+)<', page.read_text(encoding="utf-8"))
+    names = {name or text for name, text in named}
+    assert names <= {f"{i:03}.png" for i in range(8)} | {f"image {i} of the fit" for i in range(25)}
+    assert (
+        any("image" in name for name in names)
+        and json.loads(run(app, ["info", updated, "--json"]).stdout)["images"] == 32
+    )
+
+
+def test_names_that_a_file_has_no_room_for_are_left_out(work, tmp_path, monkeypatch, model):
+    """With a warning at the end of a fit, instead of an error that loses it."""
+    document = persistence.read_header(model)
+    text = json.dumps({name: document[name] for name in ("metadata", "objects", "probes", "teachers", "made")})
+    values = sum(text.count(mark) for mark in ",[{")
+    monkeypatch.setattr(_container, "_MAX_NODES", values - 2 * 24)
+    out, options = str(tmp_path / "m.tfm"), ["--image-size", "32", "--blocks", "1", "--alpha", "0.2"]
+    result = run(app, ["fit", str(work[0] / "train"), "-o", out, *options])
+    assert result.exit_code == 0 and "the names of 24 images are too much for a model file" in result.stderr
+    made = Provenance.from_json(persistence.read_header(out)["metadata"])
+    assert (made.files, made.fitted, made.seed) == ([], [], 0) and list(made.unreadable) == ["broken.png"]
+    assert json.loads(run(app, ["info", out, "--json"]).stdout)["images"] == 24
+    # and so with an update, of which the names have no room either
+    monkeypatch.setattr(_container, "_MAX_NODES", values + 24)
+    out = str(tmp_path / "updated.tfm")
+    result = run(app, ["update", model, str(work[0] / "test" / "good"), "-o", out])
+    assert result.exit_code == 0 and "the names of 32 images are too much for a model file" in result.stderr
+    assert Provenance.from_json(persistence.read_header(out)["metadata"]).files == []
+    load(out)
 
 
 def test_info_is_for_people_too(model):
@@ -644,6 +831,25 @@ def test_a_changed_image_is_scored_again(cheap, tmp_path, kind, change):
     run(app, ["score", str(tmp_path / "m.tfm"), "-", "-o", str(tmp_path / f"t.{kind}")], input="\n".join(paths))
     assert list(read_rows(out).items()) == list(read_rows(tmp_path / f"t.{kind}").items())
     assert (read_rows(out) == before) == (change == "same size")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_could_not_be_read_is_tried_again(cheap, tmp_path, monkeypatch, kind):
+    """As from a network that failed for a while; the file itself does not change."""
+    paths = [str(tmp_path / f"{name}.png") for name in "abc"]
+    out, fresh = tmp_path / f"s.{kind}", tmp_path / f"t.{kind}"
+    command = ["score", str(tmp_path / "m.tfm"), *paths, "-o"]
+    with monkeypatch.context() as failing:
+        size = os.path.getsize
+        failing.setattr(os.path, "getsize", lambda path: float("nan") if path == paths[1] else size(path))
+        for resume in ([], ["--resume"]):
+            result = run(app, [*command, str(out), *resume])
+            assert result.exit_code == 0 and "1 image could not be read" in result.stderr
+            assert [len(numbers) for numbers in read_rows(out).values()] == [4, 1, 4]
+    result = run(app, [*command, str(out), "--resume"])
+    assert result.exit_code == 0 and "could not be read" not in result.stderr
+    run(app, [*command, str(fresh)])
+    assert list(read_rows(out).items()) == list(read_rows(fresh).items())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -791,6 +997,19 @@ def test_evaluate_leaves_images_outside_the_classes_out(tmp_path, model, test_di
     result = run(app, ["evaluate", model, str(tmp_path / "test"), "--json"])
     assert "1 image outside the class folders left out" in result.stderr
     assert json.loads(result.stdout)["n_anomalies"] == 6
+
+
+@pytest.mark.parametrize("name", ["a six", "zix"])
+@pytest.mark.parametrize("stray", [0, 1])
+def test_classes_that_are_links_leave_nothing_outside(tmp_path, model, test_dir, name, stray):
+    """Before and after the folder that they lead to, whose images the search of the whole finds by one path alone."""
+    shutil.copytree(test_dir, tmp_path / "test")
+    (tmp_path / "test" / name).symlink_to("six")
+    for i in range(stray):
+        shutil.copy(tmp_path / "test" / "six" / "000.png", tmp_path / "test" / f"stray{i}.png")
+    result = run(app, ["evaluate", model, str(tmp_path / "test"), "--json"])
+    said = json.loads(result.stdout)
+    assert said["outside"] == stray and ("outside" in result.stderr) == bool(stray) and said["n_anomalies"] == 12
 
 
 def test_a_log_has_no_line_twice(monkeypatch, capsys):
@@ -952,6 +1171,42 @@ def test_a_users_mistake_is_one_message(tmp_path, work, model, what):
     assert "Traceback" not in result.output and result.stdout == ""
     assert result.stderr.lower().count("error") >= 1
     assert os.listdir(tmp_path) == []
+
+
+OUTPUTS = {
+    "fit over an image": ["fit", "in", "-o", "in/000.png"],
+    "fit over an image without a suffix": ["fit", "in", "in/plain", "-o", "in/plain"],
+    "fit over weights": ["fit", "in", "-o", "w.pth", "--teacher", "test_vit", "--weights", "w.pth"],
+    "score over an image": ["score", "m.tfm", "in", "in/plain.csv", "-o", "in/plain.csv"],
+    "score over the model": ["score", "m.csv", "in", "-o", "m.csv"],
+    "report over the model": ["report", "m.tfm", "in", "-o", "m.tfm"],
+    "report over the model by another name": ["report", "m.tfm", "in", "-o", "link.html"],
+    "report over an image": ["report", "m.tfm", "in", "-o", "in/000.png"],
+    "report under the name of an image": ["report", "m.tfm", "in", "-o", "new.jpg"],
+    "export over the model": ["export", "m.tfm", "-o", "m.tfm"],
+    "export over an image": ["export", "m.tfm", "-o", "in/plain", "--check", "in/plain"],
+    "update over an image": ["update", "m.tfm", "in", "-o", "in/000.png"],
+    "update over a new image": ["update", "m.tfm", "in/plain", "-o", "in/plain"],
+    "update over labels": ["update", "m.tfm", "in", "--labels", "labels.csv", "-o", "labels.csv"],
+    "watch over the model": ["watch", "in", "-m", "m.csv", "-o", "m.csv", "--once"],
+}
+
+
+@pytest.mark.parametrize("what", OUTPUTS)
+def test_nothing_is_written_over_what_is_read(tmp_path, monkeypatch, work, model, what):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(work[0] / "test" / "six", "in")
+    shutil.copy("in/000.png", "in/plain")
+    shutil.copy("in/000.png", "in/plain.csv")
+    for name in ("m.tfm", "m.csv"):
+        shutil.copy(model, name)
+    os.symlink("m.tfm", "link.html")
+    Path("w.pth").write_bytes(b"weights")
+    Path("labels.csv").write_text("path,label\nin/000.png,1\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    result = run(app, OUTPUTS[what])
+    assert result.exit_code == 2 and ("would be lost" in result.stderr) != ("suffix of an image" in result.stderr)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")

@@ -433,6 +433,24 @@ def test_names_that_are_not_unicode_are_kept(fitted, tmp_path):
     load(tmp_path / "detector.tfm", verify=False)
 
 
+@pytest.mark.parametrize("text", ["caf\udce9", "\ud83d\ude00", "\udfff\\", '\u2028\x7f\x00"\\', "相机 🙂"], ids=ascii)
+def test_text_of_every_kind_comes_back(text, fitted, tmp_path):
+    save(fitted[0], tmp_path / "detector.tfm", metadata={text: [text]})
+    same = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")  # two halves are one character
+    assert read_header(tmp_path / "detector.tfm")["metadata"] == {same: [same]}
+    load(tmp_path / "detector.tfm", verify=False)
+
+
+@pytest.mark.parametrize("text", ["camera left/picture", "Камера слева/снимок", "相机/图像", "🙂"])
+def test_text_of_any_language_takes_the_bytes_of_utf8(text, fitted, tmp_path):
+    sizes = []
+    for number in (1000, 2000):
+        save(fitted[0], tmp_path / "detector.tfm", metadata={"files": [text] * number})
+        sizes.append((tmp_path / "detector.tfm").stat().st_size)
+    within = len('\\"\\",')  # quotes of JSON within JSON
+    assert sizes[1] - sizes[0] == pytest.approx(1000 * (len(text.encode()) + within), abs=8)  # headers are padded
+
+
 def test_reading_a_header_loads_no_torch(saved, tmp_path):
     (tmp_path / "detector.tfm").write_bytes(saved[0])
     code = (

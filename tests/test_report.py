@@ -56,6 +56,7 @@ class Bright:
         self.extractor_ = SimpleNamespace(image_size_=(64, 64), to_maps=lambda tokens: tokens)
         self.calibration_scores_ = np.linspace(-110.0, -10.0, 40)
         self.training_scores_ = np.linspace(-100.0, -10.0, n_training)
+        self.training_groups_, self.training_labels_ = np.arange(n_training), np.ones(n_training)
         self.training_embeddings_ = np.random.default_rng(0).normal(size=(n_training, 8))
         self.training_discrepancies_ = np.empty((n_training, 0))
 
@@ -159,6 +160,19 @@ def test_images_are_ranked_from_most_to_least_anomalous(tmp_path, rng, training)
     assert len(scores) == 9 and scores == sorted(scores)
     assert text.index("8.png") < text.index("7.png")
     assert summary["anomalies"] == sum(card["data-kind"] == "-1" for card in page.cards) > 0
+
+
+@pytest.mark.parametrize(("n", "said"), [(39, "about 2 would be (5 %)"), (4, "about 8 would be (20 %)")])
+def test_the_page_expects_as_many_flagged_as_the_calibration_allows(tmp_path, rng, n, said):
+    """Four images cannot keep 5 %; what cannot be read is not expected to be flagged."""
+    detector = Bright()
+    detector.calibration_scores_ = np.linspace(-110.0, -10.0, n)
+    paths = make_images(tmp_path / "new", [f"{i}.png" for i in range(40)], rng)
+    broken = [tmp_path / f"{i}.png" for i in range(20)]
+    for path in broken:
+        path.write_bytes(b"no image")
+    write_report(detector, [*paths, *broken], tmp_path / "r.html")
+    assert f"If all were normal, {said}." in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
 def test_scores_and_p_values_are_the_detectors(tmp_path, rng, training):
@@ -273,6 +287,15 @@ def test_neighbours_are_named_in_the_order_of_the_fit(tmp_path, rng, training):
         "2.00",
         "3.00",
     ]
+
+
+def test_a_neighbour_whose_name_is_not_known_gets_none(tmp_path, rng, training):
+    """Of a model that Python made and `update` went on with, the file names the later images alone."""
+    training.fitted = [-1, 0, 5] + [-1] * 37
+    text, page, _ = write(tmp_path, make_images(tmp_path / "new", ["a.png"], rng), training)
+    near = text[text.index('class="near"') : text.index('class="more"')]
+    titles = [a["title"] for tag, a in page.tags if tag == "img" and "data-near" in a and a["alt"]]
+    assert titles == ["00.png", "05.png"] and "image 0 of the fit" in near and "39.png" not in near
 
 
 def test_each_neighbour_is_in_the_page_once(tmp_path, rng, training):

@@ -189,6 +189,75 @@ def test_new_images_that_cannot_be_read_are_left_out(root, tmp_path):
     assert sorted(provenance(tmp_path / "new.tfm").unreadable) == ["more/torn.png", "train/broken.png"]
 
 
+@pytest.fixture
+def trimmed(root, tmp_path):
+    """A model of ``train``, of which the six was left out."""
+    (root / "train" / "broken.png").unlink()
+    options = ["--image-size", "32", "--blocks", "1", "--alpha", "0.2", "--trim", "0.04"]
+    result = run(app, ["fit", str(root / "train"), "-o", str(tmp_path / "trimmed.tfm"), *options])
+    assert "zz.png" in result.stderr.partition("Left out")[2].partition("About")[0], result.output
+    return tmp_path / "trimmed.tfm"
+
+
+def test_a_model_that_left_images_out_is_updated_exactly(root, trimmed, tmp_path):
+    saved = read_header(trimmed)["made"]
+    assert (saved["n_images"], saved["n_unreadable"], saved["n_trimmed"]) == (25, 0, 1)
+    made = provenance(trimmed)
+    assert made.scores[made.files.index("zz.png")] is None and made.scores.count(None) == 1
+    result = run(app, ["update", str(trimmed), str(root / "more"), "-o", str(tmp_path / "new.tfm"), "--json"])
+    assert json.loads(result.stdout)["students_updated"], result.stderr
+    paths = [root / "train" / f"{i:03}.png" for i in range(24)] + [root / "train" / "zz.png"]
+    whole = load(trimmed)
+    whole = TransformalyDetector(**whole.get_params(deep=False)).fit([*paths, *sorted((root / "more").iterdir())])
+    detector = load(tmp_path / "new.tfm")
+    new = [root / "sixes" / f"00{i}.png" for i in range(6)]
+    np.testing.assert_allclose(detector.score_samples(new), whole.score_samples(new), rtol=1e-6, atol=1e-6)
+    assert json.loads(run(app, ["info", str(trimmed), "--json"]).stdout)["images"] == 24
+    # what was left out is no image of the fit
+    run(app, ["report", str(trimmed), str(root / "train"), "-o", str(tmp_path / "r.html")])
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "24 images of the fit" in text and "<dd>24 from " in text
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_what_was_left_out_and_is_normal_is_told_how_it_is_learned(root, trimmed, tmp_path, more):
+    labels = save_labels(tmp_path / "labels.csv", {root / "train" / "zz.png": 1})
+    arguments = ["update", str(trimmed), *[str(root / "more")] * more, "--labels", labels]
+    result = run(app, [*arguments, "-o", str(tmp_path / "new.tfm")])
+    assert result.exit_code == (0 if more else 2) and "learned these" not in result.stderr
+    assert "1 image given as normal, such as" in result.stderr and "lower --trim, or without" in result.stderr
+
+
+def test_a_folder_that_was_moved_stays_the_folder(root, tmp_path):
+    """Also if one of its images could not be read."""
+    os.rename(root / "train", root / "elsewhere")
+    try:
+        shutil.copytree(root / "more", root / "elsewhere" / "more")
+        options = ["--normal", root / "elsewhere"]
+        said, _, _ = update(root, tmp_path / "one.tfm", root / "elsewhere" / "more", *options)
+        made = provenance(tmp_path / "one.tfm")
+        assert said["students_updated"] and made.root == str(root / "elsewhere")
+        assert list(made.unreadable) == ["broken.png"]
+        arguments = ["update", str(tmp_path / "one.tfm"), str(root / "sixes" / "000.png"), "--json"]
+        result = run(app, [*arguments, "-o", str(tmp_path / "two.tfm"), *map(str, options)])
+        assert json.loads(result.stdout)["students_updated"], result.stderr
+    finally:
+        shutil.rmtree(root / "elsewhere")
+
+
+def test_a_wrong_folder_of_normal_images_is_told_which_is_the_right_one(root, tmp_path):
+    """After an update with images of another folder it is the folder of both."""
+    update(root, tmp_path / "one.tfm", root / "more")
+    wrong = ["--normal", str(root / "train")]
+    out = tmp_path / "r.html"
+    assert run(app, ["report", str(tmp_path / "one.tfm"), str(root / "sixes"), "-o", str(out), *wrong]).exit_code == 0
+    text = re.sub(r"<[^>]+>", "", out.read_text(encoding="utf-8"))
+    assert f"The model was fitted on images below {root}: name that folder" in text
+    arguments = ["update", str(tmp_path / "one.tfm"), str(root / "sixes" / "000.png"), "-o", str(tmp_path / "two.tfm")]
+    stderr = run(app, [*arguments, *wrong]).stderr
+    assert f"name with --normal DIR the folder that is now what {str(root)!r} was" in stderr
+
+
 def test_the_summary_says_what_changed(root, tmp_path):
     result = run(app, ["update", str(root / "model.tfm"), str(root / "more"), "-o", str(tmp_path / "new.tfm")])
     assert result.exit_code == 0 and result.stdout == ""
@@ -204,6 +273,7 @@ TABLES = {
     "no rows": "path,label\n",
     "two labels": "path,label\n{root}/more/000.png,1\n{root}/more/000.png,-1\n",
     "a path that leads nowhere": "path,label\n{root}/more/nowhere.png,1\n",
+    "a quote that is never closed": 'path,label\n"{root}/more/000.png,1\n' + "{root}/more/001.png,1\n" * 4000,
     "copies with two labels": "path,label\n{root}/more/000.png,1\n{root}/more/copy.png,-1\n",
 }
 

@@ -510,6 +510,62 @@ def test_anomalies_are_linked(bench, tmp_path):
     assert (tmp_path / "bad" / "a.png").resolve() == path and path.is_file() and len(watch.written()) == 1
 
 
+def state_of(path):
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+LEFT_THERE = {
+    "a link by an earlier run": lambda path, there: Shelf(there.parent, path.parent, link=True)(
+        str(path), state_of(path)
+    ),
+    "a relative link": lambda path, there: there.symlink_to(os.path.relpath(path, there.parent)),
+    "a link to a link": lambda path, there: (
+        (there.parent / "b.png").symlink_to(path),
+        there.symlink_to(there.parent / "b.png"),
+    ),
+    "a link that leads nowhere": lambda path, there: there.symlink_to(there.parent / "nowhere.png"),
+    "another name of the file": lambda path, there: os.link(path, there),
+    "a copy": lambda path, there: there.write_bytes(path.read_bytes()),
+    "another file": lambda path, there: there.write_bytes(b"other"),
+    "a folder": lambda path, there: there.mkdir(),
+}
+
+
+@pytest.mark.parametrize("what", LEFT_THERE)
+def test_whatever_is_there_already_a_move_keeps_the_picture(tmp_path, what):
+    path, there = draw(tmp_path / "in" / "a.png", DARK), tmp_path / "bad" / "a.png"
+    there.parent.mkdir()
+    content = path.read_bytes()
+    LEFT_THERE[what](path, there)
+    moved = Path(Shelf(there.parent, path.parent)(str(path), state_of(path)) or "")
+    assert moved.parent == there.parent and not moved.is_symlink() and moved.read_bytes() == content
+    assert not os.path.lexists(path)
+    # no link of ours is left that leads nowhere, and nothing of others is replaced
+    assert (moved == there) == (what in ("a link by an earlier run", "a copy"))
+    assert what != "another file" or there.read_bytes() == b"other"
+
+
+@pytest.mark.parametrize("kind", ["relative", "absolute"])
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_link_that_is_moved_leads_where_it_led(tmp_path, monkeypatch, kind, killed):
+    picture = draw(tmp_path / "store" / "b.png", DARK)
+    path = tmp_path / "in" / "deep" / "b.png"
+    path.parent.mkdir(parents=True)
+    path.symlink_to(picture if kind == "absolute" else os.path.relpath(picture, path.parent))
+    shelf = Shelf(tmp_path / "elsewhere" / "bad", tmp_path / "in")
+    if killed:  # between the two halves of the move
+        with monkeypatch.context() as patch:
+            patch.setattr(_actions.os, "unlink", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+            with contextlib.suppress(KeyboardInterrupt):
+                shelf(str(path), state_of(path))
+    moved = shelf.folder / "deep" / "b.png"
+    if os.path.lexists(path):  # not moved in one step
+        assert shelf(str(path), state_of(path)) == str(moved)
+    assert moved.is_symlink() and moved.samefile(picture)
+    assert not os.path.lexists(path) and os.listdir(moved.parent) == ["b.png"]
+
+
 def test_what_cannot_be_read_is_told_of_but_not_moved(bench, tmp_path):
     told = []
     watch = bench(shelf=Shelf(tmp_path / "bad", tmp_path / "in"), hook=told.append, patience=5.0)

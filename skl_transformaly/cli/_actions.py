@@ -138,6 +138,9 @@ class Shelf:
         while os.path.lexists(target):
             if self._is_there(path, target):
                 return str(target)
+            if not self.link and _is_link_to(target, os.path.abspath(path)):
+                target.unlink()  # made by an earlier run with --link-to: it would lead nowhere
+                break
             number += 1
             target = wanted.with_stem(f"{wanted.stem}-{number}")
         if self.link:
@@ -149,16 +152,34 @@ class Shelf:
     def _is_there(self, path: str, target: Path) -> bool:
         """Whether an earlier run, killed before it could record this, moved or linked `path` to `target`."""
         if self.link:
-            return target.is_symlink() and os.readlink(target) == os.path.abspath(path)
-        if target.is_file() and filecmp.cmp(path, target, shallow=False):
+            return _is_link_to(target, os.path.abspath(path))
+        if target.is_symlink() or os.path.samefile(path, target):
+            # another name of `path` is no copy of it; a link is, if it leads where the link `path` does
+            there = os.path.islink(path) and _is_link_to(target, _destination(path))
+        else:
+            there = target.is_file() and filecmp.cmp(path, target, shallow=False)
+        if there:
             os.unlink(path)
-            return True
-        return False
+        return there
+
+
+def _is_link_to(path: Path, place: str) -> bool:
+    return path.is_symlink() and os.readlink(path) == place
+
+
+def _destination(link: str) -> str:
+    """Return the absolute path that a link leads to; it may lead on from there."""
+    return os.path.join(os.path.realpath(os.path.dirname(link)), os.readlink(link))
 
 
 def _move(path: str, target: Path) -> None:
     try:
-        os.rename(path, target)
+        if os.path.islink(path) and not os.path.isabs(os.readlink(path)):
+            # as it is, it would lead elsewhere from there
+            target.symlink_to(_destination(path))
+            os.unlink(path)
+        else:
+            os.rename(path, target)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise

@@ -99,7 +99,8 @@ def _find_test(test_dir: Path, good: list[str], out: Output) -> _Test:
         one = find_files([str(test_dir / name)])
         found = found + one
         labels += [name] * len(one.paths)
-    outside = len(find_files([str(test_dir)]).paths) - len(found.paths)
+    # a class folder may be a link, so that its images are found by another path
+    outside = len(set(find_files([str(test_dir)]).paths) - set(found.paths))
     if outside:
         out.warn(f"{counted(outside, 'image')} outside the class folders left out.")
     return _Test(found, np.array(labels), classes, normal, outside)

@@ -9,7 +9,7 @@ import typer
 
 from skl_transformaly.cli._app import OUT, Mistake, Model, Output, Weights, command
 from skl_transformaly.cli._console import counted
-from skl_transformaly.cli._inputs import check_model, check_writable, find_images, load_model
+from skl_transformaly.cli._inputs import check_model, check_no_input, check_writable, find_images, load_model
 
 __all__ = ["export"]
 
@@ -29,8 +29,9 @@ def export(
 ) -> None:
     """Export a model to ONNX, to run without torch or timm, after comparing their scores."""
     check_model(model)
-    check_writable(onnx)
+    check_writable(onnx, model, weights)
     images = find_images(check).paths if check else None
+    check_no_input(onnx, images or [])
     detector, _ = load_model(model, weights, out)
     from skl_transformaly.export import ParityError, to_onnx
 

@@ -21,7 +21,7 @@ def find_files(names: Iterable[str], *, listed: Iterable[str] = ()) -> FoundFile
 
     In folders and patterns, hidden files and folders are passed over, and files that are not images by their suffix or,
     without one, by their content. Files that are named themselves may be hidden, and their content decides if the
-    suffix is not that of an image.
+    suffix is not that of an image. Each file counts once.
     """
     found = FoundFiles()
     seen: set[str] = set()
@@ -32,39 +32,48 @@ def find_files(names: Iterable[str], *, listed: Iterable[str] = ()) -> FoundFile
             seen.add(path)
             found.paths.append(path)
 
+    given: list[tuple[str, bool]] = []  # paths, and whether they match a pattern
     for name in names:
-        if os.path.isdir(name):
-            walk(name, found, add)
-        elif os.path.lexists(name):
-            _add_named(name, found, add)
+        if os.path.lexists(name):
+            given.append((name, False))
         elif glob.has_magic(name):
             matches = sorted(glob.glob(name, recursive=True))
             if not matches:
                 raise ValueError(f"Nothing matches {display_path(name)!r}.")
-            for match in matches:
-                if os.path.isdir(match):
-                    walk(match, found, add)
-                elif has_image_suffix(match):
-                    add(match)
-                else:
-                    found.pass_over(match)
+            given += [(match, True) for match in matches]
         else:
             raise ValueError(f"{display_path(name)!r} does not exist.")
-    for name in listed:
-        if os.path.isdir(name):
-            walk(name, found, add)
-        elif os.path.lexists(name):
-            _add_named(name, found, add)
+    given += [(name, False) for name in listed]
+    folders = {os.path.realpath(path) for path, _ in given if os.path.isdir(path)}
+    counted: set[str] = set()
+
+    def count(path: str) -> FoundFiles:
+        """Return where to count what is passed over at `path`: nowhere if it is counted already."""
+        place = os.path.realpath(path)
+        if place in counted or _is_below(place, folders):
+            return FoundFiles()
+        counted.add(place)
+        return found
+
+    for path, matched in given:
+        if os.path.isdir(path):
+            walk(path, count(path), add)
+        elif not os.path.lexists(path) or has_image_suffix(path) or (not matched and is_image(path)):
+            add(path)
         else:
-            add(name)
+            count(path).pass_over(path)
     return found
 
 
-def _add_named(path: str, found: FoundFiles, add) -> None:
-    if has_image_suffix(path) or is_image(path):
-        add(path)
-    else:
-        found.pass_over(path)
+def _is_below(place: str, folders: set[str]) -> bool:
+    """Return whether a search of one of `folders` comes to `place`."""
+    path = Path(place)
+    for part, above in zip([path, *path.parents], path.parents):
+        if part.name.startswith("."):
+            return False
+        if str(above) in folders:
+            return True
+    return False
 
 
 def split_list(content: bytes) -> list[str]:

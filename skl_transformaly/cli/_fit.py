@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import shlex
 import time
 import warnings
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import typer
 
 from skl_transformaly.cli._app import INTERRUPTED, OUT, Mistake, Output, command, fail
 from skl_transformaly.cli._console import counted, duration
-from skl_transformaly.cli._inputs import check_writable, find_images, passed_over, unreadable_text
+from skl_transformaly.cli._inputs import check_no_input, check_writable, find_images, passed_over, unreadable_text
 
 if TYPE_CHECKING:
     from skl_transformaly.cli._provenance import Provenance
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["fit"]
 
-# A model file that names more images than this would exceed the limits of its reader.
-_MOST_NAMES = 100_000
 # Relative durations of the phases of a fit, in order: the second pass over the images takes as long as the first;
 # trained students are trained three times more, on two thirds of the images each, to judge the others.
 _PHASES = {"ridge": (1.0, 1.0), "trained": (1.0, 2 / 3, 2 / 3, 2 / 3)}
@@ -117,11 +116,12 @@ def fit(
     _check(output, teacher, weights, alpha, students, epochs, checkpoint)
     size = _parse_size(image_size)
     found = _normal_images(normal)
+    check_no_input(output, found.paths)
     out.note(f"Fitting on {counted(len(found.paths), 'image')} with teacher {teacher!r}.")
     kept = _Kept(output, checkpoint) if students == "trained" else None
 
     from skl_transformaly import BlockStudents, RidgeStudents, TransformalyDetector
-    from skl_transformaly.persistence import save
+    from skl_transformaly.cli._provenance import save_with
     from skl_transformaly.teacher._extractor import resolve_extractor
 
     extractor = resolve_extractor(teacher).set_params(image_size=size, batch_size=batch_size, device=device)
@@ -143,12 +143,9 @@ def fit(
         seconds = _fit(detector, found.paths, "raise" if strict else "skip", students, kept, out)
         unreadable = _unreadable(detector, found.paths)
         made = _provenance(detector, found, unreadable, seed, seconds)
-        if len(found.paths) > _MOST_NAMES:
-            out.warn(f"more than {_MOST_NAMES} images: the model file names none, so reports show no neighbours.")
-            made.files, made.fitted, made.scores, made.digests = [], [], [], []
         if kept is not None:
             imitators.checkpoint = detector.students_.checkpoint = checkpoint  # the folder beside the model goes
-        save(detector, output, metadata=made.to_json())
+        save_with(made, detector, output, {}, out)
         if kept is not None:
             kept.clear()
     _tell(detector, output, found, unreadable, made, normal, out)
@@ -164,7 +161,7 @@ def _check(
     checkpoint: Path | None,
 ) -> None:
     """Refuse options that cannot work before anything slow is done."""
-    check_writable(output)
+    check_writable(output, weights)
     if weights is not None:
         if teacher == "bundled":
             raise Mistake("--weights needs --teacher NAME, the timm model that they belong to.")
@@ -300,8 +297,8 @@ def _provenance(detector: Any, found: FoundFiles, unreadable: dict[str, str], se
     """Return how the model was made, for its file."""
     from skl_transformaly.cli._provenance import Provenance
 
-    learned = detector.training_labels_ == 1
-    readable = [i for i, path in enumerate(found.paths) if path not in unreadable and learned[i]]
+    # also those that `trim` left out: `update` reads them again
+    readable = [i for i, path in enumerate(found.paths) if path not in unreadable]
     numbers: dict[str, Any] = {"hidden": found.hidden, "other": found.other, "seconds": round(seconds, 1)}
     return Provenance.of(detector, found.paths, readable, unreadable, seed=seed, **numbers)
 
@@ -324,13 +321,13 @@ def _tell(
     used = len(found.paths) - len(unreadable) - len(trimmed)
     alarms = FalseAlarms.of(detector)
     least = least_normal(detector, found.paths)
-    folder = f" --normal {normal[0]}" if len(normal) == 1 and Path(normal[0]).is_dir() else ""
+    folder = ["--normal", normal[0]] if len(normal) == 1 and Path(normal[0]).is_dir() else []
     lines = [
         f"{output}: fitted on {counted(used, 'image')} in {duration(made.seconds)}{passed_over(found)}.",
         *_what_was_found(detector, found.paths, trimmed),
         str(alarms),
         least_normal_text(detector, least),
-        f"Next: transformaly report {output} NEW_IMAGES{folder}",
+        f"Next: {shlex.join(['transformaly', 'report', str(output), 'NEW_IMAGES', *folder])}",
     ]
     data = {
         "model": str(output),

@@ -15,7 +15,7 @@ __all__ = ["info", "teachers"]
 @command(quiet=False)
 def info(out: Output, model: Model) -> None:
     """Show how a model was made: teacher, images, seed, versions, time."""
-    from skl_transformaly.cli._provenance import Provenance, saved_with
+    from skl_transformaly.cli._provenance import Provenance, count_learned, saved_with
     from skl_transformaly.utils._container import read_header  # without torch
 
     check_model(model)
@@ -28,7 +28,7 @@ def info(out: Output, model: Model) -> None:
         "bytes": header["size"],
         "sha256": header["sha256"],
         "saved": saved,
-        "images": len(made.files),
+        "images": count_learned(header),
         "root": made.root,
         "seed": made.seed,
         "seconds": made.seconds,

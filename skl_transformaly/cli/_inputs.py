@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_folder",
     "check_model",
+    "check_no_input",
     "check_writable",
     "find_images",
     "load_model",
@@ -66,8 +68,10 @@ def check_folder(path: Path | None, what: str) -> None:
         raise Mistake(f"The {what} {str(path)!r} does not exist.")
 
 
-def check_writable(path: Path) -> None:
-    """Refuse, before any work, an output file that cannot be written."""
+def check_writable(path: Path, *inputs: str | Path | None) -> None:
+    """Refuse, before any work, an output file that cannot be written, that would be an image, or that is an input."""
+    from skl_transformaly.images._folders import has_image_suffix
+
     folder = path.parent
     if path.is_dir():
         raise Mistake(f"{str(path)!r} is a folder; expected a file to write.")
@@ -75,6 +79,18 @@ def check_writable(path: Path) -> None:
         raise Mistake(f"The folder {str(folder)!r}, in which to write {path.name!r}, does not exist.")
     if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise Mistake(f"{str(path)!r} cannot be written: no permission.")
+    if has_image_suffix(path.name):
+        raise Mistake(f"{str(path)!r} has the suffix of an image; expected another name for the file to write.")
+    check_no_input(path, inputs)
+
+
+def check_no_input(path: Path, inputs: Iterable[str | Path | None]) -> None:
+    """Refuse an output file that is one of the inputs, under any name."""
+    if not path.exists():
+        return
+    for given in inputs:
+        if given is not None and os.path.exists(given) and os.path.samefile(path, given):
+            raise Mistake(f"{str(path)!r} is read by this command, and would be lost: name another file to write.")
 
 
 def check_model(path: Path, usage: str = "", *, onnx: bool = False) -> None:

@@ -11,20 +11,28 @@ from typing import Any
 import numpy as np
 
 from skl_transformaly._wrappers import innermost
+from skl_transformaly.cli._console import Output, counted
 from skl_transformaly.images._images import Images, as_images
 from skl_transformaly.images._values import SKIP_ADVICE, ImageError
 from skl_transformaly.teacher._architecture import BUNDLED_MODEL
+from skl_transformaly.utils._container import DescriptionTooLarge
 
 __all__ = [
     "ImageFacts",
     "Provenance",
+    "count_learned",
     "describe",
     "image_facts",
     "reason",
     "reasons",
     "relative_to_root",
+    "save_with",
     "saved_with",
 ]
+
+
+# Key of the metadata of a model file under which the command line keeps what it knows; all others are the user's
+_KEY = "transformaly command line"
 
 
 @dataclass
@@ -76,10 +84,12 @@ class Provenance:
     """How a model was made, as the command line stores it in a model file."""
 
     root: str = ""  # folder of the images that the model was fitted on
-    files: list[str] = field(default_factory=list)  # those images, relative to `root`
+    # those images, relative to `root`, also those that were not learned: known anomalies, and what `trim` left out
+    files: list[str] = field(default_factory=list)
     # positions in `files` of the images that the detector was given, in its order; -1 for unreadable ones
     fitted: list[int] = field(default_factory=list)
-    scores: list[float | None] = field(default_factory=list)  # each without its own part in the fit
+    # each without its own part in the fit; None for those that were not learned
+    scores: list[float | None] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)  # see `ImageFacts`
     unreadable: dict[str, str] = field(default_factory=dict)  # images relative to `root`, and why
     hidden: int = 0  # files that were passed over
@@ -111,15 +121,19 @@ class Provenance:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Convert to numbers, strings, lists and dicts."""
-        return {name: value for name, value in asdict(self).items() if name != "own"}
+        """Convert to metadata of a model file: numbers, strings, lists and dicts."""
+        return {_KEY: {name: value for name, value in asdict(self).items() if name != "own"}}
 
     @classmethod
     def from_json(cls, content: Any) -> Provenance:
-        """Convert from JSON, perhaps of a file that a stranger wrote. Raises ValueError if it is not valid."""
-        if not isinstance(content, dict):
-            raise ValueError(f"The metadata of a model must be a dict, got {type(content).__name__}.")
-        known = {item.name: content[item.name] for item in fields(cls) if item.name in content}
+        """Convert from the metadata of a model file, perhaps a stranger's; empty if the command line did not make it.
+
+        Raises ValueError if it is not valid.
+        """
+        own = content.get(_KEY, {}) if isinstance(content, dict) else content
+        if not isinstance(own, dict):
+            raise ValueError(f"The metadata of a model must be a dict, got {type(own).__name__}.")
+        known = {item.name: own[item.name] for item in fields(cls) if item.name in own}
         made = cls(**{**known, "own": False})
         n = len(made.files) if isinstance(made.files, list) else -1
         checks = {
@@ -140,6 +154,23 @@ class Provenance:
         if wrong:
             raise ValueError(f"The metadata of the model are not valid: {', '.join(wrong)}.")
         return made
+
+
+def save_with(made: Provenance, detector: Any, path: Path, metadata: Mapping[str, Any], out: Output) -> None:
+    """Save a detector with how it was made, besides `metadata`; without names of its images if these are too long."""
+    from skl_transformaly.persistence import save
+
+    try:
+        save(detector, path, metadata={**metadata, **made.to_json()})
+    except DescriptionTooLarge:
+        if not made.files:
+            raise
+        out.warn(
+            f"the names of {counted(len(made.files), 'image')} are too much for a model file, which names none: "
+            "reports show no neighbours, and `update` leaves students as they are."
+        )
+        made.files, made.fitted, made.scores, made.digests = [], [], [], []
+        save(detector, path, metadata={**metadata, **made.to_json()})
 
 
 def _all(values: Any, kind: type, right: Callable[[Any], bool]) -> bool:
@@ -168,16 +199,27 @@ def relative_to_root(paths: Sequence[str]) -> tuple[str, list[str]]:
     return root, [str(Path(path).relative_to(root)) for path in whole]
 
 
+def count_learned(header: Mapping[str, Any]) -> int | None:
+    """Return the number of images that a model has learned, from the header of its file; None if it does not say."""
+    made = header.get("made")
+    given = made if isinstance(made, dict) else {}
+    numbers = [given.get("n_images"), given.get("n_unreadable", 0), given.get("n_trimmed", 0)]
+    known = [number for number in numbers if isinstance(number, int)]
+    return known[0] - known[1] - known[2] if len(known) == len(numbers) else None
+
+
 def saved_with(header: Mapping[str, Any]) -> dict[str, str]:
     """Return when and with what a model file was saved, from its header, which may hold anything, as text."""
     made = header.get("made")
     made = made if isinstance(made, dict) else {}
     environment = made.get("environment")
     environment = environment if isinstance(environment, dict) else {}
-    left_out = made.get("n_unreadable")
+    unreadable, trimmed = made.get("n_unreadable"), made.get("n_trimmed")
     words = {
         "saved": str(made.get("saved_at", "")),
-        "images of the fit": f"{made.get('n_images', '')}" + (f", {left_out} of them unreadable" if left_out else ""),
+        "images of the fit": f"{made.get('n_images', '')}"
+        + (f", {unreadable} of them unreadable" if unreadable else "")
+        + (f", {trimmed} of them left out by trim" if trimmed else ""),
         "saved with": ", ".join(f"{name} {value}" for name, value in environment.items()),
     }
     return {name: value for name, value in words.items() if value}
@@ -185,6 +227,8 @@ def saved_with(header: Mapping[str, Any]) -> dict[str, str]:
 
 def describe(detector: Any) -> dict[str, str]:
     """Return names and values, as text, of the parts of a fitted detector."""
+    from skl_transformaly.cli._trust import FalseAlarms  # whose libraries take long to import
+
     inner = innermost(detector)
     extractor = inner.extractor_
     name = str(getattr(extractor, "model_name", type(extractor).__name__))
@@ -208,10 +252,11 @@ def describe(detector: Any) -> dict[str, str]:
     if hasattr(detector, "calibration_scores_"):
         settings["calibration"] = f"{len(detector.calibration_scores_)} normal images"
         settings["promised false-positive rate"] = f"{detector.alpha:.4g}"
-    elif inner.held_out_:
+    elif (alarms := FalseAlarms.of(inner)) is not None:
         n = int(np.isfinite(inner.training_scores_).sum())
-        settings["calibration"] = f"{n} training images, each scored without itself"
-        settings["expected false-positive rate"] = f"{max(inner.contamination, 1 / (n + 1)):.2g}"
+        copies = f" and its copies: {alarms.images} different ones" if alarms.images < n else ""
+        settings["calibration"] = f"{n} training images, each scored without itself{copies}"
+        settings["expected false-positive rate"] = f"{alarms.expected:.2g}"
     else:
         settings["calibration"] = "none: the threshold is a quantile of the training scores"
     if hasattr(detector, "offset_"):

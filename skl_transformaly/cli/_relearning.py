@@ -23,7 +23,7 @@ from skl_transformaly.images._values import ImageError
 __all__ = ["Earlier", "Lessons", "read_labels"]
 
 # values of `training_labels_`
-_KNOWN_ANOMALY, _FORGOTTEN = -1, -2
+_LEFT_OUT, _KNOWN_ANOMALY, _FORGOTTEN = 0, -1, -2
 
 
 def read_labels(path: Path) -> dict[str, int]:
@@ -31,14 +31,18 @@ def read_labels(path: Path) -> dict[str, int]:
     labels: dict[str, int] = {}
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = csv.DictReader(file)
-        if not {"path", "label"} <= set(rows.fieldnames or ()):
-            raise Mistake(f"{str(path)!r} must have the columns path and label, separated by a comma.")
-        for row in rows:
-            label = {"1": 1, "+1": 1, "-1": -1}.get((row["label"] or "").strip())
-            if label is None or not row["path"]:
-                raise Mistake(f"{str(path)!r}, line {rows.line_num}: expected path,1 or path,-1, got {_line(row)!r}.")
-            if labels.setdefault(os.path.abspath(row["path"]), label) != label:
-                raise Mistake(f"{str(path)!r} labels {row['path']!r} as normal and as an anomaly: keep one line.")
+        try:
+            if not {"path", "label"} <= set(rows.fieldnames or ()):
+                raise Mistake(f"{str(path)!r} must have the columns path and label, separated by a comma.")
+            for row in rows:
+                label = {"1": 1, "+1": 1, "-1": -1}.get((row["label"] or "").strip())
+                line = f"{str(path)!r}, line {rows.line_num}"
+                if label is None or not row["path"]:
+                    raise Mistake(f"{line}: expected path,1 or path,-1, got {_line(row)!r}.")
+                if labels.setdefault(os.path.abspath(row["path"]), label) != label:
+                    raise Mistake(f"{str(path)!r} labels {row['path']!r} as normal and as an anomaly: keep one line.")
+        except csv.Error as error:  # such as a quote that is never closed
+            raise Mistake(f"{str(path)!r}, line {rows.line_num + 1}: expected path,1 or path,-1 ({error}).") from error
     if not labels:
         raise Mistake(f"{str(path)!r} holds no labels.")
     return labels
@@ -56,6 +60,7 @@ class Earlier:
 
     detector: Any
     made: Provenance
+    root: str  # folder of the images now, "" if unknown
     paths: list[str]  # "" if unknown
     digests: list[str]  # of the pixels
 
@@ -67,10 +72,10 @@ class Earlier:
         made = Provenance.from_json(metadata)
         n = len(detector.training_labels_)
         fitted = made.fitted if len(made.fitted) == n else [-1] * n
-        root = Path(made.root) if normal is None else normal.absolute()
+        root = made.root if normal is None else str(normal.absolute())
         digests = [bytes(row).hex() if row.any() else "" for row in detector.training_digests_]
-        paths = [str(root / made.files[i]) if i >= 0 else "" for i in fitted]
-        return cls(detector, made, paths, digests)
+        paths = [str(Path(root) / made.files[i]) if i >= 0 else "" for i in fitted]
+        return cls(detector, made, root, paths, digests)
 
     @property
     def labels(self) -> np.ndarray:
@@ -124,7 +129,7 @@ class Earlier:
         paths = [*self.paths, *lessons.normal, *lessons.anomalies]
         kept = [i for i, path in enumerate(paths) if path and detector.training_labels_[i] != _FORGOTTEN]
         kept = [i for i in kept if detector.training_digests_[i].any()]
-        earlier = {os.path.join(made.root, name): why for name, why in made.unreadable.items()}
+        earlier = {os.path.join(self.root, name): why for name, why in made.unreadable.items()}
         update = f"{len(lessons.normal)} learned, {len(lessons.taken_back)} taken back, " + (
             f"{counted(len(lessons.anomalies), 'known anomaly')}, "
             f"students {'learned anew' if self.solved and exact else 'as they were'}"
@@ -143,7 +148,7 @@ class Earlier:
             seconds=round(seconds, 1),
             settings=settings,
         )
-        after.root = after.root or made.root
+        after.root = after.root or self.root
         return after
 
 
@@ -156,6 +161,7 @@ class Lessons:
     # positions in the fit of images whose label has changed
     taken_back: list[int] = field(default_factory=list)
     known: int = 0  # number of images that the model knows with the same label
+    left_out: list[str] = field(default_factory=list)  # paths of images to learn as normal that `trim` left out
     unreadable: dict[str, str] = field(default_factory=dict)  # absolute paths, and why
 
     def __bool__(self) -> bool:
@@ -188,7 +194,9 @@ class Lessons:
         """Add an image that is at `places` in the fit."""
         wrong = [i for i in places if (earlier.labels[i] == _KNOWN_ANOMALY) == (label == 1)]
         self.taken_back += wrong
-        if len(wrong) < len(places):
+        if label == 1 and any(earlier.labels[i] == _LEFT_OUT for i in places):
+            self.left_out.append(path)
+        elif len(wrong) < len(places):
             self.known += 1
         else:
             (self.normal if label == 1 else self.anomalies).append(path)

@@ -12,6 +12,7 @@ from skl_transformaly.cli._console import counted
 from skl_transformaly.cli._inputs import (
     check_folder,
     check_model,
+    check_no_input,
     check_writable,
     find_images,
     load_model,
@@ -42,9 +43,10 @@ def report(
 ) -> None:
     """Make one HTML file to look at: images from most to least anomalous, with maps and nearest normal images."""
     check_model(model, "report MODEL IMAGES")
-    check_writable(out)
+    check_writable(out, model, weights)
     check_folder(normal, "folder of normal images")
     found = find_images(paths, missing="keep")
+    check_no_input(out, found.paths)
     missing = missing_text(found)
     detector, header = load_model(model, weights, tell)
     from skl_transformaly.cli._provenance import Provenance, saved_with

@@ -14,6 +14,7 @@ from skl_transformaly.cli._app import FOUND, INTERRUPTED, OUT, Mistake, Model, O
 from skl_transformaly.cli._console import counted
 from skl_transformaly.cli._inputs import (
     check_model,
+    check_no_input,
     check_writable,
     find_images,
     load_model,
@@ -43,7 +44,9 @@ def score(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Keep the rows of --out (.csv or .jsonl); score only new and changed images."),
+        typer.Option(
+            "--resume", help="Keep the scores in --out (.csv or .jsonl); score only other and changed images."
+        ),
     ] = False,
     fail_on_anomaly: Annotated[
         bool, typer.Option("--fail-on-anomaly", help="Exit with code 1 if an image is an anomaly or cannot be read.")
@@ -56,8 +59,10 @@ def score(
     that has not seen them. Images that cannot be read have no score, and the prediction -1.
     """
     check_model(model, "score MODEL IMAGES")
-    _check(out, resume)
+    _check(out, resume, model, weights)
     found = find_images(paths, missing="keep")
+    if out is not None:
+        check_no_input(out, found.paths)
     missing = missing_text(found)
     detector, header = load_model(model, weights, tell)
     tally = _Tally()
@@ -78,7 +83,7 @@ def score(
         raise typer.Exit(FOUND)
 
 
-def _check(out: Path | None, resume: bool) -> None:
+def _check(out: Path | None, resume: bool, *inputs: str | Path | None) -> None:
     if out is None:
         if resume:
             raise Mistake("--resume needs --out FILE, the file to continue.")
@@ -87,16 +92,15 @@ def _check(out: Path | None, resume: bool) -> None:
         raise Mistake(f"--out {str(out)!r} must end in .csv, .jsonl or .parquet.")
     if resume and out.suffix.lower() == ".parquet":
         raise Mistake("--resume needs a .csv or .jsonl file: a Parquet file is written only when all rows are known.")
-    check_writable(out)
+    check_writable(out, *inputs)
 
 
 @dataclass
 class _Tally:
-    """Counts of anomalies, rows kept from an earlier run, and those without score among them; unreadable images."""
+    """Counts of anomalies, and of rows kept from an earlier run; unreadable images."""
 
     anomalies: int = 0
     kept: int = 0
-    blank: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
     p_values: list[float] = field(default_factory=list)
 
@@ -114,11 +118,11 @@ def _summarise(detector: Any, found: FoundFiles, tally: _Tally, out: Path | None
         tell.warn(unreadable_text(tally.unreadable, "no score, prediction -1"))
     if strange := unlike_calibration(tally.p_values):
         tell.warn(strange)
-    blank = tally.blank + len(tally.unreadable)
-    readable = len(found.paths) - blank
-    anomalies = tally.anomalies - blank
+    unreadable = len(tally.unreadable)
+    readable = len(found.paths) - unreadable
+    anomalies = tally.anomalies - unreadable
     text = f"{counted(len(found.paths), 'image')}: {counted(anomalies, 'anomaly')}"
-    text += f", {blank} could not be read" if blank else ""
+    text += f", {unreadable} could not be read" if unreadable else ""
     text += f"{passed_over(found)}."
     alarms = FalseAlarms.of(detector) if readable else None
     if alarms is not None:
@@ -176,7 +180,7 @@ def _score_into(
     tell: Output,
     advance: Callable[[float], None],
 ) -> None:
-    """Score images without a row in a file of scores, and those that have changed since."""
+    """Score images without a score in a file of scores, and those that have changed since."""
     again = _reuse(file, paths, tally, tell)
     advance(tally.kept)
     states: dict[str, Any] = {}
@@ -192,16 +196,15 @@ def _score_into(
 
 
 def _reuse(file: ScoreFile, paths: list[str], tally: _Tally, tell: Output) -> list[str]:
-    """Count the valid rows of an earlier run, and return the paths of those that were invalid and removed."""
+    """Count the valid rows of an earlier run, and return the paths of the others, which are removed."""
     again = _drop_stale(file, paths, tell)
     old = [path for path in paths if path in file.done]
     tally.kept, tally.anomalies = len(old), sum(file.done[path][1] < 0 for path in old)
-    tally.blank = sum(file.done[path][0] is None for path in old)
     return again
 
 
 def _drop_stale(file: ScoreFile, paths: list[str], tell: Output) -> list[str]:
-    """Remove the rows of images that have changed since, or of another model, to be scored again."""
+    """Remove the rows of images that have changed since, of another model, or without a score, to be scored again."""
     stale = file.stale(paths)
     asked = set(paths)
     others = file.stale(path for path in file.done if path not in asked)
@@ -221,8 +224,11 @@ def _drop_stale(file: ScoreFile, paths: list[str], tell: Output) -> list[str]:
             f"{str(file.path)!r}: scoring {counted(len(stale), 'image')} again, such as {stale[0]!r}, which changed or "
             "may have been scored by another model."
         )
-        file.drop(stale)
-    return stale
+    # whatever kept them from being read, such as a network, may be over
+    blank = [path for path in paths if path in file.done and file.done[path][0] is None]
+    again = list(dict.fromkeys([*stale, *blank]))
+    file.drop(again)
+    return again
 
 
 def scored(

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -257,12 +258,19 @@ class ScoreFile:
         return [row for row, _ in _read_rows(self.path, self.kind) if row is not None]
 
     def _rewrite(self, rows: list[Row]) -> None:
-        self._file.truncate(0)
-        self._file.seek(0)
-        self._whole = 0
+        """Replace the rows by `rows`; stopped at any time, the file holds the old ones or the new ones."""
+        content = format_rows(rows, self.kind, header=self.kind == "csv")
+        with replacing(self.path) as file:
+            if hasattr(os, "fchmod"):  # as private as it was
+                os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(self._file.fileno()).st_mode))
+            file.write(content)
+            if os.name == "nt":
+                self._file.close()  # Windows replaces no open file
+        before, self._file = self._file, _open_locked(self.path)
+        before.close()  # whoever opens the file until now finds it locked, or replaced
+        self._whole = self._file.seek(0, os.SEEK_END)
         self.done.clear()
         self._counts.clear()
-        self._append(format_rows(rows, self.kind, header=self.kind == "csv"))
         for row in rows:
             self._note(row)
 

@@ -31,8 +31,8 @@ class FalseAlarms:
     .. [1] V. Vovk, "Conditional validity of inductive conformal predictors", ACML 2012.
     """
 
-    images: int  # number of normal images that set the threshold
-    asked: float  # share that the user asked for, in (0, 0.5]
+    images: int  # number of normal images that set the threshold; copies of one count once
+    asked: float  # share that the user asked for, in (0, 0.5], of a `ConformalDetector` in (0, 1)
     expected: float  # mean share over fits, at least 1 / (images + 1)
     low: float  # the share of a single fit is between these in 9 of 10 cases
     high: float
@@ -43,20 +43,25 @@ class FalseAlarms:
         """Compute those of a fitted detector; None if its threshold is not set by held-out scores."""
         inner = innermost(detector)
         if hasattr(detector, "calibration_scores_"):
-            return cls.promised(len(detector.calibration_scores_), detector.alpha)
+            n = len(detector.calibration_scores_)
+            # its p-values are multiples of 1 / (n + 1); counted as `conformal_threshold` does
+            rate = np.count_nonzero(np.arange(1, n + 2) / (n + 1) <= detector.alpha) / (n + 1)
+            images = _distinct(inner) if isinstance(getattr(detector, "calibration", None), str) else n
+            return cls.promised(images, detector.alpha, rate=rate)
         if not inner.held_out_:
             return None
-        images, left_out = int(np.isfinite(inner.training_scores_).sum()), int(np.sum(inner.training_labels_ == 0))
-        return cls.promised(images, inner.contamination, left_out)
+        return cls.promised(_distinct(inner), inner.contamination, int(np.sum(inner.training_labels_ == 0)))
 
     @classmethod
-    def promised(cls, images: int, asked: float, left_out: int = 0) -> FalseAlarms:
+    def promised(cls, images: int, asked: float, left_out: int = 0, *, rate: float | None = None) -> FalseAlarms:
         """Compute those of a threshold that is set by the scores of a number of images.
+
+        It is set for the share `rate`, by default `asked`.
 
         >>> print(FalseAlarms.promised(300, 0.05))
         About 5 % of new normal images will be flagged by mistake (nine of ten such fits flag between 3 and 7 %).
         """
-        expected = max(asked, 1 / (images + 1))
+        expected = max(asked if rate is None else rate, 1 / (images + 1))
         k = expected * (images + 1)
         low, high = beta.ppf([0.05, 0.95], k, images + 1 - k)
         return cls(images, asked, expected, float(low), float(high), left_out)
@@ -82,6 +87,11 @@ class FalseAlarms:
         if self.images < _FEW:
             text += f" Fewer than {_FEW} images show little of what is normal: add more before you rely on this."
         return text
+
+
+def _distinct(detector: Any) -> int:
+    """Return the number of images with held-out scores; copies, which are held out together, count once."""
+    return len(np.unique(detector.training_groups_[np.isfinite(detector.training_scores_)]))
 
 
 def percent(share: float) -> str:

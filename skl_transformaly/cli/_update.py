@@ -15,6 +15,7 @@ from skl_transformaly.cli._console import counted, duration
 from skl_transformaly.cli._inputs import (
     check_folder,
     check_model,
+    check_no_input,
     check_writable,
     find_images,
     load_model,
@@ -59,7 +60,7 @@ def update(
     if not images and labels is None:
         raise Mistake("update needs something to learn from: new normal images, --labels FILE, or both.")
     check_model(model, "update MODEL NEW_IMAGES")
-    check_writable(output)
+    check_writable(output, labels, weights)
     check_folder(normal, "folder of normal images")
     new = find_images(images) if images else None
 
@@ -68,23 +69,27 @@ def update(
     given = {os.path.abspath(path): 1 for path in (new.paths if new is not None else [])}
     if labels is not None:
         given.update(read_labels(labels))  # a label counts before the folder of an image
+    check_no_input(output, given)
     detector, header = load_model(model, weights, out)
     earlier = Earlier.of(detector, header["metadata"], normal)
     with out.progress("Reading", len(given)) as advance:
         lessons = Lessons.of(given, earlier, advance)
     if lessons.unreadable:
         out.warn(unreadable_text(lessons.unreadable, "left out"))
+    if lessons.left_out:
+        out.warn(_left_out_text(lessons.left_out, detector.trim))
     if not lessons:
         given_as = " and ".join(["images"] * bool(images) + ["labels"] * (labels is not None))
-        raise Mistake(f"nothing new to learn: the model has learned these {given_as} already.")
+        already = f": the model has learned these {given_as} already" if lessons.known else ""
+        raise Mistake(f"nothing new to learn{already}.")
     before = {"images": earlier.learned, "threshold": float(detector.offset_)}
     start = time.perf_counter()
     exact = _learn(detector, earlier, lessons, out)
     made = earlier.provenance_after(lessons, exact, time.perf_counter() - start, new)
 
-    from skl_transformaly.persistence import save
+    from skl_transformaly.cli._provenance import save_with
 
-    save(detector, output, metadata=made.to_json())
+    save_with(made, detector, output, header["metadata"], out)
     _tell(detector, output, lessons, before, exact, made.seconds, out)
 
 
@@ -100,7 +105,7 @@ def _learn(detector: Any, earlier: Earlier, lessons: Lessons, out: Output) -> bo
         if reason:
             out.warn(
                 f"{reason}, so the students stay as they are, and only densities, threshold and p-values are updated. "
-                "To update all, name the folder of the earlier images with --normal DIR, or fit on all images."
+                f"To update all, {_where(earlier)}fit on all images."
             )
         else:
             earlier.hand_over()
@@ -118,6 +123,20 @@ def _learn(detector: Any, earlier: Earlier, lessons: Lessons, out: Output) -> bo
         if paths:
             detector.partial_fit(as_images(paths, on_error="skip"), y, update_students=again)
     return exact
+
+
+def _left_out_text(paths: list[str], trim: float) -> str:
+    return (
+        f"{counted(len(paths), 'image')} given as normal, such as {paths[0]!r}: left out by --trim {trim:g} when the "
+        "model was made, and so again. To learn what was left out, fit again with a lower --trim, or without."
+    )
+
+
+def _where(earlier: Earlier) -> str:
+    """Return advice on which folder to name, for images that the model file names."""
+    if not earlier.made.root:
+        return ""
+    return f"name with --normal DIR the folder that is now what {earlier.made.root!r} was, or "
 
 
 def _tell(

@@ -82,7 +82,7 @@ def watch(
     check_folder(folder, "folder to watch")
     if out.suffix.lower() not in (".csv", ".jsonl"):
         raise Mistake(f"--out {str(out)!r} must end in .jsonl or .csv.")
-    check_writable(out)
+    check_writable(out, model, weights)
     check_model(model)
     shelf = _shelf(folder, move_to, link_to)
     from skl_transformaly.cli._actions import Actions, Hook

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import math
 import os
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ from skl_transformaly.cli._cards import (
 from skl_transformaly.cli._console import counted
 from skl_transformaly.cli._histogram import histogram
 from skl_transformaly.cli._provenance import ImageFacts, Provenance, describe, image_facts, reason
+from skl_transformaly.cli._trust import FalseAlarms, percent
 from skl_transformaly.images._folders import display_path
 from skl_transformaly.images._images import as_images
 from skl_transformaly.images._values import ImageError
@@ -191,9 +193,15 @@ def _template(root: str) -> Any:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.globals.update(plainly=PLAINLY, inf=math.inf, counted=counted)
+    environment.globals.update(plainly=PLAINLY, inf=math.inf, counted=counted, percent=percent)
     environment.filters.update(
-        path=display_path, short=partial(_below, root), number=_number, fixed=_fixed, times=times_text, bytes=path_bytes
+        path=display_path,
+        short=partial(_below, root),
+        number=_number,
+        fixed=_fixed,
+        times=times_text,
+        bytes=path_bytes,
+        quoted=shlex.quote,
     )
     return environment.from_string(_source("report.html"))
 
@@ -288,7 +296,7 @@ def _figures(detector: Any, inner: Any, cards: list[Card]) -> dict[str, Any]:
     return {
         "histogram": histogram(scores, flagged, reference, getattr(detector, "offset_", None)),
         "held_out": hasattr(detector, "calibration_scores_") or inner.held_out_,
-        "alpha": getattr(detector, "alpha", inner.contamination if inner.held_out_ else None),
+        "alarms": FalseAlarms.of(detector),
         "score_decimals": min(max(2 - math.floor(math.log10(spread)), 0), 6),
         "has_p": bool(p_values),
         "least_p": least,
@@ -368,8 +376,9 @@ class _Training:
         self.root = None if normal_dir is None else Path(normal_dir)
         if normal_dir is None and provenance.own:
             self.root = Path(provenance.root)
-        # known anomalies, which are not part of the fit, have no score
-        scores = provenance.scores or [0.0] * len(provenance.digests)
+        # known anomalies and what was left out, which are not part of the fit, have no score
+        scores = provenance.scores or [0.0] * len(provenance.files)
+        self.learned = sum(score is not None for score in scores)
         self.known = {digest for digest, score in zip(provenance.digests, scores) if digest and score is not None}
         self.fitted = provenance.fitted
         self.size = size  # to which the teacher resizes images
@@ -378,7 +387,8 @@ class _Training:
 
     def name(self, position: int) -> str:
         """Return the relative path of the training image at `position` in the fit; "" if unknown."""
-        return self.made.files[self.fitted[position]] if 0 <= position < len(self.fitted) else ""
+        index = self.fitted[position] if 0 <= position < len(self.fitted) else -1
+        return self.made.files[index] if index >= 0 else ""
 
     def suspicious(self) -> list[_TrainingImage]:
         """Return the images with the lowest held-out scores."""

@@ -215,6 +215,7 @@ def _provenance(detector: Any) -> dict[str, Any]:
         "environment": environment(),
         "n_images": int((labels >= 0).sum()),
         "n_unreadable": int(np.isnan(scores[labels == 1]).sum()),
+        "n_trimmed": int((labels == 0).sum()),
     }
 
 

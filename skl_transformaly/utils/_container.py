@@ -27,7 +27,14 @@ from safetensors import SafetensorError, safe_open
 
 from skl_transformaly.utils._files import replacing
 
-__all__ = ["ModelFile", "ModelFileError", "is_model_file", "read_header", "write_model_file"]
+__all__ = [
+    "DescriptionTooLarge",
+    "ModelFile",
+    "ModelFileError",
+    "is_model_file",
+    "read_header",
+    "write_model_file",
+]
 
 VERSION = 3
 
@@ -35,6 +42,8 @@ _MAGIC = b'{"__metadata__":{"format":"skl-transformaly model","version":"'
 _START = re.compile(re.escape(_MAGIC) + rb'([1-9]\d{0,8})","sha256":"([0-9a-f]{64})","document":"')
 _START_BYTES = 256  # more than _START can match
 _DIGEST_BYTES = 64
+# Code points that UTF-8 cannot encode, such as of file names that are not text
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 # A header of this size describes some 100,000 training images, or far more arrays than any network has.
 _MAX_HEADER = 32 * 2**20
@@ -67,6 +76,10 @@ class ModelFileError(ValueError):
     The message names the file and what was found in it. A file that does not exist or cannot be read raises
     :class:`OSError` instead.
     """
+
+
+class DescriptionTooLarge(ValueError):
+    """The description of a detector is larger than a model file may hold."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +166,8 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
         - ``format_version``, ``sha256``, ``size`` (bytes of the file);
         - ``class``: name of the detector's class;
         - ``made``: when the file was saved (``saved_at``, UTC), the versions of libraries and the processor
-          (``environment``), and the number of images of the fit (``n_images``, of which ``n_unreadable`` were left
-          out);
+          (``environment``), and the number of images of the fit (``n_images``, of which ``n_unreadable`` could
+          not be read and ``n_trimmed`` were left out by `trim`);
         - ``teachers``: each teacher's model name, image size, the SHA-256 of its weights, and whether they are in the
           file;
         - ``metadata``: the argument of ``save(..., metadata=)``;
@@ -178,7 +191,7 @@ def write_model_file(path: str | os.PathLike, document: dict[str, Any], arrays: 
     # Not by safetensors.save_file: it orders metadata at random, its files are readable by their owner alone, it does
     # not sync, a full disk is not an OSError, and before 0.8 it holds a copy of all arrays.
     ordered = sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))  # keeps items aligned
-    text = json.dumps(document, allow_nan=False, separators=(",", ":"))
+    text = _to_json(document)
     fields = {"format": "skl-transformaly model", "version": str(VERSION), "sha256": "0" * 64, "document": text}
     table: dict[str, Any] = {"__metadata__": fields}
     end = 0
@@ -187,11 +200,11 @@ def write_model_file(path: str | os.PathLike, document: dict[str, Any], arrays: 
             raise TypeError(f"{name} has dtype {array.dtype}; a model file holds {', '.join(map(str, _DTYPE_NAMES))}.")
         begin, end = end, end + array.nbytes
         table[name] = {"dtype": _DTYPE_NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [begin, end]}
-    header = json.dumps(table, separators=(",", ":")).encode()
+    header = _to_json(table).encode()
     header += b" " * (-len(header) % 8)
     problem = _too_large(text.encode()) or (len(header) > _MAX_HEADER and f"takes {len(header)} bytes")
     if problem:
-        raise ValueError(
+        raise DescriptionTooLarge(
             f"{os.fspath(path)} was not saved: the description of the detector {problem}. Pass less metadata."
         )
     digest = hashlib.sha256()
@@ -201,6 +214,12 @@ def write_model_file(path: str | os.PathLike, document: dict[str, Any], arrays: 
             digest.update(piece)
         file.seek(8 + len(_MAGIC) + len(f'{VERSION}","sha256":"'))
         file.write(digest.hexdigest().encode())
+
+
+def _to_json(content: Any) -> str:
+    """Write JSON that UTF-8 can encode, in which text of any language is short: only surrogates are escaped."""
+    text = json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    return _SURROGATES.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _pieces(header: bytes, arrays: list[np.ndarray]) -> Iterator[Any]:
