@@ -196,9 +196,6 @@ class FeatureSpace(BaseEstimator):
             normalize(group, copy=False)
         return Z
 
-    def _whitened(self) -> bool:
-        return self.explained_variance is not None and not self.discrepancy
-
     def _fit_whitening(self, features: np.ndarray, n_components: float) -> PCA:
         return PCA(n_components, whiten=True, svd_solver="full").fit(features)
 
@@ -211,7 +208,7 @@ class FeatureSpace(BaseEstimator):
     def _fit_density(self, features: np.ndarray, groups: np.ndarray | None) -> None:
         self.__dict__.pop("whitening_", None)
         self.__dict__.pop("term_locations_", None)
-        if self._whitened():
+        if self.explained_variance is not None and not self.discrepancy:
             self.whitening_ = self._fit_whitening(features, self.explained_variance)
             if self.held_out:
                 self._limit_components(features, groups)
@@ -223,7 +220,7 @@ class FeatureSpace(BaseEstimator):
         self, features: np.ndarray, groups: np.ndarray | None, unseen: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return held-out log-densities of the training samples, and their terms."""
-        if not self._whitened():
+        if not hasattr(self, "whitening_"):
             if self._has_terms():
                 terms = self.density_.held_out_terms(features, groups=groups, unseen=unseen)
                 return terms.sum(axis=1), terms

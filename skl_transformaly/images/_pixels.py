@@ -70,7 +70,7 @@ def file_shape(path: str | os.PathLike) -> tuple[int, int]:
         with Image.open(path) as image:
             height, width = image.height, image.width
             if image.format == "TIFF":  # which some versions of Pillow turn when they open it
-                width, height = (image.tag_v2[tag] for tag in _TIFF_SIDES)  # type: ignore[attr-defined]
+                width, height = (image.tag_v2[tag] for tag in _TIFF_SIDES)
             return (width, height) if 5 <= exif_orientation(image) <= 8 else (height, width)
 
 
