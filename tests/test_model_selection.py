@@ -412,14 +412,17 @@ def test_labels_of_zero_and_one_in_a_fit_are_warned_of(y):
         [0.0, np.nan],
         [0, 1, 2],
         [0.3, -1.0, 2.5],
-        [[1, -1]],
-        3,
-        [[1], [1, 2]],
     ],
 )
 def test_any_other_y_is_ignored(y):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        assert normal_samples(y, 3) is None
+
+
+@pytest.mark.parametrize("y", [[[1, -1]], 3, [[1], [1, 2]], [{}, {}, {}]])
+def test_what_cannot_be_labels_is_said_to_be_ignored(y):
+    with pytest.warns(UserWarning, match="takes all samples as normal"):
         assert normal_samples(y, 3) is None
 
 

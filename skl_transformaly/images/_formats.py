@@ -128,9 +128,9 @@ def register_formats() -> None:
 
 
 def absolute(path: str | os.PathLike) -> str:
-    """Return a path that still holds if the process goes to another folder; a URL as it is."""
+    """Return a path that still holds if the process goes to another folder; a URL or nothing as it is."""
     path = os.fspath(expand_user(path))
-    return path if _URL.match(path) else os.path.abspath(path)
+    return path if not path or _URL.match(path) else os.path.abspath(path)
 
 
 def expand_user(path: str | os.PathLike) -> str | os.PathLike:

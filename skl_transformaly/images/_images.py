@@ -131,7 +131,7 @@ def _as_paths(items: Any) -> list[Any] | None:
     """Paths of image files, some of which may be missing or come with a label; None if `items` holds anything else."""
     paths = []
     for item in items if isinstance(items, (list, tuple)) else ():
-        if isinstance(item, (tuple, list)) and item and not any(_is_image(other) for other in item[1:]):
+        if isinstance(item, tuple) and item and not any(_is_image(other) for other in item[1:]):
             item = item[0]  # (image, label)
         if not (isinstance(item, (str, os.PathLike)) or is_missing(item)):
             return None
