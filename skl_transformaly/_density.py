@@ -104,18 +104,28 @@ class AutoDensity(LogDensity):
         ValueError
             Fewer than 2 samples, or NaN or infinity in `X`.
         """
-        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
-        gaussian = GaussianDensity().fit(X)
-        count = min(20, round(len(X) ** 0.5)) if self.n_neighbors is None else self.n_neighbors
-        # so that as many are left if a sample and one of its neighbours are held out
-        count = max(1, min(count, len(X) - 2))
-        neighbors = LocalKNNDensity(n_neighbors=count, max_samples=_MOST_NEIGHBORS).fit(X, groups=groups)
-        held_out = [part.held_out_scores(X, groups=groups) for part in (gaussian, neighbors)]
-        self.gaussian_, self.neighbors_ = gaussian, neighbors
+        X = self._fit_parts(X, groups)
+        held_out = [part.held_out_scores(X, groups=groups) for part in (self.gaussian_, self.neighbors_)]
         self.location_ = np.mean(held_out, axis=1)
         self.spread_ = np.array([spread(scores) for scores in held_out])
         self.held_out_scores_ = self._together(held_out)
         return self
+
+    def refitted(self, X: Any, groups: Any = None) -> AutoDensity:
+        """Return a copy that is fitted to other samples and stays on the scale of this one, to be compared with it."""
+        other = clone(self)
+        other._fit_parts(X, groups)
+        other.location_, other.spread_ = self.location_, self.spread_
+        return other
+
+    def _fit_parts(self, X: Any, groups: Any) -> np.ndarray:
+        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        count = min(20, round(len(X) ** 0.5)) if self.n_neighbors is None else self.n_neighbors
+        # so that as many are left if a sample and one of its neighbours are held out
+        count = max(1, min(count, len(X) - 2))
+        self.gaussian_ = GaussianDensity().fit(X)
+        self.neighbors_ = LocalKNNDensity(n_neighbors=count, max_samples=_MOST_NEIGHBORS).fit(X, groups=groups)
+        return X
 
     def _log_density(self, X: np.ndarray) -> np.ndarray:
         return self._together([self.gaussian_.score_samples(X), self.neighbors_.score_samples(X)])

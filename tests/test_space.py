@@ -1,6 +1,7 @@
 """One feature space, by what its parts are made of."""
 
 import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def test_held_out_images_have_no_part_in_their_whitening(rng, n, width):
     Z = rng.normal(size=(n, width)) + 3
     scores = np.empty(n)
     kept = PCA(0.8, svd_solver="full").fit(Z).n_components_
-    for train, test in folds(None, n, count=5 if n > 20 else n):
+    for train, test in folds(None, n, count=20):
         whitening = PCA(kept, whiten=True, svd_solver="full").fit(Z[train])
         density = GaussianDensity().fit(whitening.transform(Z[train]))
         scores[test] = density.score_samples(whitening.transform(Z[test]))
@@ -65,6 +66,26 @@ def test_a_whitened_space_flags_as_many_new_images_as_it_promises(density, n, sh
         space = FeatureSpace(density, explained_variance=share).fit(Z)
         flagged.append(np.mean(space.score_samples(new) < held_out_threshold(np.sort(space.held_out_parts_), 0.1)))
     assert 0.01 < np.mean(flagged) < 0.18
+
+
+def test_nearly_as_many_components_as_images_are_warned_of():
+    Z = np.random.default_rng(0).normal(size=(60, 200)) + 3
+    with pytest.warns(UserWarning, match=r"keeps 53 components of 60 images. About twice as many false alarms"):
+        FeatureSpace(explained_variance=0.97).fit(Z)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FeatureSpace(explained_variance=0.8).fit(Z)
+
+
+def test_whitened_embeddings_of_few_images_flag_as_many_as_promised():
+    """Of many more features than images, folds of a fifth of the images would let a third of new ones be flagged."""
+    flagged = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        Z, new = (3 + rng.normal(size=(k, 600)) * np.linspace(1.0, 0.3, 600) for k in (40, 150))
+        space = FeatureSpace("auto", explained_variance=0.8).fit(Z)
+        flagged.append(np.mean(space.score_samples(new) < held_out_threshold(np.sort(space.held_out_parts_), 0.1)))
+    assert np.mean(flagged) < 0.2
 
 
 def test_components_that_folds_do_not_determine_are_left_out_with_a_warning():
