@@ -228,6 +228,18 @@ def test_what_was_left_out_and_is_normal_is_told_how_it_is_learned(root, trimmed
     assert "1 image given as normal, such as" in result.stderr and "lower --trim, or without" in result.stderr
 
 
+def test_what_is_left_out_now_is_named_even_if_it_was_given_as_normal(root, trimmed, tmp_path):
+    """Once what was left out is a known anomaly, the next image takes its place."""
+    train = sorted((root / "train").glob("0*.png"))
+    labels = save_labels(tmp_path / "labels.csv", {root / "train" / "zz.png": -1, **dict.fromkeys(train, 1)})
+    result = run(app, ["update", str(trimmed), "--labels", labels, "-o", str(tmp_path / "new.tfm")])
+    positions = np.flatnonzero(load(tmp_path / "new.tfm").training_labels_ == 0)
+    assert len(positions) == 1
+    name = provenance(trimmed).files[positions[0]]
+    assert f"Left out by --trim 0.04, now: 1 image: {root / 'train' / name}." in result.stdout + result.stderr
+    assert "1 image given as normal" in result.stderr and "left out by --trim 0.04 all the same" in result.stderr
+
+
 def test_a_folder_that_was_moved_stays_the_folder(root, tmp_path):
     """Also if one of its images could not be read."""
     os.rename(root / "train", root / "elsewhere")

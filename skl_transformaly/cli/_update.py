@@ -29,6 +29,8 @@ __all__ = ["update"]
 
 # Number of known anomalies from which feature spaces are weighed
 _FEW_ANOMALIES = 5
+# Names of images that are shown in a line.
+_MOST_SHOWN = 5
 
 
 @command()
@@ -90,7 +92,11 @@ def update(
     from skl_transformaly.cli._provenance import save_with
 
     save_with(made, detector, output, header["metadata"], out)
-    _tell(detector, output, lessons, before, exact, made.seconds, out)
+    paths = [*earlier.paths, *lessons.normal, *lessons.anomalies]
+    left_out = [path or "one whose name is not known" for path, y in zip(paths, detector.training_labels_) if y == 0]
+    if overruled := [path for path in left_out if given.get(path) == 1 and path not in lessons.left_out]:
+        out.warn(_overruled_text(overruled, detector.trim))
+    _tell(detector, output, lessons, before, left_out, exact, made.seconds, out)
 
 
 def _learn(detector: Any, earlier: Earlier, lessons: Lessons, out: Output) -> bool:
@@ -132,6 +138,13 @@ def _left_out_text(paths: list[str], trim: float) -> str:
     )
 
 
+def _overruled_text(paths: list[str], trim: float) -> str:
+    return (
+        f"{counted(len(paths), 'image')} given as normal, such as {paths[0]!r}: among the least like the others now, "
+        f"and left out by --trim {trim:g} all the same. To learn them, fit again with a lower --trim, or without."
+    )
+
+
 def _where(earlier: Earlier) -> str:
     """Return advice on which folder to name, for images that the model file names."""
     if not earlier.made.root:
@@ -140,12 +153,20 @@ def _where(earlier: Earlier) -> str:
 
 
 def _tell(
-    detector: Any, output: Path, lessons: Lessons, before: dict[str, Any], exact: bool, seconds: float, out: Output
+    detector: Any,
+    output: Path,
+    lessons: Lessons,
+    before: dict[str, Any],
+    left_out: list[str],
+    exact: bool,
+    seconds: float,
+    out: Output,
 ) -> None:
     """Report what changed."""
     import numpy as np
 
     from skl_transformaly.cli._trust import FalseAlarms
+    from skl_transformaly.images._folders import display_path
 
     labels, scores = detector.training_labels_, detector.training_scores_
     after = int(np.sum(np.isfinite(scores)))
@@ -155,6 +176,9 @@ def _tell(
         f"({len(lessons.normal)} learned, {len(lessons.taken_back)} taken back), in {duration(seconds)}.",
         f"Threshold {detector.offset_:.2f}, {before['threshold']:.2f} before.",
     ]
+    if left_out:
+        shown = ", ".join(map(display_path, left_out[:_MOST_SHOWN])) + ", ..." * (len(left_out) > _MOST_SHOWN)
+        lines.append(f"Left out by --trim {detector.trim:g}, now: {counted(len(left_out), 'image')}: {shown}.")
     if lessons.known:
         lines.append(f"{counted(lessons.known, 'image')} passed over, which the model knew already.")
     if 0 < anomalies < _FEW_ANOMALIES:
@@ -176,6 +200,7 @@ def _tell(
         "images": after,
         "learned": len(lessons.normal),
         "taken_back": len(lessons.taken_back),
+        "left_out": left_out,
         "known_anomalies": anomalies,
         "threshold_before": before["threshold"],
         "threshold": float(detector.offset_),

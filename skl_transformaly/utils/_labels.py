@@ -132,6 +132,8 @@ def _refuse_words(labels: np.ndarray) -> None:
 
 def _refuse_gaps(labels: np.ndarray) -> None:
     missing = np.isnan(labels)
+    if len(labels) and missing.all():
+        warn_user(f"y holds no label for any of {len(labels)} samples: fit takes all as normal.")
     if missing.any() and not missing.all() and np.isin(labels[~missing], (-1, 1)).all():
         raise ValueError(
             f"y has no label for {missing.sum()} of {len(labels)} samples (NaN or None): label them +1 or -1, or leave "
