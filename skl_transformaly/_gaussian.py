@@ -10,6 +10,7 @@ import numpy as np
 from scipy.linalg import eigh
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import gen_batches
+from sklearn.utils.extmath import row_norms
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skl_transformaly.utils._compat import Interval, StrOptions, fit_context
@@ -188,13 +189,13 @@ class GaussianDensity(LogDensity):
         mean = X.mean(axis=0)
         scale = np.ones(d)
         if self.target == "diagonal":
-            deviation = np.sqrt(sum(_squares(R, axis=0) for R in _centred(X, mean, scale)) / n)
+            deviation = np.sqrt(sum(row_norms(R.T, squared=True) for R in _centred(X, mean, scale)) / n)
             scale[deviation > 0] = deviation[deviation > 0]
         variances, components = _principal_directions(X, mean, scale)
         mean_variance = float(variances.sum()) / d
         shrinkage = self.shrinkage
         if shrinkage == "ledoit-wolf":
-            norms = np.concatenate([_squares(R, axis=1) for R in _centred(X, mean, scale)])
+            norms = np.concatenate([row_norms(R, squared=True) for R in _centred(X, mean, scale)])
             shrinkage = _ledoit_wolf(norms, d, variances)
         self.mean_, self.scale_ = mean, scale
         self.variances_, self.components_ = variances, components
@@ -325,11 +326,6 @@ def _centred(X: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> Iterator[np.
     """Yield the rows of (X - mean) / scale, some at a time."""
     for rows in gen_batches(len(X), _CENTRED):
         yield (X[rows] - mean) / scale
-
-
-def _squares(R: np.ndarray, axis: int) -> np.ndarray:
-    """Sums of squares along an axis."""
-    return np.einsum("ij,ij->j" if axis == 0 else "ij,ij->i", R, R)
 
 
 def _ledoit_wolf(norms: np.ndarray, d: int, variances: np.ndarray) -> float:

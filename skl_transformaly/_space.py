@@ -244,7 +244,7 @@ class FeatureSpace(BaseEstimator):
             features = features @ np.linalg.qr(features.T)[0]
         scores = np.empty(len(features))
         with single_threaded_blas() if min(features.shape) < _FEW else contextlib.nullcontext():
-            for train, test in self._whitening_folds(groups, len(features)):
+            for train, test in folds(groups, len(features), count=_WHITENING_FOLDS):
                 # as many as in the end: in spaces of other dimensions log-densities could not be compared
                 pca = self._fit_whitening(features[train], int(self.whitening_.n_components_))
                 whitened, rest = _whitened_by(pca, features[train]), None if groups is None else groups[train]
@@ -264,7 +264,8 @@ class FeatureSpace(BaseEstimator):
                 f"explained_variance={self.explained_variance} needs at least 3 images that differ, got {distinct}: "
                 "give more, or leave it None."
             )
-        rest = min(len(np.unique(groups[train])) for train, _ in self._whitening_folds(groups, len(features)))
+        splits = folds(groups, len(features), count=_WHITENING_FOLDS)
+        rest = min(len(np.unique(groups[train])) for train, _ in splits)
         most = max(1, rest - 2)  # one more, and whitening would put all images of the fit at the same distances
         wanted = int(self.whitening_.n_components_)
         if wanted > most:
@@ -278,9 +279,6 @@ class FeatureSpace(BaseEstimator):
                 f"explained_variance={self.explained_variance} keeps {wanted} components of {len(features)} images. "
                 f"{_TOO_MANY}"
             )
-
-    def _whitening_folds(self, groups: np.ndarray | None, n: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        return folds(groups, n, count=_WHITENING_FOLDS)
 
 
 def _whitened_by(pca: PCA, features: np.ndarray) -> np.ndarray:

@@ -213,7 +213,7 @@ def test_a_model_that_left_images_out_is_updated_exactly(root, trimmed, tmp_path
     new = [root / "sixes" / f"00{i}.png" for i in range(6)]
     np.testing.assert_allclose(detector.score_samples(new), whole.score_samples(new), rtol=1e-6, atol=1e-6)
     assert json.loads(run(app, ["info", str(trimmed), "--json"]).stdout)["images"] == 24
-    # what was left out is no image of the fit
+    # the image that was left out does not count as an image of the fit
     run(app, ["report", str(trimmed), str(root / "train"), "-o", str(tmp_path / "r.html")])
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "24 images of the fit" in text and "<dd>24 from " in text

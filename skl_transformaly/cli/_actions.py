@@ -154,7 +154,7 @@ class Shelf:
         if self.link:
             return _is_link_to(target, os.path.abspath(path))
         if target.is_symlink() or os.path.samefile(path, target):
-            # another name of `path` is no copy of it; a link is, if it leads where the link `path` does
+            # If both names belong to one file, nothing has been moved yet; if both are links to one picture, it has.
             there = os.path.islink(path) and _is_link_to(target, _destination(path))
         else:
             there = target.is_file() and filecmp.cmp(path, target, shallow=False)

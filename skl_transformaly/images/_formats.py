@@ -1,4 +1,4 @@
-"""Files that are mistaken for images: what they are, and what to do with them instead."""
+"""Paths and formats of image files; files that are mistaken for images, and what to do with them instead."""
 
 from __future__ import annotations
 
