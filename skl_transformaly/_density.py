@@ -15,7 +15,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GroupKFold
 from sklearn.utils.validation import has_fit_parameter, validate_data
 
-from skl_transformaly._gaussian import GaussianDensity, LogDensity
+from skl_transformaly._gaussian import FLOATS, GaussianDensity, LogDensity
 from skl_transformaly._neighbors import KNNDensity, LocalKNNDensity
 from skl_transformaly.utils._compat import Interval, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
@@ -26,6 +26,7 @@ __all__ = [
     "GaussianDensity",
     "KNNDensity",
     "LocalKNNDensity",
+    "LogDensity",
     "fit_density",
     "folds",
     "held_out_scores",
@@ -119,7 +120,7 @@ class AutoDensity(LogDensity):
         return other
 
     def _fit_parts(self, X: Any, groups: Any) -> np.ndarray:
-        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        X = validate_data(self, X, dtype=FLOATS, ensure_min_samples=2)
         count = min(20, round(len(X) ** 0.5)) if self.n_neighbors is None else self.n_neighbors
         # so that as many are left if a sample and one of its neighbours are held out
         count = max(1, min(count, len(X) - 2))

@@ -17,7 +17,10 @@ from skl_transformaly.utils._compat import Interval, StrOptions, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
 from skl_transformaly.utils._labels import group_sizes
 
-__all__ = ["GaussianDensity", "LogDensity"]
+__all__ = ["FLOATS", "GaussianDensity", "LogDensity"]
+
+# What densities take as it is; all else becomes the first.
+FLOATS = (np.float64, np.float32)
 
 # Directions whose variance is below this share of the largest are rounding, not variation.
 _RANK_TOLERANCE = 1e-12
@@ -30,7 +33,8 @@ _CENTRED = 1024
 class LogDensity(DensityMixin, BaseEstimator):
     """What the densities share: checked input, and `score` as the mean log-density, which is what a grid search wants.
 
-    A density defines ``_fit(X)``, ``_log_density(X)`` and ``_held_out(X, groups, unseen)``, of checked arrays.
+    A density defines ``_fit(X)``, ``_log_density(X)`` and ``_held_out(X, groups, unseen)``, of checked arrays, which are
+    float64 or float32. It computes in float64 either way, some rows at a time, so that float32 takes half the memory.
     """
 
     _fit: Callable[[np.ndarray], None]
@@ -58,7 +62,7 @@ class LogDensity(DensityMixin, BaseEstimator):
         ValueError
             There are too few samples, or `X` contains NaN or infinity.
         """
-        self._fit(validate_data(self, X, dtype=np.float64, ensure_min_samples=2))
+        self._fit(validate_data(self, X, dtype=FLOATS, ensure_min_samples=2))
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -111,7 +115,7 @@ class LogDensity(DensityMixin, BaseEstimator):
 
     def _checked(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
-        return validate_data(self, X, dtype=np.float64, reset=False)
+        return validate_data(self, X, dtype=FLOATS, reset=False)
 
 
 class GaussianDensity(LogDensity):
@@ -186,7 +190,7 @@ class GaussianDensity(LogDensity):
 
     def _fit(self, X: np.ndarray) -> None:
         n, d = X.shape
-        mean = X.mean(axis=0)
+        mean = X.mean(axis=0, dtype=np.float64)
         scale = np.ones(d)
         if self.target == "diagonal":
             deviation = np.sqrt(sum(row_norms(R.T, squared=True) for R in _centred(X, mean, scale)) / n)

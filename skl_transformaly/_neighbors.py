@@ -11,7 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import gen_batches
 from sklearn.utils.validation import validate_data
 
-from skl_transformaly._gaussian import LogDensity
+from skl_transformaly._gaussian import FLOATS, LogDensity
 from skl_transformaly.utils._compat import Interval, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
 
@@ -87,7 +87,7 @@ class KNNDensity(LogDensity):
                 f"n_neighbors={self.n_neighbors} needs as many samples, got n_samples={len(X)} and "
                 f"max_samples={self.max_samples}: lower n_neighbors, or give more."
             )
-        mean = X.mean(axis=0)
+        mean = X.mean(axis=0, dtype=np.float64)
         squares = sum(float(((X[rows] - mean) ** 2).sum()) for rows in gen_batches(len(X), 1024))
         positions = np.linspace(0, len(X) - 1, count).round().astype(int)
         self.restore(X[positions], 1e-12 * (np.sqrt(squares / len(X)) or 1.0))
@@ -106,7 +106,7 @@ class KNNDensity(LogDensity):
         self.neighbors_ = NearestNeighbors(n_neighbors=self.n_neighbors, n_jobs=self.n_jobs).fit(samples)
 
     def _log_density(self, X: np.ndarray) -> np.ndarray:
-        distances = self.neighbors_.kneighbors(X)[0]
+        distances = self._nearest(X)[0]
         return self._by_distance(distances[:, -1], len(self.samples_), distances.shape[1])
 
     def _held_out(self, X: np.ndarray, groups: Any, unseen: np.ndarray | None) -> np.ndarray:
@@ -120,6 +120,11 @@ class KNNDensity(LogDensity):
         nearest = np.where(np.isfinite(nearest), nearest, 0.0)  # all samples are alike
         return self._by_distance(nearest, left, wanted)
 
+    def _nearest(self, X: np.ndarray, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Distances to the nearest kept samples, and which these are."""
+        # rounded as the samples are, so that a sample of the fit is where it was then
+        return self.neighbors_.kneighbors(X.astype(self.samples_.dtype, copy=False), n_neighbors=count)
+
     def _groups(self, X: np.ndarray, groups: Any) -> tuple[np.ndarray, np.ndarray]:
         """Groups of the fitted samples, numbered, and how many kept samples each has."""
         if len(X) != self.n_samples_fit_:
@@ -132,7 +137,7 @@ class KNNDensity(LogDensity):
 
         Of `reach` neighbours (or as many as there are), those of the same group come last, infinitely far.
         """
-        distances, found = self.neighbors_.kneighbors(X, n_neighbors=min(len(kept), reach))
+        distances, found = self._nearest(X, min(len(kept), reach))
         distances = np.where(kept[found] == labels[:, np.newaxis], np.inf, distances)
         order = np.argsort(distances, axis=1, kind="stable")
         return np.take_along_axis(distances, order, axis=1), np.take_along_axis(found, order, axis=1)
@@ -231,7 +236,7 @@ class LocalKNNDensity(KNNDensity):
         ValueError
             Fewer than 2 samples or than `n_neighbors`, or NaN or infinity in `X`.
         """
-        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        X = validate_data(self, X, dtype=FLOATS, ensure_min_samples=2)
         self._fit(X)
         labels, sizes = self._groups(X, groups)
         kept = labels[self.positions_]
@@ -247,7 +252,7 @@ class LocalKNNDensity(KNNDensity):
         return np.maximum(sums / np.maximum(first.sum(axis=-1), 1), self.floor_)
 
     def _log_density(self, X: np.ndarray) -> np.ndarray:
-        distances, found = self.neighbors_.kneighbors(X)
+        distances, found = self._nearest(X)
         own = np.maximum(distances.mean(axis=1), self.floor_)
         return self._relative(own, np.log(self.distances_)[found].mean(axis=1))
 

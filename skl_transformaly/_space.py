@@ -12,11 +12,13 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
+from sklearn.utils import gen_batches
 from sklearn.utils.validation import check_is_fitted
 
 from skl_transformaly._density import (
     AutoDensity,
     GaussianDensity,
+    LogDensity,
     fit_density,
     folds,
     held_out_scores,
@@ -30,6 +32,8 @@ from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["FeatureSpace"]
 
+# Rows that are scaled at a time, in float64.
+_ROWS = 1024
 # Threads of BLAS wait for each other longer than they compute in decompositions of fewer samples or features.
 _FEW = 500
 # Folds where whitening is held out. With components of a fifth fewer images, what is held out seems more normal than
@@ -139,13 +143,17 @@ class FeatureSpace(BaseEstimator):
         """
         self.sizes_ = np.array([Z.shape[1]] if sizes is None else sizes, dtype=np.int64)
         self.unit_length_ = self.normalize and not self.discrepancy
-        features = self._scaled(Z)
+        density = resolve_density(self.density, discrepancy=self.discrepancy)
+        whitened = self.explained_variance is not None and not self.discrepancy
+        # our own densities compute in float64 by themselves, and need no copy of all features in it
+        own = isinstance(density, LogDensity) and not whitened
+        features = self._scaled(Z, Z.dtype if own and Z.dtype == np.float32 else np.float64)
         if not np.ptp(features, axis=0).max() > 1e-12 * max(features.max(), -features.min()):
             raise ValueError(
                 f"All {len(Z)} training images look the same to the teacher, so the variation of normal images cannot "
                 "be learned. Pass images that differ."
             )
-        self._fit_density(features, groups)
+        self._fit_density(density, features, groups)
         self.n_features_in_ = Z.shape[1]
         self.location_, self.spread_ = 0.0, 1.0
         if self.held_out:
@@ -200,13 +208,16 @@ class FeatureSpace(BaseEstimator):
         """Number of features that `transform` returns."""
         return int(self.whitening_.n_components_) if hasattr(self, "whitening_") else self.n_features_in_
 
-    def _scaled(self, Z: np.ndarray) -> np.ndarray:
+    def _scaled(self, Z: np.ndarray, dtype: Any = np.float64) -> np.ndarray:
         if not self.unit_length_:
-            return np.asarray(Z, dtype=np.float64)
-        Z = np.array(Z, dtype=np.float64)
-        for group in np.split(Z, np.cumsum(self.sizes_)[:-1], axis=1):
-            normalize(group, copy=False)
-        return Z
+            return np.asarray(Z, dtype=dtype)
+        scaled = np.empty(Z.shape, dtype=dtype)
+        for rows in gen_batches(len(Z), _ROWS):
+            part = np.array(Z[rows], dtype=np.float64)
+            for group in np.split(part, np.cumsum(self.sizes_)[:-1], axis=1):
+                normalize(group, copy=False)
+            scaled[rows] = part
+        return scaled
 
     def _fit_whitening(self, features: np.ndarray, n_components: float) -> PCA:
         return PCA(n_components, whiten=True, svd_solver="full").fit(features)
@@ -217,7 +228,7 @@ class FeatureSpace(BaseEstimator):
     def _has_terms(self) -> bool:
         return self.discrepancy and isinstance(self.density_, GaussianDensity)
 
-    def _fit_density(self, features: np.ndarray, groups: np.ndarray | None) -> None:
+    def _fit_density(self, density: Any, features: np.ndarray, groups: np.ndarray | None) -> None:
         self.__dict__.pop("whitening_", None)
         self.__dict__.pop("term_locations_", None)
         if self.explained_variance is not None and not self.discrepancy:
@@ -225,7 +236,6 @@ class FeatureSpace(BaseEstimator):
             if self.held_out:
                 self._limit_components(features, groups)
             features = _whitened_by(self.whitening_, features)
-        density = resolve_density(self.density, discrepancy=self.discrepancy)
         self.density_ = fit_density(density, features, groups)
 
     def _held_out(

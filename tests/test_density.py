@@ -134,14 +134,25 @@ def test_many_dimensions_need_no_matrix_of_their_square():
     assert np.isfinite(density.held_out_scores(X)).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("density", DENSITIES)
-def test_many_samples_need_no_copy_of_all(density):
-    X = np.random.default_rng(0).normal(size=(20_000, 50))
+def test_many_samples_need_no_copy_of_all(density, dtype):
+    X = np.random.default_rng(0).normal(size=(20_000, 50)).astype(dtype)
     tracemalloc.start()
     density.fit(X).held_out_scores(X)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < X.nbytes / 2
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+def test_float32_samples_are_computed_with_in_float64(density):
+    # far from zero, where a variance in float32 would be off by a tenth
+    X, Y = (correlated(seed, 300, 20).astype(np.float32) + 3000 for seed in (0, 1))
+    single, double = clone(density).fit(X), clone(density).fit(X.astype(np.float64))
+    Z = Y.astype(np.float64)
+    np.testing.assert_allclose(single.score_samples(Y), double.score_samples(Z), rtol=1e-9)
+    np.testing.assert_allclose(single.held_out_scores(X), double.held_out_scores(X.astype(np.float64)), rtol=1e-9)
 
 
 @settings(max_examples=50, deadline=None)

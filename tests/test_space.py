@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
+from sklearn.neighbors import KernelDensity
 
 from skl_transformaly._density import GaussianDensity, KNNDensity, folds
 from skl_transformaly._fusion import held_out_threshold
@@ -30,6 +31,27 @@ def test_each_group_of_features_has_unit_length(Z):
 @pytest.mark.parametrize("settings", [{"normalize": False}, {"discrepancy": True}])
 def test_features_stay_as_they_are(Z, settings):
     np.testing.assert_array_equal(FeatureSpace(**settings).fit(Z).transform(Z), Z)
+
+
+@pytest.mark.parametrize("density", ["auto", "gaussian", "knn"])
+def test_many_features_in_float32_need_no_copy_in_float64(rng, density):
+    Z = (rng.normal(size=(20_000, 64)) * np.arange(1, 65) + 20).astype(np.float32)
+    tracemalloc.start()
+    space = FeatureSpace(density).fit(Z)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < {"gaussian": 2, "auto": 3, "knn": 4}[density] * Z.nbytes  # neighbours are kept
+    expected = FeatureSpace(density).fit(Z.astype(np.float64))
+    np.testing.assert_allclose(space.held_out_parts_, expected.held_out_parts_, atol=1e-5)
+    np.testing.assert_allclose(space.score_samples(Z[::99]), expected.score_samples(Z[::99]), atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"explained_variance": 0.9}])
+def test_a_density_of_another_package_computes_in_float64(Z, settings):
+    Z = Z.astype(np.float32)
+    space = FeatureSpace(KernelDensity(), **settings).fit(Z)
+    expected = FeatureSpace(KernelDensity(), **settings).fit(Z.astype(np.float64))
+    np.testing.assert_array_equal(space.held_out_parts_, expected.held_out_parts_)
 
 
 @pytest.mark.parametrize("n, width", [(30, 5), (30, 200), (12, 5)])

@@ -155,7 +155,7 @@ class _Mixture(_Constants):
 
 class _Neighbors(_Constants):
     def __init__(self, density: KNNDensity):
-        samples, count = density.samples_, density.neighbors_.n_neighbors
+        samples, count = density.samples_.astype(np.float64), density.neighbors_.n_neighbors
         n, d = samples.shape
         log_ball = d / 2 * np.log(np.pi) - gammaln(d / 2 + 1)
         super().__init__(
@@ -164,13 +164,15 @@ class _Neighbors(_Constants):
             floor=density.floor_,
             constant=np.log(count) - np.log(n) - log_ball,
         )
-        self._count = count
+        self._count, self._single = count, density.samples_.dtype == np.float32
 
     def forward(self, z: Tensor) -> Tensor:
         distance = self._nearest(z)[0].amax(1)
         return self.constant - self.samples.shape[1] * torch.maximum(distance, self.floor).log()
 
     def _nearest(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        if self._single:  # as the samples were
+            z = z.float().double()
         # |t|^2 - 2 z t finds the neighbours t; cancellation spoils it as a distance, which is taken from differences
         near = self.squares - 2 * (z @ self.samples.T)
         found = near.topk(self._count, dim=1, largest=False).indices

@@ -90,7 +90,7 @@ _ROWS_OPTIONAL = frozenset(("feature_names_in_",))
 
 _NEIGHBORS = {
     **_ROWS,
-    "samples_": f.array("n", "d"),
+    "samples_": f.array("n", "d", dtypes=_REAL),
     "positions_": f.array("n", dtypes=_PLACES),
     "floor_": f.number(),
     "n_samples_fit_": f.count(2),
