@@ -14,6 +14,7 @@ from sklearn.ensemble import IsolationForest
 from sklearn.frozen import FrozenEstimator
 from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
 from sklearn.pipeline import make_pipeline
+from timm.models import eva, swin_transformer
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -313,16 +314,19 @@ def test_feature_spaces_and_densities_in_one_file(options, rng, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name, size",
+    "name, size, family, shallow",
     [
-        ("test_efficientnet", 64),
-        ("test_convnext", 64),
-        ("swin_tiny_patch4_window7_224", 224),
-        ("vit_small_patch16_dinov3", 32),
-        ("eva02_tiny_patch14_224", 28),
+        ("test_efficientnet", 64, None, {}),
+        ("test_convnext", 64, None, {}),
+        ("swin_tiny_patch4_window7_224", 64, swin_transformer, {"depths": (2, 2, 2, 2)}),
+        ("vit_small_patch16_dinov3", 32, eva, {"depth": 4}),
+        ("eva02_tiny_patch14_224", 28, eva, {"depth": 4}),
     ],
 )
-def test_families_of_teachers(name, size, images, tmp_path):
+def test_families_of_teachers(name, size, family, shallow, images, tmp_path, monkeypatch):
+    if family:  # torch takes minutes to trace all blocks of these
+        build = family.build_model_with_cfg
+        monkeypatch.setattr(family, "build_model_with_cfg", lambda *args, **own: build(*args, **{**own, **shallow}))
     extractor = tiny_extractor(name, image_size=size, precision="float32")
     # distances to neighbours of a random teacher are all alike: in float32 their differences are mostly rounding
     detector = tiny_detector(extractor=extractor, students=tiny_students(n_blocks=3), density="gaussian").fit(images)

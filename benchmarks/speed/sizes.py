@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import sys
 import threading
 import time
 from functools import partial
@@ -33,6 +34,7 @@ def memory(options: argparse.Namespace) -> str:
             peaks = receiver.recv()
             process.join()
             rows.append([model, f"{n:,}", *(f"{peak:.0f} MiB" for peak in peaks)])
+            print("#", *rows[-1], file=sys.stderr, flush=True)  # the last take an hour
     return (
         "### Memory of fit (target: 200 MiB whatever the number of images)\n\n"
         f"{table(['teacher', 'images', 'peak of anonymous memory', 'with mapped files'], rows)}\n\n"
