@@ -33,8 +33,8 @@ _CENTRED = 1024
 class LogDensity(DensityMixin, BaseEstimator):
     """What the densities share: checked input, and `score` as the mean log-density, which is what a grid search wants.
 
-    A density defines ``_fit(X)``, ``_log_density(X)`` and ``_held_out(X, groups, unseen)``, of checked arrays in float64
-    or float32. It computes in float64 either way, some rows at a time, so that float32 takes half the memory.
+    A density defines ``_fit(X)``, ``_log_density(X)`` and ``_held_out(X, groups, unseen)``, of checked arrays in
+    float64 or float32. It computes in float64 either way, some rows at a time, so that float32 takes half the memory.
     """
 
     _fit: Callable[[np.ndarray], None]
