@@ -2,6 +2,7 @@
 
     python benchmarks/paper/results.py paper-results > benchmarks/paper/RESULTS.md
     python benchmarks/paper/results.py paper-results --paper results-of-paper-option > benchmarks/paper/RESULTS.md
+    python benchmarks/paper/results.py paper-results --paper PAPER --few PAPER-AND-SAMPLES > benchmarks/paper/RESULTS.md
 
 Reads what tables.py, figure4.py, why.py and losses.py left there, INTRODUCTION.md from beside this file, and the
 figures of published.py. Means and lifts are of the rows that tables.py leaves beside its tables, not of rounded cells.
@@ -35,6 +36,12 @@ comes. Paper's settings: `TransformalyDetector.paper()`, its training included (
 training"). Faster students: the same two spaces, densities and sum, with students trained as the other tables' commands
 say. Best rival: the best of those that ran, by these very figures, which favours it. The paper: its own figure, of a
 ViT-B/16 at 384 pixels and all images. ±: standard deviation over seeds.
+""".strip()
+
+FEW = """
+Thirty epochs of every image of all classes but one take hours a class on a processor. With fewer images of each class
+(`--samples`), so that a run has about as many as one class has in the unimodal tables, students take as many steps as
+there. The default and the rivals learn from the same images; means are over all classes in turn.
 """.strip()
 
 HOW = """
@@ -107,13 +114,28 @@ def main_figures(figures: Figures, paper: Figures) -> list[str]:
     header = ["data set", "setting", "default", "paper's settings", "faster students", "best rival", "the paper"]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for study in figures.studies():
-        rivals = {name: figures.mean(study, name) for name in RIVALS}
-        best = max(rivals, key=lambda name: np.nan_to_num(rivals[name]))
-        shown = "-" if np.isnan(rivals[best]) else f"{best} {100 * rivals[best]:.1f}"
+        shown = best_rival(figures, study)
         runs = ((figures, "default"), (paper, "Transformaly"), (figures, "Transformaly"))
         ours = [cell(found.values(study, method).mean(axis=0)) if found.has(study) else "-" for found, method in runs]
         theirs = published.paper_auroc(*study)
         lines.append("| " + " | ".join([*study, *ours, shown, "-" if theirs is None else f"{theirs:.1f}"]) + " |")
+    return lines
+
+
+def best_rival(figures: Figures, study: tuple[str, str]) -> str:
+    """The rival with the highest mean, and that mean in per cent."""
+    rivals = {name: figures.mean(study, name) for name in RIVALS}
+    best = max(rivals, key=lambda name: np.nan_to_num(rivals[name]))
+    return "-" if np.isnan(rivals[best]) else f"{best} {100 * rivals[best]:.1f}"
+
+
+def few_figures(figures: Figures) -> list[str]:
+    """The library's defaults beside the paper's settings, of runs that had both learn from the same images."""
+    methods = {"default": "default", "paper's settings": "Transformaly", "embedding alone": "embedding"}
+    lines = ["| " + " | ".join(["data set", "setting", *methods, "best rival"]) + " |", "|---" * 6 + "|"]
+    for study in figures.studies():
+        means = [figures.values(study, method).mean(axis=0) for method in methods.values()]
+        lines.append("| " + " | ".join([*study, *map(cell, means), best_rival(figures, study)]) + " |")
     return lines
 
 
@@ -180,10 +202,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--paper", nargs="+", type=Path, default=[], help="folders of runs with --paper")
+    parser.add_argument("--few", nargs="+", type=Path, default=[], help="folders of runs with --paper and --samples")
     options = parser.parse_args()
-    paths, papers = table_paths(options.folders), table_paths(options.paper)
-    figures, paper = (
-        Figures(row for path in found for row in Rows(path.with_suffix(".csv")).rows) for found in (paths, papers)
+    paths, papers, few = map(table_paths, (options.folders, options.paper, options.few))
+    figures, paper, of_few = (
+        Figures(row for path in found for row in Rows(path.with_suffix(".csv")).rows) for found in (paths, papers, few)
     )
     introduction = Path(__file__).with_name("INTRODUCTION.md").read_text().strip()
     print(introduction.replace("MACHINE", machine()))
@@ -198,6 +221,11 @@ def main() -> None:
     if papers:
         print("\n## The paper's own training\n")
         print("\n".join(path.read_text() for path in papers).replace("### ", "### With `--paper`: ").strip())
+    if few:
+        print("\n## The paper's own training on fewer images\n")
+        print(FEW + "\n")
+        print("\n".join(few_figures(of_few)) + "\n")
+        print("\n".join(path.read_text() for path in few).replace("### ", "### With `--paper --samples`: ").strip())
     print("\n## Tables\n")
     print("\n".join(path.read_text() for path in paths).strip())
     if losses := reports("losses_*.md", options.folders):
