@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
-from scipy.spatial.distance import cdist, pdist
+from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
+from sklearn.metrics import euclidean_distances
 from sklearn.preprocessing import normalize as unit_length
 from sklearn.utils import gen_batches
 
@@ -22,13 +21,15 @@ __all__ = ["least_normal", "near_duplicates"]
 # The 16 x 16 thumbnails of copies of an image, resized or compressed again, differ by at most about this many of 255
 # levels, those of different photographs by 5 or more (benchmarks/accuracy/NOTES.md).
 _LEVELS = 3.0
-# If all images are nearly alike, such as of parts under a fixed camera, copies must be far closer than any two images;
-# and if an image shows hardly anything, such as a piece of sky, far closer than its contrast.
+# Where many images are nearly alike, such as those of one kind of parts under a fixed camera, copies must be far closer
+# than an image is to the nearest tenth of all others (at least ten); and if an image shows hardly anything, such as a
+# piece of sky, far closer than its contrast.
 _SHARE = 0.1
+_NEAREST, _LEAST_NEAREST = 0.1, 10
 # Number of images from which differences are estimated, and number of directions in which close images are sought
 _SAMPLE, _DIRECTIONS = 500, 8
-# Pairs of close images that are compared at a time
-_PAIRS = 1024
+# Images that are compared with others at a time; rounding of distances, in levels
+_ROWS, _ROUNDING = 256, 1e-4
 # Shares that are left out in the first rounds, from half of the images, so that anomalies do not determine the start
 _SHRINKING = (0.5, 0.4, 0.3, 0.2, 0.1)
 # Factor by which the images left out from the second start must be further away to be preferred
@@ -40,7 +41,8 @@ _ROUNDS = 5
 def near_duplicates(thumbnails: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Join groups of images with the same pixels whose thumbnails (n, k), in levels of 0 to 255, are nearly the same.
 
-    Returns numbers (n,), the same for exact copies and for those that were resized or compressed again.
+    Returns numbers (n,), the same for exact copies and for those that were resized or compressed again. All copies in a
+    group are close to one of them: a chain of images, each close to the next, is not one group.
 
     >>> thumbnails = np.array([[0.0, 50.0], [100.0, 0.0], [0.0, 100.0], [0.5, 50.5]])
     >>> near_duplicates(thumbnails, np.arange(4)).tolist()
@@ -52,21 +54,39 @@ def near_duplicates(thumbnails: np.ndarray, groups: np.ndarray) -> np.ndarray:
         return groups
     sample = rows[np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE)).round().astype(int)]
     unit = np.sqrt(rows.shape[1])  # root mean square differences are distances in this unit
-    radius = min(_LEVELS, _SHARE * float(np.median(pdist(sample))) / unit)
-    if not radius > 0:
-        return groups
+    radius = np.minimum(_LEVELS, _SHARE * np.minimum(rows.std(axis=1), _usual_distances(rows, sample) / unit))
     # close images are also close in a few directions, in which a tree finds them without comparing all pairs
-    projected = PCA(min(_DIRECTIONS, *sample.shape), svd_solver="full").fit(sample).transform(rows)
-    one, other = KDTree(np.asarray(projected)).query_pairs(radius * unit, output_type="ndarray").T
-    if not len(one):
-        return groups
-    contrast = rows.std(axis=1)
-    far = np.empty(len(one))
-    for pairs in gen_batches(len(one), _PAIRS):
-        far[pairs] = np.sqrt(np.mean((rows[one[pairs]] - rows[other[pairs]]) ** 2, axis=1))
-    close = far <= np.minimum(radius, _SHARE * np.minimum(contrast[one], contrast[other]))
-    links = coo_array((np.ones(len(one[close])), (one[close], other[close])), shape=(len(rows), len(rows)))
-    return connected_components(links, directed=False)[1][groups]
+    projected = np.asarray(PCA(min(_DIRECTIONS, *sample.shape), svd_solver="full").fit(sample).transform(rows))
+    tree = KDTree(projected)
+    links = []
+    for part in gen_batches(len(rows), _ROWS):
+        found = tree.query_ball_point(projected[part], radius[part] * unit)
+        others = np.unique(np.concatenate([np.asarray(near, dtype=np.intp) for near in found]))
+        far = euclidean_distances(rows[part], rows[others]) / unit
+        one, other = np.nonzero(far <= np.minimum(radius[part, np.newaxis], radius[others]) + _ROUNDING)
+        links.append(np.stack([one + part.start, others[other]]))
+    return _around_centres(len(rows), *np.concatenate(links, axis=1))[groups]
+
+
+def _usual_distances(rows: np.ndarray, sample: np.ndarray) -> np.ndarray:
+    """How far each row is from the farthest of the nearest tenth of a sample of all."""
+    place = min(max(_LEAST_NEAREST, round(_NEAREST * len(sample))), len(sample) - 1)
+    usual = np.empty(len(rows))
+    for part in gen_batches(len(rows), _ROWS):
+        usual[part] = np.partition(euclidean_distances(rows[part], sample), place, axis=1)[:, place]
+    return usual
+
+
+def _around_centres(n: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Number n images by groups around those that are close to the most others; pairs are in both orders."""
+    count = np.bincount(one, minlength=n)
+    starts = np.cumsum(count) - count
+    found = np.full(n, -1)
+    for centre in np.argsort(-count, kind="stable").tolist():
+        if found[centre] < 0:
+            near = other[starts[centre] : starts[centre] + count[centre]]
+            found[near[found[near] < 0]] = found[centre] = centre
+    return found
 
 
 def least_normal(

@@ -270,34 +270,63 @@ class GaussianDensity(LogDensity):
     def _without_each(
         self, X: np.ndarray, groups: Any, unseen: np.ndarray | None
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield the results of `_without`, some rows at a time."""
+        """Yield held-out log-densities, scaled deviations from held-out means, and held-out inverses times these.
+
+        Some rows at a time: singles as if all were, then those of groups in their places.
+        """
         n = self.n_samples_
         if len(X) != n:
             raise ValueError(f"X must be the {n} samples that fit saw, got {len(X)}.")
-        g = group_sizes(groups, n).astype(np.float64)
+        several = group_sizes(groups, n) > 1
         for rows in gen_batches(n, _ROWS):
             r = self._centred(X[rows])
-            yield self._without(r, g[rows], r if unseen is None else self._centred(unseen[rows]))
+            scored = r if unseen is None else self._centred(unseen[rows])
+            found = self._without_one(r, scored)
+            labels = np.asarray(groups)[rows] if several[rows].any() else None
+            for label in () if labels is None else np.unique(labels[several[rows]]):
+                members = np.flatnonzero(labels == label)
+                group = self._centred(X[np.asarray(groups) == label])
+                for array, values in zip(found, self._without_group(group, scored[members])):
+                    array[members] = values
+            yield found
 
-    def _without(self, r: np.ndarray, g: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Held-out log-densities, scaled deviations from the held-out mean, and the held-out inverse times these.
-
-        Each row `r` is left out `g` times, which takes a rank-one term from the covariance and moves the mean.
-        """
-        n = self.n_samples_
-        rest = np.maximum(n - g, 1.0)  # of samples that are all alike nothing would be left
-        delta = scored + r * (g / rest)[:, np.newaxis]
-        # S without the group is n / (n - g) S - g n / (n - g)^2 r r'
-        factor = (1 - self.shrinkage_) * n / rest
-        removed = (1 - self.shrinkage_) * g * n / rest**2
-        variances = factor[:, np.newaxis] * self.variances_ + self.floor_
+    def _without_one(self, r: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Leave each row `r` out alone, which takes a rank-one term from the covariance and moves the mean."""
+        n, rest = self.n_samples_, max(self.n_samples_ - 1, 1)
+        delta = scored + r / rest
+        # S without the sample is n / (n - 1) S - n / (n - 1)^2 r r'
+        removed = (1 - self.shrinkage_) * n / rest**2
+        variances = (1 - self.shrinkage_) * n / rest * self.variances_ + self.floor_
         inside, _ = self._split(r)
         solved_r = self._solve(r, variances)
         solved = self._solve(delta, variances)
         leverage = np.minimum(removed * (inside**2 / variances).sum(axis=1), 1 - 1e-12)
         along = (solved * r).sum(axis=1)
         solved = solved + (removed * along / (1 - leverage))[:, np.newaxis] * solved_r
-        log_determinant = np.log(variances).sum(axis=1) + np.log1p(-leverage)
+        log_determinant = np.log(variances).sum() + np.log1p(-leverage)
+        return self._constant(log_determinant) - 0.5 * (delta * solved).sum(axis=1), delta, solved
+
+    def _without_group(self, group: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Leave all rows of `group` out together, of which copies may differ a little.
+
+        S without the group is n / (n - g) S - R'R / (n - g) - m m', where m is the sum of its rows R over n - g.
+        """
+        n, shrunk = self.n_samples_, 1 - self.shrinkage_
+        rest = max(n - len(group), 1)  # of samples that are all alike nothing would be left
+        mean = group.sum(axis=0) / rest
+        group, counts = np.unique(group, axis=0, return_counts=True)
+        removed = np.sqrt(shrunk) * np.vstack([group * np.sqrt(counts / rest)[:, np.newaxis], mean])
+        if len(removed) > removed.shape[1]:
+            removed = np.linalg.qr(removed, mode="r")  # which has the same product with itself
+        variances = shrunk * n / rest * self.variances_ + self.floor_
+        delta = scored + mean
+        solved_removed, solved = self._solve(removed, variances), self._solve(delta, variances)
+        left = np.eye(len(removed)) - removed @ solved_removed.T
+        values, vectors = np.linalg.eigh(left)
+        values = np.maximum(values, 1e-12)
+        along = delta @ solved_removed.T @ vectors
+        solved = solved + (along / values) @ (vectors.T @ solved_removed)
+        log_determinant = np.log(variances).sum() + np.log(values).sum()
         return self._constant(log_determinant) - 0.5 * (delta * solved).sum(axis=1), delta, solved
 
     def _centred(self, X: np.ndarray) -> np.ndarray:

@@ -16,7 +16,19 @@ from skl_transformaly.images._images import Images, as_images
 from skl_transformaly.students._leaving_out import Measured
 from skl_transformaly.students._regression import Sums
 
-__all__ = ["PartMeasures", "PartSums", "Seen", "begin", "joined", "measure_part", "seen_images", "sum_part", "total"]
+__all__ = [
+    "PartMeasures",
+    "PartSums",
+    "Seen",
+    "begin",
+    "joined",
+    "measure_left_out",
+    "measure_part",
+    "seen_images",
+    "sum_chosen",
+    "sum_part",
+    "total",
+]
 
 
 class Seen(NamedTuple):
@@ -94,6 +106,17 @@ def measure_part(detector: Any, part: Any, duplicates: np.ndarray, in_maps: np.n
     features, sizes, measured = detector._measurer().measure_part(images, duplicates, in_maps)
     seen = Seen.of(images)
     return PartMeasures(seen, features if len(seen.unreadable) < len(images) else None, sizes, measured)
+
+
+def sum_chosen(detector: Any, part: Any, positions: np.ndarray, start: dict[int, Sums]) -> PartSums:
+    """Sums over the images of one part at these positions."""
+    images = _checked(detector, _images_of(part)).take(positions)
+    return PartSums([], detector.students_.add_sums(images, start))
+
+
+def measure_left_out(detector: Any, part: Any, students: Any, positions: np.ndarray, in_maps: np.ndarray) -> Measured:
+    """Measure the images of one part at these positions, by students that were solved without them."""
+    return students.measure_left_out(_checked(detector, _images_of(part)).take(positions), in_maps)
 
 
 def seen_images(several: Sequence[Seen]) -> Images:

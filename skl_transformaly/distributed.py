@@ -272,7 +272,7 @@ def fit_detector(detector: Any, X: Any, *, partition_size: int = 256, threads: i
     from skl_transformaly._detector import TransformalyDetector
     from skl_transformaly._measuring import copies
     from skl_transformaly._parts import joined, seen_images
-    from skl_transformaly.students._leaving_out import map_positions
+    from skl_transformaly.students._leaving_out import folds_of_copies, map_positions
     from skl_transformaly.utils._labels import group_sizes
 
     if not isinstance(detector, TransformalyDetector):
@@ -284,12 +284,14 @@ def fit_detector(detector: Any, X: Any, *, partition_size: int = 256, threads: i
         found = run.sums(fitted, start)
         fitted.students_.solve_sums(found.sums)
         seen = seen_images(found.seen)
-        duplicates, in_maps = group_sizes(copies(seen), len(seen)), map_positions(len(seen))
+        duplicates, in_maps = group_sizes(seen.groups(), len(seen)), map_positions(len(seen))
         lengths = [part.length for part in found.seen]
     parts = run.measures(fitted, lengths, duplicates, in_maps)
     seen = seen_images([part.seen for part in parts])
     features, measured = joined(parts, copies(seen))
     if measured is not None:
+        for fold in folds_of_copies(seen.groups(), features.groups):
+            measured.replace(fold, run.left_out(fitted, lengths, fold, in_maps))
         fitted.students_.set_training_measures(measured)
     fitted.end_parts(seen, features)
     _warn_of_unreadable(seen)
@@ -341,6 +343,26 @@ class _PartedFit:
             chosen = in_maps[(in_maps >= start) & (in_maps < end)] - start
             tasks.append(self._task(measure_part, detector, part, duplicates[start:end], chosen))
         return self._compute(tasks)
+
+    def left_out(self, detector: Any, lengths: Any, fold: np.ndarray, in_maps: np.ndarray) -> Any:
+        """Measure the images at these positions by students that are solved without them."""
+        from skl_transformaly._parts import measure_left_out, sum_chosen, total
+        from skl_transformaly.students._leaving_out import Measured
+
+        starts = np.cumsum([0, *lengths])
+        chosen = [
+            (part, fold[(fold >= start) & (fold < end)], start)
+            for part, start, end in zip(self._parts, starts, starts[1:])
+            if ((fold >= start) & (fold < end)).any()
+        ]
+        shared, empty = self._shared(detector), self._shared(detector.students_.empty_sums())
+        sums = self._compute([self._task(sum_chosen, shared, part, at - start, empty) for part, at, start in chosen])
+        students = self._shared(detector.students_.without(total(sums).sums))
+        tasks = [
+            self._task(measure_left_out, shared, part, students, at - start, np.flatnonzero(np.isin(at, in_maps)))
+            for part, at, start in chosen
+        ]
+        return Measured.joined(self._compute(tasks))
 
     def _task(self, function: Any, *args: Any) -> Any:
         return self._dask.delayed(_with_threads)(self._threads, function, *args)

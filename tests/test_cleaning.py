@@ -74,3 +74,30 @@ def test_thumbnails_that_are_equal_are_copies_even_if_they_show_nothing(rng):
     thumbnails = np.vstack([np.full((2, 48), 7.0), rng.uniform(0, 255, (3, 48))])
     found = _cleaning.near_duplicates(thumbnails, np.arange(5))
     assert found[0] == found[1] and len(np.unique(found)) == 4
+
+
+@pytest.mark.parametrize("kinds", [1, 2, 3, 5])
+def test_parts_of_several_kinds_are_no_copies_of_each_other(kinds, rng):
+    parts = rng.uniform(0, 255, (kinds, 1, 192)) + rng.normal(0, 2, (kinds, 30, 192))
+    thumbnails = np.concatenate([*parts, parts[:, 0] + rng.normal(0, 0.1, (kinds, 192))])
+    found = _cleaning.near_duplicates(thumbnails, np.arange(len(thumbnails)))
+    assert len(np.unique(found)) == 30 * kinds
+    assert found[30 * kinds :].tolist() == found[: 30 * kinds : 30].tolist()  # real copies
+
+
+def test_a_chain_of_images_is_not_one_group(rng):
+    thumbnails = rng.uniform(0, 150, 192) + np.linspace(0, 100, 60)[:, np.newaxis]  # slowly brighter
+    thumbnails = np.concatenate([thumbnails, rng.uniform(0, 255, (60, 192))])
+    found = _cleaning.near_duplicates(thumbnails, np.arange(120))
+    for group in np.unique(found):
+        members = thumbnails[found == group]
+        assert np.sqrt(((members[:, np.newaxis] - members) ** 2).mean(axis=2)).max() <= 2 * _cleaning._LEVELS
+
+
+def test_all_copies_are_found_where_images_are_compared_in_parts(rng, monkeypatch):
+    thumbnails = rng.uniform(0, 255, (50, 192))
+    thumbnails = np.concatenate([thumbnails, thumbnails[::-1] + rng.normal(0, 1, (50, 192))])
+    whole = _cleaning.near_duplicates(thumbnails, np.arange(100))
+    monkeypatch.setattr(_cleaning, "_ROWS", 7)
+    np.testing.assert_array_equal(_cleaning.near_duplicates(thumbnails, np.arange(100)), whole)
+    assert whole[:50].tolist() == whole[:49:-1].tolist() and len(np.unique(whole)) == 50

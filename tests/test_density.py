@@ -120,6 +120,22 @@ def test_held_out_terms_are_what_each_feature_adds_without_the_sample(density):
     np.testing.assert_allclose(density.held_out_terms(X)[0], expected)
 
 
+@pytest.mark.parametrize("target", ["identity", "diagonal"])
+@pytest.mark.parametrize("n, d, size", [(60, 20, 2), (60, 20, 25), (60, 200, 5), (300, 4, 7)])
+def test_a_group_whose_members_differ_is_left_out_exactly(n, d, size, target):
+    X = correlated(0, n, d)
+    X[:size] = X[0] + np.linspace(-1, 1, size)[:, np.newaxis] * X[1] * 3  # far apart: copies of one would never be
+    groups = np.r_[np.zeros(size, dtype=int), np.arange(1, n - size + 1)]
+    density = GaussianDensity(shrinkage=0.1, target=target).fit(X)
+    # the same fit without the group, on the target of all
+    rest = (X[size:] - density.mean_) / density.scale_
+    covariance = 0.9 * np.cov(rest, rowvar=False, bias=True) + density.floor_ * np.eye(d)
+    scaled = (X[:size] - density.mean_) / density.scale_
+    expected = multivariate_normal(rest.mean(axis=0), covariance).logpdf(scaled) - np.log(density.scale_).sum()
+    np.testing.assert_allclose(density.held_out_scores(X, groups=groups)[:size], expected, rtol=1e-6)
+    np.testing.assert_allclose(density.held_out_terms(X, groups=groups)[:size].sum(axis=1), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("n, d", [(15, 10), (200, 4), (20, 300), (1500, 4)])
 def test_gaussian_shrinks_as_scikit_learns_ledoit_wolf(n, d):
     X = correlated(n, n, d)

@@ -556,3 +556,14 @@ def test_students_trained_by_ray_are_those_of_one_after_another(ray, images):
             spread = tiny_students(n_jobs=2, **settings).fit(images)
         assert spread.history_ == alone.history_
         np.testing.assert_array_equal(spread.transform(images), alone.transform(images))
+
+
+def test_copies_in_other_parts_are_left_out_as_by_fit():
+    rng = np.random.default_rng(0)
+    X = np.repeat(np.repeat(rng.integers(0, 248, (12, 4, 4, 3), dtype=np.uint8), 6, axis=1), 6, axis=2)
+    X = np.concatenate([X, X[:3] + rng.integers(0, 8, (3, *X.shape[1:]), dtype=np.uint8)])
+    extractor = tiny_extractor(precision="float64")
+    detector = tiny_detector(extractor=extractor, students=RidgeStudents(n_blocks=2), contamination=0.2)
+    whole, parts = detector.fit(X), fit_detector(detector, da.from_array(X, chunks=(4, -1, -1, -1)))
+    assert len(np.unique(whole.training_groups_)) == 12
+    np.testing.assert_allclose(parts.training_held_out_, whole.training_held_out_, rtol=1e-8)

@@ -463,3 +463,17 @@ def test_heic_files_in_a_list_are_read_in_a_new_process(tmp_path, images):
     command = [sys.executable, "-c", script, str(tmp_path / "phone.heic")]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "(80, 96, 3)"
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint16"])
+def test_images_of_more_than_eight_bits_have_thumbnails(channels, dtype):
+    """Of values between those of 8 bits, too; those of grey images must not be cut off to black and white."""
+    fine = np.random.default_rng(0).random((6, 20, 24, channels))
+    X = (fine * 65535).astype(np.uint16) if dtype == "uint16" else fine.astype(dtype)
+    images, coarse = as_images(X), as_images(np.rint(fine * 255).astype(np.uint8))
+    for found in (images, coarse):
+        found.thumbnails = {}
+        list(found.batches(4))
+    for i in range(6):
+        np.testing.assert_allclose(images.thumbnails[i].astype(int), coarse.thumbnails[i].astype(int), atol=1)

@@ -8,8 +8,10 @@ from test_chunks import out_of_memory_above
 from test_extractor import FAMILIES
 
 from skl_transformaly import RidgeStudents, save
+from skl_transformaly.images._images import as_images
 from skl_transformaly.students import _regression
 from skl_transformaly.students._regression import Layout
+from skl_transformaly.utils._cache import Cache
 
 CONVOLUTIONS = [("test_efficientnet", 64), ("test_convnext", 64)]
 
@@ -160,6 +162,25 @@ def test_an_accelerator_solves_what_is_easy_and_leaves_the_rest_to_lapack(rng, m
     found = _regression._solve_together(torch.from_numpy(systems.copy()), torch.from_numpy(targets)).numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
     assert given == [1]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("name, size", [("test_vit", 32), *CONVOLUTIONS])
+def test_copies_that_differ_a_little_are_left_out_together(name, size, precision):
+    rng = np.random.default_rng(0)
+    X = rng.integers(0, 248, (40, 24, 24, 3), dtype=np.uint8)
+    X = np.concatenate([X, X[:5] + rng.integers(0, 8, (5, 24, 24, 3), dtype=np.uint8)])
+    groups = np.r_[np.arange(40), np.arange(5)]
+    extractor = tiny_extractor(name, image_size=size, precision=precision).fit(X)
+    students = RidgeStudents(n_blocks=[0])
+    images = as_images(X)
+    students._fit(images, extractor, Cache(None))
+    students.measure_training(images, groups=groups)
+    for group in (0, 4):
+        rest = RidgeStudents(n_blocks=[0], extractor=extractor).fit(X[groups != group])
+        expected = rest.transform(X[groups == group])
+        # the penalty is in units of the features' variance over all images
+        np.testing.assert_allclose(students.held_out_discrepancies_[groups == group], expected, rtol=0.05)
 
 
 @pytest.mark.parametrize("name, size", CONVOLUTIONS)

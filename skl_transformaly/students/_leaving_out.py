@@ -17,15 +17,33 @@ from skl_transformaly.students._residuals import ResidualStatistics
 from skl_transformaly.teacher._network import BlockVisitor
 from skl_transformaly.teacher._protocol import find_places
 
-__all__ = ["Measured", "TrainingMeasures", "map_positions"]
+__all__ = ["Measured", "TrainingMeasures", "folds_of_copies", "map_positions"]
 
 # Maps compare residuals with those of at most this many training images.
 _MAP_IMAGES = 32
+# Copies that are not equal to the pixel are left out in at most this many folds, each of which solves all students.
+_COPY_FOLDS = 20
 
 
 def map_positions(n: int) -> np.ndarray:
     """Return the positions, ascending, of those of `n` training images that maps compare with."""
     return np.unique(np.linspace(0, n - 1, min(n, _MAP_IMAGES)).round().astype(int))
+
+
+def folds_of_copies(same: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
+    """Return positions of images whose group has others than those of the same pixels, by folds of whole groups.
+
+    To leave an image out as often as its group has members is right if they are all the same. Others would be left out
+    as something that was never there, and the rest of the sums be no sums of images.
+
+    >>> [fold.tolist() for fold in folds_of_copies(np.array([0, 0, 1, 2, 3]), np.array([5, 5, 6, 7, 6]))]
+    [[2, 4]]
+    """
+    _, groups = np.unique(groups, return_inverse=True)
+    different = np.unique(np.stack([groups, same]), axis=1)[0]  # as often as a group has different members
+    several = np.flatnonzero(np.bincount(different) > 1)
+    parts = np.array_split(several, min(_COPY_FOLDS, len(several))) if len(several) else []
+    return [np.flatnonzero(np.isin(groups, part)) for part in parts]
 
 
 @dataclass
@@ -45,6 +63,12 @@ class Measured:
     fitted: np.ndarray
     held_out: np.ndarray
     residuals: list[dict[int, Tensor]]
+
+    def replace(self, positions: np.ndarray, left_out: Measured) -> None:
+        """Take what was measured of the images at these positions by students solved without them."""
+        self.held_out[positions] = left_out.held_out
+        for residuals, found in zip(self.residuals, left_out.residuals):
+            residuals.update({int(positions[i]): residual for i, residual in found.items()})
 
     @classmethod
     def joined(cls, parts: Sequence[Measured]) -> Measured:
@@ -70,7 +94,7 @@ class TrainingMeasures:
     students : RidgeStudents
         Solved on the training images.
     duplicates : ndarray of shape (n,), int
-        How often each image occurs among all training images.
+        How often each image occurs, to the pixel, among all training images; 0 if the students have not seen it.
     in_maps : ndarray of int
         Positions of the images whose residuals are kept.
     """

@@ -182,11 +182,11 @@ class RidgeStudent(nn.Module):
 class Sums:
     """Products of features and targets of one block, added up over images, in float64."""
 
-    def __init__(self, layout: Layout, size: tuple[int, int]):
+    def __init__(self, layout: Layout, size: tuple[int, int], origin: tuple[Tensor, Tensor] | None = None):
         self.layout = layout
         self.size = size
         self.parts: list[np.ndarray] = []
-        self.origin: tuple[Tensor, Tensor] | None = None
+        self.origin = origin
 
     def products(self, x: Tensor, output: Tensor) -> list[np.ndarray]:
         """Return the products of a batch of images, for `add`."""
@@ -224,9 +224,8 @@ class Sums:
 
     def emptied(self) -> Sums:
         """Return empty sums of the same block around the same origin."""
-        empty = Sums(self.layout, self.size)
-        empty.origin = None if self.origin is None else (self.origin[0].cpu(), self.origin[1].cpu())
-        return empty
+        origin = None if self.origin is None else (self.origin[0].cpu(), self.origin[1].cpu())
+        return Sums(self.layout, self.size, origin)
 
     @classmethod
     def total(cls, several: Sequence[Sums]) -> Sums:
@@ -242,9 +241,7 @@ class Sums:
 
         The penalty of each feature is in units of its variance; the constant is not penalised.
         """
-        ll, lc, cc, ly, cy = self.parts
-        products = np.block([[ll, lc], [lc.T, cc]])
-        targets = np.vstack([ly, cy])
+        products, targets = self._products()
         count = products[-1, -1]
         variance = np.diag(products) / count - (products[-1] / count) ** 2
         usable = variance > 1e-12 * np.maximum(np.diag(products) / count, np.finfo(float).tiny)
@@ -257,6 +254,32 @@ class Sums:
         inverse = _inverted(products) / scale
         inverse /= scale[:, np.newaxis]
         return inverse @ targets, inverse
+
+    def taken_from(
+        self, local: np.ndarray, context: np.ndarray, inverse: np.ndarray, *origin: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return a student's coefficients (C_out, F) and (C_out, Q) as they would be without the images of these sums.
+
+        `inverse` and `origin` are of the sums that it was solved from, M and b. Without the products G and T of some
+        images, the solution b of P b = Y, with M = P^-1, is b + (P - G)^-1 (G b - T).
+        """
+        products, targets = self._products()
+        weights = np.vstack([local.T, context.T]).astype(np.float64)
+        shift = np.concatenate(origin).astype(np.float64)
+        weights[-1] += shift @ weights
+        inverse = inverse.astype(np.float64)
+        rest = np.eye(len(products)) - products @ inverse
+        rest[np.diag_indices_from(rest)] += 1e-6  # `inverse` is in float32
+        with single_threaded_blas():
+            weights = weights + inverse @ np.linalg.solve(rest, products @ weights - targets)
+        weights[-1] -= shift @ weights
+        weights = weights.astype(local.dtype)
+        return np.ascontiguousarray(weights[: local.shape[1]].T), np.ascontiguousarray(weights[local.shape[1] :].T)
+
+    def _products(self) -> tuple[np.ndarray, np.ndarray]:
+        """Products of all features with each other, (F + Q, F + Q), and with the targets, (F + Q, C_out)."""
+        ll, lc, cc, ly, cy = self.parts
+        return np.block([[ll, lc], [lc.T, cc]]), np.vstack([ly, cy])
 
 
 def _gram(rows: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Integral, Real
@@ -15,7 +16,7 @@ from torch import Tensor
 from skl_transformaly.images._images import Images
 from skl_transformaly.students._activations import inspect_blocks
 from skl_transformaly.students._imitation import Collect, ImitationMixin, Part
-from skl_transformaly.students._leaving_out import Measured, TrainingMeasures, map_positions
+from skl_transformaly.students._leaving_out import Measured, TrainingMeasures, folds_of_copies, map_positions
 from skl_transformaly.students._regression import Layout, RidgeStudent, Sums
 from skl_transformaly.teacher._kernels import releasing
 from skl_transformaly.teacher._network import BlockVisitor
@@ -382,11 +383,41 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         collect : callable, default=None
             As in ``Comparer``; lets a detector watch the same pass.
         groups : ndarray of shape (n,), default=None
-            Group of each image; a group is left out together. None groups images with equal pixels.
+            Group of each image; a group is left out together. None groups images with equal pixels. Those of other
+            groups are left out in folds, by students solved anew for each.
         """
-        duplicates = group_sizes(images.groups() if groups is None else groups, len(images))
-        measured = self.measure_part(images, duplicates, map_positions(len(images)), collect)
+        same = images.groups()
+        in_maps = map_positions(len(images))
+        measured = self.measure_part(images, group_sizes(same, len(images)), in_maps, collect)
+        for fold in () if groups is None else folds_of_copies(same, groups):
+            left_out = images.take(fold)
+            students = self.without(self.add_sums(left_out, self.empty_sums()))
+            measured.replace(fold, students.measure_left_out(left_out, np.flatnonzero(np.isin(fold, in_maps))))
         self.set_training_measures(measured)
+
+    def empty_sums(self) -> dict[int, Sums]:
+        """Return empty sums by block, around the origin of those that the students were solved from."""
+        columns = zip(self.block_indices_.tolist(), self._layouts, self._sizes, self._inverses)
+        return {
+            index: Sums(layout, size, (torch.from_numpy(origin[0]), torch.from_numpy(origin[1])))
+            for index, layout, size, (_, *origin) in columns
+        }
+
+    def without(self, sums: dict[int, Sums]) -> RidgeStudents:
+        """Return the students as they would be without the images of these sums."""
+        students = copy.copy(self)
+        students.local_weights_, students.context_weights_ = [], []
+        columns = zip(self.block_indices_.tolist(), self.local_weights_, self.context_weights_, self._inverses)
+        for index, *weights, inverse in columns:
+            local, context = sums[index].taken_from(*weights, *inverse)
+            students.local_weights_.append(local)
+            students.context_weights_.append(context)
+        students._build()
+        return students
+
+    def measure_left_out(self, images: Images, in_maps: np.ndarray) -> Measured:
+        """Measure images that the students were solved without, as `measure_part` does."""
+        return self.measure_part(images, np.zeros(len(images), dtype=int), in_maps)
 
     @own_settings()
     def measure_part(
@@ -398,7 +429,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         ----------
         images : Images
         duplicates : ndarray of shape (n,), int
-            How often each image occurs among all training images.
+            How often each image occurs, to the pixel, among all training images.
         in_maps : ndarray of int
             Positions of the images whose residuals anomaly maps compare with.
         collect : callable, default=None
