@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import false_discovery_control
 from sklearn.base import BaseEstimator, clone
+from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import train_test_split
 from sklearn.utils import get_tags
 from sklearn.utils.validation import _num_samples, check_is_fitted
@@ -45,9 +46,10 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
     calibration : float, "held-out" or tuple, default=0.2
         Where the calibration images come from.
 
-        - A float in (0, 1): this share of `X` is set aside at random, and the detector is fitted on the rest.
+        - A float in (0, 1): this share of `X` is set aside at random, and the detector is fitted on the rest. Of a
+          detector in ``sklearn.frozen.FrozenEstimator``, which has seen none of `X`, all of it calibrates.
         - "held-out": the held-out scores of its training images that a :class:`TransformalyDetector` has,
-          ``training_scores_``. All images calibrate, and nothing is fitted twice.
+          ``reference_scores_``. All images calibrate, and nothing is fitted twice.
         - A tuple ``(X_cal,)``: your own normal images; the detector is fitted on all of `X`. A detector that is fitted
           already is passed in ``sklearn.frozen.FrozenEstimator``.
     random_state : int, RandomState or None, default=None
@@ -183,7 +185,9 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
         scores = np.sort(scores[~np.isnan(scores)])
         self._check_enough(len(scores))
         self.estimator_ = detector
-        if normal is not None:  # positions are those in what the user gave
+        if normal is not None and not isinstance(
+            self.estimator, FrozenEstimator
+        ):  # positions are those in what the user gave
             fitted_on = np.flatnonzero(normal)[slice(None) if fitted_on is None else fitted_on]
         self.fitted_positions_ = fitted_on
         self.calibration_scores_ = scores
@@ -199,7 +203,7 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
                 "the fit, or images of your own."
             )
         detector = clone(self.estimator).fit(X, None)
-        scores = getattr(detector, "training_scores_", None)
+        scores = getattr(detector, "reference_scores_", getattr(detector, "training_scores_", None))
         if scores is None or not getattr(detector, "held_out_", True):
             raise ValueError(
                 f"calibration='held-out' needs a detector with held-out training_scores_, such as a "
@@ -338,6 +342,9 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
             return X, self.calibration[0], None
         samples = as_sequence(X)
         n = _num_samples(samples)
+        if isinstance(self.estimator, FrozenEstimator):
+            self._check_enough(n)
+            return samples, samples, None
         train, test = train_test_split(np.arange(n), test_size=self.calibration, random_state=self.random_state)
         self._check_enough(len(test), of=n)
         on_error = on_error_of(self.estimator)

@@ -98,6 +98,8 @@ def least_normal(
 ) -> np.ndarray:
     """Return positions, ascending, of a share of the images that are least like the others, by a fit without them.
 
+    Copies of an image are all among them or none is, so that there may be a few more.
+
     As in the concentration steps of FAST-MCD [1]_, Gaussians are fitted to the images that seemed most normal, all
     images are scored by these, each without itself, fewer are left out, and so on until the same images are left out
     again. Neighbours are not suitable, since a few anomalies of one kind are neighbours of each other.
@@ -133,19 +135,30 @@ def _concentrate(
 ) -> tuple[np.ndarray, float]:
     """Leave out numbers of images in `rounds`, finally `count`, and return these and their mean score.
 
-    Leaves out no image, with a score of 0, if the rest would always be copies of one image.
+    All copies of an image are left out with it. Leaves out no image, with a score of 0, if the rest would always be
+    copies of one image.
     """
-    scores = scored(left_out)
+    scores, reached = scored(left_out), False
     for most in rounds:
-        found = np.sort(np.argsort(scores, kind="stable")[:most])
+        found = _lowest(scores, groups, most)
         if len(np.unique(np.delete(groups, found))) < 2:
             continue
-        if most == count and np.array_equal(found, left_out):
+        reached = most == count
+        if reached and np.array_equal(found, left_out):
             break
         left_out, scores = found, scored(found)
-    if len(left_out) != count:
+    if not reached:
         return left_out[:0], 0.0
     return left_out, float(scores[left_out].mean())
+
+
+def _lowest(scores: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:
+    """Return the images with the lowest scores, ascending: `count`, and the other copies of those among them."""
+    _, groups = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(groups)
+    order = np.argsort(np.bincount(groups, scores) / sizes, kind="stable")
+    enough = int(np.searchsorted(np.cumsum(sizes[order]), count)) + 1
+    return np.flatnonzero(np.isin(groups, order[:enough]))
 
 
 def _scored_without(

@@ -127,6 +127,9 @@ class TransformalyDetector(
     training_scores_ : ndarray of shape (n_samples,), float64
         Score of each training image without its own part in the fit (with ``threshold="training"``: with it); NaN for
         unreadable ones.
+    reference_scores_ : ndarray of shape (n,), float64
+        These in ascending order, without NaN, and one for all copies of an image: what threshold and p-values come
+        from.
     held_out_ : bool
         Whether `training_scores_` are held-out ones.
     training_parts_ : ndarray of shape (n_samples, n_spaces), float64
@@ -391,7 +394,7 @@ class TransformalyDetector(
         -------
         p : ndarray of shape (n_samples,), float64
             In [1 / (n + 1), 1] with n training images; small for anomalies. Just above the k-th lowest of
-            `training_scores_` it is k / (n + 1), and between these it is interpolated. `predict` flags what is below
+            `reference_scores_` it is k / (n + 1), and between these it is interpolated. `predict` flags what is below
             `contamination` (or, if that is below 1 / (n + 1), what scores lower than all training images). NaN if the
             score is.
 
@@ -512,7 +515,7 @@ class TransformalyDetector(
     def _p_values_of(self, scores: np.ndarray) -> np.ndarray:
         if not self.held_out_:
             return np.full(len(scores), np.nan)
-        return interpolated_p_values(scores, self.training_scores_)
+        return interpolated_p_values(scores, self.reference_scores_)
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())  # which from Python 3.11 on is the object's own

@@ -293,7 +293,7 @@ def reference_scores(reference: Any) -> np.ndarray:
     if hasattr(reference, "score_samples"):
         scores = getattr(reference, "calibration_scores_", None)
         if scores is None and getattr(reference, "held_out_", False):
-            scores = reference.training_scores_
+            scores = getattr(reference, "reference_scores_", reference.training_scores_)
         if scores is None:
             check_is_fitted(reference)
             raise ValueError(

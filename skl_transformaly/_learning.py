@@ -520,7 +520,8 @@ class LearningMixin:
             terms = terms * self.weights_[self.feature_spaces_.index("discrepancy")]
         self.training_parts_, self.training_terms_ = parts * self.weights_, terms
         self.held_out_ = held_out
-        self._set_threshold(self.training_parts_.sum(axis=1), len(np.unique(groups)))
+        self.training_scores_ = self.training_parts_.sum(axis=1)
+        self._set_threshold()
 
     def _weigh(self, normal: np.ndarray) -> np.ndarray:
         """Weights of the spaces, from held-out parts of the training images and parts of the known anomalies."""
@@ -530,8 +531,21 @@ class LearningMixin:
         found = self._parts_of({name: z[known] for name, z in self.training_features_.items()})
         return space_weights(normal, found[~np.isnan(found).any(axis=1)])
 
-    def _set_threshold(self, scores: np.ndarray, distinct: int) -> None:
-        usable = np.sort(scores[~np.isnan(scores)])
+    @property
+    def reference_scores_(self) -> np.ndarray:
+        """`training_scores_` in ascending order, without NaN and with one, the mean, for all copies of an image.
+
+        They are what the threshold and p-values come from: however often an image was saved, new ones are no more often
+        like it.
+        """
+        check_is_fitted(self)
+        known = ~np.isnan(self.training_scores_)
+        _, groups = np.unique(self.training_groups_[known], return_inverse=True)
+        return np.sort(np.bincount(groups, self.training_scores_[known]) / np.bincount(groups))
+
+    def _set_threshold(self) -> None:
+        usable = self.reference_scores_
+        distinct = len(usable)
         if self.threshold == "training":
             self.offset_ = float(np.quantile(usable, self.contamination))
         else:
@@ -544,7 +558,6 @@ class LearningMixin:
                     f"is flagged, {lowest:.0%} of new normal images on average over fits; a single fit on so few "
                     f"images can be far from it. {enough} images are enough.",
                 )
-        self.training_scores_ = scores
 
     def _check_spaces(self) -> None:
         spaces = self.feature_spaces

@@ -130,7 +130,8 @@ class DelegatingMixin(MetaEstimatorMixin):
         if places is not None and isinstance(table, dict):
             for name, column in table.items():
                 if name.startswith("neighbor"):
-                    table[name] = np.where(column < 0, column, places[column])
+                    seen = (column >= 0) & (column < len(places))  # others were learned from later
+                    table[name] = np.where(seen, places[np.where(seen, column, 0)], -1)
         return table
 
     @available_if(lambda self: hasattr(getattr(self, "estimator_", self.estimator), "get_feature_names_out"))

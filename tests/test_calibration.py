@@ -24,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from skl_transformaly import ConformalDetector
+from skl_transformaly import ConformalDetector, load, save
 from skl_transformaly._calibration import _needed
 from skl_transformaly.model_selection import NormalOnly
 
@@ -497,11 +497,11 @@ def test_unreadable_files_are_skipped_where_the_detector_skips(images, tmp_path,
     detector = ConformalDetector(
         tiny_detector(feature_spaces=["pretrained"], on_error="skip"), alpha=0.3, calibration="held-out"
     )
-    with pytest.warns(UserWarning, match="1 of 12 calibration images scored NaN"):
+    with pytest.warns(UserWarning, match="1 of 12 images could not be read: they are left out"):
         detector.fit(X)
     assert len(detector.calibration_scores_) == 11
     labelled = clone(detector)
-    with pytest.warns(UserWarning, match="1 of 11 calibration images scored NaN"):
+    with pytest.warns(UserWarning, match="1 of 11 images could not be read: they are left out"):
         labelled.fit(X, [-1] + [1] * 11)
     assert len(labelled.calibration_scores_) == 10
     p, labels = detector.p_values(paths), detector.predict(paths)
@@ -584,3 +584,26 @@ def test_mistakes_that_look_alike_say_what_to_write(rng):
         ConformalDetector(IsolationForest).fit(X)
     with pytest.raises(ValueError, match=r"pass calibration images as calibration=\(X_cal,\)"):
         ConformalDetector(IsolationForest(), calibration=X).fit(X)
+
+
+def test_a_frozen_detector_is_calibrated_on_all_images(images, rng, tmp_path):
+    """Its own images are elsewhere: those that calibrate are no neighbours, and no part of the fit."""
+    frozen = FrozenEstimator(tiny_detector().fit(images))
+    more = rng.integers(0, 256, (15, *images.shape[1:]), dtype=np.uint8)
+    expected = frozen.estimator.explain(more)["neighbor0"]
+    for detector, y in ((ConformalDetector(frozen, alpha=0.3), None), (NormalOnly(frozen), np.repeat([1, -1], [9, 6]))):
+        detector.fit(more, y)
+        np.testing.assert_array_equal(detector.explain(more)["neighbor0"], expected)
+    detector = ConformalDetector(frozen, alpha=0.3).fit(more)
+    assert len(detector.calibration_scores_) == 15
+    save(detector, tmp_path / "m.tfm")
+    np.testing.assert_allclose(load(tmp_path / "m.tfm").p_values(more), detector.p_values(more))
+
+
+def test_a_detector_that_learned_more_is_explained_and_saved(images, rng, tmp_path):
+    detector = ConformalDetector(tiny_detector(), alpha=0.4, calibration=0.5, random_state=0).fit(images)
+    more = rng.integers(0, 256, (3, *images.shape[1:]), dtype=np.uint8)
+    detector.estimator_.partial_fit(more)
+    assert detector.explain(more, n_neighbors=2)["neighbor0"].tolist() == [-1, -1, -1]
+    save(detector, tmp_path / "m.tfm")
+    np.testing.assert_allclose(load(tmp_path / "m.tfm").p_values(more), detector.p_values(more))

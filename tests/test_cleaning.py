@@ -101,3 +101,11 @@ def test_all_copies_are_found_where_images_are_compared_in_parts(rng, monkeypatc
     monkeypatch.setattr(_cleaning, "_ROWS", 7)
     np.testing.assert_array_equal(_cleaning.near_duplicates(thumbnails, np.arange(100)), whole)
     assert whole[:50].tolist() == whole[:49:-1].tolist() and len(np.unique(whole)) == 50
+
+
+def test_all_copies_of_an_image_are_left_out_or_none(rng):
+    Z = rng.normal(size=(40, 4)) + 5
+    Z[[3, 17, 30]] = [-5.0, 5.0, 20.0, 0.0]  # three copies of what is least like the others
+    groups = np.where(np.isin(np.arange(40), [3, 17, 30]), 3, np.arange(40))
+    found = _cleaning.least_normal({"a": Z}, {}, groups, 0.05, False)
+    assert found.tolist() == [3, 17, 30]

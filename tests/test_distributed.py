@@ -561,7 +561,7 @@ def test_students_trained_by_ray_are_those_of_one_after_another(ray, images):
 def test_copies_in_other_parts_are_left_out_as_by_fit():
     rng = np.random.default_rng(0)
     X = np.repeat(np.repeat(rng.integers(0, 248, (12, 4, 4, 3), dtype=np.uint8), 6, axis=1), 6, axis=2)
-    X = np.concatenate([X, X[:3] + rng.integers(0, 8, (3, *X.shape[1:]), dtype=np.uint8)])
+    X = np.concatenate([X, X[:3] + rng.integers(0, 4, (3, *X.shape[1:]), dtype=np.uint8)])
     extractor = tiny_extractor(precision="float64")
     detector = tiny_detector(extractor=extractor, students=RidgeStudents(n_blocks=2), contamination=0.2)
     whole, parts = detector.fit(X), fit_detector(detector, da.from_array(X, chunks=(4, -1, -1, -1)))

@@ -19,6 +19,7 @@ from sklearn.metrics import roc_auc_score
 
 from skl_transformaly import ConformalDetector, load, save
 from skl_transformaly._cleaning import least_normal, near_duplicates
+from skl_transformaly._fusion import held_out_threshold, interpolated_p_values
 from skl_transformaly._weighting import _fit as fit_weights
 from skl_transformaly._weighting import space_weights
 
@@ -471,3 +472,26 @@ def test_groups_of_the_same_pixels_stay_together(n, seed):
     found = near_duplicates(rng.uniform(0, 255, (3, 48))[groups], groups)
     assert len(np.unique(found)) == len(np.unique(groups))
     assert all(found[i] == found[j] for i in range(n) for j in range(n) if groups[i] == groups[j])
+
+
+@pytest.mark.parametrize("copied", ["typical", "odd"])
+def test_copies_count_once_in_threshold_and_p_values(copied, rng):
+    images = photographs(20)
+    once = without_students(contamination=0.2).fit(images)
+    place = int(np.argsort(once.training_scores_)[0 if copied == "odd" else 15])
+    many = without_students(contamination=0.2).fit([*images, *[images[place]] * 10])
+    assert len(many.training_scores_) == 30 and len(many.reference_scores_) == 20
+    first = np.sort(many.training_scores_[:20])
+    np.testing.assert_allclose(many.reference_scores_, first)
+    assert many.offset_ == pytest.approx(held_out_threshold(first, 0.2))
+    np.testing.assert_allclose(many.p_values(images), interpolated_p_values(many.training_scores_[:20], first))
+
+
+def test_recompressed_copies_do_not_make_a_space_mute():
+    """Held-out scores of copies that differ a little are those of a fit without them, as of any other image."""
+    images = photographs(30)
+    alone = tiny_detector(contamination=0.2).fit(images)
+    copied = tiny_detector(contamination=0.2).fit([*images, *map(recompressed, images[:6])])
+    assert len(np.unique(copied.training_groups_)) == 30
+    for name, space in alone.spaces_.items():
+        assert 0.3 < copied.spaces_[name].spread_ / space.spread_ < 3

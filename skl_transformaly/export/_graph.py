@@ -325,7 +325,7 @@ class DetectorGraph(nn.Module):
         if conformal is not None:
             self._share = Share(conformal.calibration_scores_, interpolated=False)
         elif core.held_out_:
-            self._share = Share(core.training_scores_[~np.isnan(core.training_scores_)], interpolated=True)
+            self._share = Share(core.reference_scores_, interpolated=True)
         self.outputs = ["score", "decision"] + ["p_value"] * (self._share is not None) + ["anomaly_map"] * with_map
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

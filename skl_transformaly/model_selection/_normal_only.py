@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, clone
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils import get_tags
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
@@ -108,8 +109,10 @@ class NormalOnly(DelegatingMixin, BaseEstimator):
             raise ValueError("y holds no normal sample (+1), so there is nothing to learn from.")
         X = samples = as_sequence(X)
         check_consistent_length(samples, labels)
-        self.fitted_positions_ = normal if len(normal) < len(labels) else None
-        if self.fitted_positions_ is not None:
+        some = len(normal) < len(labels)
+        frozen = isinstance(self.estimator, FrozenEstimator)  # whose own images are elsewhere
+        self.fitted_positions_ = normal if some and not frozen else None
+        if some:
             X = take_samples(samples, normal, on_error=on_error_of(self.estimator))
         self.estimator_ = clone(self.estimator).fit(X, None)
         return self
