@@ -12,7 +12,9 @@ from scipy.stats import binom, ks_2samp
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from skl_transformaly._wrappers import nested
 from skl_transformaly.utils._compat import HasMethods, Interval, validate_params
+from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["DriftMonitor", "DriftReport", "unlike_calibration"]
 
@@ -150,17 +152,18 @@ class DriftMonitor:
         self.window = window
         self.random_state = random_state
         self._detector = reference if hasattr(reference, "score_samples") else None
-        self._reference = reference_scores(reference)
+        self._given = reference
         self.reset()
 
     def reset(self) -> DriftMonitor:
-        """Forget the stream and start again with the reference.
+        """Forget the stream and start again with the reference, of a detector as it is now.
 
         Returns
         -------
         self : DriftMonitor
         """
         self._rng = check_random_state(self.random_state)
+        self._reference = reference_scores(self._given)
         self.scores_ = self._reference
         self.n_images_ = 0
         self._n_unreadable = 0
@@ -191,6 +194,10 @@ class DriftMonitor:
         if self._detector is None:
             raise TypeError(
                 "update needs a detector as reference, got an array of scores: pass scores to update_scores."
+            )
+        if not np.array_equal(self._reference, reference_scores(self._detector)):
+            warn_user(
+                "The detector has learned since the monitor began, so that scores cannot be compared: call reset()."
             )
         return self.update_scores(self._detector.score_samples(X))
 
@@ -291,9 +298,8 @@ def reference_scores(reference: Any) -> np.ndarray:
     """Return the calibration scores of a detector, or a given array, in ascending order and without NaN."""
     scores = reference
     if hasattr(reference, "score_samples"):
-        scores = getattr(reference, "calibration_scores_", None)
-        if scores is None and getattr(reference, "held_out_", False):
-            scores = getattr(reference, "reference_scores_", reference.training_scores_)
+        own = (_own_scores(part) for part in nested(reference))
+        scores = next((found for found in own if found is not None), None)
         if scores is None:
             check_is_fitted(reference)
             raise ValueError(
@@ -306,6 +312,13 @@ def reference_scores(reference: Any) -> np.ndarray:
     scores = np.sort(scores[~np.isnan(scores)])
     if not len(scores):
         raise ValueError("reference holds no scores.")
+    return scores
+
+
+def _own_scores(detector: Any) -> Any:
+    scores = getattr(detector, "calibration_scores_", None)
+    if scores is None and getattr(detector, "held_out_", False):
+        scores = getattr(detector, "reference_scores_", detector.training_scores_)
     return scores
 
 

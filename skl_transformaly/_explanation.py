@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler, normalize
+from sklearn.utils import check_scalar
 from sklearn.utils.validation import check_is_fitted
 
 from skl_transformaly._measuring import Measurer, enlarge
@@ -124,9 +126,10 @@ class ExplanationMixin:
         Raises
         ------
         ValueError, TypeError
-            With `maps`, as for `anomaly_map`.
+            `n_neighbors` is negative or no integer; with `maps`, as for `anomaly_map`.
         """
         check_is_fitted(self)
+        check_scalar(n_neighbors, "n_neighbors", Integral, min_val=0)
         images = self._images(X, reset=False)
         drawn: list[np.ndarray | None] = [None] * len(images)
         if maps:

@@ -14,7 +14,7 @@ from skl_transformaly._cleaning import least_normal, near_duplicates
 from skl_transformaly._density import resolve_density
 from skl_transformaly._explanation import scatter
 from skl_transformaly._fusion import held_out_threshold
-from skl_transformaly._measuring import NOT_FINITE, Measurer, TrainingFeatures, copies
+from skl_transformaly._measuring import NOT_FINITE, Measurer, TrainingFeatures, copies, release_checkpoint
 from skl_transformaly._space import FeatureSpace
 from skl_transformaly._weighting import space_weights
 from skl_transformaly.images._sequence import DIGEST_SIZE, THUMBNAIL_SIZE, Images
@@ -357,6 +357,8 @@ class LearningMixin:
             release_memory()
         measurer = self._measurer()
         found = measurer.measure_training(normal, held_out)
+        if "discrepancy" in self.feature_spaces_:
+            release_checkpoint(self.students_)  # others, for held-out scores, have been trained by now
         release_memory()
         self._keep(found, normal, used, labels)
         if len(rest):

@@ -19,7 +19,7 @@ from skl_transformaly.teacher._features import TeacherFeatures
 from skl_transformaly.teacher._kernels import releasing
 from skl_transformaly.utils._cache import Cache, fingerprint, identity
 
-__all__ = ["NOT_FINITE", "Measurer", "TrainingFeatures", "copies", "enlarge"]
+__all__ = ["NOT_FINITE", "Measurer", "TrainingFeatures", "copies", "enlarge", "release_checkpoint"]
 
 # Number of folds for trained students: as many more sets of students are trained, each on the other folds.
 _TRAINED_FOLDS = 3
@@ -171,13 +171,15 @@ class Measurer:
                 f"Students that are trained need at least 3 images that differ, so that some can be held out, got "
                 f"{len(np.unique(groups[readable]))}: give more, or take RidgeStudents()."
             )
+        fitted = []
         for train, test in splits:
             students = clone(self.students)
-            if "checkpoint" in students.get_params():
-                students.set_params(checkpoint=None)
+            fitted.append(students)
             cache = Cache(None) if self.drawn else self.cache
             students._fit(images.take(readable[train]), self.extractor, cache)
             unseen[readable[test]] = students.transform(images.take(readable[test]))
+        for students in fitted:
+            release_checkpoint(students)
         return unseen
 
     def _collected(self, collected: TeacherFeatures, z_fs: np.ndarray, images: Images) -> dict[str, np.ndarray]:
@@ -193,6 +195,12 @@ class Measurer:
         if not all(np.isfinite(z[readable]).all() for z in features.values()):
             raise FloatingPointError(NOT_FINITE)
         return features
+
+
+def release_checkpoint(students: Any) -> None:
+    """Have students delete what they kept in case their fit, and what follows it, is killed."""
+    if hasattr(students, "release_checkpoint"):
+        students.release_checkpoint()
 
 
 def copies(images: Images) -> np.ndarray:

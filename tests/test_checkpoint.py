@@ -146,3 +146,24 @@ def test_killed_processes_leave_nothing_and_their_successors_end_alike():
     script = [sys.executable, str(ROOT / "benchmarks" / "faults" / "kill.py"), "--times", "4", "--interrupts", "2"]
     done = subprocess.run(script, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("seed", [0, None])
+def test_a_fit_that_dies_among_held_out_students_goes_on_after_them(seed, tmp_path, images, monkeypatch):
+    trained, most = [], [3]
+
+    def notice(layer):
+        if len(trained) == most[0]:
+            raise Killed
+        trained.append(layer.index)
+
+    on_training(monkeypatch, notice)
+    students = tiny_students(n_blocks=2, checkpoint=tmp_path, random_state=None)
+    detector = tiny_detector(students=students, threshold="held-out", contamination=0.3, random_state=seed)
+    with pytest.raises(Killed):
+        clone(detector).fit(images)
+    assert kept(tmp_path)
+    most[0] = 99
+    clone(detector).fit(images)
+    assert len(trained) == 2 + 3 * 2  # each once: the students, and those of three folds
+    assert not kept(tmp_path)

@@ -1327,3 +1327,42 @@ def test_nobody_reads_stdout_any_more(model, test_dir):
     os.close(write)
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 141 and stderr == ""
+
+
+def test_a_checkpoint_that_is_no_folder_is_refused_before_the_fit(tmp_path, test_dir):
+    (tmp_path / "file").write_text("")
+    options = ["--students", "trained", "--checkpoint", str(tmp_path / "file")]
+    result = run(app, ["fit", test_dir, "-o", str(tmp_path / "m.tfm"), *options])
+    assert result.exit_code == 2 and "--checkpoint needs a folder" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--max-body", "--max-pixels", "--timeout"])
+def test_a_server_without_a_limit_is_refused(option, model):
+    pytest.importorskip("starlette")
+    result = run(app, ["serve", model, option, "inf"])
+    assert result.exit_code == 2 and f"{option} must be a finite number" in result.stderr
+
+
+def test_a_name_that_the_output_cannot_show_loses_no_result():
+    code = "from skl_transformaly.cli._app import _guard\n_guard(lambda: print('found \\u597d'), debug=False)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONIOENCODING": "latin-1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout == "found \\u597d\n"
+
+
+def test_names_of_unreadable_images_forge_no_lines():
+    from skl_transformaly.cli._inputs import unreadable_text
+
+    assert len(unreadable_text({"x\nerror: the disk is full.jpg": "why"}, "left out").splitlines()) == 2
+
+
+def test_of_a_rate_that_flags_nothing_more_nothing_is_said():
+    from skl_transformaly.cli._comments import _on_other_rates
+
+    anomalies = np.repeat([True, False], 2)
+    alarms = SimpleNamespace(expected=0.05)
+    found = _on_other_rates(anomalies, np.zeros(4, bool), np.array([0.31, 0.52, 0.58, 0.6]), alarms)
+    assert "as many normal images" not in found
+    found = _on_other_rates(anomalies, np.zeros(4, bool), np.array([0.08, 0.52, 0.08, 0.6]), alarms)
+    assert "as many normal images" in found

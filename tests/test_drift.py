@@ -1,10 +1,12 @@
 """A stream's drift: the bets are fair, false alarms are as rare as promised, and changes are noticed."""
 
 import pickle
+import warnings
 from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
+from conftest import tiny_detector
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta, binomtest, chisquare, ks_2samp
@@ -13,6 +15,7 @@ from sklearn.exceptions import NotFittedError
 
 from skl_transformaly import ConformalDetector, DriftMonitor
 from skl_transformaly._drift import unlike_calibration
+from skl_transformaly.model_selection import NormalOnly
 
 
 def capital_of(scores, n_reference, **settings):
@@ -193,3 +196,26 @@ def test_the_sentence_says_how_many():
     p = np.r_[np.full(63, 0.01), np.full(37, 0.5), np.nan]
     assert unlike_calibration(p) == "63 % of these images have p <= 0.05: another camera, or another model?"
     assert unlike_calibration([]) is None and unlike_calibration([np.nan]) is None
+
+
+def test_a_monitor_of_a_detector_that_learned_begins_anew(images, rng):
+    detector = tiny_detector(feature_spaces=["pretrained"], contamination=0.2).fit(images)
+    monitor = DriftMonitor(detector)
+    more = rng.integers(0, 256, (4, *images.shape[1:]), dtype=np.uint8)
+    detector.partial_fit(more)
+    with pytest.warns(UserWarning, match="has learned since"):
+        monitor.update(more)
+    monitor.reset()
+    np.testing.assert_array_equal(monitor.scores_, detector.reference_scores_)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monitor.update(more)
+
+
+def test_the_reference_of_a_wrapped_detector_is_found(images):
+    detector = tiny_detector(feature_spaces=["pretrained"], contamination=0.2)
+    conformal = ConformalDetector(detector, alpha=0.4, calibration=0.5, random_state=0)
+    y = np.ones(len(images))
+    for wrapped, inner in ((NormalOnly(conformal), "calibration_scores_"), (NormalOnly(detector), "reference_scores_")):
+        wrapped.fit(images, y)
+        np.testing.assert_array_equal(DriftMonitor(wrapped).scores_, getattr(wrapped.estimator_, inner))

@@ -16,10 +16,10 @@ from sklearn.mixture import GaussianMixture
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from skl_transformaly import TimmExtractor
+from skl_transformaly import GaussianDensity, TimmExtractor
 from skl_transformaly._measuring import Measurer
 from skl_transformaly.images._images import as_images
-from skl_transformaly.utils._cache import Cache, fingerprint
+from skl_transformaly.utils._cache import Cache, fingerprint, identity
 
 
 @pytest.fixture
@@ -329,3 +329,25 @@ def test_duplicates_have_the_same_shape(shape):
     images = as_images([np.zeros((12, 10, 1), dtype=np.uint8), np.zeros(shape, dtype=np.uint8)])
     next(images.batches(2))
     assert len(set(images.groups().tolist())) == 2
+
+
+def test_images_from_the_cache_have_thumbnails(images, tmp_path):
+    """Of a data set, too, whose images have been seen by an earlier fit; or all would be taken for copies of one."""
+    X = as_images(images)
+    settings = {"threshold": "held-out", "contamination": 0.3, "density": GaussianDensity()}
+    detector = tiny_detector(feature_spaces=["pretrained"], memory=str(tmp_path), **settings)
+    first, second = (clone(detector).fit(X) for _ in range(2))
+    assert second.training_thumbnails_.any()
+    np.testing.assert_array_equal(first.training_thumbnails_, second.training_thumbnails_)
+    assert len(np.unique(second.forget([0]).training_groups_)) == len(images)
+
+
+class Own:
+    def __init__(self, seed):
+        torch.manual_seed(seed)
+        self.net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
+        self.half, self.view = torch.ones(2, dtype=torch.bfloat16), torch.arange(6.0)[::2]
+
+
+def test_equal_teachers_of_ones_own_are_found_again():
+    assert identity(Own(0)) == identity(Own(0)) != identity(Own(1))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import tiny_detector, tiny_extractor, tiny_students
 from hypothesis import HealthCheck, given, seed, settings
@@ -1069,3 +1070,18 @@ def test_pickling_leaves_the_detector_as_it_is(many):
     assert vars(detector.extractor_)["_teacher"] is teacher
     assert all(one is other for one, other in zip(detector.students_.students_, students))
     assert_same(copied, detector, many)
+
+
+def test_probes_may_be_rows(images, tmp_path):
+    rows = images.reshape(len(images), -1)
+    detector = tiny_detector(image_shape=images.shape[1:]).fit(rows)
+    save(detector, tmp_path / "m.tfm", probes=rows[:2])
+    np.testing.assert_allclose(load(tmp_path / "m.tfm").score_samples(rows), detector.score_samples(rows))
+
+
+def test_weights_that_no_file_can_name_are_refused_when_saving(images, tmp_path):
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "w:1.pth")
+    named = tiny_extractor(weights=str(tmp_path / "w:1.pth"))
+    with pytest.raises(ValueError, match="'w:1.pth', which a model file cannot name"):
+        save(tiny_detector(extractor=named).fit(images), tmp_path / "m.tfm")
+    assert not (tmp_path / "m.tfm").exists()

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from skl_transformaly import TransformalyDetector, load
 from skl_transformaly.cli._app import Mistake
 from skl_transformaly.cli._commands import app
 from skl_transformaly.cli._provenance import Provenance
-from skl_transformaly.cli._relearning import read_labels
+from skl_transformaly.cli._relearning import Lessons, read_labels
 from skl_transformaly.persistence import read_header
 
 run = CliRunner().invoke
@@ -322,3 +323,30 @@ def test_names_that_are_not_text_survive(root, tmp_path):
         pytest.skip("this file system takes no such name")
     said, _, _ = update(root, tmp_path / "new.tfm", "--labels", save_labels(tmp_path / "labels.csv", {path: 1}))
     assert said["learned"] == 1
+
+
+def test_trained_students_stay_and_it_is_said(root, tmp_path):
+    options = ["--image-size", "32", "--blocks", "1", "--alpha", "0.2", "--students", "trained", "--epochs", "1"]
+    model, newer = str(tmp_path / "trained.tfm"), str(tmp_path / "newer.tfm")
+    assert run(app, ["fit", str(root / "train"), "-o", model, *options]).exit_code == 0
+    result = run(app, ["update", model, str(root / "more"), "-o", newer, "--json"])
+    assert result.exit_code == 0 and not json.loads(result.stdout)["students_updated"]
+    assert "The trained students stay as they are" in result.stderr
+    before, after = load(model), load(newer)
+    for one, other in zip(before.students_.students_, after.students_.students_):
+        assert all((a == b).all() for a, b in zip(one.state_dict().values(), other.state_dict().values()))
+
+
+def test_an_image_that_was_repaired_is_no_longer_unreadable(root, tmp_path):
+    Image.fromarray(pictures_of(0)[30]).save(root / "train" / "broken.png")
+    update(root, tmp_path / "new.tfm", str(root / "train" / "broken.png"))
+    assert provenance(root / "model.tfm").unreadable and not provenance(tmp_path / "new.tfm").unreadable
+
+
+def test_a_copy_of_a_learned_image_was_not_left_out(root, tmp_path):
+    labels = np.array([1, 0])
+    earlier = SimpleNamespace(labels=labels)
+    for places, left_out in (([0, 1], []), ([1], ["a.png"])):
+        lessons = Lessons()
+        lessons._add("a.png", 1, places, earlier)
+        assert lessons.left_out == left_out

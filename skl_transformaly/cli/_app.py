@@ -121,6 +121,8 @@ def command(*, json: bool = True, quiet: bool = True) -> Callable[[Callable], Ca
 
 def _guard(work: Callable[[], None], debug: bool) -> None:
     """Do the work of a command; errors become a message and an exit code."""
+    if hasattr(sys.stdout, "reconfigure"):  # a name that the terminal's encoding lacks must not lose a result
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning

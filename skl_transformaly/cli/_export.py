@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import deque
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +11,14 @@ import typer
 
 from skl_transformaly.cli._app import OUT, Mistake, Model, Output, Weights, command
 from skl_transformaly.cli._console import counted
-from skl_transformaly.cli._inputs import check_model, check_no_input, check_writable, find_images, load_model
+from skl_transformaly.cli._inputs import (
+    check_model,
+    check_no_input,
+    check_writable,
+    find_images,
+    load_model,
+    unreadable_text,
+)
 
 __all__ = ["export"]
 
@@ -32,6 +41,8 @@ def export(
     check_writable(onnx, model, weights)
     images = find_images(check).paths if check else None
     check_no_input(onnx, images or [])
+    if images is not None:
+        images = _readable(images, out)
     detector, _ = load_model(model, weights, out)
     from skl_transformaly.export import ParityError, to_onnx
 
@@ -48,3 +59,19 @@ def export(
         f"at most {measured['score_deviation']:.2g} of their value.",
         {"onnx": str(onnx), **measured},
     )
+
+
+def _readable(paths: list[str], out: Output) -> list[str]:
+    """Return the images that can be read, and warn of the others."""
+    from skl_transformaly.images._images import as_images
+
+    images = as_images(paths, on_error="skip")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # told below
+        deque(images.batches(1), maxlen=0)
+    unreadable = {paths[i]: why for i, why in images.unreadable.items()}
+    if unreadable:
+        out.warn(unreadable_text(unreadable, "scores are not compared on them"))
+    if len(unreadable) == len(paths):
+        raise Mistake("None of the images to --check can be read.")
+    return [path for path in paths if path not in unreadable]

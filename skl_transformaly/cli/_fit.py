@@ -6,6 +6,7 @@ import contextlib
 import math
 import re
 import shlex
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -173,6 +174,13 @@ def _check(
         raise Mistake(f"--students must be 'ridge' or 'trained', got {students!r}.")
     if students == "ridge" and not (epochs is None and checkpoint is None):
         raise Mistake("--epochs and --checkpoint need --students trained.")
+    if checkpoint is not None:
+        try:
+            checkpoint.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=checkpoint):
+                pass
+        except OSError as error:
+            raise Mistake(f"--checkpoint needs a folder that can be written: {error}.") from error
 
 
 def _parse_size(text: str | None) -> int | tuple[int, int] | None:

@@ -48,7 +48,9 @@ def passed_over(found: FoundFiles) -> str:
 
 
 def unreadable_text(unreadable: dict[str, str], consequence: str) -> str:
-    shown = [f"  {path}: {error}" for path, error in list(unreadable.items())[:5]]
+    from skl_transformaly.images._folders import display_path
+
+    shown = [f"  {display_path(path)}: {error}" for path, error in list(unreadable.items())[:5]]
     more = [f"  and {len(unreadable) - 5} more"] if len(unreadable) > 5 else []
     return "\n".join([f"{counted(len(unreadable), 'image')} could not be read ({consequence}):", *shown, *more])
 

@@ -130,6 +130,7 @@ class Earlier:
         kept = [i for i, path in enumerate(paths) if path and detector.training_labels_[i] != _FORGOTTEN]
         kept = [i for i in kept if detector.training_digests_[i].any()]
         earlier = {os.path.join(self.root, name): why for name, why in made.unreadable.items()}
+        learned = {*lessons.normal, *lessons.anomalies}  # some of them by now, if they were repaired
         update = f"{len(lessons.normal)} learned, {len(lessons.taken_back)} taken back, " + (
             f"{counted(len(lessons.anomalies), 'known anomaly')}, "
             f"students {'learned anew' if self.solved and exact else 'as they were'}"
@@ -141,7 +142,7 @@ class Earlier:
             detector,
             paths,
             kept,
-            {**lessons.unreadable, **earlier},
+            {**lessons.unreadable, **{path: why for path, why in earlier.items() if path not in learned}},
             hidden=made.hidden + (new.hidden if new else 0),
             other=made.other + (new.other if new else 0),
             seed=made.seed,
@@ -194,7 +195,7 @@ class Lessons:
         """Add an image that is at `places` in the fit."""
         wrong = [i for i in places if (earlier.labels[i] == _KNOWN_ANOMALY) == (label == 1)]
         self.taken_back += wrong
-        if label == 1 and any(earlier.labels[i] == _LEFT_OUT for i in places):
+        if label == 1 and places and all(earlier.labels[i] == _LEFT_OUT for i in places):
             self.left_out.append(path)
         elif len(wrong) < len(places):
             self.known += 1

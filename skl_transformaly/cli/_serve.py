@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from socket import socket
 from typing import Annotated
@@ -69,6 +70,9 @@ def serve(
     from skl_transformaly.serving._limits import Limits
     from skl_transformaly.serving._scorers import open_scorer
 
+    limits_given = {"--max-body": max_body, "--max-pixels": max_pixels, "--timeout": timeout}
+    if unbounded := [name for name, value in limits_given.items() if not math.isfinite(value)]:
+        raise Mistake(f"{unbounded[0]} must be a finite number: a server without that limit can be brought down.")
     body, pixels, queue = int(max_body * 2**20), int(max_pixels * 1e6), max(max_queue, max_images)
     limits = Limits(body, max_images, pixels, queue, timeout, connections, held=8 * body)
     with listen(host, port) as listener:  # before a model is loaded for nothing

@@ -12,6 +12,7 @@ from scipy.stats import beta
 
 from skl_transformaly._wrappers import innermost
 from skl_transformaly.cli._console import counted
+from skl_transformaly.images._folders import display_path
 
 __all__ = ["FalseAlarms", "least_normal", "least_normal_text", "percent"]
 
@@ -121,7 +122,7 @@ def least_normal_text(detector: Any, found: list[tuple[str, float]]) -> str:
     lines = [
         f"Least normal of these images, each judged by the others ({count} below the threshold of {threshold:.1f}):"
     ]
-    lines += [f"  {score:8.1f}  {path}" for path, score in found]
+    lines += [f"  {score:8.1f}  {display_path(path)}" for path, score in found]
     median = float(np.nanmedian(scores))
     far = sum(median - score > _FAR * (median - threshold) for _, score in found)
     if far:

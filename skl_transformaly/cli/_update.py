@@ -96,7 +96,9 @@ def update(
     left_out = [path or "one whose name is not known" for path, y in zip(paths, detector.training_labels_) if y == 0]
     if overruled := [path for path in left_out if given.get(path) == 1 and path not in lessons.left_out]:
         out.warn(_overruled_text(overruled, detector.trim))
-    _tell(detector, output, lessons, before, left_out, exact, made.seconds, out)
+    if not earlier.solved and hasattr(detector, "students_"):
+        out.note("The trained students stay as they are; to train them on all images, fit again.")
+    _tell(detector, output, lessons, before, left_out, earlier.solved and exact, made.seconds, out)
 
 
 def _learn(detector: Any, earlier: Earlier, lessons: Lessons, out: Output) -> bool:
@@ -158,7 +160,7 @@ def _tell(
     lessons: Lessons,
     before: dict[str, Any],
     left_out: list[str],
-    exact: bool,
+    students_updated: bool,
     seconds: float,
     out: Output,
 ) -> None:
@@ -204,7 +206,7 @@ def _tell(
         "known_anomalies": anomalies,
         "threshold_before": before["threshold"],
         "threshold": float(detector.offset_),
-        "students_updated": exact,
+        "students_updated": students_updated,
         "unreadable": lessons.unreadable,
         "seconds": seconds,
     }

@@ -64,6 +64,13 @@ def as_images(X: Any, *, on_error: str = "raise") -> Images:
     elif isinstance(X, np.ndarray) and X.ndim == 3 and X.shape[2] in (3, 4) and min(X.shape[:2]) > 4:
         _warn_one_image(X.shape, X.shape[0], X.shape[1:], "image[np.newaxis]")
     if isinstance(X, np.ndarray) and X.dtype.kind not in "OUST":
+        if X.dtype.kind == "f" and X.ndim in (3, 4) and (broken := _not_finite(X)):
+            if on_error == "skip" and len(broken) < len(X):
+                return as_images(list(X), on_error=on_error)
+            raise ImageError(
+                f"pixels contain NaN or infinity in {len(broken)} of {len(X)} images, the first at position "
+                f"{broken[0]}: fill them in, drop these images, or pass on_error='skip'."
+            )
         return from_array(X)
     if is_torch(X, "utils.data.Dataset"):
         if not hasattr(X, "__len__"):
@@ -111,6 +118,11 @@ def _warn_one_image(shape: tuple[int, ...], count: int, size: tuple[int, ...], a
         f"X of shape {shape} is taken as {count} grey images of {size[0]} x {size[1]} pixels. If it is one image in "
         f"colour, pass {advice}."
     )
+
+
+def _not_finite(X: np.ndarray) -> list[int]:
+    """Positions of images with NaN or infinity."""
+    return [i for i, image in enumerate(X) if not np.isfinite(image).all()]
 
 
 def from_array(X: np.ndarray, *, lenient: bool = False) -> Images:

@@ -89,8 +89,8 @@ def localise(extractor: TimmExtractor, reader: Reader) -> None:
     elif reader.weights is not None:
         extractor.weights = reader.weights
     elif extractor.weights not in ("hub", "bundled", None):
-        name = extractor.weights
-        if name in ("", ".", "..") or name != PurePath(name).name or any(mark in name for mark in "/\\:\0"):
+        name = str(extractor.weights)
+        if not _is_plain(name):
             refuse(f"names weights {brief(name)}, which is not the plain name of a file beside it")
         extractor.weights = str(reader.file.path.absolute().with_name(name))
 
@@ -159,7 +159,17 @@ def _is_described_elsewhere(model_name: str) -> bool:
 
 def _without_folder(weights: Any) -> Any:
     """Return the source of weights: "hub", "bundled", None, or the name of a file."""
-    return weights if weights in ("hub", "bundled", None) else PurePath(os.fspath(weights)).name
+    if weights in ("hub", "bundled", None):
+        return weights
+    name = PurePath(os.fspath(weights)).name
+    if not _is_plain(name):
+        raise ValueError(f"The file of weights is named {name!r}, which a model file cannot name: rename it.")
+    return name
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is that of a file, on any system, and leads nowhere else."""
+    return name not in ("", ".", "..") and name == PurePath(name).name and not any(mark in name for mark in "/\\:\0")
 
 
 # ----- students

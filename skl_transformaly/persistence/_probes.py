@@ -46,7 +46,9 @@ def score_probes(detector: Any, images: Any) -> dict[str, Any]:
     """Score images for a file; None takes synthetic ones, which are not stored."""
     kept = None
     if images is not None:
-        images = as_images(images)
+        inner = innermost(detector)
+        rows = np.ndim(images) == 2 and getattr(inner, "image_shape", None) is not None
+        images = inner._images(images, reset=False) if rows else as_images(images)
         if not 1 <= len(images) <= _MAX_PROBES:
             raise ValueError(f"probes must be 1 to {_MAX_PROBES} images, got {len(images)}.")
         kept = [_storable(image) for image in images]

@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 _RETRY_AFTER = "1"
 # Bytes, and seconds, of a refused body that are read and dropped, since a client that is cut off sees no answer
-_LINGER_BYTES, _LINGER_SECONDS = 2**25, 2.0
+_LINGER_BYTES, _LINGER_SECONDS = 2**28, 2.0
 _BOOLEANS = {"1": True, "true": True, "0": False, "false": False}
 
 

@@ -235,13 +235,25 @@ class BlockStudents(ImitationMixin, BaseEstimator):
         OSError
             The disk has no room for the activations.
         """
-        return self._fit(X, extractor, Cache(None))
+        self._fit(X, extractor, Cache(None))
+        self.release_checkpoint()
+        return self
+
+    def release_checkpoint(self) -> None:
+        """Delete what the fit has kept in `checkpoint`, once nothing is left that could be killed."""
+        checkpoint = Cache(self.checkpoint, parameter="checkpoint")
+        _KeptStudents(Cache(None), checkpoint, self.cache_keys_).release()
+        for key in list(self.cache_keys_.values())[:1]:
+            checkpoint.forget("seed", {name: value for name, value in key.items() if name not in ("seed", "block")})
 
     @all_or_nothing
     @fit_context(prefer_skip_nested_validation=False)
     @own_settings()
     def _fit(self, X: Any, extractor: Extractor | None, cache: Cache) -> BlockStudents:
-        """Fit, with students stored in `cache`; a detector passes its teacher and its `memory`."""
+        """Fit, with students stored in `cache`; a detector passes its teacher and its `memory`.
+
+        What is in the checkpoint stays there until `release_checkpoint`.
+        """
         images, extractor = self._begin(X, extractor)
         indices = self.block_indices_.tolist()
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
@@ -273,8 +285,6 @@ class BlockStudents(ImitationMixin, BaseEstimator):
         self.history_ = {index: trained[index].history for index in indices}
         self.residuals_: list[ResidualStatistics | None] = [trained[index].residuals for index in indices]
         self.students_ = [_assembled(index, trained[index], trainer) for index in indices]
-        kept.release()
-        checkpoint.forget("seed", key)
         return self
 
     def _train_function(self) -> Train:

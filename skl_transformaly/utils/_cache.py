@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import joblib
+import numpy as np
+import torch
+from joblib.hashing import NumpyHasher
 from sklearn.utils.validation import check_memory
 
 from skl_transformaly.utils._compat import FileSystemStoreBackend
@@ -124,6 +127,7 @@ class _Digested(Protocol):
     """What a cache needs of ``images._sequence.Images``."""
 
     digests: dict[int, bytes]
+    thumbnails: dict[int, np.ndarray] | None
     unreadable: dict[int, str]
 
     def __len__(self) -> int: ...
@@ -132,7 +136,8 @@ class _Digested(Protocol):
 
 def fingerprint(images: _Digested) -> str:
     """Return a SHA-256 over the digests of all images' pixels in their order; images not seen yet are decoded."""
-    if len(images.digests) + len(images.unreadable) < len(images):
+    seen: list[dict[int, Any]] = [images.digests, *([] if images.thumbnails is None else [images.thumbnails])]
+    if any(len(known) + len(images.unreadable) < len(images) for known in seen):
         deque(images.batches(64), maxlen=0)  # which looks at each
     digest = hashlib.sha256(str(len(images)).encode())
     for position, own in sorted(images.digests.items()):
@@ -148,7 +153,21 @@ def identity(extractor: Any) -> Any:
     """
     own = getattr(extractor, "identity", None)
     kind = f"{type(extractor).__module__}.{type(extractor).__qualname__}"
-    return {"class": kind, "own": joblib.hash(extractor) if own is None else own()}
+    return {"class": kind, "own": _hash(extractor) if own is None else own()}
+
+
+class _TensorHasher(NumpyHasher):
+    """joblib's, to which equal tensors are equal; itself it sees the storage that they happen to have."""
+
+    def save(self, obj: Any) -> None:
+        if isinstance(obj, torch.Tensor):
+            values = obj.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            obj = ("tensor", str(obj.dtype), tuple(obj.shape), values)
+        super().save(obj)
+
+
+def _hash(obj: Any) -> str:
+    return _TensorHasher(hash_name="md5").hash(obj)
 
 
 @functools.cache  # reading them takes longer than a hit
