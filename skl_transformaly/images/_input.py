@@ -72,9 +72,9 @@ class ImageInputMixin:
                     "image[np.newaxis]."
                 )
         kinds = [getattr(kind, "numpy_dtype", None) for kind in getattr(X, "dtypes", ())]
-        if kinds and getattr(kinds[0], "kind", "") in ("i", "u") and len(set(kinds)) == 1:
-            if not X.isna().any(axis=None):
-                X = X.astype(kinds[0])  # pandas' own integers, which scikit-learn makes floats of
+        integers = kinds and getattr(kinds[0], "kind", "") in ("i", "u") and len(set(kinds)) == 1
+        if integers and not X.isna().any(axis=None):
+            X = X.astype(kinds[0])  # pandas' own, which scikit-learn makes floats of
         rows = validate_data(self, X, reset=reset, dtype="numeric", ensure_min_samples=2 if reset else 1)
         return _from_rows(rows, image_shape, warn=reset)
 
