@@ -42,7 +42,8 @@ def near_duplicates(thumbnails: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Join groups of images with the same pixels whose thumbnails (n, k), in levels of 0 to 255, are nearly the same.
 
     Returns numbers (n,), the same for exact copies and for those that were resized or compressed again. All copies in a
-    group are close to one of them: a chain of images, each close to the next, is not one group.
+    group are close to one of them: a chain of images, each close to the next, is not one group. All zeros are a copy of
+    nothing, since nothing can be seen there.
 
     >>> thumbnails = np.array([[0.0, 50.0], [100.0, 0.0], [0.0, 100.0], [0.5, 50.5]])
     >>> near_duplicates(thumbnails, np.arange(4)).tolist()
@@ -55,12 +56,15 @@ def near_duplicates(thumbnails: np.ndarray, groups: np.ndarray) -> np.ndarray:
     sample = rows[np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE)).round().astype(int)]
     unit = np.sqrt(rows.shape[1])  # root mean square differences are distances in this unit
     radius = np.minimum(_LEVELS, _SHARE * np.minimum(rows.std(axis=1), _usual_distances(rows, sample) / unit))
+    radius[~rows.any(axis=1)] = -1.0  # black, or unknown
+    if not (radius > 0).any():
+        return groups
     # close images are also close in a few directions, in which a tree finds them without comparing all pairs
     projected = np.asarray(PCA(min(_DIRECTIONS, *sample.shape), svd_solver="full").fit(sample).transform(rows))
     tree = KDTree(projected)
     links = []
     for part in gen_batches(len(rows), _ROWS):
-        found = tree.query_ball_point(projected[part], radius[part] * unit)
+        found = tree.query_ball_point(projected[part], np.maximum(radius[part], 0) * unit)
         others = np.unique(np.concatenate([np.asarray(near, dtype=np.intp) for near in found]))
         far = euclidean_distances(rows[part], rows[others]) / unit
         one, other = np.nonzero(far <= np.minimum(radius[part, np.newaxis], radius[others]) + _ROUNDING)

@@ -109,3 +109,9 @@ def test_all_copies_of_an_image_are_left_out_or_none(rng):
     groups = np.where(np.isin(np.arange(40), [3, 17, 30]), 3, np.arange(40))
     found = _cleaning.least_normal({"a": Z}, {}, groups, 0.05, False)
     assert found.tolist() == [3, 17, 30]
+
+
+def test_what_has_no_thumbnail_is_a_copy_of_nothing(rng):
+    thumbnails = np.vstack([np.zeros((3, 48)), rng.uniform(0, 255, (4, 48))])
+    found = _cleaning.near_duplicates(thumbnails, np.array([0, 1, 1, 2, 3, 4, 5]))
+    assert found[1] == found[2] and len(np.unique(found)) == 6

@@ -244,7 +244,9 @@ def _in_part(functions: Sequence[Callable[..., Any]], starts: np.ndarray, i: int
 def _thumbnail(image: np.ndarray) -> np.ndarray:
     colours = eight_bits(image)
     if colours.dtype != np.uint8:  # Pillow has no floats in colour, and cuts grey ones off to integers
-        colours = np.rint(np.clip(colours, 0, 1) * 255).astype(np.uint8)
+        if colours.min() < 0 or colours.max() > 1:  # rows of numbers that may be no pixels
+            return np.zeros(THUMBNAIL_SIZE, np.uint8)
+        colours = np.rint(colours * 255).astype(np.uint8)
     colours = colours[..., :3] if colours.shape[2] > 2 else colours[..., 0]  # without opacity; grey
     small = Image.fromarray(np.ascontiguousarray(colours)).resize(_THUMBNAIL, Image.Resampling.BOX)
     return np.asarray(small.convert("RGB")).reshape(-1)

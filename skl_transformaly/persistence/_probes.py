@@ -47,7 +47,7 @@ def score_probes(detector: Any, images: Any) -> dict[str, Any]:
     kept = None
     if images is not None:
         inner = innermost(detector)
-        rows = np.ndim(images) == 2 and getattr(inner, "image_shape", None) is not None
+        rows = getattr(images, "ndim", 0) == 2 and getattr(inner, "image_shape", None) is not None
         images = inner._images(images, reset=False) if rows else as_images(images)
         if not 1 <= len(images) <= _MAX_PROBES:
             raise ValueError(f"probes must be 1 to {_MAX_PROBES} images, got {len(images)}.")
