@@ -26,7 +26,16 @@ from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
 
-from skl_transformaly import ConformalDetector, GaussianDensity, KNNDensity, LocalKNNDensity, ModelFileError, load, save
+from skl_transformaly import (
+    ConformalDetector,
+    GaussianDensity,
+    KNNDensity,
+    LocalKNNDensity,
+    ModelFileError,
+    TransformalyDetector,
+    load,
+    save,
+)
 from skl_transformaly.model_selection import NormalOnly
 from skl_transformaly.persistence import DriftWarning, read_header
 from skl_transformaly.persistence._model import SKOPS_TYPES
@@ -286,6 +295,16 @@ def test_loading_never_asks_timm_for_weights(saved, monkeypatch, tmp_path):
     monkeypatch.setattr("timm.models._builder.load_pretrained", refuse)
     monkeypatch.setattr(_weights, "_from_hub", refuse)
     load(tmp_path / "detector.tfm")
+
+
+def test_clones_of_a_detector_with_a_named_teacher_need_no_network(images, monkeypatch, tmp_path):
+    monkeypatch.setattr(_weights, "_from_hub", lambda name: timm.create_model(name, num_classes=0).eval())
+    detector = TransformalyDetector("test_vit", feature_spaces=["pretrained"], contamination=0.3, random_state=0)
+    save(detector.fit(images), tmp_path / "m.tfm")
+    loaded = load(tmp_path / "m.tfm")
+    monkeypatch.setattr(_weights, "_from_hub", None)
+    monkeypatch.setattr(_weights, "_shared", {})  # or the clone would get the teacher of this process
+    np.testing.assert_array_equal(clone(loaded).fit(images).training_scores_, detector.training_scores_)
 
 
 def test_weights_outside_the_file_are_found_beside_it_or_pointed_to(with_weights, images, tmp_path):

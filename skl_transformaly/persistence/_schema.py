@@ -5,10 +5,12 @@ An attribute that is not listed is an error, both in saving and in loading.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.frozen import FrozenEstimator
 from sklearn.mixture import GaussianMixture
@@ -60,6 +62,13 @@ class Spec:
 def _restore_neighbors(density: KNNDensity, packed: dict[str, Any], reader: Reader) -> None:
     invariants.check_neighbors(density)
     density.restore(density.samples_, density.floor_)
+
+
+def _restore_detector(detector: TransformalyDetector, packed: dict[str, Any], reader: Reader) -> None:
+    """Have clones of a detector whose teacher is named load it from the file, not from timm's hub."""
+    named = detector.extractor is None or isinstance(detector.extractor, str)
+    if named and getattr(detector.extractor_, "weights", None) == os.path.abspath(reader.file.path):
+        detector.extractor = clone(detector.extractor_)
 
 
 def _without_images(params: dict[str, Any]) -> dict[str, Any]:
@@ -289,6 +298,7 @@ _PARTS = (
         },
         _IMAGES_OPTIONAL | {"students_"},
         frozenset(("_images_seen",)),
+        restore=_restore_detector,
         check=invariants.check_detector,
     ),
     Spec(
