@@ -34,6 +34,7 @@ from skl_transformaly._space import FeatureSpace
 from skl_transformaly.export import ParityError, _export, to_onnx
 from skl_transformaly.export._graph import Preprocess, Share, Space, density_module, enlarge
 from skl_transformaly.export._parity import Reference
+from skl_transformaly.teacher import _weights
 
 
 def seeded_images(seed, shape):
@@ -324,6 +325,7 @@ def test_feature_spaces_and_densities_in_one_file(options, rng, tmp_path):
     ],
 )
 def test_families_of_teachers(name, size, family, shallow, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(_weights, "_shared", {})  # no other test gets a shallow teacher
     if family:  # torch takes minutes to trace all blocks of these
         build = family.build_model_with_cfg
         monkeypatch.setattr(family, "build_model_with_cfg", lambda *args, **own: build(*args, **{**own, **shallow}))
