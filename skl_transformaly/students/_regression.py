@@ -260,8 +260,8 @@ class Sums:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return a student's coefficients (C_out, F) and (C_out, Q) as they would be without the images of these sums.
 
-        `inverse` and `origin` are of the sums that it was solved from, M and b. Without the products G and T of some
-        images, the solution b of P b = Y, with M = P^-1, is b + (P - G)^-1 (G b - T).
+        `inverse` is P^-1 of the sums P b = Y that it was solved from, `origin` what their features are centred on.
+        Without the products G and T of some images, the solution is b + (P - G)^-1 (G b - T).
         """
         products, targets = self._products()
         weights = np.vstack([local.T, context.T]).astype(np.float64)
