@@ -1366,3 +1366,17 @@ def test_of_a_rate_that_flags_nothing_more_nothing_is_said():
     assert "as many normal images" not in found
     found = _on_other_rates(anomalies, np.zeros(4, bool), np.array([0.08, 0.52, 0.08, 0.6]), alarms)
     assert "as many normal images" in found
+
+
+def test_images_to_check_an_export_on_may_be_unreadable(tmp_path, capsys):
+    from skl_transformaly.cli._app import Mistake
+    from skl_transformaly.cli._export import _readable
+
+    write_images(tmp_path / "in", pictures_of(0)[:2])
+    good = sorted(map(str, (tmp_path / "in").iterdir()))
+    (tmp_path / "in" / "broken.png").write_bytes(b"no image")
+    out = _console.Output(json=False, quiet=False)
+    assert _readable([*good, str(tmp_path / "in" / "broken.png")], out) == good
+    assert "1 image could not be read (scores are not compared on them)" in capsys.readouterr().err
+    with pytest.raises(Mistake, match="None of the images"):
+        _readable([str(tmp_path / "in" / "broken.png")], out)

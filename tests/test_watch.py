@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -825,3 +826,12 @@ def test_a_signal_ends_it(model, tmp_path, number):
         finally:
             process.kill()
     assert len(out.read_text().splitlines()) == 1
+
+
+def test_once_fails_if_an_alarm_did(model, fitted, tmp_path):
+    for i, image in enumerate(fitted[1]):  # some of which are flagged
+        Image.fromarray(image).save(draw(tmp_path / "in" / f"{i}.png"))
+    given = (tmp_path / "in", "-m", model, "-o", tmp_path / "s.csv", "--settle", 0, "--interval", 0.05, "--once")
+    result = CliRunner().invoke(app, command(*given, "--on-anomaly", shutil.which("false")))
+    assert result.exit_code == 2 and "Not all anomalies could be moved or reported" in result.stderr
+    assert CliRunner().invoke(app, command(*given, "--on-anomaly", shutil.which("true"))).exit_code == 0
