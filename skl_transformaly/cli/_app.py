@@ -172,6 +172,9 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
+    # Pillow takes large files for attacks, but the user has named them
+    if category.__name__ == "DecompressionBombWarning":
+        return
     # unreadable images are listed by the commands themselves, each with its reason
     if "could not be read" not in str(message):
         say(f"warning: {message}")

@@ -200,8 +200,8 @@ def _pillow_errors(path: str | os.PathLike | None = None) -> Iterator[None]:
         raise ImageError(f"the file does not exist.{'' if path is None else url_advice(path)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
-            f"the image is larger than Pillow's limit PIL.Image.MAX_IMAGE_PIXELS ({error}); if the file is trusted, "
-            "raise that limit."
+            f"the image is larger than Pillow's limit PIL.Image.MAX_IMAGE_PIXELS ({error}): make it smaller "
+            "or, if the file is trusted, raise that limit in Python."
         ) from error
     except Exception as error:  # Pillow's plugins raise nearly anything on broken files
         limit = re.search("MAX_TEXT_CHUNK|MAX_TEXT_MEMORY", str(error))
