@@ -185,9 +185,8 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
         scores = np.sort(scores[~np.isnan(scores)])
         self._check_enough(len(scores))
         self.estimator_ = detector
-        if normal is not None and not isinstance(
-            self.estimator, FrozenEstimator
-        ):  # positions are those in what the user gave
+        frozen = isinstance(self.estimator, FrozenEstimator)  # whose own images are elsewhere
+        if normal is not None and not frozen:  # positions are those in what the user gave
             fitted_on = np.flatnonzero(normal)[slice(None) if fitted_on is None else fitted_on]
         self.fitted_positions_ = fitted_on
         self.calibration_scores_ = scores

@@ -151,7 +151,6 @@ class DriftMonitor:
         self.alpha = alpha
         self.window = window
         self.random_state = random_state
-        self._detector = reference if hasattr(reference, "score_samples") else None
         self._given = reference
         self.reset()
 
@@ -191,15 +190,15 @@ class DriftMonitor:
         TypeError
             `reference` was not a detector.
         """
-        if self._detector is None:
+        if not hasattr(self._given, "score_samples"):
             raise TypeError(
                 "update needs a detector as reference, got an array of scores: pass scores to update_scores."
             )
-        if not np.array_equal(self._reference, reference_scores(self._detector)):
+        if not np.array_equal(self._reference, reference_scores(self._given)):
             warn_user(
                 "The detector has learned since the monitor began, so that scores cannot be compared: call reset()."
             )
-        return self.update_scores(self._detector.score_samples(X))
+        return self.update_scores(self._given.score_samples(X))
 
     def update_scores(self, scores: Any) -> DriftReport:
         """Test the next images of the stream by their scores.

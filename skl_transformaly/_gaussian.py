@@ -278,14 +278,14 @@ class GaussianDensity(LogDensity):
         if len(X) != n:
             raise ValueError(f"X must be the {n} samples that fit saw, got {len(X)}.")
         several = group_sizes(groups, n) > 1
+        named = np.arange(n) if groups is None else np.asarray(groups)
         for rows in gen_batches(n, _ROWS):
             r = self._centred(X[rows])
             scored = r if unseen is None else self._centred(unseen[rows])
             found = self._without_one(r, scored)
-            labels = np.asarray(groups)[rows] if several[rows].any() else None
-            for label in () if labels is None else np.unique(labels[several[rows]]):
-                members = np.flatnonzero(labels == label)
-                group = self._centred(X[np.asarray(groups) == label])
+            for label in np.unique(named[rows][several[rows]]):
+                members = np.flatnonzero(named[rows] == label)
+                group = self._centred(X[named == label])
                 for array, values in zip(found, self._without_group(group, scored[members])):
                     array[members] = values
             yield found

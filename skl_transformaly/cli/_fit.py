@@ -177,8 +177,7 @@ def _check(
     if checkpoint is not None:
         try:
             checkpoint.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=checkpoint):
-                pass
+            tempfile.TemporaryFile(dir=checkpoint).close()
         except OSError as error:
             raise Mistake(f"--checkpoint needs a folder that can be written: {error}.") from error
 
