@@ -57,9 +57,10 @@ class ExplanationMixin:
         Returns
         -------
         maps : ndarray of shape (n_samples, H, W), float32; or list of such (H, W)
-            One map per image, at the image's own size (a list if sizes differ). In standard deviations over training
-            images at the same place: 0 is their mean, higher is less normal. NaN for unreadable images with
-            ``on_error="skip"`` (a 1 x 1 map in lists).
+            One map per image, at the image's own size (a list if sizes differ): the log of the distance from normal
+            residuals, less its mean at that place and in standard deviations there, of training images that had no
+            part in the estimate. 0 is usual of new normal images, higher is less normal. NaN for unreadable images
+            with ``on_error="skip"`` (a 1 x 1 map in lists).
 
         Raises
         ------

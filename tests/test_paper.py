@@ -17,6 +17,7 @@ from sklearn.mixture import GaussianMixture
 from skl_transformaly import BlockStudents, GaussianDensity, ImageError, TransformalyDetector
 from skl_transformaly.datasets import ImageDataset
 from skl_transformaly.images._images import as_images
+from skl_transformaly.images._values import SKIP_ADVICE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "paper"))
 
@@ -604,7 +605,7 @@ def test_a_users_mistake_is_one_line(error):
 
 def test_no_advice_that_a_command_does_not_take():
     def main():
-        raise ImageError("'a.jpg': cannot be decoded. Remove or repair it, or pass on_error='skip'.")
+        raise ImageError(f"'a.jpg': cannot be decoded.{SKIP_ADVICE}")
 
     with pytest.raises(SystemExit, match="Remove or repair it.$"):
         options.guarded(main)

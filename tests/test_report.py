@@ -20,6 +20,7 @@ from PIL import Image
 
 from skl_transformaly._explanation import reasons
 from skl_transformaly.cli import _cards
+from skl_transformaly.cli._cards import path_bytes
 from skl_transformaly.cli._histogram import histogram, round_step
 from skl_transformaly.cli._provenance import Provenance, image_facts
 from skl_transformaly.cli.report import Origin, write_report
@@ -224,7 +225,8 @@ def test_a_hostile_name_is_text(tmp_path, rng, training, name):
 def test_hostile_names_of_training_images_are_text(tmp_path, rng, training):
     plain, _, _ = write(tmp_path, make_images(tmp_path / "new", ["x.png"], rng), training)
     training.files[0] = HOSTILE[0]
-    make_images(tmp_path / "normal", HOSTILE[:1], rng)
+    (path,) = make_images(tmp_path / "normal", HOSTILE[:1], rng)
+    training.digests[0] = image_facts("", np.asarray(Image.open(path))).digest
     training.settings["<script>"] = "<script>window.hacked=1</script>"
     training.unreadable["<img src=x>"] = "<b>"
     text, page, _ = write(tmp_path, [str(tmp_path / "new" / "x.png")], training)
@@ -317,15 +319,25 @@ def test_training_images_may_have_moved(tmp_path, rng, training):
     text, page, _ = write(
         tmp_path, make_images(tmp_path / "new", ["a.png"], rng), training, normal_dir=tmp_path / "elsewhere"
     )
-    assert "not found below" not in text and "changed since" not in text
+    assert "not found below" not in text and "differs from what" not in text
+
+
+def test_images_of_another_folder_are_not_shown_as_normal_ones(tmp_path, rng, training):
+    make_images(tmp_path / "other", training.files, rng)
+    text, page, summary = write(
+        tmp_path, make_images(tmp_path / "new", ["a.png"], rng), training, normal_dir=tmp_path / "other"
+    )
+    assert summary["normal_changed"] > 3 and summary["normal_missing"] == 0
+    assert f"{summary['normal_changed']} normal images not shown" in text
+    assert "data:image" not in text[text.index('id="near"') :]
+    named = [a["data-path"].rpartition("/")[0] for tag, a in page.tags if "data-path" in a]
+    assert set(named) == {path_bytes(str(tmp_path / folder)) for folder in ("new", "normal")}  # labels go to these
 
 
 def test_a_changed_training_image_is_said_to_be(tmp_path, rng, training):
     Image.new("RGB", (9, 9)).save(tmp_path / "normal" / "00.png")
-    assert (
-        "1 normal image changed since the fit"
-        in write(tmp_path, make_images(tmp_path / "new", ["a.png"], rng), training)[0]
-    )
+    text, _, summary = write(tmp_path, make_images(tmp_path / "new", ["a.png"], rng), training)
+    assert summary["normal_changed"] == 1 and "under its name differs from what the model was fitted on" in text
 
 
 def test_more_images_than_the_limit_leave_the_least_anomalous_out(tmp_path, rng, training):

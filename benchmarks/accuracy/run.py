@@ -47,11 +47,13 @@ FIELDS = (
 CHOSEN_ON = ("cifar10", "fashion_mnist", "view")
 
 
-def extractor(name: str, precision: str) -> TimmExtractor:
+def extractor(name: str, precision: str, image_size: int | None = None) -> TimmExtractor:
     if name == "bundled":
-        return TimmExtractor("tf_efficientnet_lite0", weights="bundled", precision=precision)
+        return TimmExtractor("tf_efficientnet_lite0", weights="bundled", precision=precision, image_size=image_size)
     weights = assets() / "weights" / "vit_tiny_patch16_224.safetensors"
-    return TimmExtractor("vit_tiny_patch16_224", weights=weights, interpolation="bilinear", precision=precision)
+    return TimmExtractor(
+        "vit_tiny_patch16_224", weights=weights, interpolation="bilinear", precision=precision, image_size=image_size
+    )
 
 
 def rivals(train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
@@ -111,7 +113,7 @@ def study(options, rows: Rows, name: str, data: Data, setting: str, labels: list
         positions, _ = data.task(setting, label)
         start = time.perf_counter()
         detector = TransformalyDetector(
-            extractor(options.teacher, options.precision),
+            extractor(options.teacher, options.precision, options.image_size),
             students=RidgeStudents(),
             feature_spaces="auto" if options.students else "teacher",
             random_state=0,
@@ -202,6 +204,7 @@ def main() -> None:
     parser.add_argument("--setting", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--teacher", choices=["vit_tiny", "bundled"], default="vit_tiny")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--image-size", type=int, default=None, help="pixels (default: that of the weights)")
     parser.add_argument("--fashion-test", type=int, default=None, help="test images a class of Fashion-MNIST; else all")
     parser.add_argument("--at-a-time", type=int, default=10, help="classes that share a pass over the test images")
     parser.add_argument("--no-students", dest="students", action="store_false")

@@ -18,6 +18,7 @@ from rivals import RIVALS, TRAINED_RIVALS
 
 from skl_transformaly.datasets import ImageDataset
 from skl_transformaly.images._images import as_images
+from skl_transformaly.images._values import SKIP_ADVICE
 from skl_transformaly.teacher._architecture import BUNDLED_MODEL
 from skl_transformaly.utils._torch import PRECISIONS
 
@@ -146,8 +147,7 @@ def guarded(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from here")
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        # a study leaves no image out
-        sys.exit("error: " + str(error).replace(", or pass on_error='skip'", ""))
+        sys.exit("error: " + str(error).replace(SKIP_ADVICE, " Remove or repair it."))  # a study leaves no image out
 
 
 def publish(text: str, path: Path) -> None:

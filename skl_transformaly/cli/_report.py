@@ -51,6 +51,7 @@ def report(
     detector, header = load_model(model, weights, tell)
     from skl_transformaly.cli._provenance import Provenance, saved_with
     from skl_transformaly.cli.report import Origin, write_report
+    from skl_transformaly.images._folders import display_path
 
     made = Provenance.from_json(header["metadata"])
 
@@ -70,5 +71,11 @@ def report(
     text += f", {unreadable} could not be read" if unreadable else ""
     text += f"{passed_over(found)}; {summary['bytes'] / 1e6:.1f} MB."
     tell.made(f"{out}: {text}", {"out": str(out), **summary})
+    if changed := summary["normal_changed"]:
+        tell.warn(
+            f"{counted(changed, 'normal image')} not shown: below {display_path(str(normal or made.root))} there "
+            f"{'is another image' if changed == 1 else 'are other images'} of the same name. Give the folder that the "
+            "model was fitted on: --normal DIR."
+        )
     if missing:
         fail(missing)

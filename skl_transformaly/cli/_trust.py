@@ -132,6 +132,6 @@ def least_normal_text(detector: Any, found: list[tuple[str, float]]) -> str:
     again = f"a higher --trim than {trim:g}" if trim else "--trim, such as --trim 0.1"
     lines.append(
         f"If some of these are not normal, remove them, or fit again with {again}: one and a half times the share of "
-        "such images that you expect. Each of them lowers the threshold, so that anomalies are missed."
+        "such images that you expect. With each of them in the fit, more anomalies are missed."
     )
     return "\n".join(lines)

@@ -176,7 +176,7 @@ def _tell(
     lines = [
         f"{output}: {counted(after, 'normal image')}, {before['images']} before "
         f"({len(lessons.normal)} learned, {len(lessons.taken_back)} taken back), in {duration(seconds)}.",
-        f"Threshold {detector.offset_:.2f}, {before['threshold']:.2f} before.",
+        f"Threshold {detector.offset_:.2f}, {before['threshold']:.2f} before; scores are on another scale now.",
     ]
     if left_out:
         shown = ", ".join(map(display_path, left_out[:_MOST_SHOWN])) + ", ..." * (len(left_out) > _MOST_SHOWN)

@@ -7,6 +7,7 @@ hashes, and images inside it. Names of files, which may come from anyone, are es
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import math
 import os
@@ -116,7 +117,8 @@ def write_report(
     -------
     summary : dict
         ``images``, ``anomalies`` (with those that cannot be read), ``unreadable``, ``shown``, ``duplicates`` (groups),
-        ``tiny``, ``blank``, ``known`` (those that are training images) and ``bytes``.
+        ``tiny``, ``blank``, ``known`` (those that are training images), ``normal_missing`` and ``normal_changed``
+        (normal images that are not shown, since they cannot be read or are not those of the fit) and ``bytes``.
 
     Raises
     ------
@@ -134,7 +136,8 @@ def write_report(
     with replacing(out) as file:
         for piece in page.template.generate(**values):
             file.write(piece.encode())
-    return {**_summary(values), "bytes": Path(out).stat().st_size}
+    absent = {"normal_missing": page.training.missing, "normal_changed": page.training.changed}
+    return {**_summary(values), **absent, "bytes": Path(out).stat().st_size}
 
 
 class _Page:
@@ -383,7 +386,7 @@ class _Training:
         self.fitted = provenance.fitted
         self.size = size  # to which the teacher resizes images
         self.missing = 0
-        self.changed = 0
+        self.changed = 0  # or of another folder with the same names
 
     def name(self, position: int) -> str:
         """Return the relative path of the training image at `position` in the fit; "" if unknown."""
@@ -396,14 +399,29 @@ class _Training:
         place = {i: position for position, i in enumerate(self.fitted)}
         scored = sorted((score, i) for i, score in enumerate(made.scores) if score is not None)
         number = min(_N_SUSPICIOUS, math.ceil(len(scored) / 5))
-        folder = self.root or Path(made.root)
         return [
-            _TrainingImage(place.get(i, -1 - i), made.files[i], str(folder / made.files[i]), score)
+            _TrainingImage(place.get(i, -1 - i), made.files[i], str(self._folder_of(i) / made.files[i]), score)
             for score, i in scored[:number]
         ]
 
+    def _folder_of(self, index: int) -> Path:
+        """Return the folder that labels are to name a training image in: the given one, if it holds that image."""
+        if self.root is not None:
+            with contextlib.suppress(ImageError):
+                if self._pixels(index) is not None:
+                    return self.root
+        return Path(self.made.root)
+
+    def _pixels(self, index: int) -> np.ndarray | None:
+        """Return the pixels of a training image, or None if they are not those of the fit."""
+        path = str(self.root / self.made.files[index])
+        pixels = as_images([path]).reduced(self.size)[0]
+        if self.made.digests and image_facts(path, pixels).digest != self.made.digests[index]:
+            return None
+        return pixels
+
     def pictures(self, positions: Sequence[int]) -> dict[int, str]:
-        """Return pictures of training images, and count those that cannot be read or have changed."""
+        """Return pictures of training images; count those that cannot be read, and those that are not of the fit."""
         pictures: dict[int, str] = {}
         if self.root is None:
             return pictures
@@ -411,15 +429,15 @@ class _Training:
             index = -1 - position if position < 0 else self.fitted[position] if position < len(self.fitted) else -1
             if index < 0:
                 continue
-            path = str(self.root / self.made.files[index])
             try:
-                pixels = as_images([path]).reduced(self.size)[0]
+                pixels = self._pixels(index)
             except ImageError:
                 self.missing += 1
                 continue
-            if self.made.digests and image_facts(path, pixels).digest != self.made.digests[index]:
+            if pixels is None:
                 self.changed += 1
-            pictures[position] = small_picture(pixels)
+            else:
+                pictures[position] = small_picture(pixels)
         return pictures
 
 
