@@ -495,7 +495,7 @@ def test_the_main_figures_are_means_of_unrounded_rows():
 def test_runs_on_fewer_images_are_compared_with_each_other_alone():
     rows = rows_of("view", "multimodal", default=[0.8], Transformaly=[0.7], embedding=[0.6], DN2=[0.75], PANDA=[0.65])
     lines = results.few_figures(results.Figures(rows))
-    assert lines[2:] == ["| view | multimodal | 80.0 | 70.0 | 60.0 | DN2 75.0 |"]
+    assert lines[2:] == ["| view | multimodal | 1 | 80.0 | 70.0 | 60.0 | DN2 75.0 |"]
 
 
 def test_lifts_stand_beside_the_papers():

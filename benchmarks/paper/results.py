@@ -132,10 +132,11 @@ def best_rival(figures: Figures, study: tuple[str, str]) -> str:
 def few_figures(figures: Figures) -> list[str]:
     """The library's defaults beside the paper's settings, of runs that had both learn from the same images."""
     methods = {"default": "default", "paper's settings": "Transformaly", "embedding alone": "embedding"}
-    lines = ["| " + " | ".join(["data set", "setting", *methods, "best rival"]) + " |", "|---" * 6 + "|"]
+    lines = ["| " + " | ".join(["data set", "setting", "classes", *methods, "best rival"]) + " |", "|---" * 7 + "|"]
     for study in figures.studies():
-        means = [figures.values(study, method).mean(axis=0) for method in methods.values()]
-        lines.append("| " + " | ".join([*study, *map(cell, means), best_rival(figures, study)]) + " |")
+        values = [figures.values(study, method) for method in methods.values()]
+        means = [cell(found.mean(axis=0)) for found in values]
+        lines.append("| " + " | ".join([*study, str(len(values[0])), *means, best_rival(figures, study)]) + " |")
     return lines
 
 

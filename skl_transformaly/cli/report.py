@@ -408,13 +408,13 @@ class _Training:
         """Return the folder that labels are to name a training image in: the given one, if it holds that image."""
         if self.root is not None:
             with contextlib.suppress(ImageError):
-                if self._pixels(index) is not None:
+                if self._pixels(self.root, index) is not None:
                     return self.root
         return Path(self.made.root)
 
-    def _pixels(self, index: int) -> np.ndarray | None:
+    def _pixels(self, root: Path, index: int) -> np.ndarray | None:
         """Return the pixels of a training image, or None if they are not those of the fit."""
-        path = str(self.root / self.made.files[index])
+        path = str(root / self.made.files[index])
         pixels = as_images([path]).reduced(self.size)[0]
         if self.made.digests and image_facts(path, pixels).digest != self.made.digests[index]:
             return None
@@ -430,7 +430,7 @@ class _Training:
             if index < 0:
                 continue
             try:
-                pixels = self._pixels(index)
+                pixels = self._pixels(self.root, index)
             except ImageError:
                 self.missing += 1
                 continue
