@@ -94,7 +94,8 @@ def markdown(table: str, study: Study, shown: str, seconds: float) -> str:
     figures = published.quoted(table, study.data.name)
     if figures:
         quoted = [f"*{figures[title]:.1f}*" if title in figures else "" for title, _, _ in columns]
-        lines.append("| *the paper: all images, other teachers* | " + " | ".join(quoted) + " |")
+        every = "" if len(study.labels()) == len(study.data.class_names) else " and classes"
+        lines.append(f"| *the paper: all images{every}, other teachers* | " + " | ".join(quoted) + " |")
     others = {name: figure for name, figure in figures.items() if name not in [title for title, _, _ in columns]}
     if others:
         lines += [
