@@ -16,11 +16,11 @@ from sklearn.utils import gen_batches
 from skl_transformaly._gaussian import GaussianDensity
 from skl_transformaly._space import FeatureSpace
 
-__all__ = ["least_normal", "near_duplicates"]
+__all__ = ["COPY_LEVELS", "least_normal", "near_duplicates"]
 
 # The 16 x 16 thumbnails of copies of an image, resized or compressed again, differ by at most about this many of 255
 # levels, those of different photographs by 5 or more (benchmarks/accuracy/NOTES.md).
-_LEVELS = 3.0
+COPY_LEVELS = 3.0
 # Where many images are nearly alike, such as those of one kind of parts under a fixed camera, copies must be far closer
 # than an image is to the nearest tenth of all others (at least ten); and if an image shows hardly anything, such as a
 # piece of sky, far closer than its contrast.
@@ -55,7 +55,7 @@ def near_duplicates(thumbnails: np.ndarray, groups: np.ndarray) -> np.ndarray:
         return groups
     sample = rows[np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE)).round().astype(int)]
     unit = np.sqrt(rows.shape[1])  # root mean square differences are distances in this unit
-    radius = np.minimum(_LEVELS, _SHARE * np.minimum(rows.std(axis=1), _usual_distances(rows, sample) / unit))
+    radius = np.minimum(COPY_LEVELS, _SHARE * np.minimum(rows.std(axis=1), _usual_distances(rows, sample) / unit))
     radius[~rows.any(axis=1)] = -1.0  # black, or unknown
     if not (radius > 0).any():
         return groups

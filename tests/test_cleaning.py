@@ -91,7 +91,7 @@ def test_a_chain_of_images_is_not_one_group(rng):
     found = _cleaning.near_duplicates(thumbnails, np.arange(120))
     for group in np.unique(found):
         members = thumbnails[found == group]
-        assert np.sqrt(((members[:, np.newaxis] - members) ** 2).mean(axis=2)).max() <= 2 * _cleaning._LEVELS
+        assert np.sqrt(((members[:, np.newaxis] - members) ** 2).mean(axis=2)).max() <= 2 * _cleaning.COPY_LEVELS
 
 
 def test_all_copies_are_found_where_images_are_compared_in_parts(rng, monkeypatch):

@@ -25,6 +25,7 @@ from skl_transformaly.cli._histogram import histogram, round_step
 from skl_transformaly.cli._provenance import Provenance, image_facts
 from skl_transformaly.cli.report import Origin, write_report
 from skl_transformaly.images._pixels import as_rgb
+from skl_transformaly.images._sequence import thumbnail_of
 
 HOSTILE = [
     "<script>window.hacked=1</script>.png",
@@ -332,6 +333,18 @@ def test_images_of_another_folder_are_not_shown_as_normal_ones(tmp_path, rng, tr
     assert "data:image" not in text[text.index('id="near"') :]
     named = [a["data-path"].rpartition("/")[0] for tag, a in page.tags if "data-path" in a]
     assert set(named) == {path_bytes(str(tmp_path / folder)) for folder in ("new", "normal")}  # labels go to these
+
+
+@pytest.mark.parametrize(("levels", "shown"), [(1, True), (20, False)])
+def test_pixels_of_another_decoder_are_the_same_image(tmp_path, rng, training, levels, shown):
+    detector = Bright()
+    pixels = [np.asarray(Image.open(tmp_path / "normal" / name)) for name in training.files]
+    detector.training_thumbnails_ = np.stack([thumbnail_of(image) for image in pixels])
+    for name, image in zip(training.files, pixels):
+        Image.fromarray(image + np.uint8(levels)).save(tmp_path / "normal" / name)
+    paths = make_images(tmp_path / "new", ["a.png"], rng)
+    summary = write_report(detector, paths, tmp_path / "r.html", origin=Origin(training))
+    assert (summary["normal_changed"] == 0) == shown
 
 
 def test_a_changed_training_image_is_said_to_be(tmp_path, rng, training):

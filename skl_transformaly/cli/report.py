@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from skl_transformaly._cleaning import COPY_LEVELS
 from skl_transformaly._explanation import PLAINLY, nearest, times_text
 from skl_transformaly._wrappers import innermost
 from skl_transformaly.cli._cards import (
@@ -42,6 +43,7 @@ from skl_transformaly.cli._provenance import ImageFacts, Provenance, describe, i
 from skl_transformaly.cli._trust import FalseAlarms, percent
 from skl_transformaly.images._folders import display_path
 from skl_transformaly.images._images import as_images
+from skl_transformaly.images._sequence import THUMBNAIL_SIZE, thumbnail_of
 from skl_transformaly.images._values import ImageError
 from skl_transformaly.teacher._protocol import find_places
 from skl_transformaly.utils._files import replacing
@@ -153,7 +155,7 @@ class _Page:
         self.root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
         self.template = _template(self.root)
         self.title, self.origin = title, origin
-        self.training = _Training(origin.made, normal_dir, getattr(self.inner.extractor_, "image_size_", None))
+        self.training = _Training(origin.made, normal_dir, self.inner)
 
     def values(self, cards: list[Card], unreadable: list[ImageFacts], limit: int) -> dict[str, Any]:
         """Return the variables of the template."""
@@ -374,7 +376,7 @@ class _TrainingImage:
 class _Training:
     """The images that a model was fitted on, if the model file names them and they still exist."""
 
-    def __init__(self, provenance: Provenance, normal_dir: str | os.PathLike | None, size: Sequence[int] | None):
+    def __init__(self, provenance: Provenance, normal_dir: str | os.PathLike | None, detector: Any):
         self.made = provenance
         self.root = None if normal_dir is None else Path(normal_dir)
         if normal_dir is None and provenance.own:
@@ -384,7 +386,9 @@ class _Training:
         self.learned = sum(score is not None for score in scores)
         self.known = {digest for digest, score in zip(provenance.digests, scores) if digest and score is not None}
         self.fitted = provenance.fitted
-        self.size = size  # to which the teacher resizes images
+        self.positions = {index: position for position, index in enumerate(self.fitted)}
+        self.thumbnails = getattr(detector, "training_thumbnails_", np.empty((0, THUMBNAIL_SIZE)))
+        self.size = getattr(detector.extractor_, "image_size_", None)  # to which the teacher resizes images
         self.missing = 0
         self.changed = 0  # or of another folder with the same names
 
@@ -396,11 +400,10 @@ class _Training:
     def suspicious(self) -> list[_TrainingImage]:
         """Return the images with the lowest held-out scores."""
         made = self.made
-        place = {i: position for position, i in enumerate(self.fitted)}
         scored = sorted((score, i) for i, score in enumerate(made.scores) if score is not None)
         number = min(_N_SUSPICIOUS, math.ceil(len(scored) / 5))
         return [
-            _TrainingImage(place.get(i, -1 - i), made.files[i], str(self._folder_of(i) / made.files[i]), score)
+            _TrainingImage(self.positions.get(i, -1 - i), made.files[i], str(self._folder_of(i) / made.files[i]), score)
             for score, i in scored[:number]
         ]
 
@@ -413,12 +416,17 @@ class _Training:
         return Path(self.made.root)
 
     def _pixels(self, root: Path, index: int) -> np.ndarray | None:
-        """Return the pixels of a training image, or None if they are not those of the fit."""
+        """Return the pixels of a training image, or None if it is another image than in the fit."""
         path = str(root / self.made.files[index])
         pixels = as_images([path]).reduced(self.size)[0]
-        if self.made.digests and image_facts(path, pixels).digest != self.made.digests[index]:
+        if not self.made.digests or image_facts(path, pixels).digest == self.made.digests[index]:
+            return pixels
+        # another decoder gives slightly other pixels
+        position = self.positions.get(index, len(self.thumbnails))
+        if position >= len(self.thumbnails) or not self.thumbnails[position].any():
             return None
-        return pixels
+        difference = thumbnail_of(pixels).astype(np.float64) - self.thumbnails[position]
+        return pixels if np.sqrt(np.mean(difference**2)) <= COPY_LEVELS else None
 
     def pictures(self, positions: Sequence[int]) -> dict[int, str]:
         """Return pictures of training images; count those that cannot be read, and those that are not of the fit."""

@@ -18,7 +18,7 @@ from skl_transformaly.images._pixels import eight_bits, least_side
 from skl_transformaly.images._values import SKIP_ADVICE, ImageError, faint_text, faintness
 from skl_transformaly.utils._warnings import warn_user
 
-__all__ = ["DIGEST_SIZE", "THUMBNAIL_SIZE", "Images"]
+__all__ = ["DIGEST_SIZE", "THUMBNAIL_SIZE", "Images", "thumbnail_of"]
 
 # Bytes of the digest by which a picture is recognised.
 DIGEST_SIZE = 16
@@ -210,7 +210,7 @@ class Images(Sequence):
 
     def _recognise(self, i: int, image: np.ndarray) -> None:
         if self.thumbnails is not None and i not in self.thumbnails:
-            self.thumbnails[i] = _thumbnail(image)
+            self.thumbnails[i] = thumbnail_of(image)
         if i not in self.digests:
             faint = faintness(image)
             if faint is not None:
@@ -241,7 +241,8 @@ def _in_part(functions: Sequence[Callable[..., Any]], starts: np.ndarray, i: int
     return functions[part](i - int(starts[part]), **options)
 
 
-def _thumbnail(image: np.ndarray) -> np.ndarray:
+def thumbnail_of(image: np.ndarray) -> np.ndarray:
+    """Small version of an image, (THUMBNAIL_SIZE,), uint8; zeros of rows of numbers that may be no pixels."""
     colours = eight_bits(image)
     if colours.dtype != np.uint8:  # Pillow has no floats in colour, and cuts grey ones off to integers
         if colours.min() < 0 or colours.max() > 1:  # rows of numbers that may be no pixels
