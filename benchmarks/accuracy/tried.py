@@ -156,6 +156,18 @@ def standardised(of_test: np.ndarray, held_out: np.ndarray) -> np.ndarray:
     return (of_test - held_out.mean()) / held_out.std()
 
 
+def by_noise(known: Tensor, tokens: Tensor) -> dict[str, np.ndarray]:
+    """Scores of test images by networks that learn from four fifths of the `known` images, scaled by the rest."""
+    shuffled = torch.from_numpy(np.random.default_rng(0).permutation(len(known)))
+    fifth, rest = shuffled.tensor_split([len(known) // FOLDS])
+    scores = {}
+    for name, noise in NOISES.items():
+        for attention in (False, True):
+            network = Discriminator(known[rest], noise, attention)
+            scores[name + ", attention" * attention] = standardised(network.score(tokens), network.score(known[fifth]))
+    return scores
+
+
 def study(data: Data, options: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
     """AUROC of each idea alone and beside the teacher's spaces, a pair for each class."""
     test = as_images(data.images[data.n_train :])
@@ -173,7 +185,8 @@ def study(data: Data, options: argparse.Namespace) -> dict[str, list[tuple[float
         models.append((detector, images, Students(detector.extractor_, images)))
     teacher = models[0][0].extractor_
     batches = [[model[2].features(seen) for model in models] for _, seen in passes(teacher, test)]
-    tokens, embeddings = patch_tokens(teacher, test), teacher.transform(test)
+    embeddings = teacher.transform(test)
+    tokens = patch_tokens(teacher, test) if options.noise else None
     for number, (label, (detector, images, students)) in enumerate(zip(options.classes, models)):
         _, normal = data.task(SETTINGS[options.setting], label)
         of_test = _gather(batch[number] for batch in batches)
@@ -188,14 +201,8 @@ def study(data: Data, options: argparse.Namespace) -> dict[str, list[tuple[float
         density = resolve_density("gaussian", discrepancy=True).fit(residual)
         new = np.log(of_test["default"]) - RidgeCV(ALPHAS).fit(own, z).predict(embeddings)
         found["difficulty taken out"] = standardised(density.score_samples(new), density.held_out_scores(residual))
-        known = patch_tokens(teacher, images)
-        shuffled = torch.from_numpy(np.random.default_rng(0).permutation(len(known)))
-        fifth, rest = shuffled.tensor_split([len(known) // FOLDS])
-        for name, noise in NOISES.items() if options.noise else ():
-            for attention in (False, True):
-                network = Discriminator(known[rest], noise, attention)
-                score = standardised(network.score(tokens), network.score(known[fifth]))
-                found[name + ", attention" * attention] = score
+        if tokens is not None:
+            found.update(by_noise(patch_tokens(teacher, images), tokens))
         for name, score in found.items():
             both = (roc_auc_score(normal, score), roc_auc_score(normal, base + score))
             result[name].append(tuple(100 * value for value in both))
