@@ -4,6 +4,7 @@ import builtins
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 import skl_transformaly
 from skl_transformaly import ConformalDetector, ImageError, ModelFileError, RidgeStudents, distributed, load, save
 from skl_transformaly.distributed import fit_detector, fit_students, map_detector
-from skl_transformaly.utils._torch import limited_threads, single_threaded_blas
+from skl_transformaly.utils._torch import limited_threads, own_settings, single_threaded_blas
 
 da = pytest.importorskip("dask.array", reason="dask is not installed")
 import dask
@@ -281,6 +282,44 @@ def test_limits_of_threads_end_with_the_last():
     assert torch.get_num_threads() == before
 
 
+def test_a_thread_that_leaves_before_the_last_is_not_limited_for_ever():
+    """torch's number is each thread's own: nobody else can put it back."""
+    before = torch.get_num_threads()
+    own, other = limited_threads(before + 1), limited_threads(before + 2)
+
+    @own_settings()
+    def compute():
+        return torch.get_num_threads()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(own.__enter__).result()
+        other.__enter__()
+        pool.submit(own.__exit__, None, None, None).result()
+        other.__exit__(None, None, None)
+        assert pool.submit(compute).result() == before
+
+
+def test_a_limit_within_another_gives_it_back():
+    before = torch.get_num_threads()
+    with limited_threads(before + 1):
+        with limited_threads(before + 2):
+            assert torch.get_num_threads() == before + 2
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_a_thread_that_begins_within_a_limit_does_not_take_it_for_the_number_to_be_put_back():
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(1) as pool:
+        with limited_threads(before + 1):
+            assert pool.submit(torch.get_num_threads).result() == before + 1
+        limit = limited_threads(before + 2)
+        pool.submit(limit.__enter__).result()
+        pool.submit(limit.__exit__, None, None, None).result()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == before
+
+
 def test_threads_of_blas_are_limited_until_the_last_is_out():
     def threads():
         return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
@@ -294,6 +333,37 @@ def test_threads_of_blas_are_limited_until_the_last_is_out():
         assert set(threads()) == {1}
         second.__exit__(None, None, None)
         assert threads() == before
+
+
+def test_any_thread_limits_those_of_blas_and_lets_others_do_so():
+    """Also after another one did, as the first of a server's threads, and whichever leaves last."""
+
+    def threads():
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    def limited(_):
+        with single_threaded_blas():
+            return threads()
+
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        with single_threaded_blas():
+            pass
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(limited, None).result() == {1}
+            entered = single_threaded_blas()
+            pool.submit(entered.__enter__).result()
+            with single_threaded_blas():
+                pool.submit(entered.__exit__, None, None, None).result()
+                assert threads() == {1}
+            assert threads() == before
+
+        def limit_as_others_do():
+            with threadpool_limits(1, user_api="blas"):
+                return threads()
+
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(limit_as_others_do).result() == {1}
 
 
 # Fits

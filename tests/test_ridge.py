@@ -1,5 +1,7 @@
 """Students in closed form: what they are, that batches do not matter, and that an image is left out exactly."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from test_extractor import FAMILIES
 
 from skl_transformaly import RidgeStudents, save
 from skl_transformaly.images._images import as_images
-from skl_transformaly.students import _regression
+from skl_transformaly.students import _regression, _ridge
 from skl_transformaly.students._regression import Layout
 from skl_transformaly.utils._cache import Cache
 
@@ -123,11 +125,11 @@ def test_residuals_are_predictions_less_outputs(tokens, residual, rng):
 def test_solving_leaves_targets_as_they_are(rng):
     """Also those of one column, which are turned without a copy."""
     for columns in (1, 3):
-        targets = rng.normal(size=(2, 4, columns)).astype(np.float32)
-        before = targets.copy()
-        systems = np.stack([2 * np.eye(4, dtype=np.float32)] * 2)
-        np.testing.assert_allclose(_regression._solve_each(systems, targets), before / 2, rtol=1e-6)
-        np.testing.assert_array_equal(targets, before)
+        targets = torch.from_numpy(rng.normal(size=(2, 4, columns)).astype(np.float32))
+        before = targets.clone()
+        systems = torch.stack([2 * torch.eye(4)] * 2)
+        torch.testing.assert_close(_regression._solve_each(systems, targets), before / 2)
+        assert torch.equal(targets, before)
 
 
 def test_residuals_for_maps_do_not_hold_their_batch(images):
@@ -146,7 +148,8 @@ def test_systems_with_small_pivots_are_solved_as_in_float64(least, rng):
     system = ((basis * [least, 1, 1, 1, 1, 1]) @ basis.T).astype(np.float32)
     target = rng.normal(size=(6, 2)).astype(np.float32)
     expected = np.linalg.solve(system.astype(np.float64), target)
-    np.testing.assert_allclose(_regression._solve_each(system[np.newaxis], target[np.newaxis])[0], expected, rtol=1e-5)
+    found = _regression._solve_each(*(torch.from_numpy(part)[None] for part in (system, target)))[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_an_accelerator_solves_what_is_easy_and_leaves_the_rest_to_lapack(rng, monkeypatch):
@@ -311,3 +314,42 @@ def test_rows_of_maps_are_places_with_their_neighbourhoods(channels_last, side, 
         np.testing.assert_allclose(target[:, row], output[:, i, j] - x[:, i, j], rtol=1e-6)
     assert local.shape[1] == len(places)
     np.testing.assert_allclose(context, np.column_stack([x.mean((1, 2)), np.ones(2)]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 95, 96, 97, 250])
+@pytest.mark.parametrize("inverted", [_regression._inverted, _regression._inverted_by_torch])
+def test_the_inverse_of_a_definite_matrix(size, inverted, rng):
+    rows = rng.normal(size=(3 * size, size))
+    matrix = rows.T @ rows
+    found = inverted(torch.from_numpy(matrix.copy())).numpy()
+    np.testing.assert_allclose(found, np.linalg.inv(matrix), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("inverted", [_regression._inverted, _regression._inverted_by_torch])
+def test_a_matrix_that_is_not_definite_is_an_error_that_names_the_ridge(inverted):
+    with pytest.raises(np.linalg.LinAlgError, match="column 3.*ridge"):
+        inverted(torch.tensor(np.diag([1.0, 2.0, -1.0, 4.0])))
+
+
+def test_students_do_not_depend_on_how_many_blocks_are_solved_at_a_time(images, monkeypatch):
+    threads = torch.get_num_threads()
+    together = RidgeStudents(n_blocks=3, extractor=tiny_extractor()).fit(images)
+    monkeypatch.setattr(_ridge, "_SOLVED_AT_ONCE", 1)
+    alone = RidgeStudents(n_blocks=3, extractor=tiny_extractor()).fit(images)
+    for one, other in zip(together.local_weights_, alone.local_weights_):
+        np.testing.assert_array_equal(one, other)
+    assert torch.get_num_threads() == threads
+
+
+def test_sums_travel_as_arrays_of_the_cpu(images):
+    """Those of a worker's GPU are added up on machines that have none."""
+    students = RidgeStudents(n_blocks=2, extractor=tiny_extractor()).partial_fit(images)
+    sums = students._sums[students.block_indices_[0]]
+    state = sums.__getstate__()
+    assert all(isinstance(part, np.ndarray) for part in [*state["parts"], *state["origin"]])
+    loaded = pickle.loads(pickle.dumps(sums))
+    for one, other in zip([*loaded.parts, *loaded.origin], [*sums.parts, *sums.origin], strict=True):
+        assert torch.equal(one, other)
+    total = loaded.copy()
+    total.add(sums.copy().parts)
+    torch.testing.assert_close(total.parts[0], 2 * sums.parts[0])

@@ -130,6 +130,8 @@ class TrainingMeasures:
         """Measures (B, k) at the j-th block, with each image included and left out; residuals are kept for maps."""
         student = self.students.students_[j]
         residual = residual_of(student, args, {}, output)
+        # on an accelerator they stay there, instead of being copied for each batch
+        self._solutions[j] = tuple(part.to(residual) for part in self._solutions[j])
         left_out = leave_out(student, args[0], output, residual, self._solutions[j], self.duplicates[positions])
         seen = block_measures(self.students.measures_, args[0], output, residual)
         unseen = seen.to(left_out, copy=True)  # updates do not depend on students

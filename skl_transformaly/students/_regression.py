@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.linalg import cho_factor, lapack
+from scipy.linalg import lapack
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skl_transformaly.teacher._protocol import count_prefix_tokens
-from skl_transformaly.utils._torch import at_least_float32, single_threaded_blas
+from skl_transformaly.utils._torch import at_least_float32, limited_threads, single_threaded_blas
 
 __all__ = ["Layout", "RidgeStudent", "Sums", "leave_out"]
 
@@ -25,7 +24,9 @@ _PLACES = 100
 _NEIGHBOURHOOD = 1200
 # Products of fewer columns are not split, which would take longer.
 _LEAST_BLOCK = 96
-# Systems with smaller pivots are solved in float64.
+# Systems of fewer operations altogether are solved by one thread, in less time than others would need to begin.
+_LEAST_SHARED = 3e7
+# Systems in float32 with smaller pivots are solved in float64.
 _LEAST_PIVOT = 1e-2
 
 
@@ -180,15 +181,30 @@ class RidgeStudent(nn.Module):
 
 
 class Sums:
-    """Products of features and targets of one block, added up over images, in float64."""
+    """Products of features and targets of one block, added up over images, in float64.
+
+    They stay on CUDA devices, which add and solve them in a small part of the time of their way to the CPU; other
+    accelerators may lack float64. Pickled ones hold NumPy arrays, which load wherever they are needed.
+    """
 
     def __init__(self, layout: Layout, size: tuple[int, int], origin: tuple[Tensor, Tensor] | None = None):
         self.layout = layout
         self.size = size
-        self.parts: list[np.ndarray] = []
+        self.parts: list[Tensor] = []
         self.origin = origin
 
-    def products(self, x: Tensor, output: Tensor) -> list[np.ndarray]:
+    def __getstate__(self) -> dict[str, Any]:
+        arrays = {"parts": [part.cpu().numpy() for part in self.parts]}
+        if self.origin is not None:
+            arrays["origin"] = [part.cpu().numpy() for part in self.origin]
+        return {**self.__dict__, **arrays}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, parts=[torch.from_numpy(part) for part in state["parts"]])
+        if self.origin is not None:
+            self.origin = torch.from_numpy(state["origin"][0]), torch.from_numpy(state["origin"][1])
+
+    def products(self, x: Tensor, output: Tensor) -> list[Tensor]:
         """Return the products of a batch of images, for `add`."""
         local, context, target = self.layout.rows(x, output)
         if self.origin is None:
@@ -206,20 +222,20 @@ class Sums:
             flat.T @ target.reshape(-1, target.shape[2]),
             context.T @ target.sum(1),
         ]
-        return [product.cpu().double().numpy() for product in found]
+        return [(product if product.device.type == "cuda" else product.cpu()).double() for product in found]
 
-    def add(self, products: list[np.ndarray]) -> None:
+    def add(self, products: list[Tensor]) -> None:
         """Add what `products` returned, which belongs to the sums from then on."""
         if not self.parts:
             self.parts = products
             return
         for part, product in zip(self.parts, products):
-            part += product
+            part += product.to(part.device)
 
     def copy(self) -> Sums:
         """Return a copy that can be added to without changing these sums."""
-        copied = copy.copy(self)
-        copied.parts = [part.copy() for part in self.parts]
+        copied = Sums(self.layout, self.size, self.origin)
+        copied.parts = [part.clone() for part in self.parts]
         return copied
 
     def emptied(self) -> Sums:
@@ -236,23 +252,25 @@ class Sums:
                 total.add(sums.copy().parts)
         return total
 
-    def solve(self, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+    def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
         """Return the coefficients (F + Q, C_out) and the inverse of the regularised products (F + Q, F + Q).
 
         The penalty of each feature is in units of its variance; the constant is not penalised.
         """
         products, targets = self._products()
-        count = products[-1, -1]
-        variance = np.diag(products) / count - (products[-1] / count) ** 2
-        usable = variance > 1e-12 * np.maximum(np.diag(products) / count, np.finfo(float).tiny)
-        scale = np.where(usable, np.sqrt(np.maximum(variance, 0)), 1.0)
-        products /= scale
-        products /= scale[:, np.newaxis]
-        penalty = np.full(len(products), ridge * count)
+        count = products[-1, -1].clone()
+        squares = products.diagonal() / count
+        variance = squares - (products[-1] / count).square()
+        usable = variance > 1e-12 * squares.clamp(min=np.finfo(float).tiny)
+        scale = torch.where(usable, variance.clamp(min=0).rsqrt(), 1.0)
+        products *= scale
+        products *= scale[:, None]
+        penalty = (count * ridge).repeat(len(scale))
         penalty[-1] = 1e-12 * count
-        products[np.diag_indices_from(products)] += penalty
-        inverse = _inverted(products) / scale
-        inverse /= scale[:, np.newaxis]
+        products.diagonal().add_(penalty)
+        inverse = _inverted(products)
+        inverse *= scale
+        inverse *= scale[:, None]
         return inverse @ targets, inverse
 
     def taken_from(
@@ -263,7 +281,7 @@ class Sums:
         `inverse` is P^-1 of the sums P b = Y that it was solved from, `origin` what their features are centred on.
         Without the products G and T of some images, the solution is b + (P - G)^-1 (G b - T).
         """
-        products, targets = self._products()
+        products, targets = (found.cpu().numpy() for found in self._products())
         weights = np.vstack([local.T, context.T]).astype(np.float64)
         shift = np.concatenate(origin).astype(np.float64)
         weights[-1] += shift @ weights
@@ -276,10 +294,10 @@ class Sums:
         weights = weights.astype(local.dtype)
         return np.ascontiguousarray(weights[: local.shape[1]].T), np.ascontiguousarray(weights[local.shape[1] :].T)
 
-    def _products(self) -> tuple[np.ndarray, np.ndarray]:
+    def _products(self) -> tuple[Tensor, Tensor]:
         """Products of all features with each other, (F + Q, F + Q), and with the targets, (F + Q, C_out)."""
         ll, lc, cc, ly, cy = self.parts
-        return np.block([[ll, lc], [lc.T, cc]]), np.vstack([ly, cy])
+        return torch.cat([torch.cat([ll, lc], dim=1), torch.cat([lc.T, cc], dim=1)]), torch.cat([ly, cy])
 
 
 def _gram(rows: Tensor) -> Tensor:
@@ -292,11 +310,34 @@ def _gram(rows: Tensor) -> Tensor:
     return torch.cat([torch.cat([_gram(left), corner], dim=1), torch.cat([corner.T, _gram(right)], dim=1)])
 
 
-def _inverted(matrix: np.ndarray) -> np.ndarray:
-    """Inverse of a symmetric positive definite matrix."""
-    factor, _ = cho_factor(matrix, lower=True)
-    half = np.tril(lapack.dpotri(factor, lower=1)[0])
-    return half + np.tril(half, -1).T
+def _inverted(matrix: Tensor) -> Tensor:
+    """Inverse of a symmetric positive definite matrix in float64, which is overwritten."""
+    if matrix.device.type != "cpu":
+        return _inverted_by_torch(matrix)
+    factor, failed = lapack.dpotrf(matrix.numpy().T, lower=1, clean=0, overwrite_a=1)
+    _require_definite(failed)
+    inverse = torch.from_numpy(lapack.dpotri(factor, lower=1, overwrite_c=1)[0].T)
+    for start in range(0, len(inverse), _LEAST_BLOCK):  # of which only the upper triangle is the inverse so far
+        rows = slice(start, start + _LEAST_BLOCK)
+        inverse[rows, :start] = inverse[:start, rows].T
+        corner = inverse[rows, rows].triu()
+        inverse[rows, rows] = corner + corner.triu(1).T
+    return inverse
+
+
+def _inverted_by_torch(matrix: Tensor) -> Tensor:
+    """As `_inverted`, on an accelerator."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    _require_definite(int(failed))
+    return torch.cholesky_inverse(factor)
+
+
+def _require_definite(failed: int) -> None:
+    if failed:
+        raise np.linalg.LinAlgError(
+            f"The products of a block's features are not positive definite in column {failed}. Give students a larger "
+            "ridge."
+        )
 
 
 def leave_out(
@@ -316,7 +357,7 @@ def leave_out(
         local, context, target = layout.rows(x, output)
         shift = F.linear(context, student.context.to(local.dtype)).unsqueeze(1)
         seen = F.linear(local, student.local.to(local.dtype)) + shift - target
-    inverse, *origin = (part.to(local) for part in solution)
+    inverse, *origin = solution
     size = local.shape[2]
     local, context = local - origin[0], context - origin[1]
     weight = torch.from_numpy(duplicates.astype(np.float32)).to(local)[:, None, None]
@@ -342,9 +383,7 @@ def leave_out(
 
 def _solve_systems(systems: Tensor, targets: Tensor) -> Tensor:
     """Solve symmetric systems (B, R, R), which may be overwritten, for targets (B, R, C), on the tensors' device."""
-    if systems.device.type == "cpu":
-        return torch.from_numpy(_solve_each(systems.numpy(), targets.numpy()))
-    return _solve_together(systems, targets)
+    return (_solve_each if systems.device.type == "cpu" else _solve_together)(systems, targets)
 
 
 def _solve_together(systems: Tensor, targets: Tensor) -> Tensor:
@@ -353,39 +392,59 @@ def _solve_together(systems: Tensor, targets: Tensor) -> Tensor:
     safe = (failed == 0) & (factors.diagonal(dim1=1, dim2=2).amin(1).square() > _LEAST_PIVOT)
     solutions = torch.cholesky_solve(targets, factors)
     if not safe.all():
-        exact = _solve_each(systems[~safe].cpu().numpy(), targets[~safe].cpu().numpy())
-        solutions[~safe] = torch.from_numpy(exact).to(solutions)
+        solutions[~safe] = _solve_each(systems[~safe].cpu(), targets[~safe].cpu()).to(solutions)
     return solutions
 
 
-def _solve_each(systems: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Solve symmetric systems (B, R, R), which are overwritten, for targets (B, R, C), several at a time.
+def _solve_each(systems: Tensor, targets: Tensor) -> Tensor:
+    """Solve symmetric systems (B, R, R), which are overwritten, for targets (B, R, C), several at a time on a CPU.
 
-    This uses LAPACK, since torch's solver sometimes found pivots of 0 while other threads were running. BLAS is limited
-    to one thread: on matrices this small, its threads wait for each other, the longer the busier the machine is.
+    Each is solved by one thread: on matrices this small, several would wait for each other, the longer the busier the
+    machine is.
     """
-    # in LAPACK's memory order, which avoids copies; torch transposes faster than NumPy
-    solutions = torch.from_numpy(targets).transpose(1, 2).clone(memory_format=torch.contiguous_format).numpy()
+    count, size, columns = targets.shape
     threads = torch.get_num_threads()
-    with single_threaded_blas(), ThreadPoolExecutor(threads) as pool:
-        list(pool.map(_solve_part, np.array_split(systems, threads), np.array_split(solutions, threads)))
-    return solutions.transpose(0, 2, 1)
+    with limited_threads(1), single_threaded_blas():
+        if threads == 1 or count * size**2 * (size / 3 + 2 * columns) < _LEAST_SHARED:
+            return _solve_part(systems, targets)
+        with ThreadPoolExecutor(threads) as pool:
+            return torch.cat(list(pool.map(_solve_part, systems.tensor_split(threads), targets.tensor_split(threads))))
 
 
-def _solve_part(systems: np.ndarray, solutions: np.ndarray) -> None:
-    """Solve systems (B, R, R) for the targets (B, C, R) in `solutions`, and overwrite both."""
-    for system, solution in zip(systems, solutions):
-        diagonal = system.diagonal().copy()
-        if system.dtype == np.float32:
-            factor, failed = lapack.spotrf(system.T, lower=1, clean=0, overwrite_a=1)
-            if not failed and factor.diagonal().min() ** 2 > _LEAST_PIVOT:
-                solution[:] = lapack.spotrs(factor, solution.T, lower=1, overwrite_b=1)[0].T
-                continue
-            # this image alone determines some coefficients: float32 is too coarse to leave it out
-            half = np.tril(system, -1).astype(np.float64)  # the strict lower triangle was not overwritten
-            system = half + half.T
-            np.fill_diagonal(system, diagonal)
-        _, solved, failed = lapack.dposv(system, solution.T, lower=1)
-        if failed:  # indefinite because of rounding
-            solved = np.linalg.solve(system, solution.T.astype(np.float64))
-        solution[:] = solved.T
+def _solve_part(systems: Tensor, targets: Tensor) -> Tensor:
+    """Solve systems (B, R, R), which are overwritten, for targets (B, R, C).
+
+    LAPACK factors them, since torch's solver sometimes found pivots of 0 while other threads were running. torch's BLAS
+    substitutes: in the wheels of scipy, OpenBLAS takes two to three times as long where it uses AVX-512.
+    """
+    diagonals = systems.diagonal(dim1=1, dim2=2).clone()
+    # if one image alone determines some coefficients, pivots are small, and float32 is too coarse to leave it out
+    least = _LEAST_PIVOT if systems.dtype == torch.float32 else 0
+    failed = [i for i, system in enumerate(systems.numpy()) if not _factor(system) > least]
+    solutions = _substitute(systems, targets)
+    for i in failed:
+        half = systems[i].tril(-1).double()  # the strict lower triangle was not overwritten
+        solutions[i] = _solve_exactly(half + half.T + diagonals[i].double().diag(), targets[i].double())
+    return solutions
+
+
+def _factor(system: np.ndarray) -> float:
+    """Overwrite the upper triangle of a symmetric system with its Cholesky factor; return the least pivot, or 0."""
+    potrf = lapack.spotrf if system.dtype == np.float32 else lapack.dpotrf
+    # the transpose is in LAPACK's memory order, which avoids copies
+    factor, failed = potrf(system.T, lower=1, clean=0, overwrite_a=1)
+    return 0.0 if failed else float(factor.diagonal().min() ** 2)
+
+
+def _substitute(factors: Tensor, targets: Tensor) -> Tensor:
+    """Solve systems (..., R, R) for targets (..., R, C), given their upper factors."""
+    halfway = torch.linalg.solve_triangular(factors.mT, targets, upper=False)
+    return torch.linalg.solve_triangular(factors, halfway, upper=True)
+
+
+def _solve_exactly(system: Tensor, target: Tensor) -> Tensor:
+    """Solve a symmetric system (R, R) in float64 for a target (R, C)."""
+    factor = system.clone()
+    if _factor(factor.numpy()) > 0:
+        return _substitute(factor, target)
+    return torch.from_numpy(np.linalg.solve(system.numpy(), target.numpy()))  # indefinite because of rounding

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -28,12 +29,14 @@ from skl_transformaly.utils._compat import Interval, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
 from skl_transformaly.utils._labels import group_sizes
 from skl_transformaly.utils._progress import Progress
-from skl_transformaly.utils._torch import own_settings, single_threaded_blas
+from skl_transformaly.utils._torch import limited_threads, own_settings, single_threaded_blas
 
 __all__ = ["RidgeStudents"]
 
 # Inputs and outputs of the teacher's blocks are recorded on disk up to this size; beyond it, the teacher runs twice.
 _RECORDED_BYTES = 2**30
+# At most so many blocks are solved at a time: each takes some matrices of all its features in float64.
+_SOLVED_AT_ONCE = 4
 
 
 class RidgeStudents(ImitationMixin, BaseEstimator):
@@ -298,7 +301,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         if record:
             self._recording = recording
 
-        def run(part: Part) -> dict[int, list[np.ndarray]]:
+        def run(part: Part) -> dict[int, list[Tensor]]:
             found = {}
 
             def visit(index, block, args, kwargs, output):
@@ -323,28 +326,35 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
                 progress.update(len(positions))
 
     def _solution(self, sums: dict[int, Sums]) -> tuple[list, list, list, list, list]:
-        """Layouts, sizes, coefficients and inverses by block; `sums` is emptied, so that each is freed early."""
+        """Layouts, sizes, coefficients and inverses by block; `sums` is emptied, so that each is freed early.
+
+        On a CPU several blocks are solved at a time, each by one thread: threads that share a matrix wait for each
+        other, the longer the busier the machine is.
+        """
         indices = self.block_indices_.tolist()
-        dtype = np.float64 if getattr(self.extractor_, "precision_", None) == "float64" else np.float32
-        layouts, sizes, local, context, inverses = [], [], [], [], []
-        for index in indices:
+        dtype = torch.float64 if getattr(self.extractor_, "precision_", None) == "float64" else torch.float32
+
+        def solve(index: int) -> tuple:
             block = sums.pop(index)
-            if not all(np.isfinite(part).all() for part in block.parts):
+            if not all(part.isfinite().all() for part in block.parts):
                 raise FloatingPointError(
                     f"Block {index} of the teacher returned a value that is not finite. Give the extractor "
                     "precision='float32'."
                 )
             assert block.origin is not None  # set when the block runs
             split = len(block.parts[0])
-            with single_threaded_blas():
-                coefficients, inverse = block.solve(self.ridge)
-            layouts.append(block.layout)
-            sizes.append(block.size)
-            origin = [part.cpu().double().numpy() for part in block.origin]
-            coefficients[-1] -= np.concatenate(origin) @ coefficients
-            local.append(np.ascontiguousarray(coefficients[:split].T, dtype=dtype))
-            context.append(np.ascontiguousarray(coefficients[split:].T, dtype=dtype))
-            inverses.append((inverse.astype(dtype), *(part.astype(dtype) for part in origin)))
+            coefficients, inverse = block.solve(self.ridge)
+            origin = [part.to(inverse) for part in block.origin]
+            coefficients[-1] -= torch.cat(origin) @ coefficients
+            weights = coefficients.T.to(dtype).cpu()
+            kept = tuple(part.to(dtype).cpu().numpy() for part in (inverse, *origin))
+            local, context = (part.contiguous().numpy() for part in (weights[:, :split], weights[:, split:]))
+            return block.layout, block.size, local, context, kept
+
+        on_cpu = all(block.parts[0].device.type == "cpu" for block in sums.values())
+        at_once = min(_SOLVED_AT_ONCE, torch.get_num_threads()) if on_cpu else 1
+        with limited_threads(1), single_threaded_blas(), ThreadPoolExecutor(at_once) as pool:
+            layouts, sizes, local, context, inverses = map(list, zip(*pool.map(solve, indices)))
         return layouts, sizes, local, context, inverses
 
     @property

@@ -101,6 +101,7 @@ _OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory",
 def own_settings() -> Iterator[None]:
     """Compute as if the caller had set nothing: no autocast, inference mode, default device, or ban on gradients."""
     _leave_threads_to_the_parent()
+    _catch_up()
     _take_buffers()
     with contextlib.ExitStack() as stack:
         stack.enter_context(np.errstate(under="ignore"))  # tiny products are zero, whatever the caller wants to hear of
@@ -238,26 +239,69 @@ _limits_lock = threading.Lock()
 _unlimited = 0
 
 
+class _Own(threading.local):
+    """What a thread has to do with limits.
+
+    Attributes
+    ----------
+    within : list of int
+        Limits that it is within.
+    behind : bool or None
+        Whether its number is still a limit, though it left; None if it was never within.
+    """
+
+    def __init__(self) -> None:
+        self.within: list[int] = []
+        self.behind: bool | None = None
+
+
+_own = _Own()
+
+
 @contextlib.contextmanager
 def limited_threads(n: int) -> Iterator[None]:
     """Let this thread's torch operations use `n` threads within.
 
-    torch keeps one number for the process and OpenMP one for each thread. Several threads may be within at a time; the
-    last to leave restores the process's number.
+    torch and MKL keep one number for the process, which threads that begin within take over, and OpenMP one for each
+    thread. Several threads may be within at a time; the last to leave restores the process's number, and the others
+    catch up when they compute again.
     """
     global _unlimited
     with _limits_lock:
-        if not _limits:
-            _unlimited = torch.get_num_threads()
+        if not _limits and not _own.behind:  # of a thread that is behind, the number is a limit: the last one holds
+            _unlimited = _process_threads() if _own.behind is None else torch.get_num_threads()
         _limits.append(n)
+        _own.within.append(n)
         torch.set_num_threads(n)
     try:
         yield
     finally:
         with _limits_lock:
             _limits.remove(n)
+            _own.within.remove(n)
+            _own.behind = bool(_limits) and not _own.within
+            if _own.within:
+                torch.set_num_threads(_own.within[-1])
+            elif not _limits:
+                torch.set_num_threads(_unlimited)
+
+
+def _process_threads() -> int:
+    """The process's number, as a new thread has it: one that was never within may have taken a limit over."""
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def _catch_up() -> None:
+    """Let this thread use as many threads as it did before :class:`limited_threads`, once no thread is within."""
+    if _own.behind:
+        with _limits_lock:
             if not _limits:
                 torch.set_num_threads(_unlimited)
+                _own.behind = False
 
 
 @functools.cache
@@ -278,7 +322,8 @@ def single_threaded_blas() -> Iterator[None]:
     global _inside_single, _before_single
     with _limits_lock:
         if not _inside_single:
-            _before_single = _thread_pools().limit(limits=1, user_api="blas")
+            with _any_thread_may_limit():
+                _before_single = _thread_pools().limit(limits=1, user_api="blas")
         _inside_single += 1
     try:
         yield
@@ -286,4 +331,29 @@ def single_threaded_blas() -> Iterator[None]:
         with _limits_lock:
             _inside_single -= 1
             if not _inside_single:
-                _before_single.restore_original_limits()
+                with _any_thread_may_limit():
+                    _before_single.restore_original_limits()
+
+
+@contextlib.contextmanager
+def _any_thread_may_limit() -> Iterator[None]:
+    """Limit OpenBLAS within from whatever thread, and afterwards from any other.
+
+    Newer versions of threadpoolctl let the first thread that does so keep all others from it, without a word: here
+    one sets the limit, and another may put it back.
+    """
+    release = _releases()
+    for function in release:
+        function(force=True)
+    try:
+        yield
+    finally:
+        for function in release:
+            function(force=True)
+
+
+@functools.cache
+def _releases() -> list[Any]:
+    """What lets any thread limit a library."""
+    pools = _thread_pools().lib_controllers
+    return [pool.clear_controlling_thread for pool in pools if hasattr(pool, "clear_controlling_thread")]
