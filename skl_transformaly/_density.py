@@ -185,8 +185,13 @@ def fit_density(density: Any, X: np.ndarray, groups: Any = None, *, fold: bool =
     If a `fold` has fewer samples than components of a mixture or neighbours, their number is reduced.
     """
     part = clone(density)
-    if fold and isinstance(part, GaussianMixture):
-        part.set_params(n_components=min(part.n_components, len(X)))
+    if isinstance(part, GaussianMixture) and part.n_components > len(X):
+        if not fold:
+            raise ValueError(
+                f"A mixture of {part.n_components} components needs as many images at least, got {len(X)}: give more "
+                f"normal images, or a density that needs fewer, such as GaussianMixture({len(X) // 2}) or 'gaussian'."
+            )
+        part.set_params(n_components=len(X))
     if fold and isinstance(part, KNNDensity):
         part.set_params(n_neighbors=min(part.n_neighbors, len(X)))
     return part.fit(X, groups=groups) if has_fit_parameter(part, "groups") else part.fit(X)

@@ -591,6 +591,14 @@ def test_fit_counts_what_is_below_the_threshold_and_says_what_to_do(trim):
     assert f"fit again with {'a higher --trim than 0.1' if trim else '--trim, such as --trim 0.1'}:" in text
 
 
+@pytest.mark.parametrize("n, advised", [(2, False), (5, False), (6, True)])
+def test_no_trim_is_advised_that_would_leave_out_no_image(n, advised):
+    detector = SimpleNamespace(training_scores_=-np.arange(float(n)), offset_=-9.0, trim=0.0)
+    text = least_normal_text(detector, [("b.png", 1.0 - n)])
+    assert ("--trim" in text) == advised == (round(0.1 * n) >= 1)
+    assert "remove them" in text
+
+
 def test_fit_leaves_out_what_is_least_like_the_others_and_names_copies(work, tmp_path):
     folder = tmp_path / "unclean"
     shutil.copytree(work[0] / "train", folder, ignore=shutil.ignore_patterns("broken.png", ".*", "*.txt"))
@@ -1066,6 +1074,13 @@ def test_export_runs_without_torch(tmp_path, model, test_dir):
     result = run(app, ["export", model, "--onnx", str(onnx), "--check", test_dir, "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["score_deviation"] < 1e-3 and onnx.exists()
+
+
+def test_no_export_is_announced_that_cannot_be_made(tmp_path, model, test_dir, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    result = run(app, ["export", model, "--onnx", str(tmp_path / "m.onnx"), "--check", test_dir])
+    assert result.exit_code == 2 and "pip install 'skl-transformaly[onnx]'" in result.stderr
+    assert "Exporting" not in result.stderr and not list(tmp_path.iterdir())
 
 
 def test_teachers_names_what_is_at_hand():

@@ -1,5 +1,6 @@
 """Densities against scipy and scikit-learn."""
 
+import re
 import tracemalloc
 
 import numpy as np
@@ -14,7 +15,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
 
 from skl_transformaly import AutoDensity, GaussianDensity, KNNDensity, LocalKNNDensity
-from skl_transformaly._density import folds, held_out_scores, resolve_density
+from skl_transformaly._density import fit_density, folds, held_out_scores, resolve_density
 
 
 def correlated(seed, n, d):
@@ -488,3 +489,13 @@ def test_gaussian_density_integrates_to_one():
 )
 def test_densities_by_name(name, kind):
     assert isinstance(resolve_density(name), kind)
+
+
+@pytest.mark.parametrize("components, n", [(5, 4), (3, 2)])
+def test_a_mixture_of_more_components_than_samples_is_refused_with_advice_that_works(components, n):
+    X = correlated(0, n, 3)
+    with pytest.raises(ValueError, match=f"{components} components needs as many images at least, got {n}") as error:
+        fit_density(GaussianMixture(components), X)
+    fewer = int(re.search(r"GaussianMixture\((\d+)\)", str(error.value))[1])
+    fit_density(GaussianMixture(fewer), X)
+    assert fit_density(GaussianMixture(components), X, fold=True).n_components == n

@@ -39,13 +39,14 @@ def export(
     """Export a model to ONNX, to run without torch or timm, after comparing their scores."""
     check_model(model)
     check_writable(onnx, model, weights)
+    from skl_transformaly.export._export import ParityError, import_onnx, to_onnx
+
+    import_onnx()  # before images are read and an export is announced
     images = find_images(check).paths if check else None
     check_no_input(onnx, images or [])
     if images is not None:
         images = _readable(images, out)
     detector, _ = load_model(model, weights, out)
-    from skl_transformaly.export import ParityError, to_onnx
-
     noun = "synthetic image" if images is None else "image"
     compared = "a few synthetic images" if images is None else counted(len(images), noun)
     out.note(f"Exporting {model} to {onnx} and comparing scores on {compared}.")

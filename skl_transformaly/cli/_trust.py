@@ -20,6 +20,8 @@ __all__ = ["FalseAlarms", "least_normal", "least_normal_text", "percent"]
 _FEW = 20
 # Distance from the median, relative to that of the threshold, beyond which an image of the fit is hardly normal
 _FAR = 3.0
+# Number of images below which --trim 0.1 leaves out none
+_LEAST_TRIMMED = 6
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,9 @@ def least_normal_text(detector: Any, found: list[tuple[str, float]]) -> str:
         those = "The first one is" if far == 1 else f"The first {far} are"
         lines.append(f"{those} far from the others.")
     trim = innermost(detector).trim
-    again = f"a higher --trim than {trim:g}" if trim else "--trim, such as --trim 0.1"
-    lines.append(
-        f"If some of these are not normal, remove them, or fit again with {again}: one and a half times the share of "
-        "such images that you expect. With each of them in the fit, more anomalies are missed."
-    )
+    what = "If some of these are not normal, remove them"
+    if trim or len(scores) >= _LEAST_TRIMMED:
+        again = f"a higher --trim than {trim:g}" if trim else "--trim, such as --trim 0.1"
+        what += f", or fit again with {again}: one and a half times the share of such images that you expect"
+    lines.append(f"{what}. With each of them in the fit, more anomalies are missed.")
     return "\n".join(lines)

@@ -26,7 +26,7 @@ from skl_transformaly.utils._warnings import warn_user
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["ParityError", "to_onnx"]
+__all__ = ["ParityError", "import_onnx", "to_onnx"]
 
 # The last one before operators that onnxruntime 1.20 does not have for all types used here.
 OPSET = 18
@@ -137,7 +137,7 @@ def to_onnx(
     >>> bool(np.allclose(scores, detector.score_as_new(images), rtol=1e-3, atol=1e-3))
     True
     """
-    _import_onnx()
+    import_onnx()
     core, conformal = _unwrap(detector)
     with_map = anomaly_map and "discrepancy" in core.feature_spaces_
     if with_map and any(usual is None for usual in core.students_.residuals_):
@@ -163,7 +163,8 @@ def to_onnx(
     return report
 
 
-def _import_onnx() -> None:
+def import_onnx() -> None:
+    """Import what an export needs. Raises ModuleNotFoundError, which says how to install it."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
