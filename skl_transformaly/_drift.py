@@ -327,7 +327,7 @@ def unlike_calibration(p_values: Any) -> str | None:
     If three in four images were normal, as many low p-values would occur once in a million batches (a binomial test).
 
     >>> unlike_calibration([0.01] * 63 + [0.5] * 37)
-    '63 % of these images have p <= 0.05: another camera, or another model?'
+    '63 % of these images have p <= 0.05: that many anomalies, another camera, or another model?'
     >>> unlike_calibration([0.01] * 30 + [0.5] * 70)
     """
     p = np.asarray(p_values, dtype=np.float64)
@@ -336,4 +336,5 @@ def unlike_calibration(p_values: Any) -> str | None:
     rate = _MOST_ANOMALIES + (1 - _MOST_ANOMALIES) * _LOW_P
     if low == 0 or binom.sf(low - 1, len(p), rate) > _LEVEL:
         return None
-    return f"{100 * low / len(p):.0f} % of these images have p <= {_LOW_P:g}: another camera, or another model?"
+    share = f"{100 * low / len(p):.0f} % of these images have p <= {_LOW_P:g}"
+    return f"{share}: that many anomalies, another camera, or another model?"

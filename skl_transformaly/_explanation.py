@@ -186,6 +186,8 @@ def reasons(
                 f"unusual in {name} ({where}): {times_text(row.max())} times as far from the usual as 99 % of normal "
                 "images"
             )
+            if row.max() <= 1:
+                found[i] += ", so not far by itself; the score adds up all feature spaces"
     return found
 
 

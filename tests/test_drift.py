@@ -194,7 +194,8 @@ def test_a_batch_is_named_where_three_in_four_cannot_be_normal(n, data):
 
 def test_the_sentence_says_how_many():
     p = np.r_[np.full(63, 0.01), np.full(37, 0.5), np.nan]
-    assert unlike_calibration(p) == "63 % of these images have p <= 0.05: another camera, or another model?"
+    expected = "63 % of these images have p <= 0.05: that many anomalies, another camera, or another model?"
+    assert unlike_calibration(p) == expected
     assert unlike_calibration([]) is None and unlike_calibration([np.nan]) is None
 
 

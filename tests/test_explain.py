@@ -12,6 +12,7 @@ from sklearn.preprocessing import normalize
 from test_extractor import FAMILIES
 
 from skl_transformaly import TransformalyDetector
+from skl_transformaly._explanation import reasons
 
 
 def residuals(students, X):
@@ -250,6 +251,15 @@ def test_times_count_how_far_the_lowest_hundredth_of_normal_images_lies(fitted, 
         assert table[f"times_{name}"][0] == pytest.approx((usual - table[name][0]) / (usual - lowest))
     worst = max(detector.feature_spaces_, key=lambda name: table[f"times_{name}"][0])
     assert table["reason"][0].startswith(f"unusual in {worst} (")
+
+
+def test_a_reason_does_not_call_far_what_only_adds_up():
+    """The threshold of 5 % flags images that lie within 99 % of the normal ones in each space."""
+    times, none = np.array([[0.5, 0.82], [0.5, 1.2], [0.5, 0.6]]), np.empty((3, 0))
+    below, beyond, normal = reasons(np.array([-1.0, -1.0, 1.0]), times, ["layers", "pretrained"], none, [])
+    for reason, amount in ((below, "0.82"), (beyond, "1.2")):
+        assert reason.startswith("unusual in pretrained (") and f"{amount} times as far from the usual" in reason
+    assert "not far by itself" in below and "not far by itself" not in beyond and normal == "normal"
 
 
 def test_images_that_are_not_flagged_have_no_reason_to_be(fitted):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import skl_transformaly
+from skl_transformaly.__main__ import _wait_briefly
 
 
 def test_importing_the_package_loads_no_torch():
@@ -41,6 +42,19 @@ ROOMS = {
     "students": {"utils", "images", "teacher"},
 }
 LAST = {"cli", "serving"}
+
+
+@pytest.mark.parametrize(
+    "said, expected",
+    [
+        ({}, {"GOMP_SPINCOUNT": "3000"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+    ],
+)
+def test_the_command_lets_threads_wait_briefly_unless_the_user_says_how(said, expected):
+    _wait_briefly(said)
+    assert said == expected
 
 
 def test_imports_point_one_way():

@@ -725,7 +725,9 @@ def test_score_warns_of_a_batch_that_cannot_be_mostly_normal(tmp_path, monkeypat
         app, ["score", str(tmp_path / "m.tfm"), str(tmp_path / "in"), "--out", str(tmp_path / "s.csv")]
     )
     assert result.exit_code == 0
-    assert ("warning: 100 % of these images have p <= 0.05: another camera" in result.stderr) == warns
+    assert (
+        "warning: 100 % of these images have p <= 0.05: that many anomalies, another camera" in result.stderr
+    ) == warns
 
 
 # ----- the command
