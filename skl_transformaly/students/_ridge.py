@@ -328,8 +328,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     def _solution(self, sums: dict[int, Sums]) -> tuple[list, list, list, list, list]:
         """Layouts, sizes, coefficients and inverses by block; `sums` is emptied, so that each is freed early.
 
-        On a CPU several blocks are solved at a time, each by one thread: threads that share a matrix wait for each
-        other, the longer the busier the machine is.
+        On a CPU, several blocks are solved at a time, each by one thread, for the reason given in `_solve_each`.
         """
         indices = self.block_indices_.tolist()
         dtype = torch.float64 if getattr(self.extractor_, "precision_", None) == "float64" else torch.float32

@@ -234,7 +234,7 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-_limits: list[int] = []  # one for each limited_threads in force in this process, whatever its thread
+_limits = 0  # how many limited_threads are in force in this process, whatever their threads
 _limits_lock = threading.Lock()
 _unlimited = 0
 
@@ -266,18 +266,18 @@ def limited_threads(n: int) -> Iterator[None]:
     thread. Several threads may be within at a time; the last to leave restores the process's number, and the others
     catch up when they compute again.
     """
-    global _unlimited
+    global _limits, _unlimited
     with _limits_lock:
         if not _limits and not _own.behind:  # of a thread that is behind, the number is a limit: the last one holds
             _unlimited = _process_threads() if _own.behind is None else torch.get_num_threads()
-        _limits.append(n)
+        _limits += 1
         _own.within.append(n)
         torch.set_num_threads(n)
     try:
         yield
     finally:
         with _limits_lock:
-            _limits.remove(n)
+            _limits -= 1
             _own.within.remove(n)
             _own.behind = bool(_limits) and not _own.within
             if _own.within:
@@ -337,23 +337,16 @@ def single_threaded_blas() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _any_thread_may_limit() -> Iterator[None]:
-    """Limit OpenBLAS within from whatever thread, and afterwards from any other.
+    """Let this thread change OpenBLAS's number of threads, and afterwards any other thread.
 
-    Newer versions of threadpoolctl let the first thread that does so keep all others from it, without a word: here
-    one sets the limit, and another may put it back.
+    In recent versions of threadpoolctl, only the first thread that limits OpenBLAS can change the limit, and calls from
+    other threads are ignored. Here, one thread may set the limit and another one restore it.
     """
-    release = _releases()
-    for function in release:
-        function(force=True)
+    pools = [pool for pool in _thread_pools().lib_controllers if hasattr(pool, "clear_controlling_thread")]
+    for pool in pools:
+        pool.clear_controlling_thread(force=True)
     try:
         yield
     finally:
-        for function in release:
-            function(force=True)
-
-
-@functools.cache
-def _releases() -> list[Any]:
-    """What lets any thread limit a library."""
-    pools = _thread_pools().lib_controllers
-    return [pool.clear_controlling_thread for pool in pools if hasattr(pool, "clear_controlling_thread")]
+        for pool in pools:
+            pool.clear_controlling_thread(force=True)
