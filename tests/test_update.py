@@ -279,6 +279,15 @@ def test_the_summary_says_what_changed(root, tmp_path):
     assert f"Threshold {new:.2f}, {old:.2f} before; scores are on another scale now." in result.stderr
 
 
+def test_too_few_known_anomalies_to_weigh_spaces_change_no_score(root, tmp_path):
+    labels = save_labels(tmp_path / "labels.csv", {root / "sixes" / "000.png": -1})
+    result = run(app, ["update", str(root / "model.tfm"), "--labels", labels, "-o", str(tmp_path / "new.tfm")])
+    old, new = load(root / "model.tfm"), load(tmp_path / "new.tfm")
+    images = [str(root / "sixes" / f"00{i}.png") for i in range(3)]
+    np.testing.assert_array_equal(old.score_samples(images), new.score_samples(images))
+    assert f"Threshold {old.offset_:.2f}, as before: no score changes." in result.stderr
+
+
 TABLES = {
     "no columns": "a,b\n1,2\n",
     "another label": "path,label\n{root}/more/000.png,normal\n",

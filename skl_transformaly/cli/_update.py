@@ -176,7 +176,12 @@ def _tell(
     lines = [
         f"{output}: {counted(after, 'normal image')}, {before['images']} before "
         f"({len(lessons.normal)} learned, {len(lessons.taken_back)} taken back), in {duration(seconds)}.",
-        f"Threshold {detector.offset_:.2f}, {before['threshold']:.2f} before; scores are on another scale now.",
+        f"Threshold {detector.offset_:.2f}, "
+        + (
+            "as before: no score changes."
+            if detector.offset_ == before["threshold"]
+            else f"{before['threshold']:.2f} before; scores are on another scale now."
+        ),
     ]
     if left_out:
         shown = ", ".join(map(display_path, left_out[:_MOST_SHOWN])) + ", ..." * (len(left_out) > _MOST_SHOWN)
