@@ -485,10 +485,24 @@ def test_the_main_figures_are_means_of_unrounded_rows():
     one = rows_of("cifar10", "unimodal", default=[0.9, 0.9007], Transformaly=[0.8, 0.9], DN2=[0.7, 0.8], PANDA=[0.99])
     other = rows_of("noise", "multimodal", Transformaly=[0.6, 0.7])
     paper = rows_of("cifar10", "unimodal", default=[0.1, 0.1], Transformaly=[0.81, 0.83])
-    lines = results.main_figures(results.Figures([*other, *one]), results.Figures(paper))
+    lines = results.main_figures(results.Figures([*other, *one]), results.Figures(paper), results.Figures([]))
     assert lines[2:] == [
         "| cifar10 | unimodal | 90.0 | 82.0 | 85.0 | DN2 75.0 | 98.3 |",
         "| noise | multimodal | - | - | 65.0 | - | - |",
+    ]
+
+
+def test_the_papers_settings_on_fewer_images_have_a_line_of_their_own():
+    studies = ("cifar10", "unimodal"), ("view", "multimodal")
+    every = results.Figures(row for study in studies for row in rows_of(*study, default=[0.8], DN2=[0.75]))
+    few = results.Figures(
+        row for study in studies for row in rows_of(*study, default=[0.7], Transformaly=[0.6], DN2=[0.65])
+    )
+    lines = results.main_figures(every, results.Figures(rows_of(*studies[0], Transformaly=[0.9])), few)
+    assert lines[2:] == [
+        "| cifar10 | unimodal | 80.0 | 90.0 | - | DN2 75.0 | 98.3 |",
+        "| view | multimodal | 80.0 | - | - | DN2 75.0 | - |",
+        "| view, fewer images | multimodal | 70.0 | 60.0 | - | DN2 65.0 | - |",
     ]
 
 
