@@ -27,6 +27,7 @@ from skl_transformaly._density import (
 )
 from skl_transformaly.utils._compat import HasMethods, Interval, StrOptions, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
+from skl_transformaly.utils._labels import first_copies
 from skl_transformaly.utils._torch import single_threaded_blas
 from skl_transformaly.utils._warnings import warn_user
 
@@ -161,6 +162,11 @@ class FeatureSpace(BaseEstimator):
         else:
             scores = np.asarray(self.density_.score_samples(self._whiten(features)), dtype=np.float64)
             terms = self.density_.terms(features) if self._has_terms() else None
+        if groups is not None:
+            # Kernels of BLAS may round the last of several equal rows otherwise, and a threshold between copies of one
+            # image would flag some of them.
+            first = first_copies(Z, groups)
+            scores, terms = scores[first], None if terms is None else terms[first]
         if not np.isfinite(scores).all():
             raise FloatingPointError(
                 f"{int((~np.isfinite(scores)).sum())} of {len(scores)} training images have a log-density that is not "

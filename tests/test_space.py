@@ -3,12 +3,15 @@
 import tracemalloc
 import warnings
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KernelDensity
 
-from skl_transformaly._density import GaussianDensity, KNNDensity, folds
+from skl_transformaly._density import GaussianDensity, KNNDensity, LocalKNNDensity, folds
 from skl_transformaly._fusion import held_out_threshold
 from skl_transformaly._space import FeatureSpace
 
@@ -155,6 +158,19 @@ def test_parts_are_told_in_units_of_the_lowest_of_normal_images(Z):
     space = FeatureSpace().fit(Z)
     low, usual = np.quantile(space.held_out_parts_, 0.01), np.median(space.held_out_parts_)
     np.testing.assert_allclose(space.times_usual(np.array([usual, low, 2 * low - usual])), [0, 1, 2], atol=1e-12)
+
+
+@pytest.mark.parametrize("density", ["auto", "gaussian", "gmm", "knn", LocalKNNDensity()])
+@pytest.mark.parametrize("settings", [{}, {"discrepancy": True}, {"explained_variance": 0.9}, {"held_out": False}])
+@hypothesis.settings(max_examples=4, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(20, 30), d=st.integers(20, 60), copies=st.integers(1, 20))
+def test_copies_of_an_image_have_the_same_part_to_the_bit(density, settings, seed, n, d, copies):
+    X = np.random.default_rng(seed).normal(size=(n, d))
+    X, groups = np.vstack([X, np.repeat(X[:1], copies, axis=0)]), np.concatenate([np.arange(n), np.zeros(copies)])
+    space = FeatureSpace(density, **settings).fit(X, groups=groups)
+    assert len(set(space.held_out_parts_[groups == 0])) == 1
+    if space.held_out_terms_ is not None:
+        assert len(np.unique(space.held_out_terms_[groups == 0], axis=0)) == 1
 
 
 def test_a_weight_multiplies_the_part_and_its_usual_values(Z):

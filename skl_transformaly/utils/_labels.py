@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_array, column_or_1d
 from skl_transformaly.utils._missing import is_missing
 from skl_transformaly.utils._warnings import warn_user
 
-__all__ = ["check_labels", "group_sizes", "normal_samples"]
+__all__ = ["check_labels", "first_copies", "group_sizes", "normal_samples"]
 
 _CONVERT = "Convert: y = np.where(y_is_anomaly, -1, 1)."
 
@@ -150,3 +150,18 @@ def group_sizes(groups: Any, n: int) -> np.ndarray:
         raise ValueError(f"groups must name one group for each of the {n} samples, got shape {groups.shape}.")
     _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
     return counts[inverse]
+
+
+def first_copies(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Find for each row the first one of its group that equals it, by positions (n_samples,).
+
+    >>> first_copies(np.array([[1.0], [2.0], [1.0], [1.0]]), np.array([0, 0, 0, 1]))
+    array([0, 1, 0, 3])
+    """
+    first = np.arange(len(rows))
+    several = np.flatnonzero(group_sizes(groups, len(rows)) > 1)
+    several = several[np.argsort(groups[several], kind="stable")]
+    for members in np.split(several, np.flatnonzero(np.diff(groups[several])) + 1):
+        _, kept, places = np.unique(rows[members], axis=0, return_index=True, return_inverse=True)
+        first[members] = members[kept][places.ravel()]  # numpy 2.0.0 gives a column
+    return first
