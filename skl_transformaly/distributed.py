@@ -292,6 +292,8 @@ def fit_detector(detector: Any, X: Any, *, partition_size: int = 256, threads: i
     if measured is not None:
         for fold in folds_of_copies(seen.groups(), features.groups):
             measured.replace(fold, run.left_out(fitted, lengths, fold, in_maps))
+        measured.share(seen.groups())
+        features.features["discrepancy"][:] = measured.fitted
         fitted.students_.set_training_measures(measured)
     fitted.end_parts(seen, features)
     _warn_of_unreadable(seen)

@@ -78,6 +78,16 @@ def test_without_updates_there_are_discrepancies_alone(images):
     np.testing.assert_array_equal(without.held_out_discrepancies_, with_updates.held_out_discrepancies_[:, :2])
 
 
+@pytest.mark.parametrize("name, size", [("test_vit", 64), *CONVOLUTIONS])
+@pytest.mark.parametrize("copies", [1, 4, 20])
+def test_copies_have_the_same_measures_whatever_batch_they_are_in(images, name, size, copies):
+    X = np.concatenate([images, np.repeat(images[:1], copies, axis=0)])
+    extractor = tiny_extractor(name, image_size=size, batch_size=5, precision="float32")
+    students = RidgeStudents(extractor=extractor).fit(X)
+    for measures in (students.training_discrepancies_, students.held_out_discrepancies_):
+        assert len(np.unique(np.vstack([measures[:1], measures[len(images) :]]), axis=0)) == 1
+
+
 @pytest.mark.parametrize("copies", [0, 2])
 def test_an_image_is_left_out_as_if_it_had_not_been_there(images, copies):
     """With its copies, and with the penalty of all images."""

@@ -402,6 +402,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
             left_out = images.take(fold)
             students = self.without(self.add_sums(left_out, self.empty_sums()))
             measured.replace(fold, students.measure_left_out(left_out, np.flatnonzero(np.isin(fold, in_maps))))
+        measured.share(same)
         self.set_training_measures(measured)
 
     def empty_sums(self) -> dict[int, Sums]:
