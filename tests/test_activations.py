@@ -97,6 +97,7 @@ def test_a_walk_can_go_back(images):
 @pytest.mark.parametrize(
     "extractor", [tiny_extractor("test_convnext", image_size=64), tiny_extractor("test_vit"), Between()], ids=str
 )
+@pytest.mark.slow
 def test_never_more_than_two_layers_are_alive(extractor, images, monkeypatch):
     """Counted at each allocation, over all tensors that the interpreter knows."""
     made, most = [], 0

@@ -327,6 +327,7 @@ def test_intervals_are_bootstrap_percentiles(rng):
 
 
 @pytest.mark.parametrize(("n", "confidence"), [(40, 0.95), (7, 0.8)])
+@pytest.mark.slow
 def test_figures_without_mistakes_claim_no_certainty(n, confidence):
     """No anomaly scores as high as a normal image: a share of 0 of n is below p, or chance would bring p^n."""
     y = np.repeat([1, -1], [n, 20])
@@ -671,6 +672,7 @@ METADATA = [
 
 
 @pytest.mark.parametrize("metadata", METADATA, ids=str)
+@pytest.mark.slow
 def test_metadata_of_python_are_the_users_own(tmp_path, work, model, test_dir, metadata):
     saved, page = str(tmp_path / "python.tfm"), tmp_path / "r.html"
     persistence.save(load(model), saved, metadata=metadata)
@@ -1011,6 +1013,7 @@ def test_evaluate_leaves_images_outside_the_classes_out(tmp_path, model, test_di
 
 @pytest.mark.parametrize("name", ["a six", "zix"])
 @pytest.mark.parametrize("stray", [0, 1])
+@pytest.mark.slow
 def test_classes_that_are_links_leave_nothing_outside(tmp_path, model, test_dir, name, stray):
     """Before and after the folder that they lead to, whose images the search of the whole finds by one path alone."""
     shutil.copytree(test_dir, tmp_path / "test")

@@ -157,6 +157,7 @@ def test_scores_of_fitted_images_give_no_p_values(images):
     assert np.isnan(detector.score_table(images)["p_value"]).all()
 
 
+@pytest.mark.slow
 def test_the_share_of_new_normal_images_that_is_flagged_is_what_was_asked_for(rng):
     """Over 40 detectors and 1,600 new images from the same source."""
     flagged = []

@@ -100,6 +100,7 @@ def test_order_of_images_is_order_of_scores(fitted):
 
 @pytest.mark.parametrize("precision", ["float64", "bfloat16"])
 @pytest.mark.parametrize("fresh", [False, True], ids=["at hand", "after unpickling"])
+@pytest.mark.slow
 def test_eight_threads_at_once_score_as_one(precision, fresh, images, rng):
     """After unpickling all of them find the teacher not loaded yet."""
     detector = tiny_detector(extractor=tiny_extractor(precision=precision)).fit(images)
@@ -123,6 +124,7 @@ def test_eight_threads_at_once_score_as_one(precision, fresh, images, rng):
 
 
 @pytest.mark.parametrize("model", ["test_vit", "test_efficientnet"])
+@pytest.mark.slow
 def test_fits_in_threads_give_what_fits_one_by_one_give(model, images):
     """Weights are drawn from torch's one generator for the whole process."""
     detectors = [
@@ -171,6 +173,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.slow
 def test_a_forked_process_scores_and_fits():
     """As workers of a server do that loads the model first; the threads that the parent had are not in the child."""
     done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=120)
@@ -195,6 +198,7 @@ except MemoryError as error:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits and sizes are as on Linux")
 @pytest.mark.parametrize("mib, said", [(40, "Less than 128 MiB of memory are left.*ulimit"), (2048, r"^\[.*\]$")])
+@pytest.mark.slow
 def test_too_little_memory_is_an_error_and_no_endless_wait(mib, said):
     """OpenBLAS tries to get its buffers for ever."""
     done = subprocess.run(

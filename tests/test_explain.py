@@ -167,6 +167,7 @@ def test_found_students_make_the_same_maps(tmp_path, images):
 
 
 @pytest.mark.parametrize("name, size, kind, number", FAMILIES)
+@pytest.mark.slow
 def test_every_family_has_maps(name, size, kind, number, images):
     detector = tiny_detector(extractor=tiny_extractor(name, image_size=size, precision="float32")).fit(images)
     maps = detector.anomaly_map(images[:2])

@@ -149,6 +149,7 @@ def run(session, images):
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batch=IMAGES)
+@pytest.mark.slow
 def test_outputs_agree_with_the_detector(batch, exported, session):
     detector, images = exported[0], list(batch)
     found = run(session, batch)

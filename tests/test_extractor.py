@@ -179,6 +179,7 @@ def test_an_unreachable_hub_names_the_two_other_ways(monkeypatch, images):
 
 
 @pytest.mark.parametrize("answers", [False, True])
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer_fails_within_ten_seconds(monkeypatch, images, answers):
     """A server that takes the connection and says nothing, or none at all."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -430,6 +431,7 @@ LAID_OUT = [
 
 
 @pytest.mark.parametrize("name, size", [family[:2] for family in FAMILIES] + LAID_OUT)
+@pytest.mark.slow
 def test_maps_change_where_the_image_does(name, size, rng):
     """After the first block, in whatever order a network keeps tokens and channels."""
     size = size or 224

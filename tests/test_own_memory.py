@@ -60,6 +60,7 @@ def test_the_last_to_leave_gives_memory_back():
         assert faults_of(2) < _BYTES / 2**12
 
 
+@pytest.mark.slow
 def test_other_threads_may_be_within():
     sums = []
 

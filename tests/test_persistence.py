@@ -921,6 +921,7 @@ def _assert_refused_or_same(path, calibrated):
 @seed(1)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
 @given(data=st.data())
+@pytest.mark.slow
 def test_a_changed_array_is_refused_or_changes_nothing(calibrated, tmp_path, data):
     document, arrays, _, _ = calibrated
     names = sorted(name for name in arrays if not name.startswith("teachers."))
@@ -937,6 +938,7 @@ def test_a_changed_array_is_refused_or_changes_nothing(calibrated, tmp_path, dat
 @seed(1)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
 @given(data=st.data())
+@pytest.mark.slow
 def test_a_changed_value_is_refused_or_changes_nothing(calibrated, tmp_path, data):
     document, arrays, _, _ = calibrated
     document = copy.deepcopy(document)

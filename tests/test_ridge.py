@@ -179,6 +179,7 @@ def test_an_accelerator_solves_what_is_easy_and_leaves_the_rest_to_lapack(rng, m
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize("name, size", [("test_vit", 32), *CONVOLUTIONS])
+@pytest.mark.slow
 def test_copies_that_differ_a_little_are_left_out_together(name, size, precision):
     rng = np.random.default_rng(0)
     X = rng.integers(0, 248, (40, 24, 24, 3), dtype=np.uint8)
@@ -227,6 +228,7 @@ def test_no_image_counts_twice_where_memory_runs_out(images):
 
 
 @pytest.mark.parametrize("name, size, kind, number", FAMILIES)
+@pytest.mark.slow
 def test_every_family_can_be_imitated(name, size, kind, number, images):
     extractor = tiny_extractor(name, image_size=size, precision="float32")
     students = RidgeStudents(n_blocks=None, extractor=extractor).fit(images)

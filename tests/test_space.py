@@ -37,6 +37,7 @@ def test_features_stay_as_they_are(Z, settings):
 
 
 @pytest.mark.parametrize("density", ["auto", "gaussian", "knn"])
+@pytest.mark.slow
 def test_many_features_in_float32_need_no_copy_in_float64(rng, density):
     Z = (rng.normal(size=(20_000, 64)) * np.arange(1, 65) + 20).astype(np.float32)
     tracemalloc.start()

@@ -41,6 +41,7 @@ def test_discrepancy_is_the_mean_squared_difference_on_the_teachers_own_input(st
 
 
 @pytest.mark.parametrize("name, size, kind, number", FAMILIES)
+@pytest.mark.slow
 def test_every_family_can_be_imitated(name, size, kind, number, images):
     extractor = tiny_extractor(name, image_size=size, precision="float32")
     students = tiny_students(extractor=extractor, n_blocks=2, max_epochs=8, batch_size=4, lr=3e-4).fit(images)
@@ -328,6 +329,7 @@ def test_no_file_is_left(images, one_thread, monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_comes_back_from_a_process(images):
     with pytest.raises(FloatingPointError, match="block .*Lower lr"):
         fitted_on(images, 2, lr=1e30, max_epochs=9)
