@@ -39,14 +39,13 @@ def main() -> None:
         test = data.images[data.n_train :]
         aurocs = []
         for label in labels:
-            positions, _ = data.task(SETTINGS[options.setting], label)
+            positions, normal = data.task(SETTINGS[options.setting], label)
             detector = TransformalyDetector(extractor(options.teacher, options.precision), random_state=0)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 detector.fit([data.images[i] for i in positions])
             (parts,) = parts_of_many([detector], test)
             discrepancy = parts.pop("discrepancy")
-            _, normal = data.task(SETTINGS[options.setting], label)
             aurocs.append([roc_auc_score(normal, sum(parts.values()) + share * discrepancy) for share in SHARES])
         cells = " | ".join(f"{value:.2f}" for value in 100 * np.mean(aurocs, axis=0))
         print(f"| {name} | {SETTINGS[options.setting]} | {len(aurocs)} | {cells} |", flush=True)

@@ -42,7 +42,7 @@ fewer, see "The paper's own training on fewer images". ±: standard deviation ov
 FEW = """
 Thirty epochs of every image of all classes but one take hours a class on a processor. Here a run has fewer images of
 each class (`--samples`): 297 or 300 altogether, as many as one class has in the unimodal tables, and 153 of
-Fashion-MNIST. The default and the rivals learn from the same images.
+Fashion-MNIST. The default and the rivals that train no network learn from the same images.
 """.strip()
 
 HOW = """
@@ -118,19 +118,18 @@ def main_figures(figures: Figures, paper: Figures, few: Figures) -> list[str]:
     header = ["data set", "setting", "default", "paper's settings", "faster students", "best rival", "the paper"]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for study in figures.studies():
-        runs = [(figures, "default"), (paper, "Transformaly"), (figures, "Transformaly")]
-        lines.append(_figures_of(study, study[0], runs, figures))
+        lines.append(_main_line(study, study[0], figures, paper, figures))
         if few.has(study) and not paper.has(study):
-            runs = [(few, "default"), (few, "Transformaly"), (few, "none")]
-            lines.append(_figures_of(study, f"{study[0]}, fewer images", runs, few))
+            lines.append(_main_line(study, f"{study[0]}, fewer images", few, few, Figures([])))
     return lines
 
 
-def _figures_of(study: tuple[str, str], title: str, runs: list[tuple[Figures, str]], rivals: Figures) -> str:
-    """A line of the main figures: means of `runs`, the best of `rivals` and the paper's figure."""
+def _main_line(study: tuple[str, str], title: str, figures: Figures, paper: Figures, faster: Figures) -> str:
+    """One line of the main figures; default and rivals are those of `figures`."""
+    runs = ((figures, "default"), (paper, "Transformaly"), (faster, "Transformaly"))
     ours = [cell(found.values(study, method).mean(axis=0)) if found.has(study) else "-" for found, method in runs]
     theirs = published.paper_auroc(*study)
-    shown = [title, study[1], *ours, best_rival(rivals, study), "-" if theirs is None else f"{theirs:.1f}"]
+    shown = [title, study[1], *ours, best_rival(figures, study), "-" if theirs is None else f"{theirs:.1f}"]
     return "| " + " | ".join(shown) + " |"
 
 

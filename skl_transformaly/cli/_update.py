@@ -173,15 +173,14 @@ def _tell(
     labels, scores = detector.training_labels_, detector.training_scores_
     after = int(np.sum(np.isfinite(scores)))
     anomalies = int(np.sum(labels == -1))
+    same = detector.offset_ == before["threshold"]
+    change = (
+        "as before: no score changes" if same else f"{before['threshold']:.2f} before; scores are on another scale now"
+    )
     lines = [
         f"{output}: {counted(after, 'normal image')}, {before['images']} before "
         f"({len(lessons.normal)} learned, {len(lessons.taken_back)} taken back), in {duration(seconds)}.",
-        f"Threshold {detector.offset_:.2f}, "
-        + (
-            "as before: no score changes."
-            if detector.offset_ == before["threshold"]
-            else f"{before['threshold']:.2f} before; scores are on another scale now."
-        ),
+        f"Threshold {detector.offset_:.2f}, {change}.",
     ]
     if left_out:
         shown = ", ".join(map(display_path, left_out[:_MOST_SHOWN])) + ", ..." * (len(left_out) > _MOST_SHOWN)

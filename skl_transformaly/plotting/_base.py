@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ __all__ = ["COLORS", "Display", "pyplot", "scores_of"]
 COLORS = {"normal": "tab:blue", "anomaly": "tab:orange", "all": "tab:blue", "training": "0.6"}
 
 
-class Display:
+class Display(ABC):
     """A picture whose numbers are attributes, which `plot` draws.
 
     It is made by the class methods; `plot` sets `ax_` and `figure_`, of matplotlib.
@@ -42,8 +43,9 @@ class Display:
     def _new_axes(self) -> Any:
         return pyplot().subplots(layout="constrained")[1]
 
+    @abstractmethod
     def _draw(self, ax: Any, style: dict[str, Any]) -> None:
-        raise NotImplementedError
+        """Draw the data on `ax`, with `style` for the method of matplotlib that does so."""
 
 
 def pyplot() -> Any:
