@@ -12,8 +12,9 @@ the time that an undisturbed one takes.
 Then Ctrl-C, typed at a terminal, at random moments: the fit must end as one that was interrupted, with the terminal's
 settings as they were, the cursor visible and at the start of a line, and no process left; likewise a fit whose
 students are trained two at a time, a search in two processes, and the command line's ``fit``, which must leave no model
-file, and nothing else but the students that it has trained. A fit of two jobs is not killed: its activations lie in
-files with names (see `BlockStudents`), which stay behind.
+file, and nothing else but the students that it has trained. What joblib's worker processes print is kept from the
+terminal: Ctrl-C reaches them too, and one that is still importing ends with a traceback amid the lines of others. A fit
+of two jobs is not killed: its activations lie in files with names (see `BlockStudents`), which stay behind.
 """
 
 from __future__ import annotations
@@ -175,6 +176,7 @@ class Terminal:
     orphans: int
     left: list[str]
     printed: bytes  # the end of it
+    workers: str  # the end of what its worker processes printed
 
     @property
     def clean(self) -> bool:
@@ -186,12 +188,17 @@ class Terminal:
 def interrupt(work: Callable[[], object], after: float) -> Terminal:
     """Do `work` in a process at a terminal of its own, and type Ctrl-C after so many seconds."""
     folder = Path(tempfile.mkdtemp(prefix="interrupt-"))
+    workers = Path(f"{folder}.workers")
+    workers.touch()
     child, terminal = pty.fork()
     if child == 0:
         code = 1
         try:
             os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
             sys.stdout, sys.stderr = (os.fdopen(os.dup(1), "w"), os.fdopen(os.dup(2), "w"))
+            with workers.open("wb") as file:
+                for inherited in (1, 2):
+                    os.dup2(file.fileno(), inherited)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             try:
                 work()
@@ -229,7 +236,9 @@ def interrupt(work: Callable[[], object], after: float) -> Terminal:
         orphans(child),
         sorted(os.listdir(folder)),
         printed[-2000:],
+        workers.read_bytes()[-2000:].decode(errors="replace"),
     )
+    workers.unlink()
     shutil.rmtree(folder)
     return end
 
