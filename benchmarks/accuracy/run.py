@@ -3,9 +3,9 @@
     python benchmarks/accuracy/run.py fit --data cifar10 view --setting one --out OUT
     python benchmarks/accuracy/run.py tables --out OUT
 
-`fit` adds rows to OUT/rows.csv, a class at a time, and goes on where it stopped; `tables` prints them. Choices were
-made on the classes with even numbers of cifar10, fashion_mnist and view; their odd ones, covid19 and cats_vs_dogs had
-no part.
+`fit` adds rows to OUT/rows.csv whenever the classes that share a pass (`--at-a-time`) are done, and goes on where it
+stopped; `tables` prints them. Choices were made on the classes with even numbers of cifar10, fashion_mnist and view;
+their odd ones, covid19 and cats_vs_dogs had no part.
 """
 
 from __future__ import annotations
@@ -148,8 +148,9 @@ def tables(options: argparse.Namespace) -> None:
     print(
         "# Accuracy of the defaults\n\n"
         "Written by `python benchmarks/accuracy/run.py tables` from rows.csv, which "
-        "`python benchmarks/accuracy/run.py fit` adds to, a class at a time; settings that no row is there for were "
-        "not run yet. What was tried besides is in NOTES.md.\n"
+        "`python benchmarks/accuracy/run.py fit --precision float32 --fashion-test 200` (with `--teacher bundled` for "
+        "the second teacher) adds to; settings that no row is there for were not run yet. What was tried besides is in "
+        "NOTES.md.\n"
     )
     print(
         f"skl-transformaly {skl_transformaly.__version__}, torch {torch.__version__}, numpy {np.__version__}, Python "

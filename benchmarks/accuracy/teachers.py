@@ -1,6 +1,6 @@
 """The teachers at hand: how well they tell classes apart, how long they take, how large they are.
 
-    python benchmarks/accuracy/run.py fit --setting one --teacher bundled --fashion-test 200
+    python benchmarks/accuracy/run.py fit --setting one --teacher bundled --precision float32 --fashion-test 200
     python benchmarks/accuracy/teachers.py
 
 AUROC is read from rows.csv, which run.py writes. Times are measured here, on photographs of cats: with what the

@@ -196,7 +196,7 @@ def interrupt(work: Callable[[], object], after: float) -> Terminal:
         try:
             os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
             sys.stdout, sys.stderr = (os.fdopen(os.dup(1), "w"), os.fdopen(os.dup(2), "w"))
-            with workers.open("wb") as file:
+            with workers.open("wb") as file:  # of what follows, only other processes write to 1 and 2
                 for inherited in (1, 2):
                     os.dup2(file.fileno(), inherited)
             signal.signal(signal.SIGINT, signal.default_int_handler)
