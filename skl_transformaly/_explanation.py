@@ -1,8 +1,8 @@
-"""Explanations of scores: in words, by maps, and by the nearest training images."""
+"""Explanations of scores: by parts, by maps, and by the nearest training images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
@@ -13,20 +13,12 @@ from sklearn.utils import check_scalar
 from sklearn.utils.validation import check_is_fitted
 
 from skl_transformaly._measuring import Measurer, enlarge
+from skl_transformaly._reasons import reason_column
 from skl_transformaly._space import FeatureSpace
 from skl_transformaly.images._sequence import Images
 from skl_transformaly.students._imitation import Comparer
 
-__all__ = ["PLAINLY", "ExplanationMixin", "nearest", "reasons", "scatter", "times_text", "where_readable"]
-
-# Descriptions of the spaces
-PLAINLY = {
-    "pretrained": "the teacher's description of the whole image",
-    "classes": "what the teacher takes it for",
-    "layers": "the teacher's later layers",
-    "variation": "how the teacher's last layer varies over the image",
-    "discrepancy": "what students of normal images cannot imitate",
-}
+__all__ = ["ExplanationMixin", "nearest", "scatter", "where_readable"]
 
 
 class ExplanationMixin:
@@ -144,7 +136,7 @@ class ExplanationMixin:
         table.update({f"block{index}": column for index, column in zip(blocks, terms.T)})
         times = np.column_stack([self.spaces_[name].times_usual(table[name]) for name in self.feature_spaces_])
         table.update({f"times_{name}": column for name, column in zip(self.feature_spaces_, times.T)})
-        table["reason"] = reasons(table["score"] - self.offset_, times, self.feature_spaces_, terms, blocks)
+        table["reason"] = reason_column(table, table["score"] - self.offset_)
         if n_neighbors:
             table.update(
                 nearest(
@@ -161,43 +153,6 @@ class ExplanationMixin:
     def _check_maps(self) -> None:
         if "discrepancy" not in self.feature_spaces_:
             raise ValueError("Anomaly maps need students: fit with 'discrepancy' among feature_spaces.")
-
-
-def reasons(
-    decisions: np.ndarray, times: np.ndarray, spaces: Sequence[str], terms: np.ndarray, blocks: Sequence[int]
-) -> np.ndarray:
-    """Describe why images are flagged.
-
-    `decisions` (n,) are negative for anomalies and NaN for unreadable images; `times` (n, S) are those of
-    :meth:`FeatureSpace.times_usual`; `terms` (n, m) are the parts of the `blocks` in "discrepancy".
-    """
-    found = np.empty(len(times), dtype=object)
-    for i, row in enumerate(times):
-        if np.isnan(row).any():
-            found[i] = "unreadable"
-        elif decisions[i] >= 0:
-            found[i] = "normal"
-        else:
-            name = spaces[int(row.argmax())]
-            where = PLAINLY[name]
-            if name == "discrepancy" and len(blocks):
-                where = f"{where}, block {blocks[int(terms[i].argmin())]}"
-            found[i] = (
-                f"unusual in {name} ({where}): {times_text(row.max())} times as far from the usual as 99 % of normal "
-                "images"
-            )
-            if row.max() <= 1:
-                found[i] += ", so not far by itself; the score adds up all feature spaces"
-    return found
-
-
-def times_text(times: float) -> str:
-    """Format a number of times with two digits.
-
-    >>> times_text(1.234), times_text(138.0)
-    ('1.2', '138')
-    """
-    return f"{times:.2g}" if abs(times) < 10 else f"{times:.0f}"
 
 
 def nearest(

@@ -24,6 +24,8 @@ FLOATS = (np.float64, np.float32)
 
 # Directions whose variance is below this share of the largest are rounding, not variation.
 _RANK_TOLERANCE = 1e-12
+# Deviations from the mean up to this share of it are its rounding: the feature is constant.
+_ROUNDING = 1e-14
 # Rows that are scored at a time: a dozen arrays of their size are needed besides.
 _ROWS = 256
 # Rows that are centred at a time where samples outnumber features, so that no copy of all of them is needed
@@ -194,9 +196,12 @@ class GaussianDensity(LogDensity):
         scale = np.ones(d)
         if self.target == "diagonal":
             deviation = np.sqrt(sum(row_norms(R.T, squared=True) for R in _centred(X, mean, scale)) / n)
-            scale[deviation > 0] = deviation[deviation > 0]
+            varies = deviation > _ROUNDING * np.abs(mean)  # the mean of equal values may be rounded
+            scale[varies] = deviation[varies]
         variances, components = _principal_directions(X, mean, scale)
         mean_variance = float(variances.sum()) / d
+        if mean_variance <= (_ROUNDING * np.abs(mean / scale).max()) ** 2:
+            mean_variance = 0.0
         shrinkage = self.shrinkage
         if shrinkage == "ledoit-wolf":
             norms = np.concatenate([row_norms(R, squared=True) for R in _centred(X, mean, scale)])

@@ -136,8 +136,8 @@ class LearningMixin:
         Raises
         ------
         ValueError
-            `X` is not images, or an image cannot be read; or students are to be updated, and the earlier images are not
-            at hand or have changed.
+            `X` is not images, or an image cannot be read; a parameter is out of its range; or students are to be
+            updated, and the earlier images are not at hand or have changed.
 
         Notes
         -----
@@ -145,6 +145,7 @@ class LearningMixin:
         before. For the earlier images a detector keeps what it was given: paths, or a reference to arrays. Pickles and
         model files hold neither; see `set_training_images`.
         """
+        self._validate_params()  # by hand: the decorator of `fit` leaves a fitted estimator's partial_fit alone
         if not self.__sklearn_is_fitted__():
             self._fit(X, y)
             return self
@@ -179,9 +180,11 @@ class LearningMixin:
         IndexError
             An index is not that of a training image, or not an integer; or there are not as many booleans as images.
         ValueError
-            Fewer than 2 images would be left; or students are to be updated, and the images are not at hand.
+            Fewer than 2 images would be left; a parameter is out of its range; or students are to be updated, and the
+            images are not at hand.
         """
         check_is_fitted(self)
+        self._validate_params()
         labels = self.training_labels_.copy()
         labels[_positions(indices, len(labels))] = _FORGOTTEN
         if (labels == LEARNED).sum() < 2:
@@ -552,7 +555,7 @@ class LearningMixin:
             self.offset_ = float(np.quantile(usable, self.contamination))
         else:
             self.offset_ = held_out_threshold(usable, self.contamination)
-            if self.contamination * (distinct + 1) < 1:
+            if self.contamination * (distinct + 1) < 1 - 1e-9:  # as the threshold is taken
                 lowest, enough = 1 / (distinct + 1), int(np.ceil(1 / self.contamination)) - 1
                 warn_user(
                     f"With {distinct} images a false-positive rate below {lowest:.0%} cannot be promised, and "

@@ -129,6 +129,8 @@ class KNNDensity(LogDensity):
         """Groups of the fitted samples, numbered, and how many kept samples each has."""
         if len(X) != self.n_samples_fit_:
             raise ValueError(f"X must be the {self.n_samples_fit_} samples that fit saw, got {len(X)}.")
+        if groups is not None and len(groups) != len(X):
+            raise ValueError(f"groups must have one number for each of the {len(X)} samples, got {len(groups)}.")
         labels = np.arange(len(X)) if groups is None else np.unique(groups, return_inverse=True)[1]
         return labels, np.bincount(labels[self.positions_], minlength=labels.max() + 1)
 

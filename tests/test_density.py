@@ -499,3 +499,21 @@ def test_a_mixture_of_more_components_than_samples_is_refused_with_advice_that_w
     fewer = int(re.search(r"GaussianMixture\((\d+)\)", str(error.value))[1])
     fit_density(GaussianMixture(fewer), X)
     assert fit_density(GaussianMixture(components), X, fold=True).n_components == n
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 1e6 + 0.1, -1e-9 / 3])
+@pytest.mark.parametrize("n", [3, 10, 49])
+def test_a_constant_feature_whose_mean_is_rounded_is_constant(value, n, rng):
+    X = rng.normal(size=(n, 1))
+    constant = np.full((n, 1), value)
+    fitted = GaussianDensity(target="diagonal").fit(np.hstack([X, constant]))
+    assert fitted.scale_[1] == 1
+    assert GaussianDensity().fit(constant).floor_ >= 1e-6
+
+
+@pytest.mark.parametrize("density", [GaussianDensity(), KNNDensity(), LocalKNNDensity(), AutoDensity()], ids=str)
+@pytest.mark.parametrize("count", [5, 40])
+def test_groups_of_another_length_are_refused(density, count, rng):
+    X = rng.normal(size=(20, 3))
+    with pytest.raises(ValueError, match=f"(20|{count}).*(20|{count})"):
+        density.fit(X).held_out_scores(X, groups=np.arange(count))

@@ -11,8 +11,9 @@ from sklearn.covariance import LedoitWolf
 from sklearn.preprocessing import normalize
 from test_extractor import FAMILIES
 
-from skl_transformaly import TransformalyDetector
-from skl_transformaly._explanation import reasons
+from skl_transformaly import ConformalDetector, TransformalyDetector
+from skl_transformaly._reasons import reasons
+from skl_transformaly.serving._scorers import DetectorScorer
 
 
 def residuals(students, X):
@@ -287,6 +288,18 @@ def test_a_training_image_is_its_own_neighbour_in_discrepancies_alone(images):
 def test_without_a_gaussian_there_are_no_blocks_in_the_table(images):
     table = tiny_detector(discrepancy_density="knn").fit(images).explain(images)
     assert not [name for name in table if name.startswith("block")] and "discrepancy" in table
+
+
+@pytest.mark.parametrize("contamination, alpha", [(0.08, 0.5), (0.5, 0.08)])
+def test_a_reason_is_of_what_the_wrapper_flags(images, contamination, alpha):
+    detector = ConformalDetector(tiny_detector(contamination=contamination), alpha=alpha, calibration="held-out")
+    detector.fit(images)
+    new = np.random.default_rng(3).integers(0, 256, (20, 20, 24, 3), dtype=np.uint8)
+    flagged = detector.predict(new) < 0
+    assert flagged.any() or alpha < 0.1
+    np.testing.assert_array_equal(detector.explain(new)["reason"] != "normal", flagged)
+    served = DetectorScorer(detector).score(list(new), [False] * len(new))
+    np.testing.assert_array_equal([result.reason != "normal" for result in served], flagged)
 
 
 def test_an_explanation_is_a_data_frame(fitted, images):

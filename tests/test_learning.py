@@ -131,6 +131,25 @@ def test_images_that_changed_since_are_an_error(images, tmp_path):
     assert detector.training_scores_ is before
 
 
+@pytest.mark.parametrize(
+    "changes", [{"contamination": 5.0}, {"trim": 0.9}, {"threshold": "middle"}, {"fusion": "mean"}], ids=str
+)
+@pytest.mark.parametrize("fitted", [False, True])
+def test_a_parameter_out_of_its_range_is_refused_when_learning(images, new, fitted, changes):
+    detector = without_students()
+    if fitted:
+        detector.fit(images)
+    detector.set_params(**changes)
+    with pytest.raises(ValueError, match=f"The '{next(iter(changes))}' parameter"):
+        detector.partial_fit(new)
+
+
+def test_a_parameter_out_of_its_range_is_refused_when_forgetting(images):
+    detector = without_students().fit(images).set_params(contamination=5.0)
+    with pytest.raises(ValueError, match="The 'contamination' parameter"):
+        detector.forget([0])
+
+
 def test_learned_images_are_recognised(images):
     detector = tiny_detector().fit(images[:8]).partial_fit(images[8:])
     np.testing.assert_array_equal(detector.score_samples(images), detector.training_scores_)
@@ -286,7 +305,9 @@ def test_a_calibrated_detector_leaves_anomalies_out(images, new):
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("y, message", [([1, -1], "2 labels for 12"), ([1] + [-1] * 11, "needs 2 normal")])
+@pytest.mark.parametrize(
+    "y, message", [([1, -1], "2 labels for 12"), ([1] + [-1] * 11, "needs 2 normal"), ([1, 2], "2 labels for 12")]
+)
 def test_labels_that_cannot_be_used(images, y, message):
     with pytest.raises(ValueError, match=message):
         without_students().fit(images, y)
@@ -331,6 +352,16 @@ def test_the_strongest_pull_that_helps_is_taken():
     location, spread = [1, 0], np.array([1, 1.02])  # of the first, which does not vary, 1
     expected = fit_weights((normal - location) / spread, (known - location) / spread, 3.0, spread)
     np.testing.assert_allclose(space_weights(normal, known), expected)
+
+
+def test_images_where_a_density_is_zero_weigh_as_very_far_ones(rng):
+    normal = rng.normal(size=(60, 2))
+    far = rng.normal(size=(40, 2)) - [1.5, 0]
+    far[:5, 0] = -1e5
+    zero = np.where(far < -1e4, -np.inf, far)
+    expected = space_weights(normal, far)
+    assert expected[0] > expected[1]
+    np.testing.assert_allclose(space_weights(np.vstack([normal, [-np.inf, 0]]), zero), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("pull", [0.1, 1.0, 3.0])

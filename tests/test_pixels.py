@@ -240,6 +240,27 @@ def test_an_opened_pil_image_keeps_its_16_bits_and_can_still_be_used(folder, rng
         np.testing.assert_array_equal(np.asarray(image), pixels >> 8)
 
 
+def written_and_read():
+    """Endings of the formats that Pillow writes and reads by itself, as they come with this installation."""
+    Image.init()
+    own = [
+        ending for ending, name in Image.registered_extensions().items() if {name} <= set(Image.SAVE) & set(Image.OPEN)
+    ]
+    return sorted(own)
+
+
+@pytest.mark.parametrize("ending", written_and_read())
+def test_an_opened_pil_image_is_what_its_path_is(folder, ending, rng):
+    path = folder / f"any{ending}"
+    try:
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+        expected = as_images([path])[0]
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        pytest.skip(f"Pillow cannot write or read it here: {error}")
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(as_images([image])[0], expected)
+
+
 def test_16_bits_of_colour_score_as_their_array(folder, fitted, rng):
     detector, _ = fitted
     pixels = rng.integers(0, 65536, (20, 24, 3), dtype=np.uint16)

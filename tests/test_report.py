@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from skl_transformaly._explanation import reasons
+from skl_transformaly._reasons import reasons
 from skl_transformaly.cli import _cards
 from skl_transformaly.cli._cards import path_bytes
 from skl_transformaly.cli._histogram import histogram, round_step

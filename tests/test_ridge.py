@@ -365,3 +365,21 @@ def test_sums_travel_as_arrays_of_the_cpu(images):
     total = loaded.copy()
     total.add(sums.copy().parts)
     torch.testing.assert_close(total.parts[0], 2 * sums.parts[0])
+
+
+@pytest.mark.parametrize("number", [2, 3, 6])
+def test_few_images_are_left_out_as_exactly_as_in_double_precision(number, rng):
+    # smooth images, whose tokens resemble each other: leverages are close to 1
+    X = np.kron(rng.integers(0, 256, (number, 4, 4, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
+    X = np.concatenate([X, np.roll(X[:1], 1, axis=1), X[:1]])
+    single, double = (
+        RidgeStudents(n_blocks=3, extractor=tiny_extractor(image_size=32, precision=precision)).fit(X)
+        for precision in ("float32", "float64")
+    )
+    np.testing.assert_allclose(single.held_out_discrepancies_, double.held_out_discrepancies_, rtol=2e-3)
+
+
+@pytest.mark.parametrize("changes", [{"ridge": -1.0}, {"updates": "no"}], ids=str)
+def test_a_parameter_out_of_its_range_is_refused_when_learning(changes, images):
+    with pytest.raises(ValueError, match=f"The '{next(iter(changes))}' parameter"):
+        RidgeStudents(n_blocks=2, extractor=tiny_extractor(), **changes).partial_fit(images)

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from skl_transformaly._cleaning import COPY_LEVELS
-from skl_transformaly._explanation import PLAINLY, nearest, times_text
+from skl_transformaly._explanation import nearest
+from skl_transformaly._reasons import PLAINLY, times_text
 from skl_transformaly._wrappers import innermost
 from skl_transformaly.cli._cards import (
     MAP_FROM,

@@ -185,6 +185,8 @@ def _is_closed(image: Image.Image) -> bool:
         return file is None or getattr(file, "closed", False)
     try:
         return type(image.im).__name__ == "DeferredError"
+    except AssertionError:  # plugins without tiles, such as those of WebP and HEIC, have no pixels before they load
+        return False
     except ValueError:  # what the pixels of a closed image raise in later versions
         return True
 

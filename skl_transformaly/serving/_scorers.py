@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from skl_transformaly._reasons import reason_column
 from skl_transformaly.images._pixels import eight_bits, least_side
 from skl_transformaly.images._values import ImageError
 from skl_transformaly.serving._maps import paint
@@ -73,13 +74,14 @@ class DetectorScorer:
     def _score(self, images: list[np.ndarray], with_map: bool) -> list[Result]:
         table = self._core.explain(images, n_neighbors=0, maps=with_map)
         columns = self._decider.score_table(images, table["score"])
+        reasons = reason_column(table, columns["decision"])
         return [
             Result(
                 score=float(columns["score"][i]),
                 margin=float(columns["decision"][i]),
                 p_value=float(columns["p_value"][i]),
                 spaces={name: float(table[name][i]) for name in self._core.feature_spaces_},
-                reason=str(table["reason"][i]),
+                reason=str(reasons[i]),
                 map=paint(table["map"][i]) if with_map else None,
                 threshold=float(self._decider.offset_),
             )

@@ -140,7 +140,8 @@ class TrainingMeasures:
         student = self.students.students_[j]
         residual = residual_of(student, args, {}, output)
         # on an accelerator they stay there, instead of being copied for each batch
-        self._solutions[j] = tuple(part.to(residual) for part in self._solutions[j])
+        dtype = self._solutions[j][0].dtype if residual.device.type in ("cpu", "cuda") else residual.dtype
+        self._solutions[j] = tuple(part.to(residual.device, dtype) for part in self._solutions[j])
         left_out = leave_out(student, args[0], output, residual, self._solutions[j], self.duplicates[positions])
         seen = block_measures(self.students.measures_, args[0], output, residual)
         unseen = seen.to(left_out, copy=True)  # updates do not depend on students

@@ -285,9 +285,10 @@ class Sums:
         weights = np.vstack([local.T, context.T]).astype(np.float64)
         shift = np.concatenate(origin).astype(np.float64)
         weights[-1] += shift @ weights
+        rounding = _rounding(inverse.dtype == np.float64)
         inverse = inverse.astype(np.float64)
         rest = np.eye(len(products)) - products @ inverse
-        rest[np.diag_indices_from(rest)] += 1e-6  # `inverse` is in float32
+        rest[np.diag_indices_from(rest)] += rounding
         with single_threaded_blas():
             weights = weights + inverse @ np.linalg.solve(rest, products @ weights - targets)
         weights[-1] -= shift @ weights
@@ -343,13 +344,16 @@ def _require_definite(failed: int) -> None:
 def leave_out(
     student: RidgeStudent, x: Tensor, output: Tensor, residual: Tensor, solution: tuple, duplicates: np.ndarray
 ) -> Tensor:
-    """Return the residuals of each image from a student solved without it, in the shape of `residual`.
+    """Return the residuals of each image from a student solved without it, in the shape and dtype of `residual`.
 
     H are the features by which the image enters the sums, g times, E its residuals at their places, and M the inverse.
     Without the image, the residuals at these places are S = (I - g H M H')^-1 E. The coefficients change by g M H' S,
     from which the residuals at all other places follow.
     """
     layout = student.layout
+    inverse, *origin = solution
+    wanted = residual.dtype
+    x, output, residual = (part.to(inverse.dtype) for part in (x, output, residual))
     if layout.tokens:
         local, context = layout.split(x)
         seen = residual
@@ -357,10 +361,9 @@ def leave_out(
         local, context, target = layout.rows(x, output)
         shift = F.linear(context, student.context.to(local.dtype)).unsqueeze(1)
         seen = F.linear(local, student.local.to(local.dtype)) + shift - target
-    inverse, *origin = solution
     size = local.shape[2]
     local, context = local - origin[0], context - origin[1]
-    weight = torch.from_numpy(duplicates.astype(np.float32)).to(local)[:, None, None]
+    weight = torch.from_numpy(duplicates).to(local)[:, None, None]
     # H M H' is split into features of a place and features that all places of an image share
     across = context @ inverse[size:, :size]
     shared = (context @ inverse[size:, size:] * context).sum(1)
@@ -370,15 +373,20 @@ def leave_out(
     rest = weight * (local @ across.unsqueeze(2) + shared[:, None, None])
     leverage = torch.baddbmm(rest.expand(-1, -1, local.shape[1]), mixed, local.transpose(1, 2))
     system = leverage.neg_()
-    system.diagonal(dim1=1, dim2=2).add_(1 + 1e-6)
+    system.diagonal(dim1=1, dim2=2).add_(1 + _rounding(inverse.dtype == torch.float64))
     left_out = _solve_systems(system, seen)
     if layout.tokens:
-        return left_out
+        return left_out.to(wanted)
     scaled = weight * left_out.to(local)
     sums = torch.cat([local.transpose(1, 2) @ scaled, context.unsqueeze(2) @ scaled.sum(1, keepdim=True)], dim=1)
     change = inverse @ sums  # of coefficients, (B, F + Q, C_out)
     constant = (context.unsqueeze(1) @ change[:, size:]).squeeze(1) - origin[0] @ change[:, :size]
-    return residual + student.spread(x, change[:, :size].transpose(1, 2), constant)
+    return (residual + student.spread(x, change[:, :size].transpose(1, 2), constant)).to(wanted)
+
+
+def _rounding(double: bool) -> float:
+    """What keeps a system of leverages, which may be 1 but for rounding, positive definite."""
+    return 1e-9 if double else 1e-6
 
 
 def _solve_systems(systems: Tensor, targets: Tensor) -> Tensor:

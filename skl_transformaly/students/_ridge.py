@@ -37,6 +37,9 @@ __all__ = ["RidgeStudents"]
 _RECORDED_BYTES = 2**30
 # At most so many blocks are solved at a time: each takes some matrices of all its features in float64.
 _SOLVED_AT_ONCE = 4
+# Of so few tokens or places, 83 images of a ViT at 224 pixels, the inverse is kept in float64: with 6 photographs,
+# leverages are so close to 1 that held-out discrepancies from one in float32 were up to twice as large.
+_FEW_ROWS = 2**14
 
 
 class RidgeStudents(ImitationMixin, BaseEstimator):
@@ -210,7 +213,8 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            `X` does not hold images, or students were fitted by `fit`, which keeps no sums to add to.
+            `X` does not hold images, a parameter is out of its range, or students were fitted by `fit`, which keeps no
+            sums to add to.
 
         Examples
         --------
@@ -223,6 +227,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         >>> bool(np.allclose(parts.transform(images), whole.transform(images), rtol=1e-3))
         True
         """
+        self._validate_params()
         sums: dict[int, Sums] = {}
         if self.__sklearn_is_fitted__():
             if not self._sums:
@@ -342,11 +347,12 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
                 )
             assert block.origin is not None  # set when the block runs
             split = len(block.parts[0])
+            exact = torch.float64 if block.parts[2][-1, -1] <= _FEW_ROWS else dtype  # the last product counts rows
             coefficients, inverse = block.solve(self.ridge)
             origin = [part.to(inverse) for part in block.origin]
             coefficients[-1] -= torch.cat(origin) @ coefficients
             weights = coefficients.T.to(dtype).cpu()
-            kept = tuple(part.to(dtype).cpu().numpy() for part in (inverse, *origin))
+            kept = tuple(part.to(exact).cpu().numpy() for part in (inverse, *origin))
             local, context = (part.contiguous().numpy() for part in (weights[:, :split], weights[:, split:]))
             return block.layout, block.size, local, context, kept
 
