@@ -73,6 +73,7 @@ class LearningMixin:
     _parts_of: Callable[[dict[str, np.ndarray]], np.ndarray]
     _labels: Callable[[np.ndarray], np.ndarray]
     __sklearn_is_fitted__: Callable[[], bool]
+    _validate_params: Callable[[], None]
 
     @all_or_nothing
     @fit_context(prefer_skip_nested_validation=False)
