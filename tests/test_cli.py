@@ -1398,3 +1398,30 @@ def test_images_to_check_an_export_on_may_be_unreadable(tmp_path, capsys):
     assert "1 image could not be read (scores are not compared on them)" in capsys.readouterr().err
     with pytest.raises(Mistake, match="None of the images"):
         _readable([str(tmp_path / "in" / "broken.png")], out)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["watch", "", "--model", "m.tfm", "--out", "o.csv"],
+        ["watch", ".", "--model", "m.tfm", "--out", "o.csv", "--move-to", ""],
+        ["evaluate", "m.tfm", ""],
+        ["score", "m.tfm", ""],
+        ["fit", ".", "-o", ""],
+        ["fit", ".", "--output="],
+        ["report", "m.tfm", ".", "--normal", ""],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_argument_is_not_the_current_folder(arguments):
+    result = run(app, arguments)
+    assert result.exit_code == 2 and "an argument is empty" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["fit", "."], ["update", "m.tfm", "."]], ids=" ".join)
+def test_a_model_is_not_written_under_the_name_of_an_onnx_file(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.tfm").touch()
+    result = run(app, [*arguments, "-o", "y.onnx"])
+    assert result.exit_code == 2 and "has the suffix of an ONNX file" in result.stderr
+    assert not (tmp_path / "y.onnx").exists()

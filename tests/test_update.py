@@ -263,7 +263,8 @@ def test_a_wrong_folder_of_normal_images_is_told_which_is_the_right_one(root, tm
     update(root, tmp_path / "one.tfm", root / "more")
     wrong = ["--normal", str(root / "train")]
     out = tmp_path / "r.html"
-    assert run(app, ["report", str(tmp_path / "one.tfm"), str(root / "sixes"), "-o", str(out), *wrong]).exit_code == 0
+    result = run(app, ["report", str(tmp_path / "one.tfm"), str(root / "sixes"), "-o", str(out), *wrong])
+    assert result.exit_code == 0 and f"normal images not shown: not found below {root / 'train'}" in result.stderr
     text = re.sub(r"<[^>]+>", "", out.read_text(encoding="utf-8"))
     assert f"The model was fitted on images below {root}: name that folder" in text
     arguments = ["update", str(tmp_path / "one.tfm"), str(root / "sixes" / "000.png"), "-o", str(tmp_path / "two.tfm")]

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
 from skl_transformaly.cli._console import Output, plain, say
 
@@ -114,9 +115,18 @@ def command(*, json: bool = True, quiet: bool = True) -> Callable[[Callable], Ca
         guarded.__annotations__ = {name: kind for name, kind in hints.items() if name != first.name} | shared
         parameters = [item.replace(annotation=guarded.__annotations__[item.name]) for item in (*own, *added)]
         guarded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        return app.command()(guarded)
+        return app.command(cls=_Command)(guarded)
 
     return register
+
+
+class _Command(TyperCommand):
+    """A command that refuses empty arguments: as a path, "" would be the current folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if any(not arg or (arg.startswith("--") and arg.endswith("=") and arg.count("=") == 1) for arg in args):
+            fail("an argument is empty, perhaps a variable that is not set; expected a path or a value.")
+        return super().parse_args(ctx, args)
 
 
 def _guard(work: Callable[[], None], debug: bool) -> None:

@@ -17,7 +17,7 @@ import typer
 
 from skl_transformaly.cli._app import INTERRUPTED, OUT, Mistake, Output, command, fail
 from skl_transformaly.cli._console import counted, duration
-from skl_transformaly.cli._inputs import check_no_input, check_writable, find_images, passed_over, unreadable_text
+from skl_transformaly.cli._inputs import check_model_output, check_no_input, find_images, passed_over, unreadable_text
 
 if TYPE_CHECKING:
     from skl_transformaly.cli._provenance import Provenance
@@ -162,7 +162,7 @@ def _check(
     checkpoint: Path | None,
 ) -> None:
     """Refuse options that cannot work before anything slow is done."""
-    check_writable(output, weights)
+    check_model_output(output, weights)
     if weights is not None:
         if teacher == "bundled":
             raise Mistake("--weights needs --teacher NAME, the timm model that they belong to.")

@@ -18,6 +18,7 @@ __all__ = [
     "check_folder",
     "check_model",
     "check_no_input",
+    "check_model_output",
     "check_writable",
     "find_images",
     "load_model",
@@ -62,6 +63,16 @@ def missing_text(found: FoundFiles) -> str:
         return ""
     more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
     return f"not found: {', '.join(map(repr, missing[:5]))}{more}. Correct the list of paths."
+
+
+def check_model_output(path: Path, *inputs: str | Path | None) -> None:
+    """Refuse, before any work, a model file to write that no command would take afterwards."""
+    check_writable(path, *inputs)
+    if path.suffix.lower() == ".onnx":
+        raise Mistake(
+            f"{str(path)!r} has the suffix of an ONNX file; expected another for a model file, such as .tfm. To make an "
+            "ONNX file, fit first, and then transformaly export."
+        )
 
 
 def check_folder(path: Path | None, what: str) -> None:

@@ -77,5 +77,11 @@ def report(
             f"{'is another image' if changed == 1 else 'are other images'} of the same name. Give the folder that the "
             "model was fitted on: --normal DIR."
         )
+    if absent := summary["normal_missing"]:
+        tell.warn(
+            f"{counted(absent, 'normal image')} not shown: not found below {display_path(str(normal or made.root))}. The "
+            f"model was fitted on images below {display_path(str(made.root))}: name that folder, or where it is now, with "
+            "--normal DIR."
+        )
     if missing:
         fail(missing)

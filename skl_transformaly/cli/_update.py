@@ -15,8 +15,8 @@ from skl_transformaly.cli._console import counted, duration
 from skl_transformaly.cli._inputs import (
     check_folder,
     check_model,
+    check_model_output,
     check_no_input,
-    check_writable,
     find_images,
     load_model,
     unreadable_text,
@@ -62,7 +62,7 @@ def update(
     if not images and labels is None:
         raise Mistake("update needs something to learn from: new normal images, --labels FILE, or both.")
     check_model(model, "update MODEL NEW_IMAGES")
-    check_writable(output, labels, weights)
+    check_model_output(output, labels, weights)
     check_folder(normal, "folder of normal images")
     new = find_images(images) if images else None
 

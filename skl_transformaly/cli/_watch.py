@@ -157,13 +157,16 @@ def _until_stopped() -> Iterator[Callable[[], bool]]:
 @contextlib.contextmanager
 def _display(tell: Output, folder: Path) -> Iterator[tuple[Callable[[dict], None], Callable[[Watcher], None]]]:
     """Yield a function that shows a row, and one that shows the state."""
+    from skl_transformaly.images._folders import display_path
 
     def on_row(row: dict[str, Any]) -> None:
         if tell.json:
             print(json.dumps(row), flush=True)
         if row["prediction"] < 0 and row["score"] is not None:
             rare = "" if row["p_value"] is None else f", p = {row['p_value']:.2g}"
-            tell.note(f"{time.strftime('%H:%M:%S')} anomaly: {row['path']} (score {row['score']:.4g}{rare})")
+            tell.note(
+                f"{time.strftime('%H:%M:%S')} anomaly: {display_path(row['path'])} (score {row['score']:.4g}{rare})"
+            )
 
     if not tell.lively:
         tell.note(f"Watching {folder}.")

@@ -11,7 +11,7 @@ from typing import Any
 from skl_transformaly._drift import DriftMonitor
 from skl_transformaly.cli._actions import Actions
 from skl_transformaly.cli._scores import Row, ScoreFile, State, file_state
-from skl_transformaly.images._folders import has_image_suffix, is_image
+from skl_transformaly.images._folders import display_path, has_image_suffix, is_image
 
 __all__ = ["Arrivals", "Watcher"]
 
@@ -215,7 +215,7 @@ class Watcher:
             self.counts.anomalies += row["prediction"] < 0 and row["score"] is not None
             if row["path"] in unreadable:
                 self.counts.unreadable[row["path"]] = unreadable[row["path"]]
-                self._warn(f"{row['path']} could not be read: {unreadable[row['path']]}")
+                self._warn(f"{display_path(row['path'])} could not be read: {unreadable[row['path']]}")
             self._on_row(row)
         if self._monitor is not None:
             self._monitor.update_scores([row["score"] for row in rows if row["score"] is not None])
