@@ -70,8 +70,8 @@ def check_model_output(path: Path, *inputs: str | Path | None) -> None:
     check_writable(path, *inputs)
     if path.suffix.lower() == ".onnx":
         raise Mistake(
-            f"{str(path)!r} has the suffix of an ONNX file; expected another for a model file, such as .tfm. To make an "
-            "ONNX file, fit first, and then transformaly export."
+            f"{str(path)!r} has the suffix of an ONNX file; expected another for a model file, such as .tfm. To make "
+            "an ONNX file, fit first, and then transformaly export."
         )
 
 

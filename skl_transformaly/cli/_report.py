@@ -79,9 +79,9 @@ def report(
         )
     if absent := summary["normal_missing"]:
         tell.warn(
-            f"{counted(absent, 'normal image')} not shown: not found below {display_path(str(normal or made.root))}. The "
-            f"model was fitted on images below {display_path(str(made.root))}: name that folder, or where it is now, with "
-            "--normal DIR."
+            f"{counted(absent, 'normal image')} not shown: not found below {display_path(str(normal or made.root))}. "
+            f"The model was fitted on images below {display_path(str(made.root))}: name that folder, or where it is "
+            "now, with --normal DIR."
         )
     if missing:
         fail(missing)
