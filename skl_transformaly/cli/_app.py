@@ -13,6 +13,7 @@ import errno
 import functools
 import inspect
 import os
+import re
 import signal
 import sys
 import traceback
@@ -135,7 +136,7 @@ def _guard(work: Callable[[], None], debug: bool) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
+            warnings.showwarning = _Warnings()
             work()
     except typer.Exit:
         raise
@@ -174,20 +175,34 @@ def _mistake(error: Exception) -> str | None:
     return None
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    # Pillow takes large files for attacks, but the user has named them
-    if category.__name__ == "DecompressionBombWarning":
-        return
-    # unreadable images are listed by the commands themselves, each with its reason
-    if "could not be read" not in str(message):
-        say(f"warning: {message}")
+class _Warnings:
+    """Shows the warnings of a command, each kind once: commands score in chunks, each of which has its own warnings.
+
+    Of one kind are texts that differ in numbers only.
+    """
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def __call__(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        # Pillow takes large files for attacks, but the user has named them
+        if category.__name__ == "DecompressionBombWarning":
+            return
+        text = str(message)
+        # the last chunk may have one image, of which the text speaks in the singular
+        kind = re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", "#", text).replace("the image are", "# of # images are")
+        # unreadable images are listed by the commands themselves, each with its reason
+        if "could not be read" not in text and kind not in self._told:
+            self._told.add(kind)
+            say(f"warning: {text}")
 
 
 def _stop(signum: int, frame: Any) -> NoReturn:

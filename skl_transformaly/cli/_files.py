@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
 from collections.abc import Iterable
@@ -21,16 +22,14 @@ def find_files(names: Iterable[str], *, listed: Iterable[str] = ()) -> FoundFile
 
     In folders and patterns, hidden files and folders are passed over, and files that are not images by their suffix or,
     without one, by their content. Files that are named themselves may be hidden, and their content decides if the
-    suffix is not that of an image. Each file counts once.
+    suffix is not that of an image. Each file counts once, also if links to folders lead a pattern to it more than once.
     """
     found = FoundFiles()
-    seen: set[str] = set()
+    seen: dict[str, bool] = {}  # paths, and whether only patterns lead to them
 
-    def add(path: str) -> None:
+    def add(path: str, matched: bool) -> None:
         path = str(Path(path))  # without ./ and //, but with .., which may lead through a link
-        if path not in seen:
-            seen.add(path)
-            found.paths.append(path)
+        seen[path] = seen.get(path, True) and matched
 
     given: list[tuple[str, bool]] = []  # paths, and whether they match a pattern
     for name in names:
@@ -57,12 +56,26 @@ def find_files(names: Iterable[str], *, listed: Iterable[str] = ()) -> FoundFile
 
     for path, matched in given:
         if os.path.isdir(path):
-            walk(path, count(path), add)
+            walk(path, count(path), functools.partial(add, matched=matched))
         elif not os.path.lexists(path) or has_image_suffix(path) or (not matched and is_image(path)):
-            add(path)
+            add(path, matched)
         else:
             count(path).pass_over(path)
+    found.paths = _without_detours(seen)
     return found
+
+
+def _without_detours(paths: dict[str, bool]) -> list[str]:
+    """Leave out paths that patterns matched if another leads to the same place: one that was named, or the shortest.
+
+    `paths` says of each path whether only patterns lead to it. ``**`` follows links, even back to a folder above.
+    """
+    real_folder = functools.cache(os.path.realpath)
+    places = {path: os.path.join(real_folder(os.path.dirname(path)), os.path.basename(path)) for path in paths}
+    best: dict[str, str] = {}
+    for path in sorted(paths, key=lambda path: (paths[path], len(path), path)):
+        best.setdefault(places[path], path)
+    return [path for path, matched in paths.items() if not matched or best[places[path]] == path]
 
 
 def _is_below(place: str, folders: set[str]) -> bool:

@@ -162,6 +162,7 @@ class Lessons:
     # positions in the fit of images whose label has changed
     taken_back: list[int] = field(default_factory=list)
     known: int = 0  # number of images that the model knows with the same label
+    copies: int = 0  # number of images that are copies of others that were given
     left_out: list[str] = field(default_factory=list)  # paths of images to learn as normal that `trim` left out
     unreadable: dict[str, str] = field(default_factory=dict)  # absolute paths, and why
 
@@ -186,7 +187,7 @@ class Lessons:
             if other[1] != label:
                 raise Mistake(f"{other[0]!r} and {path!r} are copies of one image with different labels.")
             if other[0] != path:
-                lessons.known += 1
+                lessons.copies += 1
                 continue
             lessons._add(path, label, positions.get(digest, []), earlier)
         return lessons

@@ -187,6 +187,9 @@ def _tell(
         lines.append(f"Left out by --trim {detector.trim:g}, now: {counted(len(left_out), 'image')}: {shown}.")
     if lessons.known:
         lines.append(f"{counted(lessons.known, 'image')} passed over, which the model knew already.")
+    if lessons.copies:
+        are = "is a copy of another" if lessons.copies == 1 else "are copies of others"
+        lines.append(f"{counted(lessons.copies, 'image')} passed over, which {are} of the new ones.")
     if 0 < anomalies < _FEW_ANOMALIES:
         lines.append(f"{counted(anomalies, 'known anomaly')}: {_FEW_ANOMALIES} are needed to weigh the feature spaces.")
     elif anomalies and np.ptp(detector.weights_) == 0:
@@ -206,6 +209,8 @@ def _tell(
         "images": after,
         "learned": len(lessons.normal),
         "taken_back": len(lessons.taken_back),
+        "known": lessons.known,
+        "copies": lessons.copies,
         "left_out": left_out,
         "known_anomalies": anomalies,
         "threshold_before": before["threshold"],
