@@ -76,6 +76,21 @@ def test_patterns_pass_over_what_is_no_image(folder):
     assert find_files([f"{folder}/*.txt", f"{folder}/b*"]).other == 1
 
 
+def test_a_pattern_that_links_lead_back_to_finds_each_image_once_by_the_shortest_path(folder):
+    (folder / "deep" / "back").symlink_to("..")
+    for pattern in ("**/*", "**", "deep/**/*.*", "**/*.???"):
+        found = find_files([f"{folder}/{pattern}"])
+        files = [os.path.realpath(path) for path in found.paths]
+        assert len(files) == len(set(files)) == 3
+    assert relative(find_files([f"{folder}/**/*.???"]), folder) == ["a.JPG", "b.png", "deep/er/c.tif"]
+
+
+def test_a_named_image_is_kept_though_a_pattern_finds_a_shorter_path(folder):
+    (folder / "deep" / "back").symlink_to("..")
+    names = [f"{folder}/deep/back/b.png", f"{folder}/*.png"]
+    assert relative(find_files(names), folder) == ["deep/back/b.png"]
+
+
 def test_a_file_whose_name_looks_like_a_pattern_is_a_file(folder):
     (folder / "[b].png").write_bytes(b"")
     assert relative(find_files([str(folder / "[b].png")]), folder) == ["[b].png"]
@@ -1204,7 +1219,7 @@ OUTPUTS = {
     "report over an image": ["report", "m.tfm", "in", "-o", "in/000.png"],
     "report under the name of an image": ["report", "m.tfm", "in", "-o", "new.jpg"],
     "export over the model": ["export", "m.tfm", "-o", "m.tfm"],
-    "export over an image": ["export", "m.tfm", "-o", "in/plain", "--check", "in/plain"],
+    "export over an image": ["export", "m.tfm", "-o", "in/plain.onnx", "--check", "in/plain.onnx"],
     "update over an image": ["update", "m.tfm", "in", "-o", "in/000.png"],
     "update over a new image": ["update", "m.tfm", "in/plain", "-o", "in/plain"],
     "update over labels": ["update", "m.tfm", "in", "--labels", "labels.csv", "-o", "labels.csv"],
@@ -1218,6 +1233,7 @@ def test_nothing_is_written_over_what_is_read(tmp_path, monkeypatch, work, model
     shutil.copytree(work[0] / "test" / "six", "in")
     shutil.copy("in/000.png", "in/plain")
     shutil.copy("in/000.png", "in/plain.csv")
+    shutil.copy("in/000.png", "in/plain.onnx")
     for name in ("m.tfm", "m.csv"):
         shutil.copy(model, name)
     os.symlink("m.tfm", "link.html")
@@ -1425,3 +1441,20 @@ def test_a_model_is_not_written_under_the_name_of_an_onnx_file(arguments, tmp_pa
     result = run(app, [*arguments, "-o", "y.onnx"])
     assert result.exit_code == 2 and "has the suffix of an ONNX file" in result.stderr
     assert not (tmp_path / "y.onnx").exists()
+
+
+def test_an_onnx_file_is_written_under_no_other_suffix(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.tfm").touch()
+    result = run(app, ["export", "m.tfm", "--onnx", "wrong.tfm"])
+    assert result.exit_code == 2 and "'wrong.tfm' must end in .onnx" in result.stderr
+
+
+def test_each_kind_of_warning_is_told_once_a_run(tmp_path, model):
+    """Of 200 images, which are scored in chunks of 64, the last few in one of fewer."""
+    for i in range(200):
+        Image.fromarray(np.full((8, 8), i, dtype=np.uint16)).save(tmp_path / f"{i:03}.png")
+    result = run(app, ["score", model, str(tmp_path), "-q"])
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("so that they score as nearly black") == 1
+    assert result.stderr.count("warning: later images, too: Pixels of ") == 1

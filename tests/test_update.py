@@ -176,6 +176,12 @@ def test_images_that_were_learned_are_passed_over(root, tmp_path):
     assert not (tmp_path / "x.tfm").exists()
 
 
+def test_copies_of_new_images_do_not_count_as_known(root, tmp_path):
+    shutil.copy(root / "more" / "003.png", tmp_path / "copy.png")
+    said, _, _ = update(root, tmp_path / "new.tfm", root / "more", root / "train" / "004.png", tmp_path / "copy.png")
+    assert (said["learned"], said["known"], said["copies"]) == (8, 1, 1)
+
+
 def test_a_training_image_that_is_gone_can_be_taken_back(root, tmp_path):
     (root / "train" / "zz.png").unlink()
     labels = save_labels(tmp_path / "labels.csv", {str(root / "train" / "zz.png"): -1})
@@ -239,6 +245,14 @@ def test_what_is_left_out_now_is_named_even_if_it_was_given_as_normal(root, trim
     name = provenance(trimmed).files[positions[0]]
     assert f"Left out by --trim 0.04, now: 1 image: {root / 'train' / name}." in result.stdout + result.stderr
     assert "1 image given as normal" in result.stderr and "left out by --trim 0.04 all the same" in result.stderr
+
+
+def test_new_images_that_trim_leaves_out_do_not_count_as_learned(root, trimmed, tmp_path, rng):
+    Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(root / "more" / "noise.png")
+    result = run(app, ["update", str(trimmed), str(root / "more"), "-o", str(tmp_path / "new.tfm"), "--json"])
+    said = json.loads(result.stdout)
+    assert said["left_out"] == [str(root / "more" / "noise.png")] and said["learned"] == 8
+    assert ": 8 learned, " in provenance(tmp_path / "new.tfm").settings["updates"]
 
 
 def test_a_folder_that_was_moved_stays_the_folder(root, tmp_path):

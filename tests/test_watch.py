@@ -27,8 +27,9 @@ from skl_transformaly.cli import _actions
 from skl_transformaly.cli import _score as score_command
 from skl_transformaly.cli._actions import Actions, Hook, Shelf
 from skl_transformaly.cli._commands import app
+from skl_transformaly.cli._console import Output
 from skl_transformaly.cli._scores import ScoreFile
-from skl_transformaly.cli._watch import _state
+from skl_transformaly.cli._watch import _display, _state
 from skl_transformaly.cli._watcher import Arrivals, Watcher
 
 DARK, LIGHT = 20, 200
@@ -573,6 +574,17 @@ def test_what_cannot_be_read_is_told_of_but_not_moved(bench, tmp_path):
     (watch.folder / "a.png").write_bytes(b"x")
     watch.pass_time(10)
     assert [(row["score"], row["moved_to"]) for row in told] == [(None, None)] and (watch.folder / "a.png").is_file()
+
+
+def test_a_newline_in_a_name_breaks_no_line_of_the_log(bench, capsys):
+    watch = bench(patience=5.0)
+    (watch.folder / "a\nb.png").write_bytes(b"x")
+    watch.pass_time(10)
+    row = {"path": "/in/c\nd.png", "prediction": -1, "score": 1.0, "p_value": None}
+    with _display(Output(json=False, quiet=False), watch.folder) as (on_row, _):
+        on_row(row)
+    (warning,) = watch.warnings
+    assert "a\\nb.png could not be read" in warning and "c\\nd.png (score 1)" in capsys.readouterr().err
 
 
 def test_who_does_not_listen_is_told_again(bench):

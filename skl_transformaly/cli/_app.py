@@ -9,6 +9,7 @@ import are imported by the commands that use them, so that ``--help`` is fast.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import inspect
@@ -16,6 +17,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import traceback
 import warnings
 from collections.abc import Callable
@@ -49,6 +51,8 @@ __all__ = [
 
 
 FOUND, MISTAKE, BUG, INTERRUPTED, PIPE_CLOSED = 1, 2, 3, 130, 141
+# Of a warning that came again, as many characters are shown the second time
+_MOST_CHARACTERS = 80
 
 app = typer.Typer(
     name="transformaly",
@@ -135,8 +139,8 @@ def _guard(work: Callable[[], None], debug: bool) -> None:
     if hasattr(sys.stdout, "reconfigure"):  # a name that the terminal's encoding lacks must not lose a result
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _Warnings()
+        with warnings.catch_warnings(), contextlib.closing(_Warnings()) as shown:
+            warnings.showwarning = shown
             work()
     except typer.Exit:
         raise
@@ -182,7 +186,8 @@ class _Warnings:
     """
 
     def __init__(self) -> None:
-        self._told: set[str] = set()
+        self._told: dict[str, str] = {}  # the first text of each kind
+        self._again: set[str] = set()  # kinds that came again
 
     def __call__(
         self,
@@ -200,9 +205,19 @@ class _Warnings:
         # the last chunk may have one image, of which the text speaks in the singular
         kind = re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", "#", text).replace("the image are", "# of # images are")
         # unreadable images are listed by the commands themselves, each with its reason
-        if "could not be read" not in text and kind not in self._told:
-            self._told.add(kind)
+        if "could not be read" in text:
+            return
+        if kind in self._told:
+            self._again.add(kind)
+        else:
+            self._told[kind] = text
             say(f"warning: {text}")
+
+    def close(self) -> None:
+        """Say which warnings came again, since their numbers are those of the first images."""
+        for kind, text in self._told.items():
+            if kind in self._again:
+                say(f"warning: later images, too: {textwrap.shorten(text, _MOST_CHARACTERS, placeholder=' ...')}")
 
 
 def _stop(signum: int, frame: Any) -> NoReturn:

@@ -40,7 +40,9 @@ def export(
     check_model(model)
     check_writable(onnx, model, weights)
     if onnx.suffix.lower() != ".onnx":
-        raise Mistake(f"{str(onnx)!r} must end in .onnx, by which `transformaly serve` and other runtimes know the file.")
+        raise Mistake(
+            f"{str(onnx)!r} must end in .onnx, by which `transformaly serve` and other runtimes know the file."
+        )
     from skl_transformaly.export._export import ParityError, import_onnx, to_onnx
 
     import_onnx()  # before images are read and an export is announced

@@ -131,7 +131,7 @@ class Earlier:
         kept = [i for i in kept if detector.training_digests_[i].any()]
         earlier = {os.path.join(self.root, name): why for name, why in made.unreadable.items()}
         learned = {*lessons.normal, *lessons.anomalies}  # some of them by now, if they were repaired
-        update = f"{len(lessons.normal)} learned, {len(lessons.taken_back)} taken back, " + (
+        update = f"{lessons.kept_by(detector)} learned, {len(lessons.taken_back)} taken back, " + (
             f"{counted(len(lessons.anomalies), 'known anomaly')}, "
             f"students {'learned anew' if self.solved and exact else 'as they were'}"
         )
@@ -191,6 +191,12 @@ class Lessons:
                 continue
             lessons._add(path, label, positions.get(digest, []), earlier)
         return lessons
+
+    def kept_by(self, detector: Any) -> int:
+        """Return how many of the normal images `detector` learned: `trim` may leave some of them out."""
+        labels = detector.training_labels_
+        end = len(labels) - len(self.anomalies)
+        return int(np.sum(labels[end - len(self.normal) : end] != _LEFT_OUT))
 
     def _add(self, path: str, label: int, places: list[int], earlier: Earlier) -> None:
         """Add an image that is at `places` in the fit."""

@@ -174,12 +174,13 @@ def _tell(
     after = int(np.sum(np.isfinite(scores)))
     anomalies = int(np.sum(labels == -1))
     same = detector.offset_ == before["threshold"]
+    learned = lessons.kept_by(detector)
     change = (
         "as before: no score changes" if same else f"{before['threshold']:.2f} before; scores are on another scale now"
     )
     lines = [
         f"{output}: {counted(after, 'normal image')}, {before['images']} before "
-        f"({len(lessons.normal)} learned, {len(lessons.taken_back)} taken back), in {duration(seconds)}.",
+        f"({learned} learned, {len(lessons.taken_back)} taken back), in {duration(seconds)}.",
         f"Threshold {detector.offset_:.2f}, {change}.",
     ]
     if left_out:
@@ -189,7 +190,7 @@ def _tell(
         lines.append(f"{counted(lessons.known, 'image')} passed over, which the model knew already.")
     if lessons.copies:
         are = "is a copy of another" if lessons.copies == 1 else "are copies of others"
-        lines.append(f"{counted(lessons.copies, 'image')} passed over, which {are} of the new ones.")
+        lines.append(f"{counted(lessons.copies, 'image')} passed over, which {are} in this call.")
     if 0 < anomalies < _FEW_ANOMALIES:
         lines.append(f"{counted(anomalies, 'known anomaly')}: {_FEW_ANOMALIES} are needed to weigh the feature spaces.")
     elif anomalies and np.ptp(detector.weights_) == 0:
@@ -207,7 +208,7 @@ def _tell(
         "model": str(output),
         "images_before": before["images"],
         "images": after,
-        "learned": len(lessons.normal),
+        "learned": learned,
         "taken_back": len(lessons.taken_back),
         "known": lessons.known,
         "copies": lessons.copies,

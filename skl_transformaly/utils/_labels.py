@@ -73,11 +73,11 @@ def normal_samples(y: Any, n: int, *, least: int = 2) -> np.ndarray | None:
         warn_user(f"y holds {labels.dtype} and no labels that fit can use: it takes all samples as normal.")
         return None
     _refuse_gaps(labels)
-    if len(labels) != n:
-        raise ValueError(f"y has {len(labels)} labels for {n} samples: pass one for each, +1 or -1.")
     if set(np.unique(labels).tolist()) - {-1, 1}:
         _warn_of_other_numbers(labels)
         return None
+    if len(labels) != n:
+        raise ValueError(f"y has {len(labels)} labels for {n} samples: pass one for each, +1 or -1.")
     normal = labels == 1
     if normal.all():
         return None
