@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["conformal_threshold", "held_out_threshold", "interpolated_p_values", "p_values", "quantile_knots"]
+__all__ = [
+    "can_promise",
+    "conformal_threshold",
+    "held_out_threshold",
+    "interpolated_p_values",
+    "p_values",
+    "quantile_knots",
+]
 
 # A threshold is at least this share of the gap between two scores above the lower one, so that rounding does not move
 # an image across it.
@@ -30,6 +37,15 @@ def quantile_knots(scores: np.ndarray) -> np.ndarray:
     return scores + _MARGIN * np.diff(scores, append=scores[-1])
 
 
+def can_promise(rate: float, n: int) -> bool:
+    """Whether a threshold from `n` held-out scores can keep a false-positive rate, which takes ``rate >= 1 / (n + 1)``.
+
+    >>> can_promise(0.05, 19), can_promise(0.05, 18)
+    (True, False)
+    """
+    return rate * (n + 1) >= 1 - 1e-9
+
+
 def held_out_threshold(scores: np.ndarray, rate: float) -> float:
     """Return the threshold below which a share `rate` of new normal images is expected.
 
@@ -46,7 +62,7 @@ def held_out_threshold(scores: np.ndarray, rate: float) -> float:
         Scores below it are those whose `interpolated_p_values` are below `rate`, or at their minimum of 1 / (n + 1).
     """
     n = len(scores)
-    if rate * (n + 1) < 1 - 1e-9:
+    if not can_promise(rate, n):
         gap = scores[1] - scores[0] if n > 1 else 0.0
         return float(scores[0] - _MARGIN * (gap or abs(scores[0]) * 1e-6 or 1e-6))
     return float(np.interp(rate, np.arange(1, n + 1) / (n + 1), quantile_knots(scores)))

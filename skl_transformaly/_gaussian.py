@@ -24,8 +24,6 @@ FLOATS = (np.float64, np.float32)
 
 # Directions whose variance is below this share of the largest are rounding, not variation.
 _RANK_TOLERANCE = 1e-12
-# Deviations from the mean up to this share of it are its rounding: the feature is constant.
-_ROUNDING = 1e-14
 # Rows that are scored at a time: a dozen arrays of their size are needed besides.
 _ROWS = 256
 # Rows that are centred at a time where samples outnumber features, so that no copy of all of them is needed
@@ -193,14 +191,16 @@ class GaussianDensity(LogDensity):
     def _fit(self, X: np.ndarray) -> None:
         n, d = X.shape
         mean = X.mean(axis=0, dtype=np.float64)
+        # of the mean of n equal values: a feature that varies less is constant
+        rounding = n * np.finfo(np.float64).eps * np.abs(mean)
         scale = np.ones(d)
         if self.target == "diagonal":
             deviation = np.sqrt(sum(row_norms(R.T, squared=True) for R in _centred(X, mean, scale)) / n)
-            varies = deviation > _ROUNDING * np.abs(mean)  # the mean of equal values may be rounded
+            varies = deviation > rounding
             scale[varies] = deviation[varies]
         variances, components = _principal_directions(X, mean, scale)
         mean_variance = float(variances.sum()) / d
-        if mean_variance <= (_ROUNDING * np.abs(mean / scale).max()) ** 2:
+        if mean_variance <= (rounding / scale).max() ** 2:
             mean_variance = 0.0
         shrinkage = self.shrinkage
         if shrinkage == "ledoit-wolf":

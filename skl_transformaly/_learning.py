@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from skl_transformaly._cleaning import least_normal, near_duplicates
 from skl_transformaly._density import resolve_density
 from skl_transformaly._explanation import scatter
-from skl_transformaly._fusion import held_out_threshold
+from skl_transformaly._fusion import can_promise, held_out_threshold
 from skl_transformaly._measuring import NOT_FINITE, Measurer, TrainingFeatures, copies, release_checkpoint
 from skl_transformaly._space import FeatureSpace
 from skl_transformaly._weighting import space_weights
@@ -556,7 +556,7 @@ class LearningMixin:
             self.offset_ = float(np.quantile(usable, self.contamination))
         else:
             self.offset_ = held_out_threshold(usable, self.contamination)
-            if self.contamination * (distinct + 1) < 1 - 1e-9:  # as the threshold is taken
+            if not can_promise(self.contamination, distinct):
                 lowest, enough = 1 / (distinct + 1), int(np.ceil(1 / self.contamination)) - 1
                 warn_user(
                     f"With {distinct} images a false-positive rate below {lowest:.0%} cannot be promised, and "

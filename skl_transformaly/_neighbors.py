@@ -14,6 +14,7 @@ from sklearn.utils.validation import validate_data
 from skl_transformaly._gaussian import FLOATS, LogDensity
 from skl_transformaly.utils._compat import Interval, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
+from skl_transformaly.utils._labels import group_sizes
 
 __all__ = ["KNNDensity", "LocalKNNDensity"]
 
@@ -129,8 +130,7 @@ class KNNDensity(LogDensity):
         """Groups of the fitted samples, numbered, and how many kept samples each has."""
         if len(X) != self.n_samples_fit_:
             raise ValueError(f"X must be the {self.n_samples_fit_} samples that fit saw, got {len(X)}.")
-        if groups is not None and len(groups) != len(X):
-            raise ValueError(f"groups must have one number for each of the {len(X)} samples, got {len(groups)}.")
+        group_sizes(groups, len(X))  # refuses other lengths
         labels = np.arange(len(X)) if groups is None else np.unique(groups, return_inverse=True)[1]
         return labels, np.bincount(labels[self.positions_], minlength=labels.max() + 1)
 

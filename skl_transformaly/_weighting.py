@@ -18,7 +18,7 @@ _LEAST_ANOMALIES = 5
 _PULLS = (np.inf, 3.0, 1.0, 0.3, 0.1)
 # Least weight of a space, since the next anomaly may be of a kind that only this space shows
 _LEAST_WEIGHT = 0.25
-# Standard deviations that stand for infinitely many, of images where a density is zero
+# Standard deviations that stand for infinitely many, of anomalies where a density is zero
 _FAR = 1e6
 _FOLDS, _REPEATS = 5, 4
 
@@ -45,9 +45,6 @@ def space_weights(normal: np.ndarray, anomalies: np.ndarray) -> np.ndarray:
         warn_user(
             f"{counted} nothing: weights of the feature spaces are learned from {_LEAST_ANOMALIES} or more.",
         )
-        return np.ones(n_spaces)
-    normal = normal[np.isfinite(normal).all(axis=1)]  # a density may be zero where an image was left out
-    if not len(normal):
         return np.ones(n_spaces)
     # on one scale, on which the parts are already unless log-densities are added as they are
     location, spread = normal.mean(axis=0), normal.std(axis=0)

@@ -117,9 +117,9 @@ class DelegatingMixin(MetaEstimatorMixin):
         Returns
         -------
         table : dict of str to ndarray of shape (n_samples,)
-            Columns as `estimator` returns them; ``reason`` is of what this wrapper flags, if it has a threshold of its
-            own; ``neighbor0``, ... are positions in the `X` of `fit`, of which
-            `estimator_` saw a part.
+            Columns as `estimator` returns them, but for ``reason``, which is of what this wrapper flags, if it has a
+            threshold of its own. ``neighbor0``, ... are positions in the `X` of `fit`, of which `estimator_` saw a
+            part.
 
         Raises
         ------
@@ -129,7 +129,6 @@ class DelegatingMixin(MetaEstimatorMixin):
         check_is_fitted(self)
         table = self.estimator_.explain(X, *args, **options)
         if isinstance(table, dict) and "reason" in table and hasattr(self, "offset_"):
-            # of what this wrapper flags, which has its own threshold
             table["reason"] = reason_column(table, np.asarray(table["score"]) - self.offset_)
         places = self.fitted_positions_
         if places is not None and isinstance(table, dict):

@@ -502,7 +502,7 @@ def test_a_mixture_of_more_components_than_samples_is_refused_with_advice_that_w
 
 
 @pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 1e6 + 0.1, -1e-9 / 3])
-@pytest.mark.parametrize("n", [3, 10, 49])
+@pytest.mark.parametrize("n", [3, 10, 49, 20_000])
 def test_a_constant_feature_whose_mean_is_rounded_is_constant(value, n, rng):
     X = rng.normal(size=(n, 1))
     constant = np.full((n, 1), value)

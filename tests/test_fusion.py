@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from skl_transformaly._fusion import held_out_threshold, interpolated_p_values, p_values, quantile_knots
+from skl_transformaly._fusion import can_promise, held_out_threshold, interpolated_p_values, p_values, quantile_knots
 
 SCORES = np.array([1.0, 3.0, 4.0, 8.0])
 KNOTS = [1.1, 3.05, 4.2, 8.0]  # a twentieth of the way to the next
@@ -38,3 +38,10 @@ def test_p_values_are_interpolated_between_the_same_knots():
 def test_p_values_count_the_score_among_those_as_low():
     found = p_values(np.array([0.0, 1.0, 3.5, 9.0, np.nan]), np.r_[SCORES[::-1], np.nan])
     np.testing.assert_allclose(found, [0.2, 0.4, 0.6, 1.0, np.nan])
+
+
+@pytest.mark.parametrize("n", [*range(2, 120), 999, 20_000])
+def test_a_rate_that_n_scores_just_keep_is_promised_however_it_is_rounded(n):
+    assert can_promise(1 / (n + 1), n) and not can_promise(0.999 / (n + 1), n)
+    threshold = held_out_threshold(np.arange(n, dtype=float), 1 / (n + 1))
+    assert threshold > 0  # above the lowest score: one of n + 1 is flagged

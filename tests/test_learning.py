@@ -352,14 +352,14 @@ def test_the_strongest_pull_that_helps_is_taken():
     np.testing.assert_allclose(space_weights(normal, known), expected)
 
 
-def test_images_where_a_density_is_zero_weigh_as_very_far_ones(rng):
+def test_anomalies_where_a_density_is_zero_weigh_as_very_far_ones(rng):
     normal = rng.normal(size=(60, 2))
     far = rng.normal(size=(40, 2)) - [1.5, 0]
     far[:5, 0] = -1e5
     zero = np.where(far < -1e4, -np.inf, far)
     expected = space_weights(normal, far)
     assert expected[0] > expected[1]
-    np.testing.assert_allclose(space_weights(np.vstack([normal, [-np.inf, 0]]), zero), expected, rtol=1e-6)
+    np.testing.assert_allclose(space_weights(normal, zero), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("pull", [0.1, 1.0, 3.0])

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 __all__ = [
     "check_folder",
     "check_model",
-    "check_no_input",
     "check_model_output",
+    "check_no_input",
     "check_writable",
     "find_images",
     "load_model",

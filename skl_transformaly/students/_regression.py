@@ -232,6 +232,11 @@ class Sums:
         for part, product in zip(self.parts, products):
             part += product.to(part.device)
 
+    @property
+    def rows(self) -> int:
+        """Number of tokens, or of places, that were added: the constant's product with itself."""
+        return round(float(self.parts[2][-1, -1]))
+
     def copy(self) -> Sums:
         """Return a copy that can be added to without changing these sums."""
         copied = Sums(self.layout, self.size, self.origin)

@@ -347,7 +347,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
                 )
             assert block.origin is not None  # set when the block runs
             split = len(block.parts[0])
-            exact = torch.float64 if block.parts[2][-1, -1] <= _FEW_ROWS else dtype  # the last product counts rows
+            exact = torch.float64 if block.rows <= _FEW_ROWS else dtype
             coefficients, inverse = block.solve(self.ridge)
             origin = [part.to(inverse) for part in block.origin]
             coefficients[-1] -= torch.cat(origin) @ coefficients
