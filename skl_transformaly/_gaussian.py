@@ -205,7 +205,7 @@ class GaussianDensity(LogDensity):
         shrinkage = self.shrinkage
         if shrinkage == "ledoit-wolf":
             norms = np.concatenate([row_norms(R, squared=True) for R in _centred(X, mean, scale)])
-            shrinkage = _ledoit_wolf(norms, d, variances)
+            shrinkage = _ledoit_wolf(norms, d, variances) if mean_variance else 0.0
         self.mean_, self.scale_ = mean, scale
         self.variances_, self.components_ = variances, components
         self.shrinkage_ = float(shrinkage)
@@ -372,13 +372,13 @@ def _ledoit_wolf(norms: np.ndarray, d: int, variances: np.ndarray) -> float:
     scikit-learn's function takes the product of all pairs of features; norms of rows and the variances are enough.
     """
     total, squares = variances.sum(), (variances**2).sum()
-    spread = squares - total**2 / d  # d times the squared distance of S from a multiple of the identity
-    if not spread > 0:
+    if not squares > 0 or (d == 1 and len(norms) > 2):  # nothing to shrink, or the target is what is shrunk
         return 0.0
     error = ((norms**2).sum() / len(norms) - squares) / len(norms)
     if not error > 1e-12 * squares:  # of two samples, which say nothing of how far off their covariance is
         return 1.0
-    return float(min(error / spread, 1.0))
+    spread = squares - total**2 / d  # d times the squared distance of S from a multiple of the identity
+    return float(min(error / max(spread, 1e-12 * squares), 1.0))  # where S is such a multiple, all is error
 
 
 def _principal_directions(X: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -295,16 +295,29 @@ class LearningMixin:
         n = len(labels)
         sizes = self._sizes()
         self.training_features_ = {name: np.vstack([z, found[name]]) for name, z in self.training_features_.items()}
-        if self.training_held_out_.shape[1]:  # students that stay have not seen the new images
-            self.training_held_out_ = np.vstack([self.training_held_out_, found["discrepancy"]])
-        else:
-            self.training_held_out_ = np.empty((n, 0))
         places = np.arange(len(images))
         self.training_digests_ = np.vstack([self.training_digests_, _digests(images, places, len(images))])
         self.training_thumbnails_ = np.vstack([self.training_thumbnails_, _thumbnails(images, places, len(images))])
+        if self.training_held_out_.shape[1]:
+            self.training_held_out_ = np.vstack([self.training_held_out_, found["discrepancy"]])
+            self._hold_out_copies(n - len(images))
+        else:
+            self.training_held_out_ = np.empty((n, 0))
         seen = getattr(self, "_images_seen", None)
         self._images_seen = None if seen is None else Images.joined([seen, images])
         self._settle(labels, sizes)
+
+    def _hold_out_copies(self, before: int) -> None:
+        """Give copies of images that came `before` their held-out discrepancies: students that stay have seen these.
+
+        All other new images are unknown to the students, so that what these measure is held out already.
+        """
+        measured = np.flatnonzero(~np.isnan(self.training_held_out_).any(axis=1))
+        groups = self._copies(measured)
+        for group in np.intersect1d(groups[measured < before], groups[measured >= before]):
+            members = measured[groups == group]
+            earlier = members < before
+            self.training_held_out_[members[~earlier]] = self.training_held_out_[members[earlier]].mean(axis=0)
 
     def _settle(self, labels: np.ndarray, sizes: dict[str, Any]) -> None:
         """Fit the spaces to what is labelled 1 now, from the features that are kept."""

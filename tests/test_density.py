@@ -144,6 +144,26 @@ def test_gaussian_shrinks_as_scikit_learns_ledoit_wolf(n, d):
     np.testing.assert_allclose(GaussianDensity(ridge=1e-15).fit(X).covariance_, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("angle", np.linspace(0, 1.5, 7))
+@pytest.mark.parametrize(
+    "X, expected",
+    [
+        ([[1, 0], [-1, 0], [0, 1], [0, -1]], 1.0),  # all variances equal: the target is the covariance itself
+        ([[1, 0], [0, 1]], 1.0),
+        ([[1, 0], [0, 1], [1, 0], [0, 1]], 1.0),  # two samples and their copies
+        ([[3, 3], [3, 3], [3, 3], [3, 3], [3, 3]], 0.0),  # none vary
+    ],
+)
+def test_shrinkage_at_its_limits_does_not_depend_on_rounding(X, expected, angle):
+    rotation = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    assert GaussianDensity().fit(np.array(X) @ rotation).shrinkage_ == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("X, expected", [([[0.1], [0.7]], 1.0), ([[0.1], [0.7], [0.9]], 0.0), ([[0.1]] * 3, 0.0)])
+def test_one_feature_has_nothing_to_shrink_but_of_two_samples(X, expected):
+    assert GaussianDensity().fit(X).shrinkage_ == expected
+
+
 def test_many_dimensions_need_no_matrix_of_their_square():
     X = np.random.default_rng(0).normal(size=(10, 200_000))  # its covariance would take 320 GB
     density = GaussianDensity().fit(X)

@@ -100,6 +100,18 @@ def test_a_detector_from_a_file_learns_with_its_students_as_they_are(images, new
     assert_same(loaded, detector.partial_fit(images[8:], update_students=False), new)
 
 
+@pytest.mark.parametrize("change", [0, 1], ids=["copies", "near copies"])
+@pytest.mark.parametrize("build", [tiny_detector, trained], ids=["solved students", "trained students"])
+def test_copies_are_not_taken_as_unseen_by_students_that_stay(build, change, images):
+    more = np.concatenate([np.clip(images[:2], 1, 254) + np.uint8(change), images[8:]])
+    detector = build().fit(np.clip(images[:8], 1, 254)).partial_fit(more, update_students=False)
+    groups, held_out = detector.training_groups_, detector.training_held_out_
+    assert (groups[8:10] == groups[:2]).all()
+    np.testing.assert_array_equal(held_out[8:10], held_out[:2])
+    unseen = detector.students_.transform(images[8:])
+    np.testing.assert_allclose(held_out[10:], unseen, rtol=1e-6)
+
+
 def test_a_detector_without_its_images_says_how_to_go_on(images):
     detector = pickle.loads(pickle.dumps(tiny_detector().fit(images[:8])))
     with pytest.raises(ValueError, match="update_students=False"):

@@ -302,6 +302,14 @@ def test_students_learn_in_parts_as_at_once(images, sizes):
     np.testing.assert_allclose(students.held_out_discrepancies_, whole.held_out_discrepancies_[last], rtol=1e-6)
 
 
+def test_copies_of_images_of_an_earlier_part_are_left_out_with_these(images):
+    again = np.concatenate([images, images[:2], images[5:6]])
+    students = RidgeStudents(n_blocks=2, extractor=tiny_extractor())
+    students.partial_fit(again[:8]).partial_fit(again[8:14]).partial_fit(again[14:])
+    whole = RidgeStudents(n_blocks=2, extractor=tiny_extractor()).fit(again)
+    np.testing.assert_allclose(students.held_out_discrepancies_, whole.held_out_discrepancies_[14:], rtol=1e-6)
+
+
 def test_students_of_fit_keep_no_sums_to_go_on_with(images):
     with pytest.raises(ValueError, match="keeps no sums"):
         RidgeStudents(n_blocks=2, extractor=tiny_extractor()).fit(images[:6]).partial_fit(images[6:])

@@ -115,7 +115,9 @@ _RESIDUALS = f.optional(
     )
 )
 _STUDENTS_DERIVED = frozenset(("residuals_", "cache_keys_"))
-_RIDGE_OWN = frozenset(("local_weights_", "context_weights_", "_layouts", "_sizes", "_modules", "_inverses", "_sums"))
+_RIDGE_OWN = frozenset(
+    ("local_weights_", "context_weights_", "_layouts", "_sizes", "_modules", "_inverses", "_sums", "_times")
+)
 _LAYOUT = f.fields(
     tokens=f.flag, prefix=f.count(high=10_000), channels_last=f.flag, residual=f.flag, kernel=f.count(1, high=3)
 )

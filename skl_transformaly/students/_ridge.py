@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -117,7 +118,9 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     (8, 4)
     """
 
-    _sums: dict[int, Sums]  # kept only by partial_fit
+    # kept only by partial_fit: the sums, and how often each image came, by its digest
+    _sums: dict[int, Sums]
+    _times: Counter[bytes]
 
     _parameter_constraints: dict = {
         "n_blocks": [Interval(Integral, 1, None, closed="left"), "array-like", None],
@@ -229,6 +232,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         """
         self._validate_params()
         sums: dict[int, Sums] = {}
+        times: Counter[bytes] = Counter()
         if self.__sklearn_is_fitted__():
             if not self._sums:
                 raise ValueError(
@@ -237,6 +241,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
                 )
             images = self._check_images(X, reset=False)
             sums = {index: kept.copy() for index, kept in self._sums.items()}
+            times.update(self._times)
             self._take_recording()
         else:
             images, _ = self._begin(X, None)
@@ -244,14 +249,19 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         self._add(images, sums, record=True)
         self.cache_keys_ = {}
         self._set_solution(self._solution(dict(sums)))
-        self._sums = sums
-        self.measure_training(images)
+        times.update(images.digests.values())
+        self._sums, self._times = sums, times
+        # copies are left out together, those of earlier calls as well
+        duplicates = np.array([times[images.digests[i]] if i in images.digests else 0 for i in range(len(images))])
+        measured = self.measure_part(images, duplicates, map_positions(len(images)))
+        measured.share(images.groups())
+        self.set_training_measures(measured)
         return self
 
     def _set_solution(self, solved: tuple[list, list, list, list, list]) -> None:
         self._layouts, self._sizes, self.local_weights_, self.context_weights_, self._inverses = solved
         self.residuals_ = [None] * len(self.block_indices_)
-        self._sums = {}
+        self._sums, self._times = {}, Counter()
         self._build()
 
     def _solve(self, images: Images) -> tuple[list, list, list, list, list]:
@@ -374,7 +384,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     def restore(self, layouts: list[Layout], sizes: list[tuple[int, int]]) -> None:
         """Set the fitted state that is not arrays, when a model file is loaded."""
         self._layouts, self._sizes = layouts, sizes
-        self._inverses, self.cache_keys_, self._sums = [], {}, {}
+        self._inverses, self.cache_keys_, self._sums, self._times = [], {}, {}, Counter()
         self._build()
 
     def _build(self) -> None:
