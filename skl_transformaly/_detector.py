@@ -90,7 +90,8 @@ class TransformalyDetector(
         out are normal, more than `contamination` of new normal images are flagged, up to `contamination` + `trim`.
     threshold : {"held-out", "training"}, default="held-out"
         Which scores of the training images set `offset_`: each image's without its own part in the fit, or, as is usual
-        elsewhere, those after the fit, which promise nothing about new images.
+        elsewhere, those after the fit, which promise nothing about new images. With the latter, `weights_` come from
+        scores after the fit, too, which favours spaces that know the training images well.
     memory : str, path, joblib.Memory or None, default=None
         A folder in which features and students are kept and found again, by the content of the images, the weights,
         the preprocessing, the precision, the parameters and the versions of libraries: clones, folds, grids and other

@@ -30,6 +30,7 @@ from typer.testing import CliRunner
 from skl_transformaly import TransformalyDetector, load, persistence
 from skl_transformaly._fusion import conformal_threshold
 from skl_transformaly.cli import _console, _scores
+from skl_transformaly.cli._app import _in_options
 from skl_transformaly.cli._commands import app
 from skl_transformaly.cli._comments import comments
 from skl_transformaly.cli._evaluation import METRICS, evaluate_scores, fpr_at_tpr, normal_classes
@@ -1174,6 +1175,7 @@ MISTAKES = {
     "no weights": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--teacher", "test_vit", "--weights", "nowhere"],
     "unknown teacher": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--teacher", "vit_tinny", "--alpha", "0.2"],
     "alpha": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--alpha", "5"],
+    "a device that computes nothing": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--device", "meta"],
     "students": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--students", "clever"],
     "epochs of what is not trained": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--epochs", "3"],
     "strict": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--strict"],
@@ -1205,6 +1207,33 @@ def test_a_users_mistake_is_one_message(tmp_path, work, model, what):
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output and result.stdout == ""
     assert result.stderr.lower().count("error") >= 1
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("device='xpu' cannot be used: leave device=None.", "--device xpu cannot be used: leave out --device."),
+        ("contamination=0.05 was asked for, trim=0.", "--alpha 0.05 was asked for, --trim 0."),
+        ("got image_size=(32, 64). Use image_size=None.", "got --image-size 32x64. Leave out --image-size."),
+        ("weights='/a b/w.pth', or extractor='bundled'", "--weights '/a b/w.pth', or --teacher bundled"),
+        ("the weights are = 3, my_device=3", "the weights are = 3, my_device=3"),
+    ],
+)
+def test_messages_of_the_library_name_options(text, said):
+    assert _in_options(text) == said
+
+
+@pytest.mark.parametrize("device, kept", [("cpu", "cpu"), ("cpu:0", "auto"), ("auto", "auto")])
+def test_a_model_is_not_bound_to_the_device_of_its_fit(work, tmp_path, device, kept):
+    run(app, ["fit", f"{work[0]}/train", "-o", str(tmp_path / "m.tfm"), "--device", device])
+    assert load(tmp_path / "m.tfm").extractor_.device == kept
+
+
+def test_too_few_images_for_trained_students_are_refused_at_once(work, tmp_path):
+    images = sorted(Path(work[0], "train").glob("*.png"))[1:3]
+    result = run(app, ["fit", *map(str, images), "-o", str(tmp_path / "m.tfm"), "--students", "trained"])
+    assert result.exit_code == 2 and "at least 3 normal images" in result.stderr
     assert os.listdir(tmp_path) == []
 
 

@@ -15,6 +15,7 @@ import functools
 import inspect
 import os
 import re
+import shlex
 import signal
 import sys
 import textwrap
@@ -51,6 +52,20 @@ __all__ = [
 
 
 FOUND, MISTAKE, BUG, INTERRUPTED, PIPE_CLOSED = 1, 2, 3, 130, 141
+# What parameters that messages of the library name are called here.
+_OPTIONS = {
+    "batch_size": "--batch-size",
+    "contamination": "--alpha",
+    "device": "--device",
+    "extractor": "--teacher",
+    "image_size": "--image-size",
+    "max_epochs": "--epochs",
+    "n_blocks": "--blocks",
+    "random_state": "--seed",
+    "trim": "--trim",
+    "weights": "--weights",
+}
+_PARAMETER = re.compile(rf"\b({'|'.join(_OPTIONS)})=('[^']*'|\"[^\"]*\"|\([^)]*\)|\w+(?:[.-]\w+)*)")
 # Of a warning that came again, as many characters are shown the second time
 _MOST_CHARACTERS = 80
 
@@ -175,8 +190,29 @@ def _mistake(error: Exception) -> str | None:
     if isinstance(error, (Mistake, ValueError, OSError, ImportError, FloatingPointError)):
         from skl_transformaly.images._values import SKIP_ADVICE
 
-        return str(error).removesuffix(SKIP_ADVICE) or type(error).__name__
+        return _in_options(str(error).removesuffix(SKIP_ADVICE)) or type(error).__name__
     return None
+
+
+def _in_options(text: str) -> str:
+    """Put a message of the library, which names parameters, in terms of the command line.
+
+    >>> _in_options("trim=0.1 of 8 images is less than one; device='xpu' cannot be used here: leave device=None.")
+    '--trim 0.1 of 8 images is less than one; --device xpu cannot be used here: leave out --device.'
+    """
+    text = re.sub(rf"\b([Ll]eave|[Uu]se) ({'|'.join(_OPTIONS)})=None", _left_out, text)
+
+    def option(found: re.Match) -> str:
+        value = found[2].strip("'\"")
+        if found[1] == "image_size" and value.startswith("("):
+            value = value.strip("()").replace(", ", "x")
+        return f"{_OPTIONS[found[1]]} {shlex.quote(value)}"
+
+    return _PARAMETER.sub(option, text)
+
+
+def _left_out(found: re.Match) -> str:
+    return f"{'L' if found[1][0].isupper() else 'l'}eave out {_OPTIONS[found[2]]}"
 
 
 class _Warnings:
@@ -201,7 +237,7 @@ class _Warnings:
         # Pillow takes large files for attacks, but the user has named them
         if category.__name__ == "DecompressionBombWarning":
             return
-        text = str(message)
+        text = _in_options(str(message))
         # the last chunk may have one image, of which the text speaks in the singular
         kind = re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", "#", text).replace("the image are", "# of # images are")
         # unreadable images are listed by the commands themselves, each with its reason

@@ -80,7 +80,10 @@ Trim = Annotated[
     ),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images that go through the teacher at a time.")]
-Device = Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', ...")]
+Device = Annotated[
+    str,
+    typer.Option(help="'auto', 'cpu', 'cuda', ... for the fit; unless it is 'cpu', the model works on any machine's own."),
+]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")]
 Checkpoint = Annotated[
     Path | None,
@@ -116,7 +119,7 @@ def fit(
     """Learn what is normal from a folder of normal images."""
     _check(output, teacher, weights, alpha, students, epochs, checkpoint)
     size = _parse_size(image_size)
-    found = _normal_images(normal)
+    found = _normal_images(normal, 3 if students == "trained" else 2)
     check_no_input(output, found.paths)
     out.note(f"Fitting on {counted(len(found.paths), 'image')} with teacher {teacher!r}.")
     kept = _Kept(output, checkpoint) if students == "trained" else None
@@ -144,6 +147,9 @@ def fit(
         seconds = _fit(detector, found.paths, "raise" if strict else "skip", students, kept, out)
         unreadable = _unreadable(detector, found.paths)
         made = _provenance(detector, found, unreadable, seed, seconds)
+        if device != "cpu":  # or a model of a machine with a GPU could not score on one without
+            for teacher_of in (detector.extractor, detector.extractor_):
+                teacher_of.set_params(device="auto")
         if kept is not None:
             imitators.checkpoint = detector.students_.checkpoint = checkpoint  # the folder beside the model goes
         save_with(made, detector, output, {}, out)
@@ -192,10 +198,13 @@ def _parse_size(text: str | None) -> int | tuple[int, int] | None:
     return int(found[1]) if found[2] is None else (int(found[1]), int(found[2]))
 
 
-def _normal_images(names: list[str]) -> FoundFiles:
+def _normal_images(names: list[str], least: int) -> FoundFiles:
     found = find_images(names)
-    if len(found.paths) < 2:
-        raise Mistake(f"fit needs at least 2 normal images, found {len(found.paths)}.")
+    if len(found.paths) < least:
+        raise Mistake(
+            f"fit needs at least {least} normal images{' for students that are trained' if least > 2 else ''}, found "
+            f"{len(found.paths)}."
+        )
     return found
 
 

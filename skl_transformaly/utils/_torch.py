@@ -40,7 +40,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if device != "auto":
         try:
             resolved = torch.device(device)
-            torch.empty(0, device=resolved)
+            torch.zeros(1, device=resolved).item()  # "meta" makes tensors, but does not compute
         except (RuntimeError, AssertionError, TypeError) as error:
             # torch may add pages about its dispatcher
             why = str(error).split(". ")[0].splitlines()[0].removesuffix(".")
