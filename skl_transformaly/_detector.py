@@ -394,10 +394,10 @@ class TransformalyDetector(
         Returns
         -------
         p : ndarray of shape (n_samples,), float64
-            In [1 / (n + 1), 1] with n training images; small for anomalies. Just above the k-th lowest of
-            `reference_scores_` it is k / (n + 1), and between these it is interpolated. `predict` flags what is below
-            `contamination` (or, if that is below 1 / (n + 1), what scores lower than all training images). NaN if the
-            score is.
+            In [1 / (n + 1), 1] with n training images, copies counted once; small for anomalies. Just above the k-th
+            lowest of `reference_scores_` it is k / (n + 1), and between these it is interpolated. `predict` flags what
+            is below `contamination` (or, if that is below 1 / (n + 1), what scores lower than all training images). NaN
+            if the score is.
 
         Raises
         ------

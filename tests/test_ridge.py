@@ -302,6 +302,12 @@ def test_students_learn_in_parts_as_at_once(images, sizes):
     np.testing.assert_allclose(students.held_out_discrepancies_, whole.held_out_discrepancies_[last], rtol=1e-6)
 
 
+def test_training_images_are_measured_once(images):
+    students = RidgeStudents(n_blocks=2, extractor=tiny_extractor()).fit(images)
+    with pytest.raises(ValueError, match="fit anew"):
+        students.measure_training(as_images(images))
+
+
 def test_copies_of_images_of_an_earlier_part_are_left_out_with_these(images):
     again = np.concatenate([images, images[:2], images[5:6]])
     students = RidgeStudents(n_blocks=2, extractor=tiny_extractor())

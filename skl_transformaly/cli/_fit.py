@@ -81,8 +81,7 @@ Trim = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images that go through the teacher at a time.")]
 Device = Annotated[
-    str,
-    typer.Option(help="'auto', 'cpu', 'cuda', ... for the fit; unless it is 'cpu', the model works on any machine's own."),
+    str, typer.Option(help="'auto', 'cpu', 'cuda', ... for the fit; models score where there is no GPU, too.")
 ]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")]
 Checkpoint = Annotated[
@@ -147,7 +146,7 @@ def fit(
         seconds = _fit(detector, found.paths, "raise" if strict else "skip", students, kept, out)
         unreadable = _unreadable(detector, found.paths)
         made = _provenance(detector, found, unreadable, seed, seconds)
-        if device != "cpu":  # or a model of a machine with a GPU could not score on one without
+        if device != "cpu":  # or the model of a machine with a GPU could not score on one without
             for teacher_of in (detector.extractor, detector.extractor_):
                 teacher_of.set_params(device="auto")
         if kept is not None:

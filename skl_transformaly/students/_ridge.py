@@ -410,7 +410,18 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         groups : ndarray of shape (n,), default=None
             Group of each image; a group is left out together. None groups images with equal pixels. Those of other
             groups are left out in folds, by students solved anew for each.
+
+        Raises
+        ------
+        ValueError
+            The images have been measured, after which nothing is kept that leaves them out; or the students are from a
+            file.
         """
+        if not self._inverses:
+            raise ValueError(
+                "These students are from a file, or have measured their training images, after which they keep no "
+                "inverses to leave them out by: fit anew."
+            )
         same = images.groups()
         in_maps = map_positions(len(images))
         measured = self.measure_part(images, group_sizes(same, len(images)), in_maps, collect)
