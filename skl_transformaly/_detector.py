@@ -151,6 +151,8 @@ class TransformalyDetector(
         The discrepancies by students that did not see the image; no column without them.
     training_thumbnails_ : ndarray of shape (n_samples, 768), uint8
         Small versions by which copies are found.
+    grey_ : bool
+        Whether all images that were learned are grey. Then scoring warns of images that have colour.
     weights_ : ndarray of shape (n_spaces,), float64
         How much each space counts, in the order of `feature_spaces_`: ones, unless `fit` was given known anomalies.
     training_digests_ : ndarray of shape (n_samples, 16), uint8
@@ -484,9 +486,15 @@ class TransformalyDetector(
 
     # ----- scoring
 
+    def _new_images(self, X: Any) -> Images:
+        """Images to be scored."""
+        images = self._images(X, reset=False)
+        images.warn_of_colour = self.grey_
+        return images
+
     def _score(self, X: Any, *, recognise: bool = True) -> np.ndarray:
         check_is_fitted(self)
-        images = self._images(X, reset=False)
+        images = self._new_images(X)
         return self._parts(images, self._measurer().measure(images), recognise=recognise)[0].sum(axis=1)
 
     def _parts_of(self, features: dict[str, np.ndarray]) -> np.ndarray:

@@ -30,7 +30,7 @@ class ExplanationMixin:
     spaces_: dict[str, FeatureSpace]
     offset_: float
 
-    _images: Callable[..., Images]
+    _new_images: Callable[..., Images]
     _measurer: Callable[[], Measurer]
     _parts: Callable[..., tuple[np.ndarray, np.ndarray]]
     training_embeddings_: Any  # properties of arrays
@@ -74,7 +74,7 @@ class ExplanationMixin:
         if block is not None and block not in indices:
             raise ValueError(f"block={block!r} has no student; those with one are {indices}.")
         chosen = [indices.index(block)] if block is not None else list(range(len(indices)))
-        images = self._images(X, reset=False)
+        images = self._new_images(X)
         blank = np.full(images.image_shape[:2] if images.image_shape else (1, 1), np.nan, dtype=np.float32)
         maps = [blank] * len(images)
         compare = Comparer(self.extractor_, self.students_, maps=True)
@@ -123,7 +123,7 @@ class ExplanationMixin:
         """
         check_is_fitted(self)
         check_scalar(n_neighbors, "n_neighbors", Integral, min_val=0)
-        images = self._images(X, reset=False)
+        images = self._new_images(X)
         drawn: list[np.ndarray | None] = [None] * len(images)
         if maps:
             self._check_maps()

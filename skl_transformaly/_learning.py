@@ -17,7 +17,7 @@ from skl_transformaly._fusion import can_promise, held_out_threshold
 from skl_transformaly._measuring import NOT_FINITE, Measurer, TrainingFeatures, copies, release_checkpoint
 from skl_transformaly._space import FeatureSpace
 from skl_transformaly._weighting import space_weights
-from skl_transformaly.images._sequence import DIGEST_SIZE, THUMBNAIL_SIZE, Images
+from skl_transformaly.images._sequence import DIGEST_SIZE, THUMBNAIL_SIZE, Images, all_grey
 from skl_transformaly.students._regression import Sums
 from skl_transformaly.students._ridge import RidgeStudents
 from skl_transformaly.teacher._extractor import resolve_extractor
@@ -498,6 +498,7 @@ class LearningMixin:
         learned = self.training_labels_ == LEARNED
         used = np.flatnonzero(learned & ~np.isnan(next(iter(self.training_features_.values()))).any(axis=1))
         groups = self.training_groups_[used]
+        self.grey_ = all_grey(self.training_thumbnails_[used])
         if len(np.unique(groups)) < 2:
             raise ValueError(
                 f"All {len(used)} training images are copies of one, so the variation of normal images cannot be "

@@ -30,7 +30,7 @@ from typer.testing import CliRunner
 from skl_transformaly import TransformalyDetector, load, persistence
 from skl_transformaly._fusion import conformal_threshold
 from skl_transformaly.cli import _console, _scores
-from skl_transformaly.cli._app import _in_options
+from skl_transformaly.cli._app import in_options
 from skl_transformaly.cli._commands import app
 from skl_transformaly.cli._comments import comments
 from skl_transformaly.cli._evaluation import METRICS, evaluate_scores, fpr_at_tpr, normal_classes
@@ -1181,6 +1181,7 @@ MISTAKES = {
     "strict": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--strict"],
     "size of a word": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--image-size", "big"],
     "size of nothing": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--image-size", "0"],
+    "size of a pixel": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--image-size", "1"],
     "size of three": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--image-size", "32x32x3"],
     "no model": ["score", "{root}/nowhere.tfm", "{root}/test"],
     "another file as model": ["score", "{root}/train/notes.txt", "{root}/test"],
@@ -1221,7 +1222,7 @@ def test_a_users_mistake_is_one_message(tmp_path, work, model, what):
     ],
 )
 def test_messages_of_the_library_name_options(text, said):
-    assert _in_options(text) == said
+    assert in_options(text) == said
 
 
 @pytest.mark.parametrize("device, kept", [("cpu", "cpu"), ("cpu:0", "auto"), ("auto", "auto")])
@@ -1235,6 +1236,11 @@ def test_too_few_images_for_trained_students_are_refused_at_once(work, tmp_path)
     result = run(app, ["fit", *map(str, images), "-o", str(tmp_path / "m.tfm"), "--students", "trained"])
     assert result.exit_code == 2 and "at least 3 normal images" in result.stderr
     assert os.listdir(tmp_path) == []
+
+
+def test_quiet_hides_no_promise_that_cannot_be_kept(work, tmp_path):
+    result = run(app, ["fit", f"{work[0]}/train", "-o", str(tmp_path / "m.tfm"), "--alpha", "0.001", "-q"])
+    assert result.stderr.startswith("warning: With") and "--alpha 0.001 was asked for" in result.stderr
 
 
 OUTPUTS = {

@@ -816,6 +816,16 @@ def test_a_claim_takes_no_memory(forge):
     assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}
 
 
+def test_swapped_arguments_of_save_are_told(fitted, tmp_path):
+    with pytest.raises(TypeError, match=r"The detector comes first: save\(detector, path\)"):
+        save(str(tmp_path / "m.tfm"), fitted[0])
+
+
+def test_a_model_file_that_is_gone_is_asked_for(images, tmp_path):
+    with pytest.raises(FileNotFoundError, match="load the detector from its new place"):
+        tiny_extractor(weights=tmp_path / "gone.tfm").fit(images)
+
+
 def test_nothing_is_unpickled(saved, monkeypatch, tmp_path):
     (tmp_path / "detector.tfm").write_bytes(saved[0])
 

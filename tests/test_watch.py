@@ -771,6 +771,8 @@ def test_once_scores_what_is_there_and_ends(model, fitted, tmp_path):
     assert [json.loads(line)["path"] for line in result.stdout.splitlines()] == [row["path"] for row in rows]
     again = CliRunner().invoke(app, command(tmp_path / "in", "-m", model, "-o", out, "--json", *options))
     assert again.exit_code == 0 and again.stdout == ""
+    anomalies = sum(row["prediction"] == "-1" for row in rows)
+    assert f"s.csv has {len(rows)} images of earlier runs ({anomalies} anomal" in again.stderr.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

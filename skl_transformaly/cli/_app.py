@@ -45,6 +45,7 @@ __all__ = [
     "app",
     "command",
     "fail",
+    "in_options",
     "plain",
     "run",
     "say",
@@ -190,14 +191,14 @@ def _mistake(error: Exception) -> str | None:
     if isinstance(error, (Mistake, ValueError, OSError, ImportError, FloatingPointError)):
         from skl_transformaly.images._values import SKIP_ADVICE
 
-        return _in_options(str(error).removesuffix(SKIP_ADVICE)) or type(error).__name__
+        return in_options(str(error).removesuffix(SKIP_ADVICE)) or type(error).__name__
     return None
 
 
-def _in_options(text: str) -> str:
+def in_options(text: str) -> str:
     """Put a message of the library, which names parameters, in terms of the command line.
 
-    >>> _in_options("trim=0.1 of 8 images is less than one; device='xpu' cannot be used here: leave device=None.")
+    >>> in_options("trim=0.1 of 8 images is less than one; device='xpu' cannot be used here: leave device=None.")
     '--trim 0.1 of 8 images is less than one; --device xpu cannot be used here: leave out --device.'
     """
     text = re.sub(rf"\b([Ll]eave|[Uu]se) ({'|'.join(_OPTIONS)})=None", _left_out, text)
@@ -237,7 +238,7 @@ class _Warnings:
         # Pillow takes large files for attacks, but the user has named them
         if category.__name__ == "DecompressionBombWarning":
             return
-        text = _in_options(str(message))
+        text = in_options(str(message))
         # the last chunk may have one image, of which the text speaks in the singular
         kind = re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", "#", text).replace("the image are", "# of # images are")
         # unreadable images are listed by the commands themselves, each with its reason

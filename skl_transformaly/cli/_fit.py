@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skl_transformaly.cli._app import INTERRUPTED, OUT, Mistake, Output, command, fail
+from skl_transformaly.cli._app import INTERRUPTED, OUT, Mistake, Output, command, fail, in_options
 from skl_transformaly.cli._console import counted, duration
 from skl_transformaly.cli._inputs import check_model_output, check_no_input, find_images, passed_over, unreadable_text
 
@@ -28,6 +28,8 @@ __all__ = ["fit"]
 # Relative durations of the phases of a fit, in order: the second pass over the images takes as long as the first;
 # trained students are trained three times more, on two thirds of the images each, to judge the others.
 _PHASES = {"ridge": (1.0, 1.0), "trained": (1.0, 2 / 3, 2 / 3, 2 / 3)}
+# Of images with a shorter side, a teacher sees nothing.
+_LEAST_SIDE = 16
 # Share of a fit after which its duration can be estimated: one batch, or enough epochs to outweigh the teacher's pass.
 _TOLD_AFTER = {"ridge": 0.0, "trained": 0.03}
 
@@ -194,7 +196,10 @@ def _parse_size(text: str | None) -> int | tuple[int, int] | None:
     found = re.fullmatch(r"\s*([1-9]\d*)(?:\s*[xX,]\s*([1-9]\d*))?\s*", text)
     if found is None:
         raise Mistake(f"--image-size must be a number of pixels, or height and width such as 224x448, got {text!r}.")
-    return int(found[1]) if found[2] is None else (int(found[1]), int(found[2]))
+    sides = [int(side) for side in found.groups() if side is not None]
+    if min(sides) < _LEAST_SIDE:
+        raise Mistake(f"--image-size must be at least {_LEAST_SIDE} pixels, got {text!r}.")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
 def _normal_images(names: list[str], least: int) -> FoundFiles:
@@ -297,8 +302,9 @@ def _warnings(out: Output) -> Iterator[None]:
         yield
     texts = dict.fromkeys(str(warning.message) for warning in caught)
     for text in texts:
-        if "could not be read" not in text and "cannot be promised" not in text:
-            out.warn(text)
+        # the summary says what can be promised, but --quiet shows none
+        if "could not be read" not in text and (out.quiet or "cannot be promised" not in text):
+            out.warn(in_options(text))
 
 
 def _unreadable(detector: Any, paths: list[str]) -> dict[str, str]:

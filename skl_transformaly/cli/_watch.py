@@ -46,7 +46,7 @@ OnAnomaly = Annotated[
     typer.Option(
         metavar="COMMAND|URL",
         help="Called for each anomaly: a command, run without a shell, with the path as last argument or in place of "
-        "{path} (and {score}, {p_value}); or a URL, to which JSON is posted.",
+        "{path} (and {score}, {p_value}), whose output is not shown; or a URL, to which JSON is posted.",
     ),
 ]
 Every = Annotated[float, typer.Option(min=0.05, metavar="S", help="Seconds between two looks at the folder.")]
@@ -98,6 +98,7 @@ def watch(
         actions = Actions(out.with_name(out.name + ".actions.jsonl"), shelf, hook, warn=tell.warn, count=file.count)
         excluded = [] if shelf is None else [shelf.folder]
         arrivals = Arrivals(folder, settle=settle, patience=patience, excluded=excluded)
+        _tell_of_before(file, actions, tell)
         with _display(tell, folder) as (on_row, show), contextlib.closing(actions):
             watcher = Watcher(detector, file, arrivals, actions, on_row=on_row, warn=tell.warn, stopping=stopping)
             watcher.run(interval, once=once, idle=lambda: show(watcher))
@@ -133,6 +134,21 @@ def _check_rows(file: ScoreFile) -> None:
         raise Mistake(
             f"{str(file.path)!r} has rows of another or unknown model, such as that of {strange[0]!r}: score into "
             "another file."
+        )
+
+
+def _tell_of_before(file: ScoreFile, actions: Any, tell: Output) -> None:
+    """Say what earlier runs with the same file did, and left to do."""
+    if file.done:
+        anomalies = sum(score is not None and prediction < 0 for score, prediction in file.done.values())
+        tell.note(
+            f"{file.path} has {counted(len(file.done), 'image')} of earlier runs ({counted(anomalies, 'anomaly')}): "
+            "unless they change, they are neither scored nor moved or reported again."
+        )
+    if actions.waiting:
+        tell.note(
+            f"{counted(actions.waiting, 'anomaly')} of these were to be moved or reported, which had not succeeded; "
+            "what these options ask of it is done now."
         )
 
 

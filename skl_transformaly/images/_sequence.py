@@ -15,10 +15,10 @@ from PIL import Image
 
 from skl_transformaly.images._ahead import ahead
 from skl_transformaly.images._pixels import eight_bits, least_side
-from skl_transformaly.images._values import SKIP_ADVICE, ImageError, faint_text, faintness
+from skl_transformaly.images._values import SKIP_ADVICE, ImageError, colour_text, faint_text, faintness
 from skl_transformaly.utils._warnings import warn_user
 
-__all__ = ["DIGEST_SIZE", "THUMBNAIL_SIZE", "Images", "thumbnail_of"]
+__all__ = ["DIGEST_SIZE", "THUMBNAIL_SIZE", "Images", "all_grey", "has_colour", "thumbnail_of"]
 
 # Bytes of the digest by which a picture is recognised.
 DIGEST_SIZE = 16
@@ -29,6 +29,8 @@ _MOST_THREADS = 8
 # Width and height at which images are compared with each other.
 _THUMBNAIL = (16, 16)
 THUMBNAIL_SIZE = 3 * 16 * 16
+# Channels of grey images differ by so many levels of 255 at most, after compression in colour.
+_GREY_LEVELS = 1
 
 
 class Images(Sequence):
@@ -42,6 +44,7 @@ class Images(Sequence):
     With ``on_error="skip"``, an image that cannot be decoded is left out of the batches, with a warning, and its
     message is kept in `unreadable`. `digests` holds a digest of the pixels of each image that was in a batch so far,
     which is the same for the same pixels in any form. `thumbnails`, if set to a dict, holds small versions likewise.
+    With `warn_of_colour`, for images that are compared with grey ones, a warning tells of those that have colour.
     """
 
     def __init__(
@@ -64,6 +67,8 @@ class Images(Sequence):
         self.unreadable: dict[int, str] = {}
         self.digests: dict[int, bytes] = {}
         self.thumbnails: dict[int, np.ndarray] | None = None
+        self.warn_of_colour = False
+        self._coloured: set[int] = set()
         self._warned = 0
         # kinds of faint images by position, and which kinds were warned of, here or where these images came from
         self._faint: dict[int, tuple[str, float]] = {}
@@ -125,6 +130,7 @@ class Images(Sequence):
         )
         taken._at_least = self._at_least
         taken._told = self._told
+        taken.warn_of_colour = self.warn_of_colour
         return taken
 
     @classmethod
@@ -156,7 +162,8 @@ class Images(Sequence):
 
         `pixels` is a slice of the stack, or a list of arrays whose sizes may differ. Image files are decoded ahead, on
         threads, while the caller works on a batch. With ``on_error="skip"`` unreadable images are in no batch, and the
-        end of the first whole pass warns of them, and of images that use the lowest part of their range alone.
+        end of the first whole pass warns of them, of images that use the lowest part of their range alone, and of
+        colour if that is wanted.
         """
         yield from self._slices(batch_size, start) if self.stack is not None else self._lists(batch_size, start)
         if len(self.unreadable) > self._warned:
@@ -168,6 +175,9 @@ class Images(Sequence):
                 + "; ".join(shown)
             )
         self._warn_of_faint()
+        if self._coloured and "colour" not in self._told:
+            self._told.add("colour")
+            warn_user(colour_text(len(self._coloured), len(self)))
 
     def _slices(self, batch_size: int, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         assert self.stack is not None
@@ -215,6 +225,8 @@ class Images(Sequence):
             faint = faintness(image)
             if faint is not None:
                 self._faint[i] = faint
+            if self.warn_of_colour and has_colour(image):
+                self._coloured.add(i)
             self.digests[i] = _digest(image)
 
     def _warn_of_faint(self) -> None:
@@ -251,6 +263,27 @@ def thumbnail_of(image: np.ndarray) -> np.ndarray:
     colours = colours[..., :3] if colours.shape[2] > 2 else colours[..., 0]  # without opacity; grey
     small = Image.fromarray(np.ascontiguousarray(colours)).resize(_THUMBNAIL, Image.Resampling.BOX)
     return np.asarray(small.convert("RGB")).reshape(-1)
+
+
+def has_colour(image: np.ndarray) -> bool:
+    """Return whether channels of an image (H, W, C) differ on average over some part of it.
+
+    >>> bool(has_colour(np.full((8, 8, 3), 7, np.uint8))), bool(has_colour(np.full((8, 8, 3), [9, 7, 5], np.uint8)))
+    (False, True)
+    """
+    return image.shape[2] > 2 and not all_grey(thumbnail_of(image)[np.newaxis])
+
+
+def all_grey(thumbnails: np.ndarray) -> bool:
+    """Return whether no thumbnail (n, THUMBNAIL_SIZE) has colour; False if there is none but blank ones."""
+    thumbnails = thumbnails[thumbnails.any(axis=1)]
+    # the first one tells in most cases
+    return len(thumbnails) > 0 and all(_is_grey(part).all() for part in (thumbnails[:1], thumbnails))
+
+
+def _is_grey(thumbnails: np.ndarray) -> np.ndarray:
+    colours = thumbnails.reshape(len(thumbnails), -1, 3)
+    return (np.ptp(colours, axis=2) <= _GREY_LEVELS).all(axis=1)
 
 
 def _digest(image: np.ndarray) -> bytes:

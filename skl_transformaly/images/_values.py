@@ -6,7 +6,7 @@ import numpy as np
 
 from skl_transformaly.utils._warnings import warn_user
 
-__all__ = ["SKIP_ADVICE", "ImageError", "check_layout", "checked", "faint_text", "faintness"]
+__all__ = ["SKIP_ADVICE", "ImageError", "check_layout", "checked", "colour_text", "faint_text", "faintness"]
 
 # The end of an error about a broken image; removed from messages if broken images are skipped.
 SKIP_ADVICE = " Remove or repair it, or have it skipped: set_params(on_error='skip') of the detector."
@@ -137,6 +137,16 @@ def faintness(image: np.ndarray) -> tuple[str, float] | None:
     largest = float(image[..., :3].max(initial=0))  # opacity is at its full range in any case
     kind = "float" if image.dtype.kind == "f" else image.dtype.name
     return (kind, largest) if 0 < largest <= _FAINT.get(kind, 0) else None
+
+
+def colour_text(count: int, length: int) -> str:
+    """Return the warning about images in colour where all training images are grey."""
+    start = "The image has" if length == 1 else f"{count} of {length} images have"
+    them = "it" if length == 1 else "them"
+    return (
+        f"{start} colour, perhaps a tint that nobody sees, while all training images are grey: that alone can make "
+        f"{them} anomalies. If colour means nothing here, convert {them} to grey first (image.convert('L') in Pillow)."
+    )
 
 
 def faint_text(kind: str, count: int, length: int, largest: float) -> str:

@@ -107,7 +107,8 @@ def save(
     """
     name = type(detector).__name__
     if name not in DETECTORS or type(detector) is not PARTS[name].cls:
-        raise TypeError(f"save takes a fitted {', '.join(DETECTORS)}, got {type(detector).__module__}.{name}.")
+        swapped = " The detector comes first: save(detector, path)." if isinstance(detector, (str, os.PathLike)) else ""
+        raise TypeError(f"save takes a fitted {', '.join(DETECTORS)}, got {type(detector).__module__}.{name}.{swapped}")
     check_is_fitted(detector)
     writer = Writer(with_teacher=teacher)
     writer.add(detector)

@@ -18,8 +18,9 @@ from sklearn.mixture import GaussianMixture
 from skl_transformaly._calibration import ConformalDetector
 from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity, LocalKNNDensity
 from skl_transformaly._detector import TransformalyDetector
+from skl_transformaly._learning import LEARNED
 from skl_transformaly._space import FeatureSpace
-from skl_transformaly.images._sequence import DIGEST_SIZE, THUMBNAIL_SIZE
+from skl_transformaly.images._sequence import DIGEST_SIZE, THUMBNAIL_SIZE, all_grey
 from skl_transformaly.model_selection import NormalOnly
 from skl_transformaly.persistence import _fields as f
 from skl_transformaly.persistence import _invariants as invariants
@@ -66,6 +67,7 @@ def _restore_neighbors(density: KNNDensity, packed: dict[str, Any], reader: Read
 
 def _restore_detector(detector: TransformalyDetector, packed: dict[str, Any], reader: Reader) -> None:
     """Have clones of a detector whose teacher is named load it from the file, not from timm's hub."""
+    detector.grey_ = all_grey(detector.training_thumbnails_[detector.training_labels_ == LEARNED])
     named = detector.extractor is None or isinstance(detector.extractor, str)
     if named and getattr(detector.extractor_, "weights", None) == os.path.abspath(reader.file.path):
         detector.extractor = clone(detector.extractor_)
@@ -299,7 +301,7 @@ _PARTS = (
             "weights_": f.array("S"),
         },
         _IMAGES_OPTIONAL | {"students_"},
-        frozenset(("_images_seen",)),
+        frozenset(("_images_seen", "grey_")),
         restore=_restore_detector,
         check=invariants.check_detector,
     ),

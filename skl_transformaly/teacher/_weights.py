@@ -75,9 +75,15 @@ def load_teacher(
     if weights not in ("hub", "bundled", None):
         path = Path(str(weights))
         if not path.is_file():
+            of_model = ""
+            if path.suffix.lower() == ".tfm":
+                of_model = (
+                    " A detector that was loaded from a model file needs it there when it is fitted again or unpickled: "
+                    "put it back, or load the detector from its new place."
+                )
             raise FileNotFoundError(
                 f"weights={str(weights)!r} is not a file. Expected 'hub', 'bundled', None (random weights) or the path "
-                "of a .safetensors or .pth file."
+                f"of a .safetensors or .pth file.{of_model}"
             )
         status = path.stat()
         file = (str(path.resolve()), status.st_mtime_ns, status.st_size, status.st_ino)
