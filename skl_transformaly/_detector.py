@@ -494,7 +494,7 @@ class TransformalyDetector(
 
     def _score(self, X: Any, *, recognise: bool = True) -> np.ndarray:
         check_is_fitted(self)
-        images = self._new_images(X)
+        images = self._new_images(X) if recognise else self._images(X, reset=False)  # probes are not the user's
         return self._parts(images, self._measurer().measure(images), recognise=recognise)[0].sum(axis=1)
 
     def _parts_of(self, features: dict[str, np.ndarray]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Colour in new images where all training images are grey: the student of an early layer has never seen any."""
 
+import io
 import warnings
 
 import numpy as np
@@ -11,6 +12,8 @@ from PIL import Image
 
 from skl_transformaly import load, save
 from skl_transformaly.images._sequence import all_grey, has_colour, thumbnail_of
+from skl_transformaly.serving._decoding import decoder, note_warnings
+from skl_transformaly.serving._scorers import DetectorScorer
 
 
 def colour_warnings(function, *given):
@@ -49,6 +52,7 @@ def test_nothing_is_told_if_one_training_image_has_colour(grey):
     assert not colour_warnings(detector.score_samples, tinted(grey))
 
 
+@pytest.mark.slow
 def test_a_detector_that_learns_of_colour_tells_no_longer(grey):
     detector = tiny_detector().fit(grey)
     assert detector.grey_
@@ -59,8 +63,21 @@ def test_a_detector_that_learns_of_colour_tells_no_longer(grey):
 
 
 def test_a_detector_from_a_file_tells_of_colour(fitted, grey, tmp_path):
-    save(fitted, tmp_path / "m.tfm")
+    assert not colour_warnings(save, fitted, tmp_path / "m.tfm")  # of probes, which have colour
+    assert not colour_warnings(load, tmp_path / "m.tfm")
     assert len(colour_warnings(load(tmp_path / "m.tfm").score_samples, tinted(grey))) == 1
+
+
+def test_a_server_notes_colour(fitted, grey):
+    decode = decoder(DetectorScorer(fitted).prepare, 10**6)
+    notes = []
+    with warnings.catch_warnings():
+        note_warnings()
+        for image in (tinted(grey[0]), grey[0]):
+            content = io.BytesIO()
+            Image.fromarray(image).save(content, "png")
+            notes.append(decode(content.getvalue())[1])
+    assert len(notes[0]) == 1 and notes[0][0].startswith("The image has colour") and notes[1] == []
 
 
 @settings(deadline=None)

@@ -78,8 +78,8 @@ def load_teacher(
             of_model = ""
             if path.suffix.lower() == ".tfm":
                 of_model = (
-                    " A detector that was loaded from a model file needs it there when it is fitted again or unpickled: "
-                    "put it back, or load the detector from its new place."
+                    " A detector that was loaded from a model file needs it there to be fitted again or unpickled: put "
+                    "it back, or load the detector from its new place."
                 )
             raise FileNotFoundError(
                 f"weights={str(weights)!r} is not a file. Expected 'hub', 'bundled', None (random weights) or the path "
