@@ -110,6 +110,11 @@ def test_one_channel_has_no_colour(rng, shape):
     assert not has_colour(rng.integers(0, 256, shape, dtype=np.uint8))
 
 
+@pytest.mark.parametrize("level", [0, 255])
+def test_black_and_white_are_grey(level):
+    assert not has_colour(np.full((8, 9, 3), level, np.uint8))
+
+
 def test_opacity_is_no_colour(rng):
     image = np.dstack([np.full((8, 9, 3), 40, np.uint8), rng.integers(0, 256, (8, 9), dtype=np.uint8)])
     assert not has_colour(image)

@@ -271,7 +271,7 @@ def has_colour(image: np.ndarray) -> bool:
     >>> bool(has_colour(np.full((8, 8, 3), 7, np.uint8))), bool(has_colour(np.full((8, 8, 3), [9, 7, 5], np.uint8)))
     (False, True)
     """
-    return image.shape[2] > 2 and not all_grey(thumbnail_of(image)[np.newaxis])
+    return image.shape[2] > 2 and not _is_grey(thumbnail_of(image)[np.newaxis])[0]
 
 
 def all_grey(thumbnails: np.ndarray) -> bool:

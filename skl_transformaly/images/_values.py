@@ -142,10 +142,10 @@ def faintness(image: np.ndarray) -> tuple[str, float] | None:
 def colour_text(count: int, length: int) -> str:
     """Return the warning about images in colour where all training images are grey."""
     start = "The image has" if length == 1 else f"{count} of {length} images have"
-    them = "it" if length == 1 else "them"
+    them, what = ("it", "it an anomaly") if length == 1 else ("them", "them anomalies")
     return (
         f"{start} colour, perhaps a tint that nobody sees, while all training images are grey: that alone can make "
-        f"{them} anomalies. If colour means nothing here, convert {them} to grey first (image.convert('L') in Pillow)."
+        f"{what}. If colour means nothing here, convert {them} to grey first (image.convert('L') in Pillow)."
     )
 
 
