@@ -166,7 +166,7 @@ def _concatenated(parts: Sequence[Any]) -> Any:
 
 def _begin_with(X: Any, on_error: str) -> bool:
     """Whether 2 of the images can be read, or raise an error when they are."""
-    if len(X) < 2 or on_error == "raise" or np.ndim(X[0]):
+    if len(X) < 2 or on_error == "raise" or np.ndim(X[0]) == 1:  # rows
         return len(X) >= 2
     found = 0
     for positions, _ in as_images(X, on_error=on_error).batches(2):

@@ -21,7 +21,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _num_samples
 
-from skl_transformaly.images._folders import FoundFiles, walk
+from skl_transformaly.images._folders import FoundFiles, has_image_suffix, walk
 from skl_transformaly.images._images import Images, as_images
 from skl_transformaly.utils._warnings import warn_user
 
@@ -127,13 +127,14 @@ def load(
     Raises
     ------
     ValueError
-        A path does not exist or has another layout, a class is missing from the training or the test images, or the
-        .npz file is damaged.
+        A path does not exist or has another layout, a class has no folder of training or of test images, or the .npz
+        file is damaged or lacks labels.
 
     Notes
     -----
     Class names are sorted. Images may lie in folders below that of their class. Hidden files and folders are passed
-    over, and so is ``__MACOSX``. A warning reports class folders without images, and files that are not images.
+    over, and so is ``__MACOSX``. A warning reports class folders without images, images beside the class folders, and
+    files that are not images.
 
     Examples
     --------
@@ -176,7 +177,7 @@ def load(
             f"{str(path)!r} has images of only one class, {_shown([*classes])}: pass the folder that holds the folders "
             "of all classes."
         )
-    if path.absolute() in (_find_split(path.absolute().parent) or ()):
+    if _is_part(path.absolute()):
         warn_user(
             f"{str(path)!r} seems to be one part of the data set in {str(path.absolute().parent)!r}, but is split "
             "again. Pass that folder to have both parts."
@@ -343,6 +344,14 @@ def _find_split(folder: Path) -> tuple[Path, Path] | None:
     return next((pair for pair in pairs if all(map(_folders, pair))), pairs[0] if pairs else None)
 
 
+def _is_part(folder: Path) -> bool:
+    """Whether training and test folders are side by side, and this is one of them."""
+    try:
+        return folder in (_find_split(folder.parent) or ())
+    except OSError:  # a folder of others, which may not be listed
+        return False
+
+
 def _folders(folder: Path) -> list[Path]:
     """Folders in `folder`, sorted; hidden ones and those of macOS's archives left out."""
     return sorted(
@@ -359,6 +368,8 @@ def _class_files(folder: Path) -> list[tuple[str, str]]:
         walk(folder / name, found, found.paths.append)
     if others := ", ".join(sum(classes.values(), FoundFiles()).reasons()):
         warn_user(f"Passed over files below {str(folder)!r}: {others}.")
+    if loose := sum(has_image_suffix(child.name) for child in folder.iterdir() if child.is_file()):
+        warn_user(f"{loose} images in {str(folder)!r} itself, outside of its class folders, are left out.")
     if empty := [name for name, found in classes.items() if not found.paths]:
         warn_user(f"There are no images in {_shown(empty)} of {str(folder)!r}.")
     files = [(name, path) for name, found in classes.items() for path in found.paths]
@@ -411,7 +422,12 @@ def _load_npz(name: str, path: Path) -> ImageDataset:
             "class_names, no objects (numpy.savez)."
         ) from error
     if names is None:
-        classes, labels = np.unique(np.concatenate([y.ravel(), y_test.ravel()]), return_inverse=True)
-        names = [str(c) for c in classes.tolist()]
-        y, y_test = labels[: y.size].reshape(y.shape), labels[y.size :].reshape(y_test.shape)
+        y, y_test = _labels(X, y, "train").tolist(), _labels(X_test, y_test, "test").tolist()
+        try:
+            classes = sorted({*y, *y_test})
+        except TypeError as error:
+            raise ValueError("y_train and y_test hold labels of different kinds; they must be of one kind.") from error
+        names = [str(label) for label in classes]
+        places = {label: place for place, label in enumerate(classes)}
+        y, y_test = (np.array([places[label] for label in part], dtype=np.int64) for part in (y, y_test))
     return ImageDataset(name, as_images(X), y, as_images(X_test), y_test, names)

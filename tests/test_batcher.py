@@ -91,6 +91,25 @@ def test_what_nobody_waits_for_is_not_scored():
     assert scorer.batches == [1]
 
 
+def test_a_cancelled_image_leaves_its_place_to_others():
+    scorer = Mean()
+    scorer.go.clear()
+    threads = batcher(scorer, max_batch=1, max_queue=5, max_pixels=100, decoders=1)
+    held = threads.submit([png(size=(10, 10))] * 2, maps=False, deadline=soon())  # one is scored, a decoder has one
+    assert scorer.begun.wait(10)
+    while threads._encoded:
+        time.sleep(0.001)
+    gone = threads.submit([png()] * 3, maps=False, deadline=soon())
+    with pytest.raises(QueueFull):
+        threads.submit([png()], maps=False, deadline=soon())
+    assert all(future.cancel() for future in gone)
+    assert threads.pending == 2 and not threads._encoded  # nor are their bytes kept
+    more = threads.submit([png()] * 3, maps=False, deadline=soon())
+    scorer.go.set()
+    assert all(future.result(10).result.score == 150 for future in [*held, *more])
+    assert threads.close(10) and threads.pending == 0
+
+
 def test_pixels_that_wait_are_bounded_and_a_larger_image_passes():
     scorer = Mean()
     most = []

@@ -181,6 +181,30 @@ def test_a_folder_without_images_is_warned_of(tmp_path, rng):
     assert caught[0].filename == __file__
 
 
+def test_images_beside_class_folders_are_warned_of(tmp_path, rng):
+    write_folders(tmp_path, rng, [*(f"{c}/{i}.png" for c in "ab" for i in range(5)), "1.png", "2.jpg"])
+    (tmp_path / "read.me").write_text("no image")
+    with pytest.warns(UserWarning, match="2 images in .* itself, outside of its class folders, are left out"):
+        data = load(tmp_path)
+    assert len(data.y_train) + len(data.y_test) == 10
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders have other rights there")
+def test_a_parent_that_may_not_be_listed_is_no_obstacle(tmp_path, rng, monkeypatch):
+    folder = tmp_path / "home" / "data"
+    folder.mkdir(parents=True)
+    write_folders(folder, rng, [f"{c}/{i}.png" for c in "ab" for i in range(5)])
+    listed = Path.iterdir
+
+    def iterdir(path):
+        if path == folder.parent:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert load(folder).class_names == ["a", "b"]
+
+
 def test_data_sets_go_through_pickle(tmp_path, rng):
     pixels = write_folders(tmp_path, rng, split_files())
     data = pickle.loads(pickle.dumps(load(tmp_path)))
@@ -239,6 +263,26 @@ def test_npz_without_class_names_has_its_labels_as_names(names, arrays, tmp_path
     assert data.class_names == names
     np.testing.assert_array_equal(data.y_train, arrays["y_train"])
     np.testing.assert_array_equal(data.y_test, arrays["y_test"])
+
+
+@pytest.mark.parametrize("missing", [np.array([0, 0, 1, 1, np.nan, np.nan]), np.array([0, 1, 0, 1, 0, np.nan])])
+def test_npz_of_missing_labels_is_refused(missing, arrays, tmp_path):
+    np.savez(tmp_path / "a.npz", **arrays | {"y_train": missing})
+    with pytest.raises(ValueError, match="labels in y_train are missing"):
+        load(tmp_path / "a.npz")
+
+
+def test_npz_of_labels_of_different_integers_has_their_names(arrays, tmp_path):
+    np.savez(tmp_path / "a.npz", **arrays | {"y_train": arrays["y_train"].astype(np.uint64)})
+    data = load(tmp_path / "a.npz")
+    assert data.class_names == ["0", "1", "2"]
+    np.testing.assert_array_equal(data.y_train, arrays["y_train"])
+
+
+def test_npz_of_labels_of_different_kinds_is_refused(arrays, tmp_path):
+    np.savez(tmp_path / "a.npz", **arrays | {"y_test": np.array(["a", "b", "c"])})
+    with pytest.raises(ValueError, match="must be of one kind"):
+        load(tmp_path / "a.npz")
 
 
 def test_npz_of_pickles_is_refused(arrays, tmp_path):

@@ -158,6 +158,28 @@ def test_an_unreadable_file_is_skipped_where_the_detector_skips(images, folder, 
     assert np.flatnonzero(np.isnan(scores)).tolist() == [10]
 
 
+@pytest.mark.filterwarnings("ignore:2 of ")
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_partition_of_unreadable_images_alone_is_skipped(images, size):
+    X = images[:6] / 255
+    X[2:4] = np.nan
+    detector = tiny_detector(on_error="skip").fit(images)
+    scores = map_detector(detector, da.from_array(X, chunks=(size, -1, -1, -1))).compute()
+    assert np.flatnonzero(np.isnan(scores)).tolist() == [2, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:2 of ")
+@pytest.mark.parametrize("first", [0, 4])
+def test_a_fit_goes_on_after_a_partition_of_unreadable_images(images, first):
+    X = images / 255
+    X[first : first + 2] = np.nan
+    detector = tiny_detector(on_error="skip")
+    found = fit_detector(detector, da.from_array(X, chunks=(2, -1, -1, -1)))
+    assert np.flatnonzero(np.isnan(found.training_scores_)).tolist() == [first, first + 1]
+    np.testing.assert_allclose(found.training_scores_, detector.fit(X).training_scores_, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "X, error, message",
     [

@@ -11,6 +11,7 @@ from conftest import tiny_detector
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.stats import rankdata
 from sklearn import config_context
 from sklearn.base import clone, is_outlier_detector
 from sklearn.datasets import load_digits
@@ -33,7 +34,7 @@ from sklearn.model_selection import (
     cross_val_predict,
     cross_val_score,
 )
-from sklearn.neighbors import LocalOutlierFactor
+from sklearn.neighbors import KernelDensity, LocalOutlierFactor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
@@ -751,6 +752,40 @@ def test_scorer_gives_files_the_value_of_their_pixels(fitted, tmp_path):
     assert (
         scorer(detector, paths) == scorer(detector, str(tmp_path)) == scorer(detector, X) == scorer(detector, list(X))
     )
+
+
+@pytest.mark.filterwarnings("ignore:1 of 12 images could not be read")
+def test_scorer_leaves_unreadable_images_of_an_array_out(images):
+    detector = tiny_detector(on_error="skip").fit(images)
+    X = images / 255
+    X[5] = np.nan
+    scorer = SyntheticOutlierScorer("channels")
+    assert scorer(detector, X) == scorer(detector, list(X))
+
+
+def test_scorer_takes_infinite_scores(digits):
+    class Sure:
+        def fit(self, X):
+            self.mean = X.mean(axis=0)
+            return self
+
+        def decision_function(self, X):
+            far = np.abs(np.asarray(X) - self.mean).sum(axis=1)
+            return np.where(far > np.median(far), -np.inf, -far)
+
+    detector = Sure().fit(digits)
+    scorer = SyntheticOutlierScorer("patches", random_state=5, image_shape=(8, 8))
+    outliers = synthetic_outliers(digits, "patches", image_shape=(8, 8), random_state=5)
+    ranks = rankdata(np.concatenate([detector.decision_function(digits), detector.decision_function(outliers)]))
+    expected = roc_auc_score(np.repeat([1, 0], len(digits)), ranks)
+    assert scorer(detector, digits) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("scorer", [SyntheticOutlierScorer(image_shape=(8, 8)), held_out_log_likelihood])
+@pytest.mark.parametrize("y", [[1, -1, 1], [1, 1], np.ones(151, int)])
+def test_scorers_want_a_label_for_each_sample(digits, scorer, y):
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        scorer(KernelDensity().fit(digits), digits, y)
 
 
 def test_scorer_leaves_unreadable_images_out(images, tmp_path):

@@ -289,6 +289,21 @@ def test_without_labels_scores_are_the_colors(rows):
     np.testing.assert_allclose(np.abs(display.coordinates), np.abs(expected))
 
 
+def test_an_iterator_can_be_mapped(rows):
+    X, _, forest = rows
+    display = EmbeddingDisplay.from_estimator(forest, iter(X))
+    np.testing.assert_array_equal(display.scatters_["all"].get_array(), forest.score_samples(X))
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+def test_one_feature_lies_along_the_first_axis(method):
+    x = np.arange(8.0)[:, np.newaxis] ** 2
+    display = EmbeddingDisplay.from_predictions(x, method=method, random_state=0)
+    assert display.coordinates.shape == (8, 2)
+    if method == "pca":
+        np.testing.assert_allclose(np.abs(display.coordinates), np.hstack([np.abs(x - x.mean()), 0 * x]), atol=1e-9)
+
+
 def test_a_pipeline_of_the_detector_alone_shows_its_rows(rows):
     X, _, _ = rows
     display = EmbeddingDisplay.from_estimator(make_pipeline(OneClassSVM()).fit(X), X)

@@ -78,7 +78,7 @@ def evaluate_scores(
         raise ValueError(f"scores and y must be of one length, got shapes {scores.shape} and {y.shape}.")
     if np.isnan(scores).any():
         raise ValueError(f"{np.isnan(scores).sum()} of {len(scores)} scores are NaN; leave those images out.")
-    anomaly_scores = np.clip(-scores, -np.finfo(np.float64).max, np.finfo(np.float64).max)
+    anomaly_scores = _anomaly_scores(scores)
     normal, anomalous = anomaly_scores[y == 1], anomaly_scores[y == -1]
     figures = {}
     for name, metric in METRICS.items():
@@ -151,6 +151,12 @@ def normal_classes(classes: Sequence[str], good: Sequence[str] = ()) -> list[str
     return found
 
 
+def _anomaly_scores(scores: np.ndarray) -> np.ndarray:
+    """Scores that are higher for anomalies, finite, as scikit-learn's metrics want them."""
+    most = np.finfo(np.float64).max
+    return np.clip(-np.asarray(scores, dtype=np.float64), -most, most)
+
+
 def per_class(scores: np.ndarray, labels: np.ndarray, classes: Sequence[str], normal: Sequence[str]) -> dict[str, Any]:
     """Compute the AUROC of each anomalous class against all normal images; None without readable images."""
     is_normal = np.isin(labels, list(normal))
@@ -160,6 +166,7 @@ def per_class(scores: np.ndarray, labels: np.ndarray, classes: Sequence[str], no
             continue
         kept = is_normal | (labels == name)
         found = int(np.sum(labels == name))
-        auroc = float(roc_auc_score(labels[kept] == name, -scores[kept])) if found and is_normal.any() else None
+        known = found and is_normal.any()
+        auroc = float(roc_auc_score(labels[kept] == name, _anomaly_scores(scores[kept]))) if known else None
         result[name] = {"n": found, "auroc": auroc}
     return result

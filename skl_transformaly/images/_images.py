@@ -65,7 +65,7 @@ def as_images(X: Any, *, on_error: str = "raise") -> Images:
         _warn_one_image(X.shape, X.shape[0], X.shape[1:], "image[np.newaxis]")
     if isinstance(X, np.ndarray) and X.dtype.kind not in "OUST":
         if X.dtype.kind == "f" and X.ndim in (3, 4) and (broken := _not_finite(X)):
-            if on_error == "skip" and len(broken) < len(X):
+            if on_error == "skip":
                 return as_images(list(X), on_error=on_error)
             raise ImageError(
                 f"pixels contain NaN or infinity in {len(broken)} of {len(X)} images, the first at position "

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.metrics import roc_auc_score
+from sklearn.utils import check_consistent_length
 
 from skl_transformaly._density import AutoDensity
 from skl_transformaly._wrappers import innermost
@@ -145,7 +146,9 @@ class SyntheticOutlierScorer(BaseEstimator):
         self._validate_params()
         X = settled(_normal_samples(estimator, X, y))  # an iterator would be at its end after the first use
         outliers: Any
-        if is_table(X) or (isinstance(X, np.ndarray) and X.dtype.kind not in "OUST"):
+        array = isinstance(X, np.ndarray) and X.dtype.kind not in "OUST"
+        one_by_one = array and X.ndim > 2 and on_error_of(estimator) == "skip"  # since some may be unreadable
+        if is_table(X) or (array and not one_by_one):
             outliers = synthetic_outliers(X, self.kind, image_shape=self.image_shape, random_state=self.random_state)
         else:
             images = as_images(X, on_error=on_error_of(estimator))
@@ -154,7 +157,9 @@ class SyntheticOutlierScorer(BaseEstimator):
             outliers = Images(len(images), lambda i: corrupt(i)[0], on_error=images.on_error)
         response = estimator.decision_function if hasattr(estimator, "decision_function") else estimator.score_samples
         inside, outside = np.asarray(response(X)), np.asarray(response(outliers))
-        scores = np.concatenate([inside, outside])
+        # log-densities may be infinite, which roc_auc_score refuses
+        most = np.finfo(np.float64).max
+        scores = np.clip(np.concatenate([inside, outside]).astype(np.float64), -most, most)
         labels = np.repeat([1, -1], [len(inside), len(outside)])
         readable = ~np.isnan(scores)
         return float(roc_auc_score(labels[readable], scores[readable]))
@@ -167,6 +172,6 @@ def _normal_samples(estimator: Any, X: Any, y: Any) -> Any:
     normal = np.flatnonzero(labels == 1)
     if len(normal) == 0:
         raise ValueError("y holds no normal sample (+1), and only those are scored.")
-    if len(normal) == len(labels):
-        return X
-    return take_samples(as_sequence(X), normal, on_error=on_error_of(estimator))
+    X = as_sequence(X)
+    check_consistent_length(X, labels)
+    return X if len(normal) == len(labels) else take_samples(X, normal, on_error=on_error_of(estimator))

@@ -14,6 +14,7 @@ from sklearn.utils import check_array, check_consistent_length
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from skl_transformaly._wrappers import innermost
+from skl_transformaly.images._columns import settled
 from skl_transformaly.plotting._base import COLORS, Display, scores_of
 from skl_transformaly.utils._missing import is_missing
 
@@ -105,6 +106,7 @@ class EmbeddingDisplay(Display):
         check_is_fitted(estimator)
         if space not in ("pretrained", "discrepancy"):
             raise ValueError(f"space must be 'pretrained' or 'discrepancy', got {space!r}.")
+        X = settled(X)  # an iterator would be at its end after the first use
         features, training = _features(estimator, X, space)
         values = None if y is not None else scores_of(estimator, X)
         return cls._make(features, y, values, training, method, random_state).plot(**kwargs)
@@ -205,6 +207,8 @@ def _flatten(features: np.ndarray, method: Any, random_state: Any) -> tuple[np.n
             raise ValueError(f"method must be 'pca', 'tsne' or an object with fit_transform, got {method!r}.")
         perplexity = min(30.0, (len(features) - 1) / 3)
         method = PCA(2) if method == "pca" else TSNE(perplexity=perplexity, random_state=random_state)
+    if features.shape[1] == 1:  # of one block, or one component: along the first axis
+        features = np.hstack([features, np.zeros_like(features)])
     method = clone(method, safe=False)
     places = np.asarray(method.fit_transform(features))[:, :2]
     if not hasattr(method, "explained_variance_ratio_"):

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -131,7 +132,18 @@ class Batcher:
             self._pending += len(jobs)
             self._encoded.extend(jobs)
             self._changed.notify_all()
+        for job in jobs:
+            job.future.add_done_callback(partial(self._take_out, job))
         return [job.future for job in jobs]
+
+    def _take_out(self, job: _Job, future: Future) -> None:
+        """Drop a cancelled image that waits to be decoded, whose place and bytes others need."""
+        if not future.cancelled():
+            return
+        with self._changed, contextlib.suppress(ValueError):  # a decoder has it
+            self._encoded.remove(job)
+            self._pending -= 1
+            self._changed.notify_all()
 
     def close(self, timeout: float | None = None) -> bool:
         """Accept no more images, wait until all accepted ones are answered, and return whether that was in time."""
