@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from skl_transformaly._calibration import ConformalDetector
     from skl_transformaly._density import AutoDensity
     from skl_transformaly._detector import TransformalyDetector
-    from skl_transformaly._drift import DriftMonitor
+    from skl_transformaly._drift import DriftMonitor, DriftReport
     from skl_transformaly._gaussian import GaussianDensity
     from skl_transformaly._neighbors import KNNDensity, LocalKNNDensity
     from skl_transformaly.images._values import ImageError
@@ -25,6 +25,7 @@ __all__ = [
     "BlockStudents",
     "ConformalDetector",
     "DriftMonitor",
+    "DriftReport",
     "Extractor",
     "GaussianDensity",
     "ImageError",
@@ -45,6 +46,7 @@ _HOMES = {
     "BlockStudents": "students._block",
     "ConformalDetector": "_calibration",
     "DriftMonitor": "_drift",
+    "DriftReport": "_drift",
     "GaussianDensity": "_gaussian",
     "Extractor": "teacher._protocol",
     "ImageError": "images._values",

@@ -139,8 +139,8 @@ class TransformalyDetector(
         What the students' blocks add to the part of "discrepancy", if its density is a :class:`GaussianDensity`; else
         m is 0.
     training_labels_ : ndarray of shape (n_samples,), int8
-        What became of each training image: 1, it was learned; 0, `trim` left it out; -1, it is a known anomaly; -2, it
-        was taken back by `forget`. Scores, parts and terms are NaN unless it is 1.
+        What became of each training image: 1, it was learned, if it could be read; 0, `trim` left it out; -1, it is a
+        known anomaly; -2, it was taken back by `forget`. Scores, parts and terms are NaN unless it was learned.
     training_groups_ : ndarray of shape (n_samples,), int
         The same number for copies of an image, exact, resized or compressed again, which are held out together; -1 for
         images that were not learned.

@@ -79,7 +79,7 @@ class DriftMonitor:
     ----------
     reference : fitted detector or array-like of shape (n_reference,)
         A :class:`ConformalDetector`, of which ``calibration_scores_`` are the reference; a
-        :class:`TransformalyDetector`, of which held-out ``training_scores_`` are; or such scores of normal images, for
+        :class:`TransformalyDetector`, of which held-out ``reference_scores_`` are; or such scores of normal images, for
         `update_scores`.
     alpha : float, default=0.01
         Probability of ever raising a false alarm, in (0, 1).

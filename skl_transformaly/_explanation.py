@@ -100,7 +100,7 @@ class ExplanationMixin:
         Returns
         -------
         table : dict of str to ndarray of shape (n_samples,)
-            Columns, ready for ``pandas.DataFrame(table)``, all NaN (neighbours -1) for unreadable images:
+            Columns, ready for ``pandas.DataFrame(table)``. For unreadable images the numbers are NaN (neighbours -1):
 
             - ``score``: the sum of
             - ``pretrained``, ``classes``, ``layers``, ``variation`` and ``discrepancy``: the parts of the spaces in
@@ -110,10 +110,11 @@ class ExplanationMixin:
             - ``times_pretrained``, ...: distance of the part below the median of the training images' held-out parts,
               relative to that of their 1 % quantile (with fewer than 100 images, about the lowest): 14 is 14 times as
               far as 99 % of normal images;
-            - ``reason``: the space and block in which a flagged image is most unusual, or "normal"; of dtype object;
+            - ``reason``: the space and block in which a flagged image is most unusual, "normal", or
+              "unreadable"; of dtype object;
             - ``neighbor0``, ...: positions in the training images of the nearest ones, nearest first, and
               ``distance0``, ...: their Euclidean distances, between embeddings of unit length if "pretrained" is in
-              use, else between standardised discrepancies;
+              use, else between standardised discrepancies; without both spaces there are none;
             - ``map``: only with `maps`, of dtype object: each image's map as from `anomaly_map`, None where unreadable.
 
         Raises

@@ -409,7 +409,7 @@ class LearningMixin:
         self.training_digests_ = _digests(normal, used, n)
         self.training_thumbnails_ = _thumbnails(normal, used, n)
         self.training_groups_ = np.full(n, -1)
-        self.training_groups_[used] = found.groups
+        self.training_groups_[used] = np.where(readable, found.groups, -1)
 
     def begin_parts(self, X: Any) -> dict[int, Sums]:
         """Begin a fit to images that are measured in parts: by the first of them, as in `fit`.

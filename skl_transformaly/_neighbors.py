@@ -177,6 +177,8 @@ class LocalKNNDensity(KNNDensity):
         As of :class:`KNNDensity`.
     distances_ : ndarray of shape (n_kept,)
         Mean distance of each kept sample to its nearest ones, without itself and its duplicates: r(x_j).
+    scaling_ : float
+        The `scaling` of the fit.
 
     Notes
     -----

@@ -77,7 +77,7 @@ def map_detector(
 
         Workers open the paths themselves: they must lead to the same files everywhere.
     method : {"score_samples", "decision_function", "predict", "p_values", "transform"}, default="score_samples"
-        What to apply.
+        What to apply; to a series all but "transform", which has several columns: take its bag.
     partition_size : int, default=256
         Images in a partition, if `X` has none of its own: what is lost with a worker. Of decoded pixels only a batch of
         the teacher's is in memory.

@@ -219,6 +219,9 @@ def test_an_extractor_without_places_says_so(images):
     detector = TransformalyDetector(MeanExtractor(), students=tiny_students(n_blocks=1)).fit(images)
     with pytest.raises(TypeError, match="no method to_maps"):
         detector.anomaly_map(images)
+    # which pictures take as they are
+    plotting = pytest.importorskip("skl_transformaly.plotting")
+    assert plotting.ExtremeImagesDisplay.from_estimator(detector, images, n_images=2).maps is None
 
 
 def test_tokens_that_fill_no_grid_are_refused(fitted):

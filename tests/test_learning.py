@@ -494,6 +494,20 @@ def test_what_is_not_learned_is_a_copy_of_nothing(images):
     assert detector.training_groups_[5] == -1 and (detector.training_groups_[:5] >= 0).all()
 
 
+@pytest.mark.filterwarnings("ignore:1 of ", "ignore:With ")
+@pytest.mark.parametrize("change", ["fit", "forget", "partial_fit"])
+def test_what_cannot_be_read_is_a_copy_of_nothing(change, images, tmp_path):
+    X = [*images[:4], np.full((20, 24, 3), np.nan), *images[4:8]]
+    detector = without_students(on_error="skip").fit(X)
+    if change == "forget":
+        detector.forget([0])
+    elif change == "partial_fit":
+        detector.partial_fit(images[8:])
+    assert detector.training_groups_[4] == -1
+    save(detector, tmp_path / "m.tfm")
+    np.testing.assert_array_equal(load(tmp_path / "m.tfm").training_groups_, detector.training_groups_)
+
+
 def test_parts_under_a_fixed_camera_are_no_copies(rng):
     part = rng.integers(0, 256, (1, 48))
     assert len(np.unique(near_duplicates(part + rng.normal(0, 0.5, (30, 48)), np.arange(30)))) == 30

@@ -1,7 +1,7 @@
 """The command line's frame: the application, options that commands share, errors and exit codes.
 
 Exit codes: 0 done; 1 anomalies were found with ``--fail-on-anomaly``; 2 wrong usage or input (such as a missing
-folder, a broken model or a full disk); 3 a bug; 130 stopped by Ctrl-C.
+folder, a broken model or a full disk); 3 a bug; 130 stopped by Ctrl-C or SIGTERM; 141 stdout was closed.
 
 Each command is a function decorated with ``@command()``, in a file that ``_commands`` lists. Libraries that are slow to
 import are imported by the commands that use them, so that ``--help`` is fast.

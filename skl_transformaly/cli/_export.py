@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -56,7 +56,7 @@ def export(
     out.note(f"Exporting {model} to {onnx} and comparing scores on {compared}.")
     try:
         with out.waiting("Exporting"):
-            measured = to_onnx(detector, onnx, images)
+            measured = to_onnx(detector, onnx, images, anomaly_map=_has_maps(detector))
     except (ParityError, TypeError) as error:
         raise Mistake(str(error)) from error
     out.made(
@@ -64,6 +64,14 @@ def export(
         f"at most {measured['score_deviation']:.2g} of their value.",
         {"onnx": str(onnx), **measured},
     )
+
+
+def _has_maps(detector: Any) -> bool:
+    """Whether it is known where in the image the outputs of the teacher's blocks belong."""
+    from skl_transformaly._wrappers import innermost
+    from skl_transformaly.students._imitation import find_places
+
+    return find_places(innermost(detector).extractor_) is not None
 
 
 def _readable(paths: list[str], out: Output) -> list[str]:

@@ -29,7 +29,9 @@ MaxBatch = Annotated[int, typer.Option(min=1, help="Most images to score at a ti
 MaxQueue = Annotated[int, typer.Option(min=1, help="Most images that wait (else 429).")]
 MaxImages = Annotated[int, typer.Option(min=1, help="Most images in a request (422).")]
 MaxBody = Annotated[float, typer.Option(min=0.001, metavar="MIB", help="Largest request, in MiB (413).")]
-MaxPixels = Annotated[float, typer.Option(min=0.001, metavar="MP", help="Largest image, in millions of pixels (422).")]
+MaxPixels = Annotated[
+    float, typer.Option(min=0.001, metavar="MP", help="Largest image, in millions of pixels; others are unreadable.")
+]
 Timeout = Annotated[
     float, typer.Option(min=0.1, metavar="S", help="Seconds to read a request and score it (408, 504).")
 ]

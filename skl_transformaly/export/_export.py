@@ -68,7 +68,8 @@ def to_onnx(
         scores as normal: the AUROC of the detector is then 1, and that of the file is the share of pairs from the two
         halves that it ranks the same way.
     anomaly_map : bool, default=True
-        Whether the file computes maps, if the detector has students.
+        Whether the file computes maps, if the detector has students; False is for teachers of which it is not known
+        where in the image the outputs of their blocks belong.
     tolerance : float, default=1e-3
         How far scores may be from those of torch in float32, as a share of the score; of scores below 1, as they are.
     auroc_tolerance : float, default=0.005
@@ -77,7 +78,8 @@ def to_onnx(
     Returns
     -------
     report : dict
-        What was measured. The file's metadata hold it as text, under names that begin with ``transformaly.``:
+        What was measured. The file's metadata hold all but its size as text, under names that begin with
+        ``transformaly.``:
 
         - ``score_deviation``: largest difference of a score, in the terms of `tolerance`;
         - ``auroc_torch``, ``auroc_onnx``, ``auroc_deviation``;
@@ -96,7 +98,8 @@ def to_onnx(
     ParityError
         Scores or AUROC are beyond tolerance. No file is written.
     ValueError
-        `X` or `y` is not as described, or the file would be larger than 2 GiB.
+        `X` or `y` is not as described, maps are asked for where places are not known, or the file would be larger than
+        2 GiB.
     ModuleNotFoundError
         The extra ``onnx`` is not installed.
     OSError

@@ -35,7 +35,7 @@ class NormalOnly(DelegatingMixin, BaseEstimator):
     Attributes
     ----------
     estimator_ : outlier detector
-        The fitted detector, to which everything except fitting is delegated.
+        The fitted detector, to which scores, decisions, p-values, features and maps are delegated; all else is there.
     fitted_positions_ : ndarray of shape (n_fitted,), int, or None
         Positions in the `X` of `fit` of the normal samples; None if all were normal.
     n_features_in_ : int

@@ -1,6 +1,6 @@
 """What a saved detector consists of: `PARTS` lists the classes that a file may name, and their fitted attributes.
 
-An attribute that is not listed is an error, both in saving and in loading.
+An attribute that is not listed is left out with a warning in saving, and an error in loading.
 """
 
 from __future__ import annotations

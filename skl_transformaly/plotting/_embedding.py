@@ -41,7 +41,7 @@ class EmbeddingDisplay(Display):
     Attributes
     ----------
     scatters_ : dict of matplotlib PathCollection
-        By label, or "all" without labels; and "training".
+        By label, or "all" without labels; "unlabelled", where some are missing; and "training".
 
     Examples
     --------

@@ -116,9 +116,12 @@ class ExtremeImagesDisplay(Display):
                 f"maps=True needs an estimator with anomaly_map, but got {type(estimator).__name__}: use maps='auto'."
             )
         if maps == "auto":
-            maps = hasattr(estimator, "anomaly_map") and "discrepancy" in getattr(
-                detector, "feature_spaces_", ["discrepancy"]
-            )
+            spaces = getattr(detector, "feature_spaces_", ["discrepancy"])
+            maps = hasattr(estimator, "anomaly_map") and "discrepancy" in spaces
+            if maps and hasattr(detector, "extractor_"):
+                from skl_transformaly.teacher._protocol import find_places  # which imports torch
+
+                maps = find_places(detector.extractor_) is not None
         samples = as_sequence(X)
         scores = scores_of(estimator, samples)
         positions = _extremes(scores, n_images)

@@ -53,8 +53,8 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         - "hub": timm's own download, kept in its cache; for ``model_name="bundled"`` the same as "bundled";
         - "bundled": ImageNet weights of EfficientNet-lite0 from a package (extra ``offline``); only with
           ``model_name="bundled"`` or "tf_efficientnet_lite0";
-        - a path: a ``.safetensors`` file, or a ``.pth`` file of tensors, with timm's names; a classifier
-          in it is ignored;
+        - a path: a ``.safetensors`` file, or a ``.pth`` file of tensors, with timm's names, whose
+          classifier gives the feature space "classes";
         - None: random weights, the same ones each time, for tests.
     image_size : int or (int, int), default=None
         Height and width in pixels that images are resized to, position embeddings being resampled: one number for both,

@@ -48,6 +48,8 @@ class Extractor(Protocol):
     - ``n_places_``: the number of places in the map that the teacher ends with; absent or 0 if there is no map. `visit`
       is called with this map last, and the index is then the number of blocks. The feature space "variation" needs at
       least 4 places.
+    - ``image_size_``: (height, width) to which `preprocess` resizes images, for which large JPEGs can be decoded at a
+      part of their size.
     - ``precision_``: "float64" if everything is computed in it.
     - ``identity()``: what distinguishes this fitted teacher from others, as nests of numbers and strings, for caches.
       Without it the whole object is hashed.
