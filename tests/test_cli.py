@@ -1225,7 +1225,7 @@ def test_messages_of_the_library_name_options(text, said):
     assert in_options(text) == said
 
 
-@pytest.mark.parametrize("device, kept", [("cpu", "cpu"), ("cpu:0", "auto"), ("auto", "auto")])
+@pytest.mark.parametrize("device, kept", [("cpu", "cpu"), ("cpu:0", "auto")])
 def test_a_model_is_not_bound_to_the_device_of_its_fit(work, tmp_path, device, kept):
     run(app, ["fit", f"{work[0]}/train", "-o", str(tmp_path / "m.tfm"), "--device", device])
     assert load(tmp_path / "m.tfm").extractor_.device == kept

@@ -120,7 +120,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
 
     # kept only by partial_fit: the sums, and how often each image came, by its digest
     _sums: dict[int, Sums]
-    _times: Counter[bytes]
+    _times: dict[bytes, int]
 
     _parameter_constraints: dict = {
         "n_blocks": [Interval(Integral, 1, None, closed="left"), "array-like", None],
@@ -250,7 +250,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         self.cache_keys_ = {}
         self._set_solution(self._solution(dict(sums)))
         times.update(images.digests.values())
-        self._sums, self._times = sums, times
+        self._sums, self._times = sums, dict(times)
         # copies are left out together, those of earlier calls as well
         duplicates = np.array([times[images.digests[i]] if i in images.digests else 0 for i in range(len(images))])
         measured = self.measure_part(images, duplicates, map_positions(len(images)))
@@ -261,7 +261,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     def _set_solution(self, solved: tuple[list, list, list, list, list]) -> None:
         self._layouts, self._sizes, self.local_weights_, self.context_weights_, self._inverses = solved
         self.residuals_ = [None] * len(self.block_indices_)
-        self._sums, self._times = {}, Counter()
+        self._sums, self._times = {}, {}
         self._build()
 
     def _solve(self, images: Images) -> tuple[list, list, list, list, list]:
@@ -384,7 +384,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     def restore(self, layouts: list[Layout], sizes: list[tuple[int, int]]) -> None:
         """Set the fitted state that is not arrays, when a model file is loaded."""
         self._layouts, self._sizes = layouts, sizes
-        self._inverses, self.cache_keys_, self._sums, self._times = [], {}, {}, Counter()
+        self._inverses, self.cache_keys_, self._sums, self._times = [], {}, {}, {}
         self._build()
 
     def _build(self) -> None:
