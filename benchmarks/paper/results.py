@@ -42,8 +42,8 @@ fewer, see "The paper's own training on fewer images". ±: standard deviation ov
 FEW = """
 Thirty epochs of every image of all classes but one take hours a class on a processor. Here a run has fewer images of
 each class (`--samples`): 297 or 300 altogether, as many as one class has in the unimodal tables, and 153 of
-Fashion-MNIST. The default and the rivals that train no network learn from the same images. CIFAR-10 and View have run on
-all of their images as well, in the section before.
+Fashion-MNIST. The default and the rivals that train no network learn from the same images. CIFAR-10 and View have run
+on all of their images as well, in the section before.
 """.strip()
 
 HOW = """
