@@ -25,7 +25,7 @@ import onnxruntime
 import torch
 from auroc import DATA, data_parser
 
-from skl_transformaly import BlockStudents, TimmExtractor, TransformalyDetector, __version__
+from skl_transformaly import TimmExtractor, TransformalyDetector, __version__
 from skl_transformaly.export import to_onnx
 from skl_transformaly.images._images import as_images
 
@@ -51,7 +51,6 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=1, help="the first so many classes are normal in turn")
     parser.add_argument("--train", type=int, default=1000, help="normal images to fit on, at most")
     parser.add_argument("--test", type=int, default=200, help="images to score, at most, evenly from all")
-    parser.add_argument("--max-epochs", type=int, default=BlockStudents().max_epochs, help="of the students' training")
     parser.add_argument("--batch", type=int, default=16, help="images in a call that is timed")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="Markdown file to add the table to")
@@ -83,8 +82,7 @@ def main() -> None:
             precision="float32",
             device="cpu",
         )
-        students = BlockStudents(max_epochs=options.max_epochs)
-        detector = TransformalyDetector(teacher, students=students, random_state=0).fit(training)
+        detector = TransformalyDetector(teacher, random_state=0).fit(training)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "float32.onnx")
             report = to_onnx(detector, path, images, y, anomaly_map=False)
@@ -103,8 +101,8 @@ def main() -> None:
     versions += [f"{package} {version(package)}" for package in packages]
     lines += [
         "",
-        f"{options.teacher or 'vit_tiny_patch16_224'}, {options.max_epochs} epochs, seed 0, batches of "
-        f"{options.batch}, {torch.get_num_threads()} threads, {', '.join(versions)}.",
+        f"{options.teacher or 'vit_tiny_patch16_224'}, the default detector, seed 0, batches of {options.batch}, "
+        f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, {', '.join(versions)}.",
     ]
     text = "\n".join(lines)
     print(text)

@@ -17,7 +17,8 @@ from skl_transformaly._fusion import can_promise, held_out_threshold
 from skl_transformaly._measuring import NOT_FINITE, Measurer, TrainingFeatures, copies, release_checkpoint
 from skl_transformaly._space import FeatureSpace
 from skl_transformaly._weighting import space_weights
-from skl_transformaly.images._sequence import DIGEST_SIZE, THUMBNAIL_SIZE, Images, all_grey
+from skl_transformaly.images._sequence import DIGEST_SIZE, Images
+from skl_transformaly.images._thumbnails import THUMBNAIL_SIZE, all_grey
 from skl_transformaly.students._regression import Sums
 from skl_transformaly.students._ridge import RidgeStudents
 from skl_transformaly.teacher._extractor import resolve_extractor

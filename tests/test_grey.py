@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from skl_transformaly import load, save
-from skl_transformaly.images._sequence import all_grey, has_colour, thumbnail_of
+from skl_transformaly.images._thumbnails import all_grey, has_colour, thumbnail_of
 from skl_transformaly.serving._decoding import decoder, note_warnings
 from skl_transformaly.serving._scorers import DetectorScorer
 

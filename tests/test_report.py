@@ -25,7 +25,7 @@ from skl_transformaly.cli._histogram import histogram, round_step
 from skl_transformaly.cli._provenance import Provenance, image_facts
 from skl_transformaly.cli.report import Origin, write_report
 from skl_transformaly.images._pixels import as_rgb
-from skl_transformaly.images._sequence import thumbnail_of
+from skl_transformaly.images._thumbnails import thumbnail_of
 
 HOSTILE = [
     "<script>window.hacked=1</script>.png",

@@ -44,7 +44,7 @@ from skl_transformaly.cli._provenance import ImageFacts, Provenance, describe, i
 from skl_transformaly.cli._trust import FalseAlarms, percent
 from skl_transformaly.images._folders import display_path
 from skl_transformaly.images._images import as_images
-from skl_transformaly.images._sequence import THUMBNAIL_SIZE, thumbnail_of
+from skl_transformaly.images._thumbnails import THUMBNAIL_SIZE, thumbnail_of
 from skl_transformaly.images._values import ImageError
 from skl_transformaly.teacher._protocol import find_places
 from skl_transformaly.utils._files import replacing

@@ -20,7 +20,8 @@ from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity, 
 from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly._learning import LEARNED
 from skl_transformaly._space import FeatureSpace
-from skl_transformaly.images._sequence import DIGEST_SIZE, THUMBNAIL_SIZE, all_grey
+from skl_transformaly.images._sequence import DIGEST_SIZE
+from skl_transformaly.images._thumbnails import THUMBNAIL_SIZE, all_grey
 from skl_transformaly.model_selection import NormalOnly
 from skl_transformaly.persistence import _fields as f
 from skl_transformaly.persistence import _invariants as invariants

@@ -13,7 +13,7 @@ import numpy as np
 
 from skl_transformaly._reasons import reason_column
 from skl_transformaly.images._pixels import eight_bits, least_side
-from skl_transformaly.images._sequence import has_colour
+from skl_transformaly.images._thumbnails import has_colour
 from skl_transformaly.images._values import ImageError, colour_text
 from skl_transformaly.serving._maps import paint
 from skl_transformaly.utils._files import file_sha256
