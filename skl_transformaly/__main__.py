@@ -11,6 +11,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line; if its library is missing, tell how to get it."""
     _wait_briefly(os.environ)
+    _open_streams()
     try:
         from skl_transformaly.cli._commands import run
 
@@ -32,6 +33,13 @@ def _wait_briefly(environment: MutableMapping[str, str]) -> None:
     """
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", "3000")
+
+
+def _open_streams() -> None:
+    """Open what the caller has closed, as daemons do (``2>&-``): Python has None there, and nothing to write to."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def _give_up(message: str) -> NoReturn:

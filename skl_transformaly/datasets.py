@@ -22,6 +22,7 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _num_samples
 
 from skl_transformaly.images._folders import FoundFiles, has_image_suffix, walk
+from skl_transformaly.images._formats import expand_user
 from skl_transformaly.images._images import Images, as_images
 from skl_transformaly.utils._warnings import warn_user
 
@@ -156,7 +157,7 @@ def load(
     >>> data.class_names, y_test
     (['dark', 'light'], array([ 1,  1,  1, -1, -1, -1]))
     """
-    path = Path(path).expanduser()
+    path = Path(expand_user(path))
     if not path.exists():
         raise ValueError(f"{str(path)!r} does not exist; expected a folder of class folders or an .npz file.")
     name = path.resolve().stem
@@ -164,7 +165,7 @@ def load(
         if test_path is not None:
             raise ValueError(f"test_path is for class folders, but {str(path)!r} is a file.")
         return _load_npz(name, path)
-    split = _find_split(path) if test_path is None else (path, Path(test_path).expanduser())
+    split = _find_split(path) if test_path is None else (path, Path(expand_user(test_path)))
     if split is not None:
         return _from_files(name, *map(_class_files, split))
     if nested := [str(folder) for folder in _folders(path) if _find_split(folder)]:
@@ -405,6 +406,12 @@ def _from_files(name: str, train: list[tuple[str, str]], test: list[tuple[str, s
     return ImageDataset(name, X_train, y_train, X_test, y_test, names)
 
 
+def _class_names(names: np.ndarray) -> list[str]:
+    if names.ndim != 1:
+        raise ValueError(f"class_names has {names.ndim} dimensions; expected a list of texts")
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names.tolist()]
+
+
 def _load_npz(name: str, path: Path) -> ImageDataset:
     wanted = ("X_train", "y_train", "X_test", "y_test")
     try:
@@ -415,7 +422,7 @@ def _load_npz(name: str, path: Path) -> ImageDataset:
             if missing := [key for key in wanted if key not in file.files]:
                 raise ValueError(f"it lacks {_shown(missing)} and has {_shown(file.files)}")
             X, y, X_test, y_test = (file[key] for key in wanted)
-            names = file["class_names"].tolist() if "class_names" in file.files else None
+            names = _class_names(file["class_names"]) if "class_names" in file.files else None
     except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{str(path)!r} cannot be used ({error}). Expected an .npz of X_train, y_train, X_test, y_test and perhaps "

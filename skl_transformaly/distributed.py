@@ -33,7 +33,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skl_transformaly.images._folders import list_images
 from skl_transformaly.images._formats import absolute
-from skl_transformaly.utils._files import file_sha256
+from skl_transformaly.utils._files import absolute_path, file_sha256
 
 __all__ = ["fit_detector", "fit_students", "map_detector"]
 
@@ -138,7 +138,7 @@ def map_detector(
     _check_counts(partition_size, threads)
     options: dict[str, Any] = {"method": method, "threads": threads}
     if isinstance(detector, (str, os.PathLike)):
-        options |= {"detector": os.path.abspath(detector), "sha256": file_sha256(detector)}
+        options |= {"detector": absolute_path(detector), "sha256": file_sha256(detector)}
         detector = _load(options["detector"], options["sha256"])
     else:
         # a key of the graph, so that it is sent to each worker once and not with each task

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import errno
+import glob
 import html
 import io
 import json
@@ -84,6 +85,32 @@ def test_a_pattern_that_links_lead_back_to_finds_each_image_once_by_the_shortest
         files = [os.path.realpath(path) for path in found.paths]
         assert len(files) == len(set(files)) == 3
     assert relative(find_files([f"{folder}/**/*.???"]), folder) == ["a.JPG", "b.png", "deep/er/c.tif"]
+
+
+def test_two_links_that_lead_back_do_not_make_a_search_endless(folder):
+    for name in ("x", "y"):
+        (folder / "deep" / name).symlink_to("..")
+        (folder / "deep" / "er" / name).symlink_to("..")
+    assert relative(find_files([f"{folder}/**/*.???"]), folder) == ["a.JPG", "b.png", "deep/er/c.tif"]
+    assert relative(find_files([f"{folder}/**/er/**/*.tif"]), folder) == ["deep/er/c.tif"]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["**/*.png", "*/**/*.png", "**", "a/**/c/*.png", "**/b/**", "**/c/../*.png", "a/**b/*.png"]
+)
+def test_two_stars_match_what_glob_matches(tmp_path, monkeypatch, pattern):
+    for name in ("0.png", "a/1.png", "a/b/2.png", "a/b/c/3.png", "a/.b/4.png", "d/b/5.png", "a/[x]/c/6.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    expected = {os.path.realpath(path) for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)}
+    assert {os.path.realpath(path) for path in find_files([pattern]).paths} == expected and expected
+
+
+def test_the_home_folder_is_found_in_lists_as_in_arguments(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    for found in (find_files(["~/b.png"]), find_files(["~/b*"]), find_files([], listed=["~/b.png"])):
+        assert relative(found, folder) == ["b.png"]
 
 
 def test_a_named_image_is_kept_though_a_pattern_finds_a_shorter_path(folder):
@@ -739,6 +766,85 @@ def test_info_is_for_people_too(model):
     assert "tf_efficientnet_lite0" in text and "expected false-positive rate" in text
 
 
+def test_info_prints_the_digest_of_the_file(model):
+    assert persistence.read_header(model)["sha256"] in run(app, ["info", model]).stdout.split()
+
+
+def test_info_refuses_a_damaged_file(model, tmp_path):
+    content = bytearray(Path(model).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "m.tfm").write_bytes(content)
+    result = run(app, ["info", str(tmp_path / "m.tfm")])
+    assert result.exit_code == 2 and "is damaged" in result.stderr
+
+
+def forged(path, **changes):
+    """A file that describes what it likes."""
+    document = {"class": "x", "made": {}, "teachers": [], "metadata": {}, "probes": {}, "objects": []}
+    _container.write_model_file(path, {**document, **changes}, {})
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"class": "x\nSHA-256  0"},
+        {"made": {"saved_at": "now\nSHA-256  0"}},
+        {"made": {"environment": {"a\nSHA-256  0": "b\nSHA-256  0"}}},
+        {"metadata": {"transformaly command line": {"root": "/a\nSHA-256  0", "settings": {"b\nSHA-256  0": "7"}}}},
+    ],
+)
+def test_no_line_of_info_can_be_forged(tmp_path, changes):
+    result = run(app, ["info", forged(tmp_path / "m.tfm", **changes)])
+    assert result.exit_code == 0
+    assert sum(line.startswith("SHA-256") for line in result.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("seconds", ["x", 10**400, True, None])
+def test_info_refuses_numbers_that_are_none(tmp_path, seconds):
+    metadata = {"transformaly command line": {"root": "/a", "seconds": seconds}}
+    result = run(app, ["info", forged(tmp_path / "m.tfm", metadata=metadata)])
+    assert result.exit_code == 2 and "seconds" in result.stderr
+
+
+def test_info_refuses_what_describes_no_detector(tmp_path):
+    _container.write_model_file(tmp_path / "m.tfm", {}, {})
+    result = run(app, ["info", str(tmp_path / "m.tfm")])
+    assert result.exit_code == 2 and "does not describe a detector" in result.stderr
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-"])
+def test_closed_streams_change_no_exit_code(closed):
+    command = f"{shlex.quote(sys.executable)} -m skl_transformaly info nowhere.tfm {closed}"
+    assert subprocess.run(["sh", "-c", command], check=False, capture_output=True).returncode == 2
+
+
+@pytest.mark.parametrize("command", [["report", "{m}", "{t}", "-o", "-"], ["report", "{m}", "{t}", "-o", "{tmp}"]])
+def test_an_output_that_is_no_file_is_refused(tmp_path, monkeypatch, model, test_dir, command):
+    monkeypatch.chdir(tmp_path)
+    result = run(app, [part.format(m=model, t=test_dir, tmp=tmp_path) for part in command])
+    assert result.exit_code == 2 and os.listdir(tmp_path) == []
+
+
+def test_a_report_of_a_model_that_was_saved_in_python_shows_its_images(tmp_path, work, model, test_dir):
+    saved = str(tmp_path / "python.tfm")
+    persistence.save(load(model), saved)
+    for folder, shown in ((work[0] / "train", True), (work[0] / "test" / "six", False)):
+        out = tmp_path / "r.html"
+        result = run(app, ["report", saved, test_dir, "--normal", str(folder), "-o", str(out)])
+        assert result.exit_code == 0, result.output
+        assert ("data-near=" in out.read_text()) == shown
+        assert ("is one of the fit" in result.stderr) != shown
+
+
+@pytest.mark.parametrize("row", [{"prediction": "1"}, {"score": "1"}, {"path": 3}, {"p_value": True}, {"decision": []}])
+def test_rows_of_another_kind_are_not_continued(tmp_path, row):
+    good = {"path": "a.png", "score": 1.0, "decision": 1.0, "p_value": None, "prediction": 1}
+    (tmp_path / "s.jsonl").write_text(json.dumps({**good, **row}) + "\n")
+    with pytest.raises(ScoreFileError, match="of another kind"):
+        ScoreFile(tmp_path / "s.jsonl", resume=True)
+
+
 def read_csv(text):
     return list(csv.DictReader(io.StringIO(text)))
 
@@ -1102,6 +1208,15 @@ def test_no_export_is_announced_that_cannot_be_made(tmp_path, model, test_dir, m
     assert "Exporting" not in result.stderr and not list(tmp_path.iterdir())
 
 
+def test_scores_of_one_image_are_not_compared(tmp_path, model, test_dir):
+    images = [f"{test_dir}/good/000.png", str(tmp_path / "broken.png")]
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    onnx = tmp_path / "m.onnx"
+    result = run(app, ["export", model, "--onnx", str(onnx), "--check", images[0], "--check", images[1]])
+    assert result.exit_code == 2 and "expected 2 or more" in result.stderr and not onnx.exists()
+    assert result.stderr.count(images[1]) == 1 and "on_error" not in result.stderr
+
+
 def test_teachers_names_what_is_at_hand():
     said = json.loads(run(app, ["teachers", "vit_tiny_patch16_224*", "--json"]).stdout)
     assert said["bundled"] is True
@@ -1219,6 +1334,7 @@ def test_a_users_mistake_is_one_message(tmp_path, work, model, what):
         ("got image_size=(32, 64). Use image_size=None.", "got --image-size 32x64. Leave out --image-size."),
         ("weights='/a b/w.pth', or extractor='bundled'", "--weights '/a b/w.pth', or --teacher bundled"),
         ("the weights are = 3, my_device=3", "the weights are = 3, my_device=3"),
+        ("the teacher's 'seed,trim=0.1/x.png': trim=0.1", "the teacher's 'seed,trim=0.1/x.png': --trim 0.1"),
     ],
 )
 def test_messages_of_the_library_name_options(text, said):

@@ -255,6 +255,23 @@ def test_npz(arrays, tmp_path):
     assert data.class_names == ["x", "y", "z"]
 
 
+@pytest.mark.parametrize("names", [[b"cat", b"caf\xc3\xa9", b"dog"], ["cat", "caf\u00e9", "dog"]])
+def test_class_names_may_be_bytes(arrays, tmp_path, names):
+    np.savez(tmp_path / "a.npz", **arrays, class_names=np.array(names))
+    assert load(tmp_path / "a.npz").class_names == ["cat", "caf\u00e9", "dog"]
+
+
+def test_a_single_text_is_no_list_of_class_names(arrays, tmp_path):
+    np.savez(tmp_path / "a.npz", **arrays, class_names="cat")
+    with pytest.raises(ValueError, match="0 dimensions; expected a list of texts"):
+        load(tmp_path / "a.npz")
+
+
+def test_the_home_of_nobody_is_a_folder_that_does_not_exist():
+    with pytest.raises(ValueError, match="does not exist"):
+        load("~nosuchuser/images")
+
+
 @pytest.mark.parametrize("names", [["5", "7", "9"], ["ant", "bee", "cat"]])
 def test_npz_without_class_names_has_its_labels_as_names(names, arrays, tmp_path):
     labels = np.array([int(n) if n.isdigit() else n for n in names])

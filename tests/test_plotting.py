@@ -160,6 +160,18 @@ def test_extreme_images_are_those_of_extreme_scores():
     np.testing.assert_allclose([image[0, 0] for image in drawn], np.array([2, 6, 4, 1, 5, 7]) / 255)
 
 
+@pytest.mark.parametrize("inset", [False, True])
+def test_extreme_images_keep_within_axes_that_were_placed_by_hand(inset):
+    figure = plt.figure()
+    ax = figure.add_subplot().inset_axes([0.2, 0.1, 0.5, 0.6]) if inset else figure.add_axes([0.2, 0.1, 0.5, 0.6])
+    X = np.zeros((6, 8, 8, 3), dtype=np.uint8)
+    display = ExtremeImagesDisplay.from_predictions(X, np.arange(6.0), ax=ax, n_images=2)
+    box = ax.get_position()
+    for single in display.axes_.flat:
+        place = single.get_position()
+        assert box.x0 <= place.x0 < place.x1 <= box.x1 and box.y0 <= place.y0 < place.y1 <= box.y1
+
+
 def test_maps_are_those_of_the_images_above_them(fitted):
     detector, X = fitted
     display = ExtremeImagesDisplay.from_estimator(detector, X, n_images=2)
@@ -318,6 +330,30 @@ def test_points_without_a_label_are_drawn_as_unlabelled(rows, labels):
     assert len(display.scatters_) == 3
     assert sum(len(drawn.get_offsets()) for drawn in display.scatters_.values()) == len(X)
     assert len(display.scatters_["unlabelled"].get_offsets()) == len(X) // 3
+
+
+def test_labels_of_several_kinds_are_all_drawn(rows):
+    X, _, _ = rows
+    y = np.resize(np.array(["a", 1, None, "b"], dtype=object), len(X))
+    display = EmbeddingDisplay.from_predictions(X, y)
+    assert set(display.scatters_) == {"unlabelled", "a", "1", "b"}
+    assert sum(len(drawn.get_offsets()) for drawn in display.scatters_.values()) == len(X)
+
+
+def test_a_style_of_the_user_is_that_of_all_points(rows):
+    X, _, _ = rows
+    display = EmbeddingDisplay.from_predictions(X, np.resize([1, -1], len(X)), color="r", label="mine")
+    colours = {tuple(drawn.get_facecolor()[0][:3]) for drawn in display.scatters_.values()}
+    assert colours == {(1.0, 0.0, 0.0)}
+
+
+def test_what_cannot_be_mapped_is_said(rows):
+    X, _, _ = rows
+    for few in (X[:1], np.full_like(X, np.nan)):
+        with pytest.raises(ValueError, match="at least 2 images"):
+            EmbeddingDisplay.from_predictions(few)
+    display = EmbeddingDisplay.from_predictions(np.ones((4, 3)))
+    assert display.axis_names[0] == "component 1 (0% of the variance)"
 
 
 def test_tsne_and_other_transformers(rows):

@@ -325,6 +325,20 @@ def test_bodies_together_are_bounded():
     assert held.add(10) and not held.add(1)
 
 
+@pytest.mark.parametrize(
+    "image, what",
+    [
+        ({"data": "data:image/png,abc"}, "base64"),
+        ("data:", "base64"),
+        ({"data": "", "name": False}, "strings"),
+        ({"data": None}, "strings"),
+    ],
+)
+def test_images_in_json_that_are_not_what_was_agreed_on_are_refused(client, image, what):
+    found = client.post("/score", json={"images": [image]})
+    assert found.status_code == 422 and what in found.json()["error"]
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_more_images_than_allowed_are_refused(as_json):
     with served(limits=Limits(images=2)) as client:

@@ -13,7 +13,7 @@ from conftest import pictures_of, write_images
 from PIL import Image
 from typer.testing import CliRunner
 
-from skl_transformaly import TransformalyDetector, load
+from skl_transformaly import TransformalyDetector, load, save
 from skl_transformaly.cli._app import Mistake
 from skl_transformaly.cli._commands import app
 from skl_transformaly.cli._provenance import Provenance
@@ -292,6 +292,37 @@ def test_the_summary_says_what_changed(root, tmp_path):
     assert "33 normal images, 25 before (8 learned, 0 taken back)" in result.stderr
     old, new = load(root / "model.tfm").offset_, load(tmp_path / "new.tfm").offset_
     assert f"Threshold {new:.2f}, {old:.2f} before; scores are on another scale now." in result.stderr
+
+
+def test_the_counts_of_the_summary_add_up_for_what_had_not_been_learned(root, tmp_path):
+    first = save_labels(tmp_path / "first.csv", {root / "train" / "000.png": -1})
+    _, _, _ = update(root, tmp_path / "one.tfm", "--labels", first)
+    again = save_labels(tmp_path / "again.csv", {root / "train" / "000.png": 1})
+    arguments = ["update", str(tmp_path / "one.tfm"), "--labels", again, "-o", str(tmp_path / "two.tfm")]
+    result = run(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "learning from 25 images" in result.stderr
+    assert "25 normal images, 24 before (1 learned, 0 taken back)" in result.stderr
+
+
+def test_a_teacher_that_was_left_out_stays_so(root, tmp_path):
+    shutil.copy(root / "model.tfm", tmp_path)  # whose teacher it names
+    save(load(root / "model.tfm"), tmp_path / "small.tfm", teacher=False)
+    new = str(tmp_path / "new.tfm")
+    result = run(app, ["update", str(tmp_path / "small.tfm"), str(root / "more"), "-o", new])
+    assert result.exit_code == 0, result.output
+    assert not any(entry["stored"] for entry in read_header(new)["teachers"])
+
+
+def test_the_images_of_a_model_that_was_saved_in_python_are_found_by_their_pixels(root, tmp_path):
+    save(load(root / "model.tfm"), tmp_path / "python.tfm")
+    new = str(tmp_path / "new.tfm")
+    arguments = ["update", str(tmp_path / "python.tfm"), str(root / "more"), "--normal", str(root / "train")]
+    result = run(app, [*arguments, "-o", new])
+    assert result.exit_code == 0, result.output
+    assert "All earlier images were found: learning from 33 images" in result.stderr
+    _, _, expected = update(root, tmp_path / "expected.tfm", root / "more")
+    np.testing.assert_allclose(load(new).training_scores_, expected.training_scores_, rtol=1e-6)
 
 
 def test_too_few_known_anomalies_to_weigh_spaces_change_no_score(root, tmp_path):

@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -28,7 +29,7 @@ from skl_transformaly.cli import _score as score_command
 from skl_transformaly.cli._actions import Actions, Hook, Shelf
 from skl_transformaly.cli._commands import app
 from skl_transformaly.cli._console import Output
-from skl_transformaly.cli._scores import ScoreFile
+from skl_transformaly.cli._scores import COLUMNS, ScoreFile, ScoreFileError
 from skl_transformaly.cli._watch import _display, _state
 from skl_transformaly.cli._watcher import Arrivals, Watcher
 
@@ -706,10 +707,74 @@ def test_an_answer_that_is_no_2xx_is_an_error(server, status):
 def test_a_server_that_does_not_answer_is_an_error(server, monkeypatch):
     monkeypatch.setattr(_actions, "_URL_SECONDS", 0.2)
     server.delay = 0.6
-    with pytest.raises(OSError, match="timed out"):
+    with pytest.raises(OSError, match="timed out|took more"):
         Hook(f"http://127.0.0.1:{server.server_port}/")(ROW)
     with pytest.raises(OSError, match="refused"):
         Hook("http://127.0.0.1:9/")(ROW)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://localhost:80a/", "http:///alarm", "http://a b/", "http://[::1/", "http://x/\u00e9", "https://h/\n"]
+)
+def test_a_url_that_no_request_can_be_sent_to_is_refused_at_the_start(url):
+    with pytest.raises(ValueError, match="is not a URL"):
+        Hook(url)
+
+
+@contextlib.contextmanager
+def answering(*pieces, pause=0.0):
+    """A server that answers each request with `pieces`, one after the other; yields its port."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listening.accept()
+                    with connection:
+                        for piece in pieces:
+                            connection.sendall(piece)
+                            time.sleep(pause)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield listening.getsockname()[1]
+
+
+@pytest.mark.parametrize("answer", [b"\x15\x03\x01\x00\x02", b"SSH-2.0-x\r\n", b"", b"HTTP/1.1 " + b"9" * 70000])
+def test_what_answers_in_another_protocol_is_an_error_and_no_bug(answer):
+    with answering(answer) as port, pytest.raises(OSError, match=f"{port}"):
+        Hook(f"http://127.0.0.1:{port}/")(ROW)
+
+
+def test_a_server_that_answers_a_byte_at_a_time_does_not_hold_scoring_up(monkeypatch):
+    monkeypatch.setattr(_actions, "_URL_SECONDS", 0.3)
+    pieces = [b"HTTP/1.1 200 OK\r\nX: ", *[b"y"] * 50]
+    with answering(*pieces, pause=0.1) as port, pytest.raises(OSError, match="took more than 0.3 s"):
+        Hook(f"http://127.0.0.1:{port}/")(ROW)
+
+
+def test_what_is_told_is_json_though_a_score_is_infinite(server):
+    Hook(f"http://127.0.0.1:{server.server_port}/")({**ROW, "score": -np.inf})
+    assert server.got[0][2]["score"] == -sys.float_info.max
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("how", ["cut", "moved", "removed"])
+def test_a_file_of_scores_that_was_rotated_is_an_error_and_not_torn(tmp_path, kind, how):
+    path = tmp_path / f"s.{kind}"
+    row = {name: ROW[name] for name in COLUMNS}
+    with ScoreFile(path) as file:
+        file.write([row])
+        whole = path.read_bytes()
+        if how == "cut":
+            os.truncate(path, 0)
+        else:
+            os.rename(path, tmp_path / "old")
+        if how == "removed":
+            (tmp_path / "old").unlink()
+        with pytest.raises(ScoreFileError, match="while it was being written"):
+            file.write([row])
+    if how != "removed":
+        assert (path if how == "cut" else tmp_path / "old").read_bytes() == (b"" if how == "cut" else whole)
 
 
 # ----- drift

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import filecmp
+import http.client
 import json
 import os
 import re
@@ -12,16 +13,19 @@ import shlex
 import shutil
 import signal
 import subprocess
+import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from skl_transformaly.cli._console import to_json
 from skl_transformaly.cli._scores import Row, State, append_whole, file_state
-from skl_transformaly.utils._files import replacing
+from skl_transformaly.utils._files import absolute_path, replacing
 
 __all__ = ["Actions", "Hook", "Shelf"]
 
@@ -44,6 +48,7 @@ class Hook:
         self.url = target if target.lower().startswith(("http://", "https://")) else None
         self.arguments: list[str] = []
         if self.url is not None:
+            _check_url(self.url)
             return
         try:
             self.arguments = shlex.split(target, posix=os.name != "nt")
@@ -54,7 +59,7 @@ class Hook:
 
     def __call__(self, row: Row) -> None:
         """Report an anomaly. Raises OSError if the command fails or hangs, or the server does not answer with 2xx."""
-        content = json.dumps(row).encode()
+        content = to_json(row).encode()
         if self.url is not None:
             _post(self.url, content)
         else:
@@ -108,16 +113,47 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
+def _check_url(url: str) -> None:
+    """Refuse a URL that no request can be sent to. Raises ValueError."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        wrong = "it has no host" if not parts.hostname else ""
+        parts.port  # noqa: B018  (raises ValueError if it is no number)
+    except ValueError as error:
+        wrong = str(error)
+    if re.search(r"[\s\x00-\x1f\x7f]|[^\x00-\x7f]", url):
+        wrong = "blanks, control characters and others that are not ASCII are written as %20 and the like"
+    if wrong:
+        raise ValueError(f"--on-anomaly {url!r} is not a URL: {wrong}.")
+
+
 def _post(url: str, content: bytes) -> None:
+    """Post within `_URL_SECONDS`, however slowly the server answers: urllib's own limit is that of a single read."""
+    failure: list[Exception] = []
+    # a daemon: at the end of the program nobody waits for a server
+    thread = threading.Thread(target=_post_to, args=(url, content, failure), daemon=True)
+    thread.start()
+    thread.join(_URL_SECONDS)
+    if thread.is_alive():
+        raise OSError(f"{url} took more than {_URL_SECONDS:g} s")
+    if failure:
+        raise failure[0]
+
+
+def _post_to(url: str, content: bytes, failure: list[Exception]) -> None:
     headers = {"Content-Type": "application/json", "User-Agent": "skl-transformaly"}
     request = urllib.request.Request(url, content, headers, method="POST")
     try:
         urllib.request.build_opener(_NoRedirect).open(request, timeout=_URL_SECONDS).close()
     except urllib.error.HTTPError as error:
         error.close()
-        raise OSError(f"{url} answered {error.code}") from None
-    except (OSError, ValueError) as error:  # URLError is an OSError; http.client's are ValueErrors in part
-        raise OSError(f"{url}: {getattr(error, 'reason', error)}") from error
+        failure.append(OSError(f"{url} answered {error.code}"))
+    except http.client.HTTPException as error:  # neither an OSError nor a ValueError
+        failure.append(OSError(f"{url} does not answer as a server of HTTP does ({type(error).__name__}: {error})"))
+    except (OSError, ValueError) as error:  # URLError is an OSError
+        failure.append(OSError(f"{url}: {getattr(error, 'reason', error)}"))
+    except Exception as error:
+        failure.append(error)
 
 
 @dataclass
@@ -138,13 +174,13 @@ class Shelf:
         while os.path.lexists(target):
             if self._is_there(path, target):
                 return str(target)
-            if not self.link and _is_link_to(target, os.path.abspath(path)):
+            if not self.link and _is_link_to(target, absolute_path(path)):
                 target.unlink()  # made by an earlier run with --link-to: it would lead nowhere
                 break
             number += 1
             target = wanted.with_stem(f"{wanted.stem}-{number}")
         if self.link:
-            target.symlink_to(os.path.abspath(path))
+            target.symlink_to(absolute_path(path))
         else:
             _move(path, target)
         return str(target)
@@ -152,7 +188,7 @@ class Shelf:
     def _is_there(self, path: str, target: Path) -> bool:
         """Whether an earlier run, killed before it could record this, moved or linked `path` to `target`."""
         if self.link:
-            return _is_link_to(target, os.path.abspath(path))
+            return _is_link_to(target, absolute_path(path))
         if target.is_symlink() or os.path.samefile(path, target):
             # If both names belong to one file, nothing has been moved yet; if both are links to one picture, it has.
             there = os.path.islink(path) and _is_link_to(target, _destination(path))
@@ -337,7 +373,7 @@ class Actions:
 
 
 def _line(entry: dict[str, Any]) -> bytes:
-    return json.dumps(entry).encode() + b"\n"
+    return to_json(entry).encode() + b"\n"
 
 
 def _read(path: Path) -> list[_Due]:

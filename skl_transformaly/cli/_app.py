@@ -66,7 +66,9 @@ _OPTIONS = {
     "trim": "--trim",
     "weights": "--weights",
 }
-_PARAMETER = re.compile(rf"\b({'|'.join(_OPTIONS)})=('[^']*'|\"[^\"]*\"|\([^)]*\)|\w+(?:[.-]\w+)*)")
+# A text in quotes, such as a path, is left as it is, unless it is a parameter's value.
+_QUOTED = r"(?<![\w=])(?:'[^'\n]*'|\"[^\"\n]*\")(?!\w)"
+_PARAMETER = re.compile(rf"{_QUOTED}|\b({'|'.join(_OPTIONS)})=('[^']*'|\"[^\"]*\"|\([^)]*\)|\w+(?:[.-]\w+)*)")
 # Of a warning that came again, as many characters are shown the second time
 _MOST_CHARACTERS = 80
 
@@ -204,6 +206,8 @@ def in_options(text: str) -> str:
     text = re.sub(rf"\b([Ll]eave|[Uu]se) ({'|'.join(_OPTIONS)})=None", _left_out, text)
 
     def option(found: re.Match) -> str:
+        if found[1] is None:
+            return found[0]
         value = found[2].strip("'\"")
         if found[1] == "image_size" and value.startswith("("):
             value = value.strip("()").replace(", ", "x")
@@ -265,4 +269,8 @@ def run() -> None:
     """Run the command line and leave the process."""
     # so that files are closed, and half-written files are removed
     signal.signal(signal.SIGTERM, _stop)
-    app()
+    try:
+        app()
+    except Exception:  # beyond what `_guard` sees; Python's own exit code is that of anomalies
+        traceback.print_exc()
+        sys.exit(BUG)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from skl_transformaly.cli._provenance import ImageFacts
 from skl_transformaly.images._pixels import as_rgb, map_colours, shrunk
+from skl_transformaly.utils._files import absolute_path
 
 __all__ = [
     "MAP_FROM",
@@ -131,4 +132,4 @@ def path_bytes(path: str) -> str:
     >>> path_bytes("/tmp/a b.png")
     '/tmp/a%20b.png'
     """
-    return quote(os.fsencode(os.path.abspath(path)))
+    return quote(os.fsencode(absolute_path(path)))

@@ -84,15 +84,17 @@ def _on_missed(
 def _on_other_rates(anomalies: np.ndarray, flagged: np.ndarray, p_values: np.ndarray, alarms: FalseAlarms) -> str:
     """What a higher rate of false alarms would find."""
     normal = ~anomalies
-    gain = {a: np.mean(p_values[anomalies] < a) - np.mean(p_values[normal] < a) for a in _ALPHAS if a > alarms.expected}
+    gain = {
+        a: np.mean(p_values[anomalies] <= a) - np.mean(p_values[normal] <= a) for a in _ALPHAS if a > alarms.expected
+    }
     now = np.mean(flagged[anomalies]) - np.mean(flagged[normal])
     best = max(gain, key=lambda alpha: gain[alpha], default=None)
     if best is None or gain[best] < now + _WORTH:
-        more = [a for a in gain if np.mean(p_values[normal] < a) > np.mean(flagged[normal])]
+        more = [a for a in gain if np.mean(p_values[normal] <= a) > np.mean(flagged[normal])]
         return "A higher one would flag about as many normal images as anomalies in addition. " if more else ""
     return (
-        f"With fit --alpha {best:g}, {np.sum(p_values[anomalies] < best)} of {anomalies.sum()} anomalies would be "
-        f"flagged, and {np.sum(p_values[normal] < best)} of {counted(int(normal.sum()), 'normal image')}. "
+        f"With fit --alpha {best:g}, {np.sum(p_values[anomalies] <= best)} of {anomalies.sum()} anomalies would be "
+        f"flagged, and {np.sum(p_values[normal] <= best)} of {counted(int(normal.sum()), 'normal image')}. "
     )
 
 

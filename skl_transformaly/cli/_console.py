@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 import threading
 import time
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Output", "counted", "duration", "plain", "say"]
+__all__ = ["Output", "counted", "duration", "plain", "say", "to_json"]
 
 # Seconds between lines about progress in a log
 _PAUSE = 10.0
@@ -46,12 +47,12 @@ class Output:
 
     def result(self, text: str, data: dict[str, Any]) -> None:
         """Print a result on stdout: `data` as JSON with ``--json``, else `text`."""
-        print(json.dumps(data) if self.json else plain(text))
+        print(to_json(data) if self.json else plain(text))
 
     def made(self, text: str, data: dict[str, Any]) -> None:
         """Report a file that was made: `data` as JSON on stdout with ``--json``, else `text` as a note."""
         if self.json:
-            print(json.dumps(data))
+            print(to_json(data))
         else:
             self.note(text)
 
@@ -161,6 +162,24 @@ def counted(number: int, noun: str) -> str:
     if number == 1:
         return f"1 {noun}"
     return f"{number} {noun.removesuffix('y')}ies" if noun.endswith("y") else f"{number} {noun}s"
+
+
+def to_json(data: Any) -> str:
+    """Return `data` as JSON, which lacks some numbers: infinity is the largest one, and NaN is null.
+
+    >>> to_json({"score": float("-inf"), "p": [float("nan"), 1]})
+    '{"score": -1.7976931348623157e+308, "p": [null, 1]}'
+    """
+    return json.dumps(_finite(data), allow_nan=False)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, float):
+        largest = sys.float_info.max
+        return None if math.isnan(data) else max(-largest, min(largest, data))
+    if isinstance(data, dict):
+        return {name: _finite(value) for name, value in data.items()}
+    return [_finite(value) for value in data] if isinstance(data, (list, tuple)) else data
 
 
 def say(text: str) -> None:

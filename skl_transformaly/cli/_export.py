@@ -76,15 +76,19 @@ def _has_maps(detector: Any) -> bool:
 
 def _readable(paths: list[str], out: Output) -> list[str]:
     """Return the images that can be read, and warn of the others."""
+    from skl_transformaly.cli._provenance import reason
     from skl_transformaly.images._images import as_images
 
     images = as_images(paths, on_error="skip")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # told below
         deque(images.batches(1), maxlen=0)
-    unreadable = {paths[i]: why for i, why in images.unreadable.items()}
+    unreadable = {paths[i]: reason(paths[i], why) for i, why in images.unreadable.items()}
     if unreadable:
         out.warn(unreadable_text(unreadable, "scores are not compared on them"))
     if len(unreadable) == len(paths):
         raise Mistake("None of the images to --check can be read.")
-    return [path for path in paths if path not in unreadable]
+    readable = [path for path in paths if path not in unreadable]
+    if len(readable) < 2:
+        raise Mistake("There is 1 image to --check that can be read; expected 2 or more, to compare their order.")
+    return readable

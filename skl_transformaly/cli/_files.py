@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 import os
-from collections.abc import Iterable
+import re
+import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from skl_transformaly.images._folders import FoundFiles, display_path, has_image_suffix, is_image, walk
+from skl_transformaly.images._formats import expand_user
 
 __all__ = ["find_files", "split_list"]
 
@@ -28,21 +32,21 @@ def find_files(names: Iterable[str], *, listed: Iterable[str] = ()) -> FoundFile
     seen: dict[str, bool] = {}  # paths, and whether only patterns lead to them
 
     def add(path: str, matched: bool) -> None:
-        path = str(Path(path))  # without ./ and //, but with .., which may lead through a link
+        path = str(Path(expand_user(path)))  # without ./ and //, but with .., which may lead through a link
         seen[path] = seen.get(path, True) and matched
 
     given: list[tuple[str, bool]] = []  # paths, and whether they match a pattern
-    for name in names:
+    for name in [os.fspath(expand_user(name)) for name in names]:
         if os.path.lexists(name):
             given.append((name, False))
         elif glob.has_magic(name):
-            matches = sorted(glob.glob(name, recursive=True))
+            matches = sorted(set(_matches(name)))
             if not matches:
                 raise ValueError(f"Nothing matches {display_path(name)!r}.")
             given += [(match, True) for match in matches]
         else:
             raise ValueError(f"{display_path(name)!r} does not exist.")
-    given += [(name, False) for name in listed]
+    given += [(os.fspath(expand_user(name)), False) for name in listed]
     folders = {os.path.realpath(path) for path, _ in given if os.path.isdir(path)}
     counted: set[str] = set()
 
@@ -65,10 +69,61 @@ def find_files(names: Iterable[str], *, listed: Iterable[str] = ()) -> FoundFile
     return found
 
 
+def _matches(pattern: str) -> Iterator[str]:
+    """Yield the paths that a pattern matches.
+
+    ``**`` follows links to folders, but comes to each folder once: where two links lead back, there is no end of paths.
+    """
+    head, between, tail = _split(pattern)
+    if not between:
+        yield from glob.glob(pattern)
+        return
+    for start in glob.glob(head) if head else [""]:
+        if not tail:
+            yield start or os.curdir
+            continue
+        for folder in _folders(start):
+            yield from _matches(os.path.join(glob.escape(folder), tail))
+
+
+def _split(pattern: str) -> tuple[str, str, str]:
+    """Split a pattern at its first ``**``; the last two parts are empty if there is none."""
+    parts = re.split(r"([\\/]+)" if os.name == "nt" else "(/+)", pattern)  # names at even places
+    for i in range(0, len(parts), 2):
+        if parts[i] == "**":
+            return "".join(parts[:i]), "**", "".join(parts[i + 2 :])
+    return pattern, "", ""
+
+
+def _folders(start: str) -> Iterator[str]:
+    """Yield a folder and those below it, without hidden ones, each by its shortest path."""
+    seen: set[tuple[int, int]] = set()
+    folders = [start]
+    while folders:
+        below = []
+        for folder in folders:
+            try:
+                place = os.stat(folder or os.curdir)
+            except OSError:  # gone since
+                continue
+            if (place.st_dev, place.st_ino) in seen or not stat.S_ISDIR(place.st_mode):
+                continue
+            seen.add((place.st_dev, place.st_ino))
+            yield folder
+            # as glob does, a folder that may not be listed is passed over
+            with contextlib.suppress(OSError), os.scandir(folder or os.curdir) as entries:
+                below += [
+                    os.path.join(folder, entry.name)
+                    for entry in sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
+                    if not entry.name.startswith(".") and entry.is_dir()
+                ]
+        folders = below
+
+
 def _without_detours(paths: dict[str, bool]) -> list[str]:
     """Leave out paths that patterns matched if another leads to the same place: one that was named, or the shortest.
 
-    `paths` says of each path whether only patterns lead to it. ``**`` follows links, even back to a folder above.
+    `paths` says of each path whether only patterns lead to it.
     """
     real_folder = functools.cache(os.path.realpath)
     places = {path: os.path.join(real_folder(os.path.dirname(path)), os.path.basename(path)) for path in paths}

@@ -85,7 +85,7 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Images that go through the 
 Device = Annotated[
     str, typer.Option(help="'auto', 'cpu', 'cuda', ... for the fit; models score where there is no GPU, too.")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same model.")]
 Checkpoint = Annotated[
     Path | None,
     typer.Option(

@@ -16,10 +16,11 @@ __all__ = ["info", "teachers"]
 def info(out: Output, model: Model) -> None:
     """Show how a model was made: teacher, images, seed, versions, time."""
     from skl_transformaly.cli._provenance import Provenance, count_learned, saved_with
+    from skl_transformaly.images._folders import display_path
     from skl_transformaly.utils._container import read_header  # without torch
 
     check_model(model)
-    header = read_header(model)
+    header = read_header(model, check_sum=True)
     saved = saved_with(header)
     made = Provenance.from_json(header["metadata"])
     data = {
@@ -36,13 +37,16 @@ def info(out: Output, model: Model) -> None:
     }
     rows: list[tuple[str, Any]] = [
         ("model", f"{model}, {header['class']}, {header['size'] / 1e6:.1f} MB"),
+        ("SHA-256", header["sha256"]),
         *saved.items(),
     ]
     if made.root:
         rows += [("from", made.root), ("time to fit", f"{made.seconds:g} s"), ("seed", made.seed)]
     rows += made.settings.items()
-    width = max(len(name) for name, _ in rows)
-    out.result("\n".join(f"{name:<{width}}  {value}" for name, value in rows), data)
+    # a line break in a file that anyone may have written would make a line of its own, such as another digest
+    lines = [(display_path(str(name)), display_path(str(value))) for name, value in rows]
+    width = max(len(name) for name, _ in lines)
+    out.result("\n".join(f"{name:<{width}}  {value}" for name, value in lines), data)
 
 
 @command(quiet=False)

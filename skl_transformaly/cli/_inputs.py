@@ -88,6 +88,12 @@ def check_writable(path: Path, *inputs: str | Path | None) -> None:
     folder = path.parent
     if path.is_dir():
         raise Mistake(f"{str(path)!r} is a folder; expected a file to write.")
+    if str(path) == "-":
+        raise Mistake("'-' is not a file to write; for stdout name /dev/stdout.")
+    if path.exists() and not path.is_file():  # a device or a pipe
+        if not os.access(path, os.W_OK):
+            raise Mistake(f"{str(path)!r} cannot be written: no permission.")
+        return
     if not folder.is_dir():
         raise Mistake(f"The folder {str(folder)!r}, in which to write {path.name!r}, does not exist.")
     if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):

@@ -12,10 +12,12 @@ import numpy as np
 
 from skl_transformaly._wrappers import innermost
 from skl_transformaly.cli._console import Output, counted
+from skl_transformaly.images._folders import FoundFiles, walk
 from skl_transformaly.images._images import Images, as_images
 from skl_transformaly.images._values import SKIP_ADVICE, ImageError
 from skl_transformaly.teacher._architecture import BUNDLED_MODEL
 from skl_transformaly.utils._container import DescriptionTooLarge
+from skl_transformaly.utils._files import absolute_path
 
 __all__ = [
     "ImageFacts",
@@ -120,6 +122,33 @@ class Provenance:
             **{"settings": describe(detector), **more},
         )
 
+    @classmethod
+    def found_below(cls, detector: Any, folder: str | os.PathLike) -> Provenance:
+        """Find the images of a detector whose file does not name them, such as one saved in Python, by their pixels."""
+        root = absolute_path(folder)
+        found = FoundFiles()
+        walk(root, found, found.paths.append)
+        size = getattr(detector.extractor_, "image_size_", None)
+        places: dict[str, list[int]] = {}  # positions in the fit, by digest: copies have the same
+        for position, digest in enumerate(detector.training_digests_):
+            if digest.any():
+                places.setdefault(bytes(digest).hex(), []).append(position)
+        made = cls(root=root, fitted=[-1] * len(detector.training_digests_))
+        for path in found.paths:
+            try:
+                digest = image_facts(path, as_images([path]).reduced(size)[0]).digest
+            except ImageError:
+                continue
+            if not places.get(digest):
+                continue
+            position = places[digest].pop(0)
+            made.fitted[position] = len(made.files)
+            made.files.append(os.path.relpath(path, root))
+            score = detector.training_scores_[position]
+            made.scores.append(None if np.isnan(score) else float(score))
+            made.digests.append(digest)
+        return made
+
     def to_json(self) -> dict[str, Any]:
         """Convert to metadata of a model file: numbers, strings, lists and dicts."""
         return {_KEY: {name: value for name, value in asdict(self).items() if name != "own"}}
@@ -140,14 +169,13 @@ class Provenance:
             "root": isinstance(made.root, str),
             "files": n >= 0 and all(isinstance(name, str) and _stays_below(name) for name in made.files),
             "fitted": _all(made.fitted, list, lambda i: _is_int(i) and -1 <= i < n),
-            "scores": _all(made.scores, list, lambda x: x is None or isinstance(x, (int, float)))
-            and len(made.scores) in (0, n),
+            "scores": _all(made.scores, list, lambda x: x is None or _is_number(x)) and len(made.scores) in (0, n),
             "digests": _all(made.digests, list, lambda x: isinstance(x, str)) and len(made.digests) in (0, n),
             "unreadable": _is_text(made.unreadable),
             "hidden": _is_int(made.hidden),
             "other": _is_int(made.other),
             "seed": made.seed is None or _is_int(made.seed),
-            "seconds": isinstance(made.seconds, (int, float)),
+            "seconds": _is_number(made.seconds),
             "settings": _is_text(made.settings),
         }
         wrong = [name for name, right in checks.items() if not right]
@@ -156,12 +184,23 @@ class Provenance:
         return made
 
 
-def save_with(made: Provenance, detector: Any, path: Path, metadata: Mapping[str, Any], out: Output) -> None:
-    """Save a detector with how it was made, besides `metadata`; without names of its images if these are too long."""
+def save_with(
+    made: Provenance,
+    detector: Any,
+    path: Path,
+    metadata: Mapping[str, Any],
+    out: Output,
+    *,
+    teacher: bool = True,
+) -> None:
+    """Save a detector, perhaps without its `teacher`, with how it was made besides `metadata`.
+
+    Names of its images are left out if they are too long.
+    """
     from skl_transformaly.persistence import save
 
     try:
-        save(detector, path, metadata={**metadata, **made.to_json()})
+        save(detector, path, teacher=teacher, metadata={**metadata, **made.to_json()})
     except DescriptionTooLarge:
         if not made.files:
             raise
@@ -170,7 +209,7 @@ def save_with(made: Provenance, detector: Any, path: Path, metadata: Mapping[str
             "reports show no neighbours, and `update` leaves students as they are."
         )
         made.files, made.fitted, made.scores, made.digests = [], [], [], []
-        save(detector, path, metadata={**metadata, **made.to_json()})
+        save(detector, path, teacher=teacher, metadata={**metadata, **made.to_json()})
 
 
 def _all(values: Any, kind: type, right: Callable[[Any], bool]) -> bool:
@@ -179,6 +218,11 @@ def _all(values: Any, kind: type, right: Callable[[Any], bool]) -> bool:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number that a float can hold: integers of JSON have no end."""
+    return isinstance(value, float) or (_is_int(value) and abs(value) < 2**63)
 
 
 def _is_text(values: Any) -> bool:
@@ -194,7 +238,7 @@ def _stays_below(name: str) -> bool:
 
 def relative_to_root(paths: Sequence[str]) -> tuple[str, list[str]]:
     """Return the deepest folder that holds all `paths`, absolute ("" without paths), and the paths relative to it."""
-    whole = [os.path.abspath(path) for path in paths]
+    whole = [absolute_path(path) for path in paths]
     root = os.path.commonpath([os.path.dirname(path) for path in whole]) if whole else ""
     return root, [str(Path(path).relative_to(root)) for path in whole]
 

@@ -19,6 +19,7 @@ from skl_transformaly.cli._provenance import Provenance, describe, image_facts, 
 from skl_transformaly.images._folders import FoundFiles
 from skl_transformaly.images._images import as_images
 from skl_transformaly.images._values import ImageError
+from skl_transformaly.utils._files import absolute_path
 
 __all__ = ["Earlier", "Lessons", "read_labels"]
 
@@ -39,7 +40,7 @@ def read_labels(path: Path) -> dict[str, int]:
                 line = f"{str(path)!r}, line {rows.line_num}"
                 if label is None or not row["path"]:
                     raise Mistake(f"{line}: expected path,1 or path,-1, got {_line(row)!r}.")
-                if labels.setdefault(os.path.abspath(row["path"]), label) != label:
+                if labels.setdefault(absolute_path(row["path"]), label) != label:
                     raise Mistake(f"{str(path)!r} labels {row['path']!r} as normal and as an anomaly: keep one line.")
         except csv.Error as error:  # such as a quote that is never closed
             raise Mistake(f"{str(path)!r}, line {rows.line_num + 1}: expected path,1 or path,-1 ({error}).") from error
@@ -70,6 +71,8 @@ class Earlier:
         if not isinstance(detector, TransformalyDetector):
             raise Mistake(f"update takes a model that `transformaly fit` made, got a {type(detector).__name__}.")
         made = Provenance.from_json(metadata)
+        if normal is not None and not made.files:
+            made = Provenance.found_below(detector, normal)
         n = len(detector.training_labels_)
         fitted = made.fitted if len(made.fitted) == n else [-1] * n
         root = made.root if normal is None else str(normal.absolute())
@@ -131,7 +134,7 @@ class Earlier:
         kept = [i for i in kept if detector.training_digests_[i].any()]
         earlier = {os.path.join(self.root, name): why for name, why in made.unreadable.items()}
         learned = {*lessons.normal, *lessons.anomalies}  # some of them by now, if they were repaired
-        update = f"{lessons.kept_by(detector)} learned, {len(lessons.taken_back)} taken back, " + (
+        update = f"{lessons.kept_by(detector)} learned, {lessons.unlearned} taken back, " + (
             f"{counted(len(lessons.anomalies), 'known anomaly')}, "
             f"students {'learned anew' if self.solved and exact else 'as they were'}"
         )
@@ -161,6 +164,7 @@ class Lessons:
     anomalies: list[str] = field(default_factory=list)  # and as known anomalies
     # positions in the fit of images whose label has changed
     taken_back: list[int] = field(default_factory=list)
+    unlearned: int = 0  # number of these that had been learned as normal
     known: int = 0  # number of images that the model knows with the same label
     copies: int = 0  # number of images that are copies of others that were given
     left_out: list[str] = field(default_factory=list)  # paths of images to learn as normal that `trim` left out
@@ -174,7 +178,7 @@ class Lessons:
         """Compare labels, by absolute path, with those that a detector has learned; copies of an image count once."""
         lessons = cls()
         positions = _positions(earlier)
-        by_path = {os.path.abspath(path): i for i, path in enumerate(earlier.paths) if path}
+        by_path = {absolute_path(path): i for i, path in enumerate(earlier.paths) if path}
         seen: dict[str, tuple[str, int]] = {}
         for path, label in given.items():
             advance(1)
@@ -201,7 +205,7 @@ class Lessons:
     def _add(self, path: str, label: int, places: list[int], earlier: Earlier) -> None:
         """Add an image that is at `places` in the fit."""
         wrong = [i for i in places if (earlier.labels[i] == _KNOWN_ANOMALY) == (label == 1)]
-        self.taken_back += wrong
+        self._take_back(wrong, earlier)
         if label == 1 and places and all(earlier.labels[i] == _LEFT_OUT for i in places):
             self.left_out.append(path)
         elif len(wrong) < len(places):
@@ -209,10 +213,14 @@ class Lessons:
         else:
             (self.normal if label == 1 else self.anomalies).append(path)
 
+    def _take_back(self, places: list[int], earlier: Earlier) -> None:
+        self.taken_back += places
+        self.unlearned += int(np.isfinite(earlier.detector.training_scores_[places]).sum())
+
     def _without_pixels(self, path: str, label: int, place: int | None, error: ImageError, earlier: Earlier) -> None:
         """Add an image that cannot be read; an image of the fit can be taken back all the same."""
         if place is not None and label == -1 and earlier.labels[place] >= 0:
-            self.taken_back.append(place)
+            self._take_back([place], earlier)
         elif not os.path.lexists(path):
             raise Mistake(
                 f"{path!r} does not exist: labels have the paths of images at the time of the report. Put it back, or "

@@ -49,11 +49,17 @@ def report(
     check_no_input(out, found.paths)
     missing = missing_text(found)
     detector, header = load_model(model, weights, tell)
+    from skl_transformaly._wrappers import innermost
     from skl_transformaly.cli._provenance import Provenance, saved_with
     from skl_transformaly.cli.report import Origin, write_report
     from skl_transformaly.images._folders import display_path
 
     made = Provenance.from_json(header["metadata"])
+    if normal is not None and not made.files:
+        with tell.waiting("Looking for the images of the fit"):
+            made = Provenance.found_below(innermost(detector), normal)
+        if not made.files:
+            tell.warn(f"no image below {display_path(str(normal))} is one of the fit: none is shown.")
 
     with tell.progress("Scoring", len(found.paths)) as advance:
         summary = write_report(

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from skl_transformaly.cli._console import to_json
 from skl_transformaly.utils._files import replacing
 from skl_transformaly.utils._warnings import warn_user
 
@@ -32,7 +33,6 @@ __all__ = [
 
 COLUMNS = ("path", "score", "decision", "p_value", "prediction")
 
-_MAX = float(np.finfo(np.float64).max)
 # Bytes of a row with the longest path that Linux allows, all of it escaped
 _LONGEST_ROW = 2**16
 # On Windows a lock is of a byte, which may lie beyond the end of the file
@@ -64,11 +64,10 @@ def format_rows(rows: Iterable[Row], kind: str, *, header: bool = False) -> byte
     """Format rows as text of the `kind` "csv" or "jsonl".
 
     Numbers are written with all digits. In CSV, a missing number is an empty field, and bytes of a path that are not
-    UTF-8 are kept; in JSON they are escaped, and infinity, which JSON lacks, is the largest number.
+    UTF-8 are kept; for JSON see :func:`to_json`, which escapes them.
     """
     if kind == "jsonl":
-        finite = [{name: _finite(value) for name, value in row.items()} for row in rows]
-        return "".join(json.dumps(row, allow_nan=False) + "\n" for row in finite).encode()
+        return "".join(to_json(row) + "\n" for row in rows).encode()
     lines = [_csv_line(COLUMNS)] * header
     for row in rows:
         lines.append(_csv_line([_inert(row["path"]), *("" if row[k] is None else repr(row[k]) for k in COLUMNS[1:])]))
@@ -80,10 +79,6 @@ def _csv_line(fields: Sequence[str]) -> str:
     # csv quotes fields with characters of its line terminator, and a carriage return in a path must be quoted
     csv.writer(text, lineterminator="\r\n").writerow(fields)
     return text.getvalue().removesuffix("\r\n") + "\n"
-
-
-def _finite(value: Any) -> Any:
-    return max(-_MAX, min(_MAX, value)) if isinstance(value, float) else value
 
 
 def _inert(path: str) -> str:
@@ -261,8 +256,6 @@ class ScoreFile:
         """Replace the rows by `rows`; stopped at any time, the file holds the old ones or the new ones."""
         content = format_rows(rows, self.kind, header=self.kind == "csv")
         with replacing(self.path) as file:
-            if hasattr(os, "fchmod"):  # as private as it was
-                os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(self._file.fileno()).st_mode))
             file.write(content)
             if os.name == "nt":
                 self._file.close()  # Windows replaces no open file
@@ -303,8 +296,22 @@ class ScoreFile:
         self._counts[path] += 1
 
     def _append(self, content: bytes) -> None:
+        self._check_unchanged()
         append_whole(self._file, content, self._whole)
         self._whole += len(content)
+
+    def _check_unchanged(self) -> None:
+        """Refuse to write on where another program, such as one that rotates logs, has cut or moved the file."""
+        here = os.fstat(self._file.fileno())
+        if not stat.S_ISREG(here.st_mode):
+            return
+        moved = not os.path.exists(self.path) or not os.path.samestat(here, os.stat(self.path))
+        if moved or here.st_size != self._whole:
+            what = "moved or removed" if moved else f"changed: it has {here.st_size} bytes instead of {self._whole}"
+            raise ScoreFileError(
+                f"{str(self.path)!r} was {what}, while it was being written. Its rows say what is done: to begin a new "
+                "file, end the program first, and move this one together with those beside it."
+            )
 
     def close(self) -> None:
         """Close the file; it can be continued with `resume`."""
@@ -373,6 +380,8 @@ def _read_rows(path: Path, kind: str) -> Iterator[tuple[Row | None, int]]:
                 row = json.loads(record)
                 if list(row) != list(COLUMNS):
                     raise ValueError(f"columns {list(row)}")
+                if not _is_row(row):
+                    raise ValueError("a value of another kind")
                 yield row, end
                 continue
             (fields,) = csv.reader([record.decode("utf-8", "surrogateescape")], strict=True)
@@ -390,6 +399,12 @@ def _read_rows(path: Path, kind: str) -> Iterator[tuple[Row | None, int]]:
                 f"{str(path)!r} is not a file of scores, or was changed ({error}, {end} bytes in; expected columns "
                 f"{', '.join(COLUMNS)}). Score into another file, or without --resume."
             ) from error
+
+
+def _is_row(row: Row) -> bool:
+    """Whether the values are of the kinds that are written."""
+    numbers = all(row[name] is None or type(row[name]) in (int, float) for name in COLUMNS[1:-1])
+    return numbers and isinstance(row["path"], str) and type(row["prediction"]) is int
 
 
 def _records(path: Path, *, quoted: bool) -> Iterator[bytes]:

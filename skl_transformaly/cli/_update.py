@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from pathlib import Path
@@ -21,6 +20,7 @@ from skl_transformaly.cli._inputs import (
     load_model,
     unreadable_text,
 )
+from skl_transformaly.utils._files import absolute_path
 
 if TYPE_CHECKING:
     from skl_transformaly.cli._relearning import Earlier, Lessons
@@ -68,7 +68,7 @@ def update(
 
     from skl_transformaly.cli._relearning import Earlier, Lessons, read_labels
 
-    given = {os.path.abspath(path): 1 for path in (new.paths if new is not None else [])}
+    given = {absolute_path(path): 1 for path in (new.paths if new is not None else [])}
     if labels is not None:
         given.update(read_labels(labels))  # a label counts before the folder of an image
     check_no_input(output, given)
@@ -91,7 +91,8 @@ def update(
 
     from skl_transformaly.cli._provenance import save_with
 
-    save_with(made, detector, output, header["metadata"], out)
+    stored = all(entry["stored"] for entry in header["teachers"])  # or left out, as `save` may be told
+    save_with(made, detector, output, header["metadata"], out, teacher=stored)
     paths = [*earlier.paths, *lessons.normal, *lessons.anomalies]
     left_out = [path or "one whose name is not known" for path, y in zip(paths, detector.training_labels_) if y == 0]
     if overruled := [path for path in left_out if given.get(path) == 1 and path not in lessons.left_out]:
@@ -117,7 +118,7 @@ def _learn(detector: Any, earlier: Earlier, lessons: Lessons, out: Output) -> bo
             )
         else:
             earlier.hand_over()
-            number = counted(earlier.learned + len(lessons.normal) - len(lessons.taken_back), "image")
+            number = counted(earlier.learned + len(lessons.normal) - lessons.unlearned, "image")
             out.note(f"All earlier images were found: learning from {number}, like a fit on all of them.")
     again = earlier.solved and exact
     paths = [*lessons.normal, *lessons.anomalies]
@@ -180,7 +181,7 @@ def _tell(
     )
     lines = [
         f"{output}: {counted(after, 'normal image')}, {before['images']} before "
-        f"({learned} learned, {len(lessons.taken_back)} taken back), in {duration(seconds)}.",
+        f"({learned} learned, {lessons.unlearned} taken back), in {duration(seconds)}.",
         f"Threshold {detector.offset_:.2f}, {change}.",
     ]
     if left_out:
@@ -209,7 +210,7 @@ def _tell(
         "images_before": before["images"],
         "images": after,
         "learned": learned,
-        "taken_back": len(lessons.taken_back),
+        "taken_back": lessons.unlearned,
         "known": lessons.known,
         "copies": lessons.copies,
         "left_out": left_out,

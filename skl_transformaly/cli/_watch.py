@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import time
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from skl_transformaly.cli._app import OUT, Mistake, Output, Weights, command, plain
-from skl_transformaly.cli._console import counted
+from skl_transformaly.cli._console import counted, to_json
 from skl_transformaly.cli._inputs import check_folder, check_model, check_writable, load_model
+from skl_transformaly.utils._files import absolute_path
 
 if TYPE_CHECKING:
     from skl_transformaly.cli._scores import ScoreFile
@@ -125,7 +125,7 @@ def _shelf(folder: Path, move_to: Path | None, link_to: Path | None) -> Any:
         raise Mistake(f"{str(target)!r} is not a folder.") from None
     from skl_transformaly.cli._actions import Shelf
 
-    return Shelf(Path(os.path.abspath(target)), Path(os.path.abspath(folder)), link=link_to is not None)
+    return Shelf(Path(absolute_path(target)), Path(absolute_path(folder)), link=link_to is not None)
 
 
 def _check_rows(file: ScoreFile) -> None:
@@ -146,10 +146,8 @@ def _tell_of_before(file: ScoreFile, actions: Any, tell: Output) -> None:
             "unless they change, they are neither scored nor moved or reported again."
         )
     if actions.waiting:
-        tell.note(
-            f"{counted(actions.waiting, 'anomaly')} of these were to be moved or reported, which had not succeeded; "
-            "what these options ask of it is done now."
-        )
+        of_these = f"{counted(actions.waiting, 'anomaly')} of these {'was' if actions.waiting == 1 else 'were'}"
+        tell.note(f"{of_these} to be moved or reported, without success; what these options ask of it is done now.")
 
 
 @contextlib.contextmanager
@@ -177,7 +175,7 @@ def _display(tell: Output, folder: Path) -> Iterator[tuple[Callable[[dict], None
 
     def on_row(row: dict[str, Any]) -> None:
         if tell.json:
-            print(json.dumps(row), flush=True)
+            print(to_json(row), flush=True)
         if row["prediction"] < 0 and row["score"] is not None:
             rare = "" if row["p_value"] is None else f", p = {row['p_value']:.2g}"
             tell.note(

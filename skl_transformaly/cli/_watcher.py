@@ -12,6 +12,7 @@ from skl_transformaly._drift import DriftMonitor
 from skl_transformaly.cli._actions import Actions
 from skl_transformaly.cli._scores import Row, ScoreFile, State, file_state
 from skl_transformaly.images._folders import display_path, has_image_suffix, is_image
+from skl_transformaly.utils._files import absolute_path
 
 __all__ = ["Arrivals", "Watcher"]
 
@@ -47,7 +48,7 @@ class Arrivals:
         excluded: Iterable[str | os.PathLike] = (),
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.folder = os.path.abspath(folder)
+        self.folder = absolute_path(folder)
         self.settle = settle
         self.patience = patience
         self._excluded = {os.path.realpath(path) for path in excluded}
@@ -66,8 +67,12 @@ class Arrivals:
         now = self._clock()
         seen: dict[str, _Waiting] = {}
         complete = []
+        no_images: dict[str, State] = {}  # those that are still there
         for path, state in self._files(self.folder, set()):
-            if known(path, state) or self._no_images.get(path) == state:
+            if self._no_images.get(path) == state:
+                no_images[path] = state
+                continue
+            if known(path, state):
                 continue
             waiting = self._waiting.get(path)
             if waiting is None or waiting.state != state:
@@ -77,10 +82,10 @@ class Arrivals:
                 if os.path.splitext(path)[1] or is_image(path):
                     complete.append((state, path))
                 elif waiting.unreadable:
-                    self._no_images[path] = state
+                    no_images[path] = state
                 else:
                     waiting.unreadable = True
-        self._waiting = seen
+        self._waiting, self._no_images = seen, no_images
         return [path for _, path in sorted(complete, key=lambda item: (item[0][1], item[1]))]
 
     def put_off(self, path: str) -> bool:

@@ -47,7 +47,7 @@ from skl_transformaly.images._images import as_images
 from skl_transformaly.images._thumbnails import THUMBNAIL_SIZE, thumbnail_of
 from skl_transformaly.images._values import ImageError
 from skl_transformaly.teacher._protocol import find_places
-from skl_transformaly.utils._files import replacing
+from skl_transformaly.utils._files import absolute_path, replacing
 
 __all__ = ["Origin", "write_report"]
 
@@ -153,7 +153,7 @@ class _Page:
             raise ValueError("There are no images to report on.")
         self.detector, self.inner = detector, innermost(detector)
         # paths are shown relative to it
-        self.root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+        self.root = os.path.commonpath([os.path.dirname(absolute_path(path)) for path in paths])
         self.template = _template(self.root)
         self.title, self.origin = title, origin
         self.training = _Training(origin.made, normal_dir, self.inner)
@@ -265,7 +265,7 @@ class _Folder:
 
 def _folders(cards: list[Card], root: str) -> list[_Folder]:
     """Return the folders of the images, sorted by name, and set the position of each card's folder."""
-    names = [_below(root, os.path.dirname(os.path.abspath(card.path))) for card in cards]
+    names = [_below(root, os.path.dirname(absolute_path(card.path))) for card in cards]
     folders = {name: _Folder("(top)" if name == root else name) for name in sorted(set(names))}
     places = {name: i for i, name in enumerate(folders)}
     for card, name in zip(cards, names):
@@ -476,7 +476,7 @@ def _fixed(value: float, decimals: int) -> str:
 
 def _below(folder: str, path: str) -> str:
     """Return `path` relative to `folder` if it is in it."""
-    whole = os.path.abspath(path)
+    whole = absolute_path(path)
     return os.path.relpath(whole, folder) if whole.startswith(folder + os.sep) else path
 
 

@@ -38,7 +38,8 @@ class Reference:
             X = _made_up_images(core)
         elif core.image_shape is not None and getattr(X, "ndim", 0) == 2:
             X = np.asarray(X).reshape(-1, *core.image_shape)
-        self.images = [_byte_image(image, i) for i, image in enumerate(as_images(X))]
+        images = as_images(X)
+        self.images = [_byte_image(image, images.name(i)) for i, image in enumerate(images)]
         if len(self.images) < 2:
             raise ValueError(f"X must hold at least 2 images to compare scores on, got {len(self.images)}.")
         self._twin = twin = _in_float32(core)
@@ -102,10 +103,10 @@ def check_parity(report: dict[str, Any], tolerance: float, auroc_tolerance: floa
         )
 
 
-def _byte_image(image: np.ndarray, i: int) -> np.ndarray:
+def _byte_image(image: np.ndarray, name: str) -> np.ndarray:
     image = eight_bits(image)
     if image.dtype != np.uint8:
-        raise ValueError(f"Image {i} of X has more than 8 bits a channel, and the file takes uint8: give other images.")
+        raise ValueError(f"{name} has more than 8 bits a channel, and the file takes uint8: give other images.")
     return image
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from skl_transformaly.utils._files import absolute_path
+
 __all__ = ["absolute", "expand_user", "register_formats", "url_advice", "what_else"]
 
 _HEAD = 512  # bytes that hold every signature below
@@ -130,7 +132,7 @@ def register_formats() -> None:
 def absolute(path: str | os.PathLike) -> str:
     """Return a path that still holds if the process goes to another folder; a URL or nothing as it is."""
     path = os.fspath(expand_user(path))
-    return path if not path or _URL.match(path) else os.path.abspath(path)
+    return path if not path or _URL.match(path) else absolute_path(path)
 
 
 def expand_user(path: str | os.PathLike) -> str | os.PathLike:

@@ -89,6 +89,10 @@ class Images(Sequence):
         except MemoryError as error:
             raise MemoryError(f"{self._name(i)}: there is not enough memory to decode it.") from error
 
+    def name(self, i: int) -> str:
+        """Return what messages call image `i`."""
+        return self._name(int(i))
+
     def size(self, i: int, pixels: np.ndarray) -> tuple[int, int]:
         """Return height and width of image `i`, whose `pixels` in a batch may be fewer."""
         if self._at_least is None or self._shape is None:

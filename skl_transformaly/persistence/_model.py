@@ -27,7 +27,13 @@ from skl_transformaly.persistence._schema import DETECTORS, PARTS
 from skl_transformaly.persistence._writer import Writer
 from skl_transformaly.students._regression import Layout
 from skl_transformaly.students._residuals import ResidualStatistics
-from skl_transformaly.utils._container import ModelFile, ModelFileError, read_header, write_model_file
+from skl_transformaly.utils._container import (
+    DOCUMENT_KEYS,
+    ModelFile,
+    ModelFileError,
+    read_header,
+    write_model_file,
+)
 from skl_transformaly.utils._torch import own_settings
 
 __all__ = ["SKOPS_TYPES", "DriftWarning", "ModelFileError", "load", "read_header", "save"]
@@ -188,7 +194,7 @@ def load(
     try:
         with own_settings(), ModelFile(path) as file:
             document = file.document
-            if set(document) != {"class", "made", "teachers", "metadata", "probes", "objects"}:
+            if set(document) != DOCUMENT_KEYS:
                 refuse("does not describe a detector")
             reader = Reader(file, device=device, weights=weights)
             if weights is not None and all(entry["stored"] for entry in reader.teachers):

@@ -17,6 +17,7 @@ from skl_transformaly.teacher._architecture import count_bytes, find_blocks, ima
 from skl_transformaly.teacher._extractor import TimmExtractor
 from skl_transformaly.teacher._stored import MAX_IMAGE_SIZE
 from skl_transformaly.utils._container import ModelFileError
+from skl_transformaly.utils._files import absolute_path
 from skl_transformaly.utils._torch import resolve_device, weights_dtype
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def localise(extractor: TimmExtractor, reader: Reader) -> None:
         entry["stored"] and (entry["model_name"], image_sides(entry["image_size"])) == wanted
         for entry in reader.teachers
     ):
-        extractor.weights = os.path.abspath(reader.file.path)
+        extractor.weights = absolute_path(reader.file.path)
     elif reader.weights is not None:
         extractor.weights = reader.weights
     elif extractor.weights not in ("hub", "bundled", None):

@@ -5,7 +5,6 @@ An attribute that is not listed is left out with a warning in saving, and an err
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,7 @@ from skl_transformaly.students._ridge import RidgeStudents
 from skl_transformaly.teacher._extractor import TimmExtractor
 from skl_transformaly.teacher._features import SPACES
 from skl_transformaly.teacher._stored import MAX_IMAGE_SIZE
+from skl_transformaly.utils._files import absolute_path
 from skl_transformaly.utils._torch import PRECISIONS
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _restore_detector(detector: TransformalyDetector, packed: dict[str, Any], re
     """Have clones of a detector whose teacher is named load it from the file, not from timm's hub."""
     detector.grey_ = all_grey(detector.training_thumbnails_[detector.training_labels_ == LEARNED])
     named = detector.extractor is None or isinstance(detector.extractor, str)
-    if named and getattr(detector.extractor_, "weights", None) == os.path.abspath(reader.file.path):
+    if named and getattr(detector.extractor_, "weights", None) == absolute_path(reader.file.path):
         detector.extractor = clone(detector.extractor_)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,16 +183,18 @@ class EmbeddingDisplay(Display):
         else:
             values = np.asarray(self.y).tolist()
             missing = np.array([is_missing(label) for label in values])
-            labels = np.unique([label for label in values if not is_missing(label)])
-            detection = set(labels.tolist()) <= {-1, 1}
+            labels = list(dict.fromkeys(label for label in values if not is_missing(label)))
+            with contextlib.suppress(TypeError):  # labels of several kinds stay in the order in which they come
+                labels.sort()
+            detection = set(labels) <= {-1, 1}
             if missing.any():
                 look = {"color": COLORS["training"], "label": "unlabelled"}
-                self.scatters_["unlabelled"] = ax.scatter(*self.coordinates[missing].T, **look, **style)
+                self.scatters_["unlabelled"] = ax.scatter(*self.coordinates[missing].T, **{**look, **style})
             for k, label in enumerate(labels[::-1] if detection else labels):
                 name = {1: "normal", -1: "anomaly"}[int(label)] if detection else str(label)
                 look = {"color": COLORS.get(name, f"C{k}"), "label": name}
                 at = self.coordinates[[not is_missing(value) and value == label for value in values]]
-                self.scatters_[name] = ax.scatter(*at.T, **look, **style)
+                self.scatters_[name] = ax.scatter(*at.T, **{**look, **style})
         ax.set(xlabel=self.axis_names[0], ylabel=self.axis_names[1])
         if not self.axis_names[0]:  # of t-SNE, neither axis means anything
             ax.set(xticks=[], yticks=[])
@@ -205,15 +208,18 @@ def _flatten(features: np.ndarray, method: Any, random_state: Any) -> tuple[np.n
     if isinstance(method, str):
         if method not in ("pca", "tsne"):
             raise ValueError(f"method must be 'pca', 'tsne' or an object with fit_transform, got {method!r}.")
+        if len(features) < 2:
+            raise ValueError(f"Expected at least 2 images with features, to map them, got {len(features)}.")
         perplexity = min(30.0, (len(features) - 1) / 3)
         method = PCA(2) if method == "pca" else TSNE(perplexity=perplexity, random_state=random_state)
     if features.shape[1] == 1:  # of one block, or one component: along the first axis
         features = np.hstack([features, np.zeros_like(features)])
     method = clone(method, safe=False)
-    places = np.asarray(method.fit_transform(features))[:, :2]
+    with np.errstate(invalid="ignore"):  # where all features are alike
+        places = np.asarray(method.fit_transform(features))[:, :2]
     if not hasattr(method, "explained_variance_ratio_"):
         return places, ("", "")
-    first, second = method.explained_variance_ratio_[:2]
+    first, second = np.nan_to_num(method.explained_variance_ratio_[:2])  # NaN there
     return places, (f"component 1 ({first:.0%} of the variance)", f"component 2 ({second:.0%})")
 
 

@@ -239,12 +239,16 @@ def _grid(ax: Any, deep: int, columns: int) -> tuple[np.ndarray, Any]:
     Returns these axes, and the place to the right of them. `ax` itself only shows the legend.
     """
     # lazily, as matplotlib itself
-    from matplotlib.gridspec import GridSpecFromSubplotSpec
+    from matplotlib.gridspec import GridSpec, GridSpecFromSubplotSpec
 
     ax.set_axis_off()
-    halves = GridSpecFromSubplotSpec(
-        2, 2, subplot_spec=ax.get_subplotspec(), width_ratios=[columns, 0.7], hspace=0.3, wspace=0.08
-    )
+    look: dict[str, Any] = {"width_ratios": [columns, 0.7], "hspace": 0.3, "wspace": 0.08}
+    place = ax.get_subplotspec()
+    if place is None:  # axes that were placed by hand
+        (left, bottom), (right, top) = ax.get_position().get_points()
+        halves: Any = GridSpec(2, 2, ax.figure, left=left, bottom=bottom, right=right, top=top, **look)
+    else:
+        halves = GridSpecFromSubplotSpec(2, 2, subplot_spec=place, **look)
     groups = [
         GridSpecFromSubplotSpec(deep, columns, subplot_spec=halves[half, 0], hspace=0.06, wspace=0.08)
         for half in (0, 1)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from skl_transformaly._reasons import reason_column
+from skl_transformaly.images._folders import display_path
 from skl_transformaly.images._pixels import eight_bits, least_side
 from skl_transformaly.images._thumbnails import has_colour
 from skl_transformaly.images._values import ImageError, colour_text
@@ -175,7 +176,7 @@ def open_scorer(
     if path.suffix.lower() == ".onnx":
         if weights is not None or device is not None:
             raise ValueError("weights and device are for model files; an ONNX file holds its weights and runs on CPUs.")
-        about = {"file": path.name, "kind": "ONNX", "sha256": file_sha256(path)}
+        about = {"file": display_path(path.name), "kind": "ONNX", "sha256": file_sha256(path)}
         onnx_scorer = OnnxScorer(path, about, threads=threads)
         # the runtime allocates its memory on the first run
         onnx_scorer.score([np.zeros((32, 32, 3), dtype=np.uint8)], [False])
@@ -192,7 +193,7 @@ def open_scorer(
     if read_header(path)["sha256"] != header["sha256"]:
         raise ValueError(f"{os.fspath(path)!r} was replaced while it was loaded; try again.")
     scorer.about = {
-        "file": path.name,
+        "file": display_path(path.name),
         "kind": header["class"],
         "sha256": header["sha256"],
         "teacher": str(scorer._core.extractor_.model_name),

@@ -178,11 +178,13 @@ def _json_upload(i: int, image: Any) -> Upload:
         raise Refusal(
             422, "json", f"Image {i} of the JSON is not an object with the keys 'name' and 'data'. {_EXPECTED}."
         )
-    name, data = image.get("name") or "", image["data"]
+    name, data = image.get("name"), image["data"]
+    name = "" if name is None else name
     if not isinstance(name, str) or not isinstance(data, str):
         raise Refusal(422, "json", f"'name' and 'data' of image {i} of the JSON must be strings.")
     if data.startswith("data:"):  # as browsers write files
-        data = data.partition(";base64,")[2]
+        _, encoded, data = data.partition(";base64,")
+        data = data if encoded else "?"  # which is not base64 either
     try:
         return Upload(name, base64.b64decode(data, validate=True))
     except (binascii.Error, ValueError):

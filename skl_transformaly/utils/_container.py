@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from skl_transformaly.utils._files import replacing
 
 __all__ = [
+    "DOCUMENT_KEYS",
     "DescriptionTooLarge",
     "ModelFile",
     "ModelFileError",
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 VERSION = 3
+DOCUMENT_KEYS = frozenset({"class", "made", "teachers", "metadata", "probes", "objects"})
 
 _MAGIC = b'{"__metadata__":{"format":"skl-transformaly model","version":"'
 _START = re.compile(re.escape(_MAGIC) + rb'([1-9]\d{0,8})","sha256":"([0-9a-f]{64})","document":"')
@@ -152,13 +154,15 @@ def is_model_file(path: str | os.PathLike) -> bool:
         return False
 
 
-def read_header(path: str | os.PathLike) -> dict[str, Any]:
+def read_header(path: str | os.PathLike, *, check_sum: bool = False) -> dict[str, Any]:
     """Read the description of a detector from a model file, without building the detector or importing torch.
 
     Parameters
     ----------
     path : str or path
         A file that :func:`skl_transformaly.save` wrote.
+    check_sum : bool, default=False
+        Whether to compare the checksum, as `load` does, which takes reading the whole file.
 
     Returns
     -------
@@ -179,10 +183,12 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
     OSError
         The file cannot be read.
     ModelFileError
-        The file is not a model file, is of another format, is cut off, or has a header beyond the limits. The checksum
-        is not compared, since that takes reading the whole file; `load` compares it.
+        The file is not a model file, is of another format, is cut off, does not describe a detector, or has a header
+        beyond the limits; with `check_sum`, it is damaged.
     """
-    with ModelFile(path, check_sum=False) as file:
+    with ModelFile(path, check_sum=check_sum) as file:
+        if set(file.document) != DOCUMENT_KEYS:
+            _refuse(file.path, "does not describe a detector")
         return {"format_version": file.version, "sha256": file.sha256, "size": file.size, **file.document}
 
 
