@@ -777,6 +777,14 @@ def test_a_file_of_scores_that_was_rotated_is_an_error_and_not_torn(tmp_path, ki
         assert (path if how == "cut" else tmp_path / "old").read_bytes() == (b"" if how == "cut" else whole)
 
 
+def test_rows_that_are_written_anew_have_no_actions_of_the_old_ones(tmp_path):
+    path, due = tmp_path / "s.jsonl", tmp_path / "s.jsonl.actions.jsonl"
+    for resume in (True, False):
+        due.write_bytes(b"")
+        ScoreFile(path, resume=resume, model="m").close()
+        assert due.exists() == resume
+
+
 # ----- drift
 
 

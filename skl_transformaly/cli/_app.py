@@ -269,6 +269,8 @@ def run() -> None:
     """Run the command line and leave the process."""
     # so that files are closed, and half-written files are removed
     signal.signal(signal.SIGTERM, _stop)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup ignores it
+        signal.signal(signal.SIGHUP, _stop)
     try:
         app()
     except Exception:  # beyond what `_guard` sees; Python's own exit code is that of anomalies

@@ -22,6 +22,7 @@ from skl_transformaly.utils._files import replacing
 from skl_transformaly.utils._warnings import warn_user
 
 __all__ = [
+    "ACTIONS_SUFFIX",
     "COLUMNS",
     "ScoreFile",
     "ScoreFileError",
@@ -31,6 +32,8 @@ __all__ = [
     "score_rows",
 ]
 
+# Added to the name of a file of scores: of what `watch` is still to do about anomalies
+ACTIONS_SUFFIX = ".actions.jsonl"
 COLUMNS = ("path", "score", "decision", "p_value", "prediction")
 
 # Bytes of a row with the longest path that Linux allows, all of it escaped
@@ -209,8 +212,10 @@ class ScoreFile:
                 self._file.truncate(0)
             if self.kind == "csv" and self._whole == 0:
                 self._append(format_rows([], "csv", header=True))
+            if not resume:  # the rows are gone that these files are about
+                self.path.with_name(self.path.name + ACTIONS_SUFFIX).unlink(missing_ok=True)
             if self._ledger is None and not resume:
-                beside.unlink(missing_ok=True)  # its rows are gone
+                beside.unlink(missing_ok=True)
             if self._ledger is not None and resume and self.done and self._ledger.read() != model:
                 self._ledger.forget()  # rows of another model count as unknown
         except BaseException:

@@ -86,7 +86,7 @@ def watch(
     check_model(model)
     shelf = _shelf(folder, move_to, link_to)
     from skl_transformaly.cli._actions import Actions, Hook
-    from skl_transformaly.cli._scores import ScoreFile
+    from skl_transformaly.cli._scores import ACTIONS_SUFFIX, ScoreFile
     from skl_transformaly.cli._watcher import Arrivals, Watcher
 
     hook = None if on_anomaly is None else Hook(on_anomaly)
@@ -95,7 +95,7 @@ def watch(
         detector, header = load_model(model, weights, tell)
         file = stack.enter_context(ScoreFile(out, resume=True, model=header["sha256"]))
         _check_rows(file)
-        actions = Actions(out.with_name(out.name + ".actions.jsonl"), shelf, hook, warn=tell.warn, count=file.count)
+        actions = Actions(out.with_name(out.name + ACTIONS_SUFFIX), shelf, hook, warn=tell.warn, count=file.count)
         excluded = [] if shelf is None else [shelf.folder]
         arrivals = Arrivals(folder, settle=settle, patience=patience, excluded=excluded)
         _tell_of_before(file, actions, tell)

@@ -12,7 +12,7 @@
     space: node.dataset.space,
     folder: node.dataset.folder,
     path: node.dataset.path,
-    name: node.querySelector(".path").textContent.toLowerCase(),
+    name: node.querySelector(".path").textContent.normalize("NFC").toLowerCase(),
   }));
   const bins = [...document.querySelectorAll(".bin")];
   const form = get("filters");
@@ -38,7 +38,7 @@
 
   function apply() {
     const [kind, folder, space] = ["kind", "folder", "space"].map(value);
-    const text = value("text").trim().toLowerCase();
+    const text = value("text").trim().normalize("NFC").toLowerCase();
     const from = value("from") === "" ? -Infinity : Number(value("from"));
     const to = value("to") === "" ? Infinity : Number(value("to"));
     const most = greatestP();
