@@ -27,6 +27,9 @@ from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["ConformalDetector"]
 
+# Shares of whole numbers that are equal may differ by rounding.
+_ROUNDING = 1 + 1e-12
+
 
 class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
     """Turns the scores of any outlier detector into p-values, and keeps a promised false-positive rate.
@@ -166,6 +169,7 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
             Calibration images scored NaN and were left out.
         """
         normal = None
+        self._check_calibration(X)
         if y is not None:
             X = as_sequence(X)
             normal = normal_samples(y, _num_samples(X))
@@ -286,13 +290,14 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
         tested = p[~selected]
         m, lowest = len(tested), int(np.sum(tested == smallest))
         if m:
-            declared = false_discovery_control(tested, method="bh") <= fdr
+            declared = false_discovery_control(tested, method="bh") <= fdr * _ROUNDING  # equality counts
             selected[~selected] = declared
             if lowest and not declared.any():
+                limit = fdr * _ROUNDING
                 warn_user(
                     f"{lowest} of {m} images score below all {n} calibration images, and yet none can be declared at "
-                    f"fdr={fdr}: in a batch of {m} it takes {int(np.ceil(m * smallest / fdr))} such images, or about "
-                    f"{int(np.ceil(m / (lowest * fdr))) - 1} calibration images."
+                    f"fdr={fdr}: in a batch of {m} it takes {int(np.ceil(m * smallest / limit))} such images, or about "
+                    f"{int(np.ceil(m / (lowest * limit))) - 1} calibration images."
                 )
         return selected
 
@@ -319,24 +324,28 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
     def _p_values_of(self, scores: np.ndarray) -> np.ndarray:
         return p_values(scores, self.calibration_scores_)
 
-    def _split(self, X: Any) -> tuple[Any, Any, np.ndarray | None]:
-        """Return the samples to fit on, those to calibrate on, and the positions of the former in `X` (None: all)."""
+    def _check_calibration(self, X: Any) -> None:
+        """Refuse calibration images that are not given as a tuple of one item, that are `X`, or that come only once."""
         if isinstance(self.calibration, np.ndarray):
             raise ValueError(
                 f"calibration is an array of shape {self.calibration.shape}: pass calibration images as "
                 "calibration=(X_cal,)."
             )
+        if not isinstance(self.calibration, tuple):
+            return
+        if len(self.calibration) != 1 or self.calibration[0] is X:
+            raise ValueError(
+                "calibration as a tuple must have one item, normal images that are not in X: (X_cal,). "
+                f"Got {'X itself' if len(self.calibration) == 1 else f'{len(self.calibration)} items'}."
+            )
+        if isinstance(self.calibration[0], Iterator):
+            raise ValueError(
+                "calibration holds an iterator, which can be read only once: pass a list, calibration=(list(X_cal),)."
+            )
+
+    def _split(self, X: Any) -> tuple[Any, Any, np.ndarray | None]:
+        """Return the samples to fit on, those to calibrate on, and the positions of the former in `X` (None: all)."""
         if isinstance(self.calibration, tuple):
-            if len(self.calibration) != 1 or self.calibration[0] is X:
-                raise ValueError(
-                    "calibration as a tuple must have one item, normal images that are not in X: (X_cal,). "
-                    f"Got {'X itself' if len(self.calibration) == 1 else f'{len(self.calibration)} items'}."
-                )
-            if isinstance(self.calibration[0], Iterator):
-                raise ValueError(
-                    "calibration holds an iterator, which can be read only once: pass a list, "
-                    "calibration=(list(X_cal),)."
-                )
             self._check_enough(_num_samples(as_sequence(self.calibration[0])))
             return X, self.calibration[0], None
         samples = as_sequence(X)

@@ -399,8 +399,8 @@ class TransformalyDetector(
         p : ndarray of shape (n_samples,), float64
             In [1 / (n + 1), 1] with n training images, copies counted once; small for anomalies. Just above the k-th
             lowest of `reference_scores_` it is k / (n + 1), and between these it is interpolated. `predict` flags what
-            is below `contamination` (or, if that is below 1 / (n + 1), what scores lower than all training images). NaN
-            if the score is.
+            is below `contamination` (or, if that is below 1 / (n + 1), what scores below all of them by more than a
+            twentieth of the gap between the two lowest). NaN if the score is.
 
         Raises
         ------
@@ -514,12 +514,12 @@ class TransformalyDetector(
         if terms.shape[1]:
             space = self.spaces_["discrepancy"]
             terms = where_readable(features["discrepancy"], lambda z: self._by_block(np.asarray(space.terms(z))))
-        learned = self.training_labels_ == LEARNED
-        for position, digest in images.digests.items() if recognise else ():
-            same = learned & (self.training_digests_ == np.frombuffer(digest, dtype=np.uint8)).all(axis=1)
-            if same.any():
-                row = int(same.argmax())
-                parts[position], terms[position] = self.training_parts_[row], self.training_terms_[row]
+        if recognise:
+            learned = np.flatnonzero(self.training_labels_ == LEARNED)[::-1]  # of copies, the first counts
+            rows = {bytes(self.training_digests_[row]): row for row in learned}
+            for position, digest in images.digests.items():
+                if (row := rows.get(digest)) is not None:
+                    parts[position], terms[position] = self.training_parts_[row], self.training_terms_[row]
         return parts, terms
 
     def _p_values_of(self, scores: np.ndarray) -> np.ndarray:

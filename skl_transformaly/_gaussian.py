@@ -140,7 +140,8 @@ class GaussianDensity(LogDensity):
     ----------
     mean_ : ndarray of shape (n_features,)
     scale_ : ndarray of shape (n_features,)
-        Standard deviations of the features with ``target="diagonal"``, else ones.
+        Standard deviations of the features with ``target="diagonal"`` (of a constant one, its absolute value, or 1 for
+        zero), else ones.
     components_ : ndarray of shape (k, n_features)
         Orthonormal directions that the scaled samples span, k <= min(n_samples - 1, n_features).
     variances_ : ndarray of shape (k,)
@@ -196,8 +197,9 @@ class GaussianDensity(LogDensity):
         scale = np.ones(d)
         if self.target == "diagonal":
             deviation = np.sqrt(sum(row_norms(R.T, squared=True) for R in _centred(X, mean, scale)) / n)
-            varies = deviation > rounding
-            scale[varies] = deviation[varies]
+            # a constant feature is in units of itself
+            scale = np.where(deviation > rounding, deviation, np.abs(mean))
+            scale[scale == 0] = 1.0
         variances, components = _principal_directions(X, mean, scale)
         mean_variance = float(variances.sum()) / d
         if mean_variance <= (rounding / scale).max() ** 2:

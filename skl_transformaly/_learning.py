@@ -280,7 +280,10 @@ class LearningMixin:
     def _learn_again(self, images: Images, labels: np.ndarray) -> None:
         """Fit to all images, of which those that came earlier must be what they were."""
         before, length = self.training_digests_, len(self.training_labels_)
+        thumbnails = self.training_thumbnails_
         self._learn(images, labels)
+        gone = np.flatnonzero(labels[:length] == _FORGOTTEN)  # which are not read any more
+        self.training_digests_[gone], self.training_thumbnails_[gone] = before[gone], thumbnails[gone]
         both = before.any(axis=1) & self.training_digests_[:length].any(axis=1)
         changed = np.flatnonzero(both & (before != self.training_digests_[:length]).any(axis=1))
         if len(changed):
@@ -363,12 +366,16 @@ class LearningMixin:
         return np.where(normal, LEARNED, _KNOWN_ANOMALY).astype(np.int8)
 
     def _learn(self, images: Images, labels: np.ndarray) -> None:
-        """Fit students and spaces to the images whose label is 1 or 0, and weigh the spaces by those of label -1."""
+        """Fit students and spaces to the images whose label is 1 or 0, and weigh the spaces by those of label -1.
+
+        Images that were forgotten are not read.
+        """
         random_state = check_random_state(self.random_state)
         held_out = self.threshold == "held-out" or self.fusion == "standardized"
         labels = self._trimmed(images, labels) if self.trim else np.where(labels == _TRIMMED, LEARNED, labels)
-        used, rest = np.flatnonzero(labels == LEARNED), np.flatnonzero(labels != LEARNED)
-        normal = images.take(used) if len(rest) else images
+        used = np.flatnonzero(labels == LEARNED)
+        rest = np.flatnonzero((labels == _TRIMMED) | (labels == _KNOWN_ANOMALY))
+        normal = images.take(used) if len(used) < len(images) else images
         normal.thumbnails = {}
         if "discrepancy" in self.feature_spaces_:
             self.students_ = self._fit_students(normal, random_state)
@@ -389,7 +396,8 @@ class LearningMixin:
             self.training_digests_ += _digests(others, rest, len(images))
             self.training_thumbnails_ += _thumbnails(others, rest, len(images))
         self._images_seen = images
-        self._fit_spaces(found.sizes, random_state)
+        # seeds of densities do not depend on whether students draw any: later calls fit densities alone
+        self._fit_spaces(found.sizes, check_random_state(self.random_state))
         release_memory()
 
     def _keep(self, found: TrainingFeatures, normal: Images, used: np.ndarray, labels: np.ndarray) -> None:
@@ -588,7 +596,8 @@ class LearningMixin:
                     f"feature_spaces must be 'auto', 'teacher' or a sequence, got another str: write [{spaces!r}]."
                 )
             return
-        if not len(spaces) or len(set(spaces)) < len(spaces) or not set(spaces) <= set(SPACES):
+        known = all(isinstance(space, str) and space in SPACES for space in spaces)
+        if not len(spaces) or not known or len(set(spaces)) < len(spaces):
             raise ValueError(
                 f"feature_spaces must be 'auto', 'teacher' or some of {SPACES}, each once, got {spaces!r}."
             )
@@ -616,6 +625,11 @@ class LearningMixin:
     def _new_students(self, random_state: np.random.RandomState) -> Any:
         """Students to be fitted, with what the detector has set for them."""
         students = RidgeStudents() if self.students is None else clone(self.students)
+        if lacking := [name for name in ("extractor", "_fit") if not hasattr(students, name)]:
+            raise TypeError(
+                f"students must be RidgeStudents or BlockStudents, got {type(students).__name__}, which lacks "
+                f"{' and '.join(lacking)}."
+            )
         if students.extractor is not None:
             raise ValueError(
                 "students.extractor must be None inside a TransformalyDetector, whose own extractor they imitate; "
@@ -661,7 +675,11 @@ def _positions(indices: Any, n: int) -> np.ndarray:
         return np.flatnonzero(given)
     if given.size and given.dtype.kind not in "iu":
         raise IndexError(f"indices must be integers or a mask, got {given.dtype}.")
-    return given.ravel().astype(np.intp)
+    positions = given.ravel().astype(np.intp)
+    # a negative one is no place from the end: `explain` has -1 where there is no neighbour
+    if len(wrong := positions[(positions < 0) | (positions >= n)]):
+        raise IndexError(f"index {wrong[0]} is not that of a training image: there are {n}, counted from 0.")
+    return positions
 
 
 def _with_seed(part: Any, random_state: np.random.RandomState) -> Any:

@@ -86,7 +86,7 @@ class KNNDensity(LogDensity):
         if count < self.n_neighbors:
             raise ValueError(
                 f"n_neighbors={self.n_neighbors} needs as many samples, got n_samples={len(X)} and "
-                f"max_samples={self.max_samples}: lower n_neighbors, or give more."
+                f"max_samples={self.max_samples}: give more, or {type(self).__name__}(n_neighbors=...) with fewer."
             )
         mean = X.mean(axis=0, dtype=np.float64)
         squares = sum(float(((X[rows] - mean) ** 2).sum()) for rows in gen_batches(len(X), 1024))
@@ -116,8 +116,11 @@ class KNNDensity(LogDensity):
         n = len(self.samples_)
         left = np.maximum(n - sizes[labels], 1)
         wanted = np.minimum(self.neighbors_.n_neighbors, left)
-        distances, _ = self._others(X, labels, labels[self.positions_], int((wanted + sizes[labels]).max()))
-        nearest = distances[np.arange(len(X)), wanted - 1]
+        kept, reach = labels[self.positions_], int((wanted + sizes[labels]).max())
+        nearest = np.empty(len(X))
+        for rows in gen_batches(len(X), max(1, _MOST_DISTANCES // reach)):
+            distances, _ = self._others(X[rows], labels[rows], kept, reach)
+            nearest[rows] = np.take_along_axis(distances, wanted[rows, np.newaxis] - 1, axis=1)[:, 0]
         nearest = np.where(np.isfinite(nearest), nearest, 0.0)  # all samples are alike
         return self._by_distance(nearest, left, wanted)
 

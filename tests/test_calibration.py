@@ -231,6 +231,8 @@ def test_select_needs_no_more_than_one_over_the_rate():
     detector = with_scores(np.arange(19))
     # a batch of anomalies only: all p-values are 1/20
     assert detector.select(column([-1.0] * 30), fdr=0.05).all()
+    # 0.05 * 6 / 1 is 0.30000000000000004
+    assert detector.select(column([-1.0] + [0.5] * 5), fdr=0.3).tolist() == [True] + [False] * 5
     with pytest.raises(ValueError, match="at least 24 calibration images, this detector has 19"):
         detector.select(column([-1.0] * 30), fdr=0.04)
 
@@ -365,6 +367,8 @@ def test_training_images_are_no_calibration_images(rng):
         ConformalDetector(FirstValue(), calibration=(X,)).fit(X)
     with pytest.raises(ValueError, match="Got 2 items"):
         ConformalDetector(FirstValue(), calibration=(X, X)).fit(X)
+    with pytest.raises(ValueError, match="Got X itself"):
+        ConformalDetector(FirstValue(), calibration=(X,)).fit(X, np.r_[-np.ones(2), np.ones(len(X) - 2)])
 
 
 @pytest.mark.parametrize(

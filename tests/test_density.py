@@ -203,6 +203,35 @@ def test_gaussian_ranking_does_not_depend_on_units(seed, exponent, target):
     np.testing.assert_allclose(shift, -3 * np.log(scale), rtol=1e-7, atol=1e-6)
 
 
+@pytest.mark.parametrize("constant", [0.0, 5.0, -1e-3])
+def test_nor_on_the_unit_of_a_constant_feature(constant, rng):
+    X = rng.normal(size=(50, 4))
+    X[:, 1] = constant
+    new = np.concatenate([X[:2], X[:2] + [0, 0.1, 0, 0]])
+    scores = []
+    for unit in (1.0, 1000.0, 1e30):
+        units = np.array([1, unit if constant else 1, 1, 1])
+        density = GaussianDensity(target="diagonal").fit(X * units)
+        assert np.isfinite(density.held_out_scores(X * units)).all()
+        scores.append(density.score_samples(new * units) - density.score_samples(X[:1] * units))
+    np.testing.assert_allclose(scores[1:], [scores[0]] * 2, rtol=1e-6, atol=1e-6)
+
+
+def test_neighbours_take_no_more_memory_where_most_samples_are_copies(rng):
+    X = rng.normal(size=(3000, 16)).astype(np.float32)
+    X[:2000] = X[0]
+    groups = np.arange(3000)
+    groups[:2000] = 0
+    density = KNNDensity().fit(X)
+    whole = density.held_out_scores(X, groups=groups)
+    tracemalloc.start()
+    again = density.held_out_scores(X, groups=groups)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(again, whole)
+    assert peak < 20 * 2**20
+
+
 def test_a_diagonal_target_does_not_depend_on_the_unit_of_any_feature():
     X, Y = correlated(0, 40, 3), correlated(1, 10, 3)
     units = np.array([1e-6, 1.0, 1e6])
@@ -527,7 +556,7 @@ def test_a_constant_feature_whose_mean_is_rounded_is_constant(value, n, rng):
     X = rng.normal(size=(n, 1))
     constant = np.full((n, 1), value)
     fitted = GaussianDensity(target="diagonal").fit(np.hstack([X, constant]))
-    assert fitted.scale_[1] == 1
+    assert fitted.scale_[1] == pytest.approx(abs(value))
     assert GaussianDensity().fit(constant).floor_ >= 1e-6
 
 

@@ -16,12 +16,16 @@ from PIL import Image
 from scipy.optimize import minimize
 from sklearn.base import clone
 from sklearn.metrics import roc_auc_score
+from sklearn.mixture import GaussianMixture
+from sklearn.preprocessing import StandardScaler
 
 from skl_transformaly import ConformalDetector, load, save
 from skl_transformaly._cleaning import least_normal, near_duplicates
 from skl_transformaly._fusion import held_out_threshold, interpolated_p_values
 from skl_transformaly._weighting import _fit as fit_weights
 from skl_transformaly._weighting import space_weights
+from skl_transformaly.images._images import as_images
+from skl_transformaly.images._sequence import Images
 
 
 def without_students(**changes):
@@ -160,6 +164,62 @@ def test_a_parameter_out_of_its_range_is_refused_when_forgetting(images):
     detector = without_students().fit(images).set_params(contamination=5.0)
     with pytest.raises(ValueError, match="The 'contamination' parameter"):
         detector.forget([0])
+
+
+@pytest.mark.parametrize("indices", [[-1], [12], [0, 99], np.array([-3])])
+def test_only_positions_of_training_images_are_forgotten(images, indices):
+    detector = without_students().fit(images)
+    with pytest.raises(IndexError, match="is not that of a training image: there are 12"):
+        detector.forget(indices)
+    assert (detector.training_labels_ == 1).all()
+
+
+def test_an_image_that_is_gone_can_be_forgotten(images, new, tmp_path):
+    paths = save_images(images, tmp_path)
+    detector = tiny_detector().fit(paths)
+    paths[3].unlink()
+    detector.forget([3])
+    assert_same_but_for(detector, tiny_detector().fit(np.delete(images, 3, axis=0)), new, 3)
+    detector.partial_fit(new[:2]).forget([5])  # which read all others once more
+    expected = tiny_detector().fit(np.concatenate([np.delete(images, [3, 5], axis=0), new[:2]]))
+    np.testing.assert_allclose(detector.score_samples(new[2:]), expected.score_samples(new[2:]), rtol=1e-6)
+
+
+def assert_same_but_for(one, other, X, position):
+    np.testing.assert_allclose(one.score_samples(X), other.score_samples(X), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(np.delete(one.training_scores_, position), other.training_scores_, rtol=1e-6)
+    assert np.isnan(one.training_scores_[position])
+
+
+def test_parts_may_be_as_many_as_calls_within_calls_may_not():
+    X = np.random.default_rng(0).integers(0, 256, (2000, 4, 4, 3), dtype=np.uint8)
+    joined = as_images(X[:1])
+    for i in range(1, len(X)):
+        joined = Images.joined([joined, as_images(X[i : i + 1])])
+    assert len(joined) == len(X)
+    for i in (0, 1, 1000, 1999):
+        np.testing.assert_array_equal(joined[i], X[i])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(joined))[0], X[0])
+
+
+def test_seeds_of_densities_stay_when_nothing_is_forgotten(images, new):
+    spaces = ["pretrained", "discrepancy"]
+    density = GaussianMixture(2, init_params="random", max_iter=1)
+    detector = trained(density=density, feature_spaces=spaces, random_state=0).fit(images)
+    before = detector.score_as_new(new)
+    np.testing.assert_allclose(detector.forget([]).score_as_new(new), before, rtol=1e-6)
+
+
+@pytest.mark.parametrize("students", [GaussianMixture(), StandardScaler(), "ridge"])
+def test_what_are_no_students_is_said(images, students):
+    with pytest.raises((TypeError, ValueError), match="students"):
+        tiny_detector(students=students).fit(images)
+
+
+@pytest.mark.parametrize("spaces", [[["pretrained"]], [1], [None], ["pretrained", "pretrained"], []])
+def test_what_are_no_spaces_is_said(images, spaces):
+    with pytest.raises(ValueError, match="feature_spaces must be"):
+        tiny_detector(feature_spaces=spaces).fit(images)
 
 
 def test_learned_images_are_recognised(images):

@@ -60,6 +60,48 @@ def test_a_subclass_of_the_extractor_does_not_find_what_its_parent_left(tmp_path
     np.testing.assert_array_equal(found, tiny_detector(extractor=subclass).fit(images).score_samples(images))
 
 
+class Inverted(TimmExtractor):
+    """With a parameter of its own, by which it computes otherwise."""
+
+    def __init__(
+        self,
+        model_name="test_vit",
+        *,
+        inverted=False,
+        weights=None,
+        image_size=32,
+        interpolation=None,
+        batch_size=8,
+        device="auto",
+        precision="float32",
+    ):
+        super().__init__(
+            model_name,
+            weights=weights,
+            image_size=image_size,
+            interpolation=interpolation,
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
+        )
+        self.inverted = inverted
+
+    def preprocess(self, pixels):
+        batch = super().preprocess(pixels)
+        return -batch if self.inverted else batch
+
+
+def test_a_parameter_of_a_subclass_tells_its_teachers_apart(tmp_path, images):
+    for inverted in (False, True):
+        scores = [
+            tiny_detector(extractor=Inverted(inverted=inverted), memory=memory)
+            .fit(images)
+            .score_samples(images[:2] // 2)
+            for memory in (None, str(tmp_path))
+        ]
+        np.testing.assert_allclose(*scores, rtol=1e-6)
+
+
 def test_scores_are_those_without_memory(tmp_path, images):
     np.testing.assert_array_equal(
         tiny_detector(memory=str(tmp_path)).fit(images).score_samples(images),

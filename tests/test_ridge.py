@@ -45,7 +45,10 @@ def solve(H, Y, penalty):
 
 def penalty_of(H, ridge):
     rows = H.reshape(-1, H.shape[2])
-    penalty = ridge * len(rows) * rows.var(axis=0)
+    variance, local = rows.var(axis=0), rows.shape[1] - (rows.shape[1] - 1) // 3 * 2 - 1
+    for group in (variance[:local], variance[local:-1]):
+        group[:] = np.maximum(group, 0.1 * np.median(group))
+    penalty = ridge * len(rows) * variance
     penalty[-1] = 0
     return penalty
 
@@ -195,6 +198,33 @@ def test_copies_that_differ_a_little_are_left_out_together(name, size, precision
         expected = rest.transform(X[groups == group])
         # the penalty is in units of the features' variance over all images
         np.testing.assert_allclose(students.held_out_discrepancies_[groups == group], expected, rtol=0.05)
+
+
+@pytest.mark.parametrize("name, block", [("resnet18", 3), ("test_resnet", 3)])
+def test_features_that_few_images_activate_are_left_out_with_these(name, block):
+    X = np.random.default_rng(3).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)
+    extractor = tiny_extractor(name, image_size=64, precision="float64").fit(X)
+    whole = RidgeStudents(n_blocks=[block], extractor=extractor, updates=False).fit(X)
+    for i in range(4):
+        without = RidgeStudents(n_blocks=[block], extractor=extractor, updates=False).fit(np.delete(X, i, axis=0))
+        expected = without.transform(X[i : i + 1])[0]
+        # but that the units of the features are those of all images
+        np.testing.assert_allclose(whole.held_out_discrepancies_[i], expected, rtol=0.1)
+
+
+def test_features_that_do_not_vary_weigh_nothing(images):
+    grey = np.repeat(images[..., :1], 3, axis=3)
+    extractor = tiny_extractor("test_efficientnet", image_size=64).fit(grey)
+    students = RidgeStudents(n_blocks=None, extractor=extractor).fit(grey)
+    again = RidgeStudents(n_blocks=None, extractor=extractor).fit(np.concatenate([grey, grey[:1]]))
+    assert all(np.isfinite(weights).all() for weights in students.local_weights_)
+    np.testing.assert_allclose(again.transform(grey), students.transform(grey), rtol=0.5)
+
+
+def test_a_fit_forgets_what_an_earlier_one_measured(images):
+    students = RidgeStudents(n_blocks=1, extractor=tiny_extractor()).fit(images)
+    students.fit(images[:5], extractor=tiny_extractor().fit(images))
+    assert not hasattr(students, "held_out_discrepancies_") and not hasattr(students, "training_discrepancies_")
 
 
 @pytest.mark.parametrize("name, size", CONVOLUTIONS)

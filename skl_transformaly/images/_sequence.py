@@ -56,6 +56,7 @@ class Images(Sequence):
         self._name = name or "image {}".format
         self._shape = shape
         self._at_least: int | None = None
+        self._pieces: list[Images] = []  # that were joined
         self.stack = stack
         self.on_error = on_error
         self.unreadable: dict[int, str] = {}
@@ -134,6 +135,8 @@ class Images(Sequence):
     @classmethod
     def joined(cls, parts: Sequence[Images]) -> Images:
         """Return the images of several sequences as one, still decoded only when they are asked for."""
+        # flat, however often more are joined to what was joined: each level would be a call within a call
+        parts = [piece for part in parts for piece in (part._pieces or [part])]
         starts = np.cumsum([0, *map(len, parts)])
         shapes = [part._shape for part in parts if part._shape is not None]
         files = len(shapes) == len(parts)
@@ -146,6 +149,7 @@ class Images(Sequence):
         )
         # or `reduced` would return a copy, which would get the digests of the images in batches
         joined._at_least = parts[-1]._at_least if files else None
+        joined._pieces = parts
         return joined
 
     def _one(self, i: int, at_least: int | None = None) -> np.ndarray:

@@ -22,6 +22,9 @@ __all__ = ["Layout", "RidgeStudent", "Sums", "leave_out"]
 _PLACES = 100
 # The neighbourhood of a place is used if it has at most this many channels in total.
 _NEIGHBOURHOOD = 1200
+# Share of the median variance of features that each of them has at least, for its penalty. All features of a ViT-Tiny
+# have more; of EfficientNet-lite0, those of the first two stages, behind ReLUs and of colours, have less.
+_LEAST_VARIANCE = 0.1
 # Products of fewer columns are not split, which would take longer.
 _LEAST_BLOCK = 96
 # Systems of fewer operations altogether are solved by one thread, in less time than others would need to begin.
@@ -260,14 +263,18 @@ class Sums:
     def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
         """Return the coefficients (F + Q, C_out) and the inverse of the regularised products (F + Q, F + Q).
 
-        The penalty of each feature is in units of its variance; the constant is not penalised.
+        The penalty of each feature is in units of its variance, or of a tenth of the median variance if that is more;
+        the constant is not penalised.
         """
         products, targets = self._products()
         count = products[-1, -1].clone()
         squares = products.diagonal() / count
         variance = squares - (products[-1] / count).square()
-        usable = variance > 1e-12 * squares.clamp(min=np.finfo(float).tiny)
-        scale = torch.where(usable, variance.clamp(min=0).rsqrt(), 1.0)
+        local = len(self.parts[0])
+        scale = torch.cat(
+            [_penalty_scale(v, s) for v, s in zip(*(t[:-1].tensor_split([local]) for t in (variance, squares)))]
+            + [torch.ones_like(count)[None]]
+        )
         products *= scale
         products *= scale[:, None]
         penalty = (count * ridge).repeat(len(scale))
@@ -304,6 +311,18 @@ class Sums:
         """Products of all features with each other, (F + Q, F + Q), and with the targets, (F + Q, C_out)."""
         ll, lc, cc, ly, cy = self.parts
         return torch.cat([torch.cat([ll, lc], dim=1), torch.cat([lc.T, cc], dim=1)]), torch.cat([ly, cy])
+
+
+def _penalty_scale(variance: Tensor, squares: Tensor) -> Tensor:
+    """Return what features (F,) are multiplied by so that one penalty suits all of them.
+
+    A feature that only a few images activate, as behind a ReLU, hardly varies. In units of that variance its
+    coefficient would hardly be penalised and follow these images alone, and without one of them it would be another.
+    """
+    varies = variance > 1e-12 * squares.clamp(min=np.finfo(float).tiny)  # but for rounding
+    if not varies.any():
+        return torch.ones_like(variance)
+    return variance.clamp(min=_LEAST_VARIANCE * variance[varies].median()).rsqrt()
 
 
 def _gram(rows: Tensor) -> Tensor:

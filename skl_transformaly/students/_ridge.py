@@ -53,7 +53,8 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     :class:`BlockStudents`.
 
     Nothing is trained: only sums of products are kept of the images, so memory does not depend on their number, and
-    each training image can be left out exactly, in closed form.
+    each training image can be left out in closed form: exactly, but that the units of the features, in which the
+    penalty is, stay those of all images.
 
     Parameters
     ----------
@@ -62,6 +63,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         blocks by index (negative ones count from the end), and None selects all.
     ridge : float, default=1e-2
         Penalty on squared coefficients of standardised features, greater than 0, as a share of the number of tokens.
+        Features that hardly vary are taken to vary by a tenth of the median variance.
         The default was chosen from 1e-3 to 100 on the even-numbered classes of View (``benchmarks/accuracy/NOTES.md``).
     updates : bool, default=True
         Whether to measure each block's update besides its student's discrepancy: the mean square of what the block adds
@@ -176,7 +178,8 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     @own_settings()
     def _fit(self, X: Any, extractor: Extractor | None, cache: Cache) -> RidgeStudents:
         """Fit, with students stored in `cache`; a detector passes its teacher and its `memory`."""
-        self.__dict__.pop("local_weights_", None)
+        for name in ("local_weights_", "training_discrepancies_", "held_out_discrepancies_"):
+            self.__dict__.pop(name, None)  # of an earlier fit
         alone = extractor is None
         images, extractor = self._begin(X, extractor)
         self.updates_ = self.updates

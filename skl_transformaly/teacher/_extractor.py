@@ -84,8 +84,8 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     precision_ : str
         The precision in use.
     settings_ : dict
-        The parameters that `fit` saw. Parameters that are set later take effect at the next `fit`, except `batch_size`,
-        `device` and, for a pickle, where the `weights` are.
+        The parameters that `fit` saw. Parameters that are set later take effect at the next `fit`, except `batch_size`
+        and, for a pickle, `device` and where the `weights` are.
     weights_sha256_ : str
         SHA-256 over the teacher's parameters and buffers. A pickle holds this instead of the weights: they are loaded
         again on the first use after unpickling, and must have this hash.
@@ -361,7 +361,10 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     def identity(self) -> dict[str, Any]:
         """Return what distinguishes this fitted teacher from those that compute other values, for caches."""
         config = self.teacher_.data_config
+        own = TimmExtractor._get_param_names()
         return {
+            # of a subclass, which may compute otherwise by them
+            "parameters": {name: value for name, value in self.get_params(deep=False).items() if name not in own},
             "model": _architecture.architecture_name(self.settings_["model_name"]),
             # of the network that runs, whatever the file that it was loaded from states
             "weights": self.teacher_.content_sha256,
