@@ -15,6 +15,7 @@ from sklearn.utils import gen_batches
 
 from skl_transformaly._gaussian import GaussianDensity
 from skl_transformaly._space import FeatureSpace
+from skl_transformaly.utils._labels import by_appearance
 
 __all__ = ["COPY_LEVELS", "least_normal", "near_duplicates"]
 
@@ -49,7 +50,7 @@ def near_duplicates(thumbnails: np.ndarray, groups: np.ndarray) -> np.ndarray:
     >>> near_duplicates(thumbnails, np.arange(4)).tolist()
     [0, 1, 2, 0]
     """
-    _, first, groups = np.unique(groups, return_index=True, return_inverse=True)
+    _, first, groups = np.unique(by_appearance(groups), return_index=True, return_inverse=True)
     rows = np.asarray(thumbnails, dtype=np.float64)[first]  # images of the same pixels are compared once
     if len(rows) < 2 or len(thumbnails) < 3:
         return groups

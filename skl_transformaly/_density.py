@@ -19,6 +19,7 @@ from skl_transformaly._gaussian import FLOATS, GaussianDensity, LogDensity
 from skl_transformaly._neighbors import KNNDensity, LocalKNNDensity
 from skl_transformaly.utils._compat import Interval, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
+from skl_transformaly.utils._labels import by_appearance
 
 __all__ = [
     "SHARES",
@@ -205,7 +206,7 @@ def folds(groups: Any, n: int, count: int = _FOLDS) -> list[tuple[np.ndarray, np
     ValueError
         There is one group only.
     """
-    groups = np.arange(n) if groups is None else np.asarray(groups)
+    groups = np.arange(n) if groups is None else by_appearance(groups)
     distinct = len(np.unique(groups))
     if distinct < 2:
         raise ValueError(f"All {n} samples are duplicates of one: give samples that differ.")

@@ -212,13 +212,12 @@ def test_features_that_few_images_activate_are_left_out_with_these(name, block):
         np.testing.assert_allclose(whole.held_out_discrepancies_[i], expected, rtol=0.1)
 
 
-def test_features_that_do_not_vary_weigh_nothing(images):
-    grey = np.repeat(images[..., :1], 3, axis=3)
-    extractor = tiny_extractor("test_efficientnet", image_size=64).fit(grey)
-    students = RidgeStudents(n_blocks=None, extractor=extractor).fit(grey)
-    again = RidgeStudents(n_blocks=None, extractor=extractor).fit(np.concatenate([grey, grey[:1]]))
-    assert all(np.isfinite(weights).all() for weights in students.local_weights_)
-    np.testing.assert_allclose(again.transform(grey), students.transform(grey), rtol=0.5)
+def test_the_penalty_is_in_units_of_what_varies():
+    variance, squares = torch.tensor([4.0, 1.0, 9.0, 1e-3, 1e-20, 0.0]).double(), torch.ones(6).double()
+    found = _regression._penalty_scale(variance, squares).numpy()  # of what varies, the median is 2.5
+    np.testing.assert_allclose(found**-2, [4, 1, 9, 0.25, 0.25, 0.25])
+    constant = _regression._penalty_scale(torch.zeros(3), torch.ones(3))
+    assert constant.tolist() == [1, 1, 1]
 
 
 def test_a_fit_forgets_what_an_earlier_one_measured(images):

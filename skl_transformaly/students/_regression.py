@@ -322,7 +322,7 @@ def _penalty_scale(variance: Tensor, squares: Tensor) -> Tensor:
     varies = variance > 1e-12 * squares.clamp(min=np.finfo(float).tiny)  # but for rounding
     if not varies.any():
         return torch.ones_like(variance)
-    return variance.clamp(min=_LEAST_VARIANCE * variance[varies].median()).rsqrt()
+    return variance.clamp(min=_LEAST_VARIANCE * variance[varies].quantile(0.5)).rsqrt()
 
 
 def _gram(rows: Tensor) -> Tensor:

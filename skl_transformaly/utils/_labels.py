@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_array, column_or_1d
 from skl_transformaly.utils._missing import is_missing
 from skl_transformaly.utils._warnings import warn_user
 
-__all__ = ["check_labels", "first_copies", "group_sizes", "normal_samples"]
+__all__ = ["by_appearance", "check_labels", "first_copies", "group_sizes", "normal_samples"]
 
 _CONVERT = "Convert: y = np.where(y_is_anomaly, -1, 1)."
 
@@ -150,6 +150,16 @@ def group_sizes(groups: Any, n: int) -> np.ndarray:
         raise ValueError(f"groups must name one group for each of the {n} samples, got shape {groups.shape}.")
     _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
     return counts[inverse]
+
+
+def by_appearance(groups: Any) -> np.ndarray:
+    """Number groups in the order in which they appear, so that what depends on numbers does not depend on their origin.
+
+    >>> by_appearance([7, 3, 7, 5]).tolist()
+    [0, 1, 0, 2]
+    """
+    _, first, numbers = np.unique(groups, return_index=True, return_inverse=True)
+    return first.argsort().argsort()[numbers.ravel()]
 
 
 def first_copies(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
