@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_extractor
+from conftest import on_training, tiny_extractor
 from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances, roc_auc_score
 from sklearn.mixture import GaussianMixture
@@ -299,6 +299,25 @@ def test_only_what_ran_with_several_seeds_has_a_deviation(tmp_path, capsys):
     spread = [title.strip() for title, cell in zip(header.split("|"), mean.split("|")) if "±" in cell]
     assert spread == ["embedding", "discrepancy", "Transformaly"]
     assert "seeds [0, 1] (rivals [0])" in text
+
+
+def test_a_stopped_training_goes_on_with_the_student_that_was_next(study, tmp_path, monkeypatch):
+    whole = study("--out", str(tmp_path / "whole")).discrepancies("multimodal", 0, 0)
+    began = []
+
+    def stop(layer):
+        began.append(layer.index)
+        if len(began) == 2:
+            raise KeyboardInterrupt
+
+    on_training(monkeypatch, stop)
+    with pytest.raises(KeyboardInterrupt):
+        study().discrepancies("multimodal", 0, 0)
+    train, test, _ = study().discrepancies("multimodal", 0, 0)
+    first, second, third = sorted(began[:1] + began[2:])
+    assert len(began) == 4 and began[1] == began[2] == second
+    np.testing.assert_allclose(train, whole[0], rtol=1e-9)
+    np.testing.assert_allclose(test, whole[1], rtol=1e-9)
 
 
 def test_a_finished_study_computes_nothing_again(study, monkeypatch):

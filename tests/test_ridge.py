@@ -47,7 +47,7 @@ def penalty_of(H, ridge):
     rows = H.reshape(-1, H.shape[2])
     variance, local = rows.var(axis=0), rows.shape[1] - (rows.shape[1] - 1) // 3 * 2 - 1
     for group in (variance[:local], variance[local:-1]):
-        group[:] = np.maximum(group, 0.1 * np.median(group))
+        group[:] = np.maximum(group, 0.01 * np.median(group))
     penalty = ridge * len(rows) * variance
     penalty[-1] = 0
     return penalty
@@ -215,7 +215,7 @@ def test_features_that_few_images_activate_are_left_out_with_these(name, block):
 def test_the_penalty_is_in_units_of_what_varies():
     variance, squares = torch.tensor([4.0, 1.0, 9.0, 1e-3, 1e-20, 0.0]).double(), torch.ones(6).double()
     found = _regression._penalty_scale(variance, squares).numpy()  # of what varies, the median is 2.5
-    np.testing.assert_allclose(found**-2, [4, 1, 9, 0.25, 0.25, 0.25])
+    np.testing.assert_allclose(found**-2, [4, 1, 9, 0.025, 0.025, 0.025])
     constant = _regression._penalty_scale(torch.zeros(3), torch.ones(3))
     assert constant.tolist() == [1, 1, 1]
 

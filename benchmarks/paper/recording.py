@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from skl_transformaly.images._images import Images
 from skl_transformaly.students._activations import inspect_blocks
 from skl_transformaly.students._imitation import select_blocks
+from skl_transformaly.utils._cache import fingerprint
 
 
 class Recording:
@@ -50,6 +51,7 @@ class Recording:
         self.batch_size = extractor.batch_size
         self.precision_ = extractor.precision_
         self.embedding_size_ = extractor.embedding_size_
+        self._seen = images
         self._chosen = set() if n_blocks is False else set(select_blocks(n_blocks, len(self.blocks_)).tolist())
         self._first = min(self._chosen, default=0)
         self._store: dict[tuple[str, int], Tensor] = {}
@@ -102,6 +104,10 @@ class Recording:
     def fit(self, X: Any, y: Any = None) -> Recording:
         """Do nothing: the teacher has run."""
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """Return what distinguishes this recording: the teacher, and the images whose numbers are played back."""
+        return {**self.extractor.identity(), "images": fingerprint(self._seen)}
 
     def preprocess(self, pixels: list[np.ndarray]) -> Tensor:
         """Numbers of images as one tensor."""

@@ -239,7 +239,9 @@ class Study:
                 return kept["train"], kept["test"], float(kept["seconds"])
         start = time.perf_counter()
         rows, y_test = self.task(setting, label)
-        students = self.students(seed)
+        # each student is kept until all are trained, so that a run that was stopped goes on with the next
+        checkpoint = self.options.out / "checkpoint" / self.student_key(seed)
+        students = self.students(seed).set_params(checkpoint=str(checkpoint))
         images, extractor = self.source
         fit_rows = rows
         if "best-epoch-on-test" in self.options.quirks:

@@ -63,7 +63,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         blocks by index (negative ones count from the end), and None selects all.
     ridge : float, default=1e-2
         Penalty on squared coefficients of standardised features, greater than 0, as a share of the number of tokens.
-        Features that hardly vary are taken to vary by a tenth of the median variance.
+        Features that hardly vary are taken to have a hundredth of the median variance.
         The default was chosen from 1e-3 to 100 on the even-numbered classes of View (``benchmarks/accuracy/NOTES.md``).
     updates : bool, default=True
         Whether to measure each block's update besides its student's discrepancy: the mean square of what the block adds
