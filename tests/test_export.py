@@ -271,7 +271,7 @@ def test_labels_must_be_of_both_kinds(fitted, tmp_path):
 
 def test_images_of_more_than_eight_bits_are_refused(fitted, tmp_path):
     detector, X = fitted
-    with pytest.raises(ValueError, match=r"Image 0 of X has more than 8 bits"):
+    with pytest.raises(ValueError, match=r"image 0 has more than 8 bits"):
         to_onnx(detector, tmp_path / "new.onnx", X / 255 * 0.77)
 
 

@@ -400,7 +400,8 @@ def test_an_image_that_was_repaired_is_no_longer_unreadable(root, tmp_path):
 
 def test_a_copy_of_a_learned_image_was_not_left_out(root, tmp_path):
     labels = np.array([1, 0])
-    earlier = SimpleNamespace(labels=labels)
+    detector = SimpleNamespace(training_scores_=np.array([0.0, np.nan]))
+    earlier = SimpleNamespace(labels=labels, detector=detector)
     for places, left_out in (([0, 1], []), ([1], ["a.png"])):
         lessons = Lessons()
         lessons._add("a.png", 1, places, earlier)
