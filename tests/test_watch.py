@@ -777,6 +777,18 @@ def test_a_file_of_scores_that_was_rotated_is_an_error_and_not_torn(tmp_path, ki
         assert (path if how == "cut" else tmp_path / "old").read_bytes() == (b"" if how == "cut" else whole)
 
 
+def test_a_folder_of_scores_that_is_gone_is_waited_for(tmp_path):
+    (tmp_path / "drive").mkdir()
+    row = {name: ROW[name] for name in COLUMNS}
+    with ScoreFile(tmp_path / "drive" / "s.csv") as file:
+        (tmp_path / "drive").rename(tmp_path / "away")
+        with pytest.raises(OSError):
+            file.write([row])
+        (tmp_path / "away").rename(tmp_path / "drive")
+        file.write([row])
+    assert (tmp_path / "drive" / "s.csv").read_text().count("\n") == 2
+
+
 def test_rows_that_are_written_anew_have_no_actions_of_the_old_ones(tmp_path):
     path, due = tmp_path / "s.jsonl", tmp_path / "s.jsonl.actions.jsonl"
     for resume in (True, False):

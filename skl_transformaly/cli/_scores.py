@@ -310,7 +310,12 @@ class ScoreFile:
         here = os.fstat(self._file.fileno())
         if not stat.S_ISREG(here.st_mode):
             return
-        moved = not os.path.exists(self.path) or not os.path.samestat(here, os.stat(self.path))
+        try:
+            moved = not os.path.samestat(here, os.stat(self.path))
+        except FileNotFoundError:
+            if not self.path.parent.is_dir():  # a drive that is gone may come back
+                raise
+            moved = True
         if moved or here.st_size != self._whole:
             what = "moved or removed" if moved else f"changed: it has {here.st_size} bytes instead of {self._whole}"
             raise ScoreFileError(
