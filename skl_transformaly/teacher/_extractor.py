@@ -361,10 +361,10 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     def identity(self) -> dict[str, Any]:
         """Return what distinguishes this fitted teacher from those that compute other values, for caches."""
         config = self.teacher_.data_config
-        own = TimmExtractor._get_param_names()
+        known = TimmExtractor._get_param_names()
+        own = {name: value for name, value in self.get_params(deep=False).items() if name not in known}
         return {
-            # of a subclass, which may compute otherwise by them
-            "parameters": {name: value for name, value in self.get_params(deep=False).items() if name not in own},
+            **({"parameters": own} if own else {}),  # of a subclass, which may compute otherwise by them
             "model": _architecture.architecture_name(self.settings_["model_name"]),
             # of the network that runs, whatever the file that it was loaded from states
             "weights": self.teacher_.content_sha256,
