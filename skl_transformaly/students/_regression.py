@@ -23,8 +23,8 @@ _PLACES = 100
 # The neighbourhood of a place is used if it has at most this many channels in total.
 _NEIGHBOURHOOD = 1200
 # Share of the median variance of features that each of them has at least, for its penalty. All features of a ViT-Tiny
-# have more. Of EfficientNet-lite0 some of the first stage have less, behind ReLUs and of colours: with this share, AUROC
-# on even classes is the same to the second digit, with a tenth it differs by up to 0.03.
+# have more. Of EfficientNet-lite0 some of the first stage have less, behind ReLUs and of colours. With this share AUROC
+# on even classes is the same to the second digit; with a tenth it differs by up to 0.03.
 _LEAST_VARIANCE = 0.01
 # Products of fewer columns are not split, which would take longer.
 _LEAST_BLOCK = 96
