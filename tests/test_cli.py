@@ -716,13 +716,12 @@ METADATA = [
 
 @pytest.mark.parametrize("metadata", METADATA, ids=str)
 @pytest.mark.slow
-def test_metadata_of_python_are_the_users_own(tmp_path, work, model, test_dir, metadata):
+def test_metadata_of_python_are_the_users_own(tmp_path, model, test_dir, metadata):
     saved, page = str(tmp_path / "python.tfm"), tmp_path / "r.html"
     persistence.save(load(model), saved, metadata=metadata)
     said = json.loads(run(app, ["info", saved, "--json"]).stdout)
     assert said["images"] == 24 and (said["root"], said["seed"], said["settings"]) == ("", None, {})
-    normal = ["--normal", str(work[0] / "train")]
-    result = run(app, ["report", saved, test_dir + "/six", "-o", str(page), *normal])
+    result = run(app, ["report", saved, test_dir + "/six", "-o", str(page)])
     assert result.exit_code == 0 and "of the fit</span>distance" in page.read_text(encoding="utf-8"), result.output
     updated = str(tmp_path / "updated.tfm")
     result = run(app, ["update", saved, test_dir + "/good", "-o", updated])
