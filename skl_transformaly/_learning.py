@@ -189,8 +189,9 @@ class LearningMixin:
         self._validate_params()
         labels = self.training_labels_.copy()
         labels[_positions(indices, len(labels))] = _FORGOTTEN
-        if (labels == LEARNED).sum() < 2:
-            raise ValueError(f"forget would leave {(labels == LEARNED).sum()} of {len(labels)} images; 2 are needed.")
+        left = int(np.isin(labels, (LEARNED, _TRIMMED)).sum())  # of which `trim` leaves out others, perhaps
+        if left < 2:
+            raise ValueError(f"forget would leave {left} of {len(labels)} images; 2 are needed.")
         if update_students and self._solves_students():
             self._learn_again(self._earlier_images(), labels)
             return self

@@ -174,6 +174,17 @@ def test_only_positions_of_training_images_are_forgotten(images, indices):
     assert (detector.training_labels_ == 1).all()
 
 
+@pytest.mark.parametrize("update_students", [True, False])
+def test_what_trim_left_out_may_come_back_when_others_are_forgotten(images, update_students):
+    detector = tiny_detector(trim=0.3).fit(images[:5])
+    learned = np.flatnonzero(detector.training_labels_ == 1)
+    assert len(learned) == 3
+    detector.forget(learned[:2], update_students=update_students)
+    assert (detector.training_labels_ == 1).sum() == 2 and np.isfinite(detector.training_scores_).sum() == 2
+    with pytest.raises(ValueError, match="would"):
+        detector.forget(np.arange(5)[detector.training_labels_ >= 0][:2], update_students=update_students)
+
+
 def test_an_image_that_is_gone_can_be_forgotten(images, new, tmp_path):
     paths = save_images(images, tmp_path)
     detector = tiny_detector().fit(paths)
