@@ -14,7 +14,7 @@ from skl_transformaly._cleaning import least_normal, near_duplicates
 from skl_transformaly._density import resolve_density
 from skl_transformaly._explanation import scatter
 from skl_transformaly._fusion import can_promise, held_out_threshold
-from skl_transformaly._measuring import NOT_FINITE, Measurer, TrainingFeatures, copies, release_checkpoint
+from skl_transformaly._measuring import NOT_FINITE, Measurer, TrainingFeatures, release_checkpoint
 from skl_transformaly._space import FeatureSpace
 from skl_transformaly._weighting import space_weights
 from skl_transformaly.images._sequence import DIGEST_SIZE, Images
@@ -464,8 +464,8 @@ class LearningMixin:
         spaces = [space for space in self.feature_spaces_ if space != "discrepancy"] or ["pretrained"]
         taken = images.take(candidates)
         taken.thumbnails = {}
-        features, sizes = Measurer(self.extractor_, None, spaces, self._cache()).run(taken)
-        return self._trim(labels, candidates, features, sizes, copies(taken))
+        found = Measurer(self.extractor_, None, spaces, self._cache()).measure_training(taken, held_out=False)
+        return self._trim(labels, candidates, found.features, found.sizes, found.groups)
 
     def _trimmed_again(self, labels: np.ndarray) -> np.ndarray:
         """The same, by the features that are kept; unchanged without features of the teacher itself."""

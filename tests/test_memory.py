@@ -60,6 +60,16 @@ def test_a_subclass_of_the_extractor_does_not_find_what_its_parent_left(tmp_path
     np.testing.assert_array_equal(found, tiny_detector(extractor=subclass).fit(images).score_samples(images))
 
 
+@pytest.mark.parametrize("trim", [0.0, 0.2])
+def test_a_second_fit_runs_no_teacher_to_trim(tmp_path, images, work, trim):
+    first = tiny_detector(trim=trim, memory=str(tmp_path)).fit(images)
+    before = work["runs"]
+    second = tiny_detector(trim=trim, memory=str(tmp_path)).fit(images)
+    assert work["runs"] == before
+    np.testing.assert_array_equal(second.training_labels_, first.training_labels_)
+    np.testing.assert_array_equal(second.training_scores_, first.training_scores_)
+
+
 class Inverted(TimmExtractor):
     """With a parameter of its own, by which it computes otherwise."""
 
