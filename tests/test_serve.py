@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import struct
+import sys
 import threading
 import zlib
 
@@ -323,6 +324,17 @@ def test_bodies_together_are_bounded():
         assert post(client, png()).status_code == 200  # what was refused is not held
     held = Held(10)
     assert held.add(10) and not held.add(1)
+
+
+def test_a_score_of_minus_infinity_is_an_anomaly():
+    result = Result(-np.inf, -np.inf, 0.1, spaces={"layers": -np.inf, "classes": 1.0})
+    lowest = -sys.float_info.max
+    assert (result.score, result.margin, result.spaces) == (lowest, lowest, {"layers": lowest, "classes": 1.0})
+    for score in (np.nan, np.inf):
+        with pytest.raises(FloatingPointError):
+            Result(score, 1.0, None)
+        with pytest.raises(FloatingPointError):
+            Result(1.0, score, None)
 
 
 @pytest.mark.parametrize(

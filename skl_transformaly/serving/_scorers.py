@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ __all__ = ["DetectorScorer", "OnnxScorer", "Result", "open_scorer"]
 # Pixels that go through an ONNX graph at a time, since it resizes in float64
 _RUN_PIXELS = 2**24
 _METADATA_PREFIX = "transformaly."
+_LOWEST = -sys.float_info.max
 
 
 @dataclass
@@ -40,6 +42,9 @@ class Result:
     threshold: float | None = None  # of the model, if known
 
     def __post_init__(self) -> None:
+        # where a density is zero: JSON has no infinity
+        self.score, self.margin = max(self.score, _LOWEST), max(self.margin, _LOWEST)
+        self.spaces = {name: max(part, _LOWEST) for name, part in self.spaces.items()}
         if not math.isfinite(self.score) or not math.isfinite(self.margin):
             raise FloatingPointError("The model returned a score that is not a finite number.")
         if self.p_value is not None and math.isnan(self.p_value):
