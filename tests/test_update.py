@@ -282,6 +282,7 @@ def test_a_wrong_folder_of_normal_images_is_told_which_is_the_right_one(root, tm
     text = re.sub(r"<[^>]+>", "", out.read_text(encoding="utf-8"))
     assert f"The model was fitted on images below {root}: name that folder" in text
     arguments = ["update", str(tmp_path / "one.tfm"), str(root / "sixes" / "000.png"), "-o", str(tmp_path / "two.tfm")]
+    shutil.rmtree(root / "more")
     stderr = run(app, [*arguments, *wrong]).stderr
     assert f"name with --normal DIR the folder that is now what {str(root)!r} was" in stderr
 
@@ -323,6 +324,28 @@ def test_the_images_of_a_model_that_was_saved_in_python_are_found_by_their_pixel
     assert "All earlier images were found: learning from 33 images" in result.stderr
     _, _, expected = update(root, tmp_path / "expected.tfm", root / "more")
     np.testing.assert_allclose(load(new).training_scores_, expected.training_scores_, rtol=1e-6)
+
+
+def test_one_of_several_folders_of_the_fit_may_be_named(root, tmp_path):
+    update(root, tmp_path / "one.tfm", root / "more")  # of which the root is the folder of both
+    new = [str(root / "sixes" / "000.png"), "--normal", str(root / "train"), "-o", str(tmp_path / "two.tfm")]
+    result = run(app, ["update", str(tmp_path / "one.tfm"), *new])
+    assert result.exit_code == 0, result.output
+    assert "All earlier images were found: learning from 34 images" in result.stderr
+    page = tmp_path / "r.html"
+    run(
+        app,
+        ["report", str(tmp_path / "one.tfm"), str(root / "sixes"), "--normal", str(root / "train"), "-o", str(page)],
+    )
+    assert "data-near=" in page.read_text(encoding="utf-8")
+
+
+def test_without_names_the_folder_is_asked_for(root, tmp_path):
+    save(load(root / "model.tfm"), tmp_path / "python.tfm")
+    arguments = ["update", str(tmp_path / "python.tfm"), str(root / "more"), "-o", str(tmp_path / "new.tfm")]
+    assert "name with --normal DIR the folder of these images" in run(app, arguments).stderr
+    stderr = run(app, [*arguments, "--normal", str(root / "sixes")]).stderr
+    assert f"25 images of the fit cannot be found below {str(root / 'sixes')!r}" in stderr
 
 
 def test_too_few_known_anomalies_to_weigh_spaces_change_no_score(root, tmp_path):

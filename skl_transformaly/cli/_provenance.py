@@ -149,6 +149,12 @@ class Provenance:
             made.digests.append(digest)
         return made
 
+    def places(self, folder: str | os.PathLike, i: int) -> list[str]:
+        """Return where file `i` may be below `folder`, which is the root now, or one of the folders below the root."""
+        parts = PurePath(self.files[i]).parts
+        paths = [str(Path(folder, *parts[start:])) for start in range(len(parts))]
+        return [path for path in paths if os.path.lexists(path)] or paths[:1]
+
     def to_json(self) -> dict[str, Any]:
         """Convert to metadata of a model file: numbers, strings, lists and dicts."""
         return {_KEY: {name: value for name, value in asdict(self).items() if name != "own"}}

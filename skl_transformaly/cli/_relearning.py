@@ -77,7 +77,7 @@ class Earlier:
         fitted = made.fitted if len(made.fitted) == n else [-1] * n
         root = made.root if normal is None else str(normal.absolute())
         digests = [bytes(row).hex() if row.any() else "" for row in detector.training_digests_]
-        paths = [str(Path(root) / made.files[i]) if i >= 0 else "" for i in fitted]
+        paths = [_place(detector, made, root, i, digest) if i >= 0 else "" for i, digest in zip(fitted, digests)]
         return cls(detector, made, root, paths, digests)
 
     @property
@@ -102,6 +102,8 @@ class Earlier:
         needed &= np.array([bool(digest) for digest in self.digests])  # what could not be read was never learned
         unnamed = [i for i in np.flatnonzero(needed) if not self.paths[i]]
         if unnamed:
+            if self.root:
+                return f"{counted(len(unnamed), 'image')} of the fit cannot be found below {self.root!r}"
             return f"The model file does not name {counted(len(unnamed), 'image')} that it was fitted on"
         gone, changed = [], []
         for i, path in enumerate(self.paths):
@@ -228,6 +230,16 @@ class Lessons:
             )
         else:
             self.unreadable[path] = reason(path, error)
+
+
+def _place(detector: Any, made: Provenance, root: str, i: int, digest: str) -> str:
+    """Where file `i` is below `root` or, if it is not there, was at the time of the fit."""
+    places = made.places(root, i)
+    if root != made.root:
+        places += [path for path in made.places(made.root, i) if os.path.lexists(path)]
+    if len(places) == 1:
+        return places[0]
+    return next((path for path in places if _digest(path, detector) == digest), places[0])
 
 
 def _positions(earlier: Earlier) -> dict[str, list[int]]:

@@ -151,7 +151,7 @@ def _overruled_text(paths: list[str], trim: float) -> str:
 def _where(earlier: Earlier) -> str:
     """Return advice on which folder to name, for images that the model file names."""
     if not earlier.made.root:
-        return ""
+        return "name with --normal DIR the folder of these images, or "
     return f"name with --normal DIR the folder that is now what {earlier.made.root!r} was, or "
 
 

@@ -418,7 +418,15 @@ class _Training:
 
     def _pixels(self, root: Path, index: int) -> np.ndarray | None:
         """Return the pixels of a training image, or None if it is another image than in the fit."""
-        path = str(root / self.made.files[index])
+        for path in self.made.places(root, index):
+            pixels = self._pixels_at(path, index)
+            if pixels is not None:
+                return pixels
+        if not os.path.lexists(root / self.made.files[index]):
+            raise ImageError("it is not there, but another of the same name")
+        return None
+
+    def _pixels_at(self, path: str, index: int) -> np.ndarray | None:
         pixels = as_images([path]).reduced(self.size)[0]
         if not self.made.digests or image_facts(path, pixels).digest == self.made.digests[index]:
             return pixels
