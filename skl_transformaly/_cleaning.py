@@ -50,7 +50,8 @@ def near_duplicates(thumbnails: np.ndarray, groups: np.ndarray) -> np.ndarray:
     >>> near_duplicates(thumbnails, np.arange(4)).tolist()
     [0, 1, 2, 0]
     """
-    _, first, groups = np.unique(by_appearance(groups), return_index=True, return_inverse=True)
+    groups = by_appearance(groups)
+    first = np.unique(groups, return_index=True)[1]
     rows = np.asarray(thumbnails, dtype=np.float64)[first]  # images of the same pixels are compared once
     if len(rows) < 2 or len(thumbnails) < 3:
         return groups

@@ -118,7 +118,7 @@ def _check_url(url: str) -> None:
     try:
         parts = urllib.parse.urlsplit(url)
         wrong = "it has no host" if not parts.hostname else ""
-        parts.port  # noqa: B018  (raises ValueError if it is no number)
+        parts.port  # noqa: B018  (raises ValueError if it is not a number)
     except ValueError as error:
         wrong = str(error)
     if re.search(r"[\s\x00-\x1f\x7f]|[^\x00-\x7f]", url):

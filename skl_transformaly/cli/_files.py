@@ -32,7 +32,7 @@ def find_files(names: Iterable[str], *, listed: Iterable[str] = ()) -> FoundFile
     seen: dict[str, bool] = {}  # paths, and whether only patterns lead to them
 
     def add(path: str, matched: bool) -> None:
-        path = str(Path(expand_user(path)))  # without ./ and //, but with .., which may lead through a link
+        path = str(Path(path))  # without ./ and //, but with .., which may lead through a link
         seen[path] = seen.get(path, True) and matched
 
     given: list[tuple[str, bool]] = []  # paths, and whether they match a pattern
@@ -72,7 +72,7 @@ def find_files(names: Iterable[str], *, listed: Iterable[str] = ()) -> FoundFile
 def _matches(pattern: str) -> Iterator[str]:
     """Yield the paths that a pattern matches.
 
-    ``**`` follows links to folders, but comes to each folder once: where two links lead back, there is no end of paths.
+    ``**`` follows links to folders but visits each folder once, since links that lead back would make paths endless.
     """
     head, between, tail = _split(pattern)
     if not between:

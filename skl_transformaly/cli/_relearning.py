@@ -75,7 +75,7 @@ class Earlier:
             made = Provenance.found_below(detector, normal)
         n = len(detector.training_labels_)
         fitted = made.fitted if len(made.fitted) == n else [-1] * n
-        root = made.root if normal is None else str(normal.absolute())
+        root = made.root if normal is None else absolute_path(normal)
         digests = [bytes(row).hex() if row.any() else "" for row in detector.training_digests_]
         paths = [_place(detector, made, root, i, digest) if i >= 0 else "" for i, digest in zip(fitted, digests)]
         return cls(detector, made, root, paths, digests)
