@@ -643,7 +643,8 @@ def download(tmp_path, browser, button):
     before = set(tmp_path.glob("downloads/*.csv"))
     browser.execute_script("document.getElementById(arguments[0]).click()", button)
     for _ in range(100):
-        if new := set(tmp_path.glob("downloads/*.csv")) - before:
+        # browsers hold the name with an empty file before they move the rows there
+        if new := [path for path in set(tmp_path.glob("downloads/*.csv")) - before if path.stat().st_size]:
             with open(new.pop(), encoding="utf-8", errors="surrogateescape", newline="") as file:
                 return list(csv.DictReader(file))
         time.sleep(0.05)
