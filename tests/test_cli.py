@@ -720,7 +720,7 @@ def test_metadata_of_python_are_the_users_own(tmp_path, model, test_dir, metadat
     saved, page = str(tmp_path / "python.tfm"), tmp_path / "r.html"
     persistence.save(load(model), saved, metadata=metadata)
     said = json.loads(run(app, ["info", saved, "--json"]).stdout)
-    assert said["images"] == 24 and (said["root"], said["seed"], said["settings"]) == ("", None, {})
+    assert said["images"] == 24 and (said["root"], said["seed"]) == ("", None)
     result = run(app, ["report", saved, test_dir + "/six", "-o", str(page)])
     assert result.exit_code == 0 and "of the fit</span>distance" in page.read_text(encoding="utf-8"), result.output
     updated = str(tmp_path / "updated.tfm")
@@ -760,6 +760,30 @@ def test_names_that_a_file_has_no_room_for_are_left_out(work, tmp_path, monkeypa
     load(out)
 
 
+def test_info_says_the_main_settings_of_a_model_saved_in_python(tmp_path, model):
+    detector = load(model)
+    persistence.save(detector, tmp_path / "python.tfm")
+    said = json.loads(run(app, ["info", str(tmp_path / "python.tfm"), "--json"]).stdout)["settings"]
+    assert said == {
+        "teacher": "bundled",
+        "weights": "in the file",
+        "weights SHA-256": detector.extractor_.weights_sha256_,
+        "feature spaces": ", ".join(detector.feature_spaces_),
+        "contamination": str(detector.contamination),
+        "threshold": f"{detector.offset_:.6g}",
+    }
+
+
+def test_info_imports_nothing_that_takes_long(model):
+    code = (
+        f"import sys; sys.argv = ['transformaly', 'info', {str(model)!r}]\n"
+        "from skl_transformaly.__main__ import main\n"
+        "try: main()\nexcept SystemExit as stop: code = stop.code\n"
+        "print(code, [m for m in ('torch', 'timm', 'sklearn') if m in sys.modules], file=sys.stderr)"
+    )
+    assert python(code).stderr == "0 []\n"
+
+
 def test_info_is_for_people_too(model):
     text = run(app, ["info", model]).stdout
     assert "tf_efficientnet_lite0" in text and "expected false-positive rate" in text
@@ -789,6 +813,9 @@ def forged(path, **changes):
     [
         {"class": "x\nSHA-256  0"},
         {"made": {"saved_at": "now\nSHA-256  0"}},
+        {"teachers": [{"model_name": "a\nSHA-256  0", "sha256": ["b\nSHA-256  0"]}, 3, None]},
+        {"objects": [3, {"state": 1, "params": 2}, {"state": {"offset_": "c\nSHA-256  0"}, "params": {}}]},
+        {"teachers": 1, "objects": "a"},
         {"made": {"environment": {"a\nSHA-256  0": "b\nSHA-256  0"}}},
         {"metadata": {"transformaly command line": {"root": "/a\nSHA-256  0", "settings": {"b\nSHA-256  0": "7"}}}},
     ],
@@ -1460,6 +1487,31 @@ def test_ctrl_c_is_130(monkeypatch, model, test_dir):
 
 def python(code, **options):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, **options)
+
+
+def test_the_version_is_printed():
+    import skl_transformaly
+
+    result = run(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"skl-transformaly {skl_transformaly.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["report", "m.tfm", "new", "--normal", "a", "--normal", "b"],
+        ["update", "m.tfm", "-o", "n.tfm", "--labels", "a.csv", "--labels=b.csv"],
+        ["score", "m.tfm", "new", "-o", "a.csv", "--out", "b.csv"],
+        ["fit", "normal", "-oa.tfm", "--seed", "1", "--seed", "2"],
+    ],
+)
+def test_no_value_of_an_option_is_lost(arguments):
+    result = run(app, arguments)
+    assert result.exit_code == 2 and "takes one value, but is given several times" in result.stderr
+
+
+def test_flags_may_be_repeated(model, test_dir):
+    assert run(app, ["score", model, test_dir, "--quiet", "-q", "-q"]).exit_code == 0
 
 
 def test_help_imports_nothing_that_takes_long():

@@ -82,6 +82,7 @@ app = typer.Typer(
     "130 interrupted.",
 )
 
+
 OUT = ("--out", "--output", "-o")
 """Names of the option for the main output file of a command."""
 
@@ -144,12 +145,37 @@ def command(*, json: bool = True, quiet: bool = True) -> Callable[[Callable], Ca
 
 
 class _Command(TyperCommand):
-    """A command that refuses empty arguments: as a path, "" would be the current folder."""
+    """A command that refuses empty arguments, where as a path "" would be the current folder, and second values.
+
+    Of two values of an option, the first would be lost without a word: half of the labels, or a folder.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if any(not arg or (arg.startswith("--") and arg.endswith("=") and arg.count("=") == 1) for arg in args):
             fail("an argument is empty, perhaps a variable that is not set; expected a path or a value.")
+        _, _, given = self.make_parser(ctx).parse_args(list(args))
+        for option in {id(item): item for item in given}.values():
+            if sum(item is option for item in given) > 1 and not (option.is_flag or option.multiple):
+                fail(f"{max(option.opts, key=len)} takes one value, but is given several times.")
         return super().parse_args(ctx, args)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from skl_transformaly import __version__
+
+        typer.echo(f"skl-transformaly {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options_without_command(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    pass
 
 
 def _guard(work: Callable[[], None], debug: bool) -> None:

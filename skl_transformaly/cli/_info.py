@@ -15,7 +15,7 @@ __all__ = ["info", "teachers"]
 @command(quiet=False)
 def info(out: Output, model: Model) -> None:
     """Show how a model was made: teacher, images, seed, versions, time."""
-    from skl_transformaly.cli._provenance import Provenance, count_learned, saved_with
+    from skl_transformaly.cli._provenance import Provenance, count_learned, outline, saved_with
     from skl_transformaly.images._folders import display_path
     from skl_transformaly.utils._container import read_header  # without torch
 
@@ -23,6 +23,7 @@ def info(out: Output, model: Model) -> None:
     header = read_header(model, check_sum=True)
     saved = saved_with(header)
     made = Provenance.from_json(header["metadata"])
+    settings = made.settings or outline(header)
     data = {
         "model": str(model),
         "class": header["class"],
@@ -33,7 +34,7 @@ def info(out: Output, model: Model) -> None:
         "root": made.root,
         "seed": made.seed,
         "seconds": made.seconds,
-        "settings": made.settings,
+        "settings": settings,
     }
     rows: list[tuple[str, Any]] = [
         ("model", f"{model}, {header['class']}, {header['size'] / 1e6:.1f} MB"),
@@ -42,7 +43,7 @@ def info(out: Output, model: Model) -> None:
     ]
     if made.root:
         rows += [("from", made.root), ("time to fit", f"{made.seconds:g} s"), ("seed", made.seed)]
-    rows += made.settings.items()
+    rows += settings.items()
     # a line break in a file that anyone may have written would make a line of its own, such as another digest
     lines = [(display_path(str(name)), display_path(str(value))) for name, value in rows]
     width = max(len(name) for name, _ in lines)

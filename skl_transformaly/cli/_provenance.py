@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from skl_transformaly._wrappers import innermost
 from skl_transformaly.cli._console import Output, counted
 from skl_transformaly.images._folders import FoundFiles, walk
 from skl_transformaly.images._images import Images, as_images
 from skl_transformaly.images._values import SKIP_ADVICE, ImageError
-from skl_transformaly.teacher._architecture import BUNDLED_MODEL
 from skl_transformaly.utils._container import DescriptionTooLarge
 from skl_transformaly.utils._files import absolute_path
 
@@ -25,6 +23,7 @@ __all__ = [
     "count_learned",
     "describe",
     "image_facts",
+    "outline",
     "reason",
     "reasons",
     "relative_to_root",
@@ -275,9 +274,37 @@ def saved_with(header: Mapping[str, Any]) -> dict[str, str]:
     return {name: value for name, value in words.items() if value}
 
 
+def outline(header: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the header of a model file, which may hold anything, says of the parts of a detector, as text.
+
+    It is less than `describe` says, and for models of which nobody noted that, such as those saved in Python.
+    """
+    teachers = [one for one in _items(header, "teachers") if isinstance(one, dict)]
+    settings = {
+        "teacher": ", ".join(str(one.get("model_name", "")) for one in teachers),
+        "weights": ", ".join("in the file" if one.get("stored") is True else "not in the file" for one in teachers),
+        "weights SHA-256": ", ".join(str(one.get("sha256", "")) for one in teachers),
+    }
+    for one in _items(header, "objects"):
+        state, params = (one.get(name) for name in ("state", "params")) if isinstance(one, dict) else ({}, {})
+        if isinstance(state, dict) and isinstance(params, dict) and "offset_" in state:
+            settings["feature spaces"] = ", ".join(map(str, _items(state, "feature_spaces_")))
+            settings["contamination"] = str(params.get("contamination", ""))
+            settings["threshold"] = f"{state['offset_']:.6g}" if _is_number(state["offset_"]) else ""
+    return {name: value for name, value in settings.items() if value}
+
+
+def _items(content: Mapping[str, Any], name: str) -> list:
+    found = content.get(name)
+    return found if isinstance(found, list) else []
+
+
 def describe(detector: Any) -> dict[str, str]:
     """Return names and values, as text, of the parts of a fitted detector."""
-    from skl_transformaly.cli._trust import FalseAlarms  # whose libraries take long to import
+    # whose libraries take long to import
+    from skl_transformaly._wrappers import innermost
+    from skl_transformaly.cli._trust import FalseAlarms
+    from skl_transformaly.teacher._architecture import BUNDLED_MODEL
 
     inner = innermost(detector)
     extractor = inner.extractor_
