@@ -403,3 +403,10 @@ class Own:
 
 def test_equal_teachers_of_ones_own_are_found_again():
     assert identity(Own(0)) == identity(Own(0)) != identity(Own(1))
+
+
+def test_the_home_folder_may_be_named_by_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert Cache("~/kept").active
+    assert [entry.name for entry in tmp_path.iterdir()] == ["kept"]

@@ -40,7 +40,7 @@ class Cache:
         self._call: Any = None
         try:
             if isinstance(memory, (str, os.PathLike)):
-                memory = joblib.Memory(os.fspath(memory), backend=_STORE, verbose=0)
+                memory = joblib.Memory(os.path.expanduser(memory), backend=_STORE, verbose=0)
             memory = check_memory(memory)
             if getattr(memory, "location", True) is not None:
                 self._call = memory.cache(_remember, ignore=["compute"], verbose=0)
