@@ -642,7 +642,7 @@ def download(tmp_path, browser, button):
     """What a button saves, as rows."""
     before = set(tmp_path.glob("downloads/*.csv"))
     browser.execute_script("document.getElementById(arguments[0]).click()", button)
-    for _ in range(100):
+    for _ in range(600):
         # browsers hold the name with an empty file before they move the rows there
         if new := [path for path in set(tmp_path.glob("downloads/*.csv")) - before if path.stat().st_size]:
             with open(new.pop(), encoding="utf-8", errors="surrogateescape", newline="") as file:
