@@ -23,7 +23,7 @@ from skl_transformaly.cli import _cards
 from skl_transformaly.cli._cards import path_bytes
 from skl_transformaly.cli._histogram import histogram, round_step
 from skl_transformaly.cli._provenance import Provenance, image_facts
-from skl_transformaly.cli.report import Origin, write_report
+from skl_transformaly.cli.report import Origin, _fixed, write_report
 from skl_transformaly.images._pixels import as_rgb
 from skl_transformaly.images._thumbnails import thumbnail_of
 
@@ -449,6 +449,33 @@ def test_histograms(scores, reference, threshold):
     values = [value for _, value in drawn["ticks"]]
     assert 1 <= len(values) <= 8 and all(0 <= x <= 100 for x, _ in drawn["ticks"])
     assert all(abs(value - round(value, drawn["decimals"])) <= 1e-9 * max(1, abs(value)) for value in values)
+
+
+@example(flagged=2, others=0, elsewhere=19)  # three times a height, by three, was more than the height
+@given(st.integers(0, 400), st.integers(0, 400), st.integers(0, 400))
+@settings(deadline=None)
+def test_parts_of_a_bar_have_heights(flagged, others, elsewhere):
+    """A part below zero, if only by rounding, would be an error to browsers."""
+    scores = np.repeat([0.0, 0.0, 9.0], [flagged + 1, others, elsewhere])
+    is_flagged = np.arange(len(scores)) <= flagged
+    for bar in histogram(scores, is_flagged, np.arange(10.0), None)["bars"]:
+        assert 0 <= bar["flagged"] <= bar["height"] and 0 <= bar["rest"] <= bar["height"]
+        assert bar["flagged"] + bar["rest"] == pytest.approx(bar["height"])
+
+
+def test_places_in_drawings_are_numbers_to_programs(tmp_path, rng, training):
+    paths = make_images(tmp_path / "new", [f"{i}.png" for i in range(40)], rng)
+    text, _, _ = write(tmp_path, paths, training)
+    numbers = re.findall(r' (?:x|y|x1|x2|y1|y2|width|height)="([^"]*)"', text)
+    assert len(numbers) > 100
+    assert all(float(number.rstrip("%")) >= 0 for number in numbers)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(-0.004, "0.00"), (-0.0, "0.00"), (-0.006, "−0.01"), (1e7, "1e+07"), (np.nan, "–")]
+)
+def test_numbers_align(value, text):
+    assert _fixed(value, 2) == text
 
 
 @given(st.floats(1e-6, 1e9), st.integers(3, 50))

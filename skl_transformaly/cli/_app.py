@@ -154,7 +154,8 @@ class _Command(TyperCommand):
         if any(not arg or (arg.startswith("--") and arg.endswith("=") and arg.count("=") == 1) for arg in args):
             fail("an argument is empty, perhaps a variable that is not set; expected a path or a value.")
         _, _, given = self.make_parser(ctx).parse_args(list(args))
-        for option in {id(item): item for item in given}.values():
+        options: dict[int, Any] = {id(item): item for item in given}
+        for option in options.values():
             if sum(item is option for item in given) > 1 and not (option.is_flag or option.multiple):
                 fail(f"{max(option.opts, key=len)} takes one value, but is given several times.")
         return super().parse_args(ctx, args)

@@ -49,7 +49,7 @@ def histogram(
     bars = []
     for i, (count, low_count, other) in enumerate(zip(counts.tolist(), low_counts.tolist(), normal.tolist())):
         height = max(100 * share[i] / top, _LEAST) if count else 0.0
-        red = height * low_count / count if count else 0.0
+        red = height * (low_count / count) if count else 0.0  # never higher than the whole bar
         bars.append(
             {
                 "x": 100 * i / bins,

@@ -286,10 +286,11 @@ def outline(header: Mapping[str, Any]) -> dict[str, str]:
         "weights SHA-256": ", ".join(str(one.get("sha256", "")) for one in teachers),
     }
     for one in _items(header, "objects"):
-        state, params = (one.get(name) for name in ("state", "params")) if isinstance(one, dict) else ({}, {})
-        if isinstance(state, dict) and isinstance(params, dict) and "offset_" in state:
+        state = one.get("state") if isinstance(one, dict) else None
+        if isinstance(state, dict) and "offset_" in state:
+            params = one.get("params")
             settings["feature spaces"] = ", ".join(map(str, _items(state, "feature_spaces_")))
-            settings["contamination"] = str(params.get("contamination", ""))
+            settings["contamination"] = str(params.get("contamination", "")) if isinstance(params, dict) else ""
             settings["threshold"] = f"{state['offset_']:.6g}" if _is_number(state["offset_"]) else ""
     return {name: value for name, value in settings.items() if value}
 

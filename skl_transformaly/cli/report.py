@@ -205,6 +205,7 @@ def _template(root: str) -> Any:
         short=partial(_below, root),
         number=_number,
         fixed=_fixed,
+        percent="{:.3f}%".format,  # for attributes, in which a minus must be the sign that programs know
         times=times_text,
         bytes=path_bytes,
         quoted=shlex.quote,
@@ -479,7 +480,7 @@ def _fixed(value: float, decimals: int) -> str:
     """Format a number with a fixed number of decimals, so that numbers align."""
     if not math.isfinite(value) or abs(value) >= 1e6:
         return _number(value)
-    return f"{value:.{decimals}f}".replace("-", "−")
+    return f"{round(value, decimals) + 0.0:.{decimals}f}".replace("-", "−")  # no minus before a zero
 
 
 def _below(folder: str, path: str) -> str:
