@@ -1535,17 +1535,19 @@ def test_without_its_library_the_command_says_what_to_install():
     assert "Traceback" not in result.stderr
 
 
-def test_a_library_that_memory_has_no_room_for_is_said_so():
+@pytest.mark.parametrize("library", ["typer", "pydantic_core"])  # at once, and when arguments are read
+def test_a_library_that_memory_has_no_room_for_is_said_so(library):
     code = (
         "import importlib.abc, sys\n"
+        "sys.argv = ['transformaly', 'score', 'm.tfm', 'new']\n"
         "class Full(importlib.abc.MetaPathFinder):\n"
         "    def find_spec(self, name, path, target=None):\n"
-        "        if name == 'typer': raise ImportError('typer.so: failed to map segment from shared object')\n"
+        f"        if name == {library!r}: raise ImportError('some.so: failed to map segment from shared object')\n"
         "sys.meta_path.insert(0, Full())\n"
         "from skl_transformaly.__main__ import main\nmain()"
     )
     result = python(code)
-    assert result.returncode == 2 and "too little memory? typer.so: failed to map" in result.stderr
+    assert result.returncode == 2 and "too little memory? some.so: failed to map" in result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -300,6 +300,9 @@ def run() -> None:
         signal.signal(signal.SIGHUP, _stop)
     try:
         app()
-    except Exception:  # beyond what `_guard` sees; Python's own exit code is that of anomalies
+    except Exception as error:  # beyond what `_guard` sees; Python's own exit code is that of anomalies
+        # typer imports some libraries when it reads arguments: without memory for them, `main` says so
+        if isinstance(error, (ImportError, MemoryError)) and not isinstance(error, ModuleNotFoundError):
+            raise
         traceback.print_exc()
         sys.exit(BUG)
