@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -439,10 +439,40 @@ class TransformalyDetector(
         -------
         Z : ndarray of shape (n_samples, k), float64
             The spaces' features in the order of `feature_spaces_`; see `get_feature_names_out`.
+
+        Notes
+        -----
+        Students deviate less on images that they have learned. Training images, known by their pixels, get the
+        discrepancies by students that have not seen them (`training_held_out_`), so that what another estimator learns
+        from them holds for new images. ``paper()`` has no such students.
         """
         check_is_fitted(self)
-        features = self._measurer().measure(self._images(X, reset=False))
-        return np.hstack([where_readable(features[space], self.spaces_[space].transform) for space in features])
+        images = self._images(X, reset=False)
+        features = self._measurer().measure(images)
+        if self.training_held_out_.shape[1]:
+            discrepancies = features["discrepancy"].copy()
+            for position, row in self._recognised(images):
+                discrepancies[position] = self.training_held_out_[row]
+            features = {**features, "discrepancy": discrepancies}
+        return self._side_by_side(features)
+
+    def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
+        """Fit, and return what `transform` returns for the same images, without measuring them again.
+
+        Parameters
+        ----------
+        X : images
+            As for `fit`.
+        y : array-like of shape (n_samples,), default=None
+            As for `fit`.
+
+        Returns
+        -------
+        Z : ndarray of shape (n_samples, k), float64
+        """
+        self.fit(X, y)
+        unseen = {"discrepancy": self.training_held_out_} if self.training_held_out_.shape[1] else {}
+        return self._side_by_side({**self.training_features_, **unseen})
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Get names of the columns that `transform` returns.
@@ -515,12 +545,20 @@ class TransformalyDetector(
             space = self.spaces_["discrepancy"]
             terms = where_readable(features["discrepancy"], lambda z: self._by_block(np.asarray(space.terms(z))))
         if recognise:
-            learned = np.flatnonzero(self.training_labels_ == LEARNED)[::-1]  # of copies, the first counts
-            rows = {bytes(self.training_digests_[row]): row for row in learned}
-            for position, digest in images.digests.items():
-                if (row := rows.get(digest)) is not None:
-                    parts[position], terms[position] = self.training_parts_[row], self.training_terms_[row]
+            for position, row in self._recognised(images):
+                parts[position], terms[position] = self.training_parts_[row], self.training_terms_[row]
         return parts, terms
+
+    def _recognised(self, images: Images) -> Iterator[tuple[int, int]]:
+        """Yield positions of measured images that were learned, with their rows among the training images."""
+        learned = np.flatnonzero(self.training_labels_ == LEARNED)[::-1]  # of copies, the first counts
+        rows = {bytes(self.training_digests_[row]): row for row in learned}
+        for position, digest in images.digests.items():
+            if (row := rows.get(digest)) is not None:
+                yield position, int(row)
+
+    def _side_by_side(self, features: dict[str, np.ndarray]) -> np.ndarray:
+        return np.hstack([where_readable(features[space], self.spaces_[space].transform) for space in features])
 
     def _p_values_of(self, scores: np.ndarray) -> np.ndarray:
         if not self.held_out_:

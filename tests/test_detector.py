@@ -405,6 +405,26 @@ def test_pickle_and_joblib_give_the_same_scores(fitted, tmp_path):
         np.testing.assert_array_equal(copy.score_samples(X), detector.score_samples(X))
 
 
+def test_transform_gives_discrepancies_of_images_that_were_learned_without_them(images, rng):
+    new = rng.integers(0, 256, (4, 20, 24, 3), dtype=np.uint8)
+    detector = tiny_detector(feature_spaces=["pretrained", "discrepancy"]).fit(images)
+    width = detector.training_held_out_.shape[1]
+    z = detector.transform(np.concatenate([new, images[3:]]))
+    np.testing.assert_array_equal(z[4:, -width:], detector.training_held_out_[3:])
+    assert not np.allclose(z[4:, -width:], detector.students_.transform(images[3:]), rtol=1e-3)
+    np.testing.assert_allclose(z[:4, -width:], detector.students_.transform(new), rtol=1e-4)
+
+
+@pytest.mark.parametrize("y", [None, [1] * 9 + [-1] * 3])
+def test_fit_transform_is_transform_of_the_fit_without_measuring_again(images, y, monkeypatch):
+    detector = tiny_detector(trim=0.2)
+    z = detector.fit_transform(images, y)
+    expected = detector.transform(images)
+    np.testing.assert_allclose(z, expected, rtol=1e-4, atol=1e-6)
+    monkeypatch.setattr(TransformalyDetector, "transform", lambda *_: 1 / 0)
+    np.testing.assert_array_equal(clone(detector).fit_transform(images, y), z)
+
+
 def test_transform_names_its_columns(fitted):
     detector, X = fitted
     names = detector.get_feature_names_out().tolist()
