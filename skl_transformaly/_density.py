@@ -31,12 +31,15 @@ __all__ = [
     "fit_density",
     "folds",
     "held_out_scores",
+    "log_densities",
+    "on_scale",
     "resolve_density",
     "spread",
 ]
 
-# Number of folds for densities that have no closed form.
-_FOLDS = 5
+# Folds where held-out scores have no closed form. With a fifth fewer images, what is held out seems more normal than
+# new images will: of 40 photographs, whitened to 0.9 of the variance, 5 folds would flag 34 % of new ones instead of 10.
+_FOLDS = 20
 # AutoDensity seeks neighbours among at most this many samples, so that the time of a fit stays linear in their number
 # and model files stay small.
 _MOST_NEIGHBORS = 5000
@@ -153,7 +156,7 @@ def held_out_scores(density: Any, X: np.ndarray, *, groups: Any = None, unseen: 
     ----------
     density : fitted estimator with ``score_samples``
         Its own ``held_out_scores`` are used if it has them; else clones of it are fitted on the samples outside each of
-        5 folds.
+        20 folds, whose scores are put on its scale (:func:`on_scale`).
     X : ndarray of shape (n_samples, n_features)
         What it was fitted on.
     groups, unseen
@@ -172,11 +175,50 @@ def held_out_scores(density: Any, X: np.ndarray, *, groups: Any = None, unseen: 
         return density.held_out_scores_
     if hasattr(density, "held_out_scores"):
         return np.asarray(density.held_out_scores(X, groups=groups, unseen=unseen), dtype=np.float64)
+    own = log_densities(density, X)
+    if unseen is None and isinstance(density, GaussianMixture) and len(X) < X.shape[1]:
+        # Turned into the samples' own span, mixtures differ by a constant, and are fitted a hundred times as fast.
+        X = X @ np.linalg.qr(X.T)[0]
     scored = X if unseen is None else unseen
     scores = np.empty(len(X))
     for train, test in folds(groups, len(X)):
         rest = X[train] if len(train) > 1 else np.repeat(X[train], 2, axis=0)  # which any density can be fitted on
-        scores[test] = fit_density(density, rest, fold=True).score_samples(scored[test])
+        part = fit_density(density, rest, fold=True)
+        scores[test] = on_scale(log_densities(part, scored[test]), own[train], log_densities(part, X[train]))
+    return scores
+
+
+def on_scale(scores: np.ndarray, own: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """Put scores by a density of a part of the samples on the scale of the density of all.
+
+    The scores of many estimators have a level that depends on the number of samples: a one-class SVM's are sums over
+    them, a whitening PCA keeps fewer components of fewer samples. Without correction, none or all new images would be
+    flagged (``benchmarks/selection/own_densities.py``).
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n,)
+        By the density of a part.
+    own, part : ndarray of shape (m,)
+        Scores of that part of the samples, by both densities.
+    """
+    return scores + np.median(own - part)
+
+
+def log_densities(density: Any, X: np.ndarray) -> np.ndarray:
+    """Return ``density.score_samples(X)``, (n,), in float64.
+
+    Raises
+    ------
+    ValueError
+        It does not return one number for each sample.
+    """
+    scores = np.asarray(density.score_samples(X), dtype=np.float64)
+    if scores.shape != (len(X),):
+        raise ValueError(
+            f"{type(density).__name__}.score_samples returned an array of shape {scores.shape} for {len(X)} samples; "
+            f"expected ({len(X)},), one log-density for each."
+        )
     return scores
 
 

@@ -22,6 +22,8 @@ from skl_transformaly._density import (
     fit_density,
     folds,
     held_out_scores,
+    log_densities,
+    on_scale,
     resolve_density,
     spread,
 )
@@ -37,10 +39,7 @@ __all__ = ["FeatureSpace"]
 _ROWS = 1024
 # Threads of BLAS wait for each other longer than they compute in decompositions of fewer samples or features.
 _FEW = 500
-# Folds where whitening is held out. With components of a fifth fewer images, what is held out seems more normal than
-# new images will: of 40 photographs and 0.9 of the variance, 5 folds would flag 34 % of new ones instead of 10.
-_WHITENING_FOLDS = 20
-# With more components, as a share of the images that determine them, even 20 folds flag twice as many as they promise.
+# With more components, as a share of the images that determine them, folds flag twice as many as they promise.
 _MOST_COMPONENTS = 0.9
 _TOO_MANY = "About twice as many false alarms as promised are to be expected: give more images, or a lower value."
 
@@ -160,7 +159,7 @@ class FeatureSpace(BaseEstimator):
         if self.held_out:
             scores, terms = self._held_out(features, groups, None if unseen is None else self._scaled(unseen))
         else:
-            scores = np.asarray(self.density_.score_samples(self._whiten(features)), dtype=np.float64)
+            scores = log_densities(self.density_, self._whiten(features))
             terms = self.density_.terms(features) if self._has_terms() else None
         if groups is not None:
             # Kernels of BLAS may round the last of several equal rows otherwise, and a threshold between copies of one
@@ -190,7 +189,7 @@ class FeatureSpace(BaseEstimator):
 
     def score_samples(self, Z: np.ndarray) -> np.ndarray:
         """Return the space's part in each score, (n,), in standard deviations of held-out normal images."""
-        scores = np.asarray(self.density_.score_samples(self.transform(Z)), dtype=np.float64)
+        scores = log_densities(self.density_, self.transform(Z))
         return (scores - self.location_) / self.spread_
 
     def terms(self, Z: np.ndarray) -> np.ndarray | None:
@@ -254,13 +253,14 @@ class FeatureSpace(BaseEstimator):
                 return terms.sum(axis=1), terms
             return held_out_scores(self.density_, features, groups=groups, unseen=unseen), None
         # whitening must not have seen the held-out samples either
+        own = log_densities(self.density_, self._whiten(features))
         if len(features) < features.shape[1]:
             # Turned into the samples' own span, which changes no principal component's share and no distance, each
             # decomposition costs less.
             features = features @ np.linalg.qr(features.T)[0]
         scores = np.empty(len(features))
         with single_threaded_blas() if min(features.shape) < _FEW else contextlib.nullcontext():
-            for train, test in folds(groups, len(features), count=_WHITENING_FOLDS):
+            for train, test in folds(groups, len(features)):
                 # as many as in the end: in spaces of other dimensions log-densities could not be compared
                 pca = self._fit_whitening(features[train], int(self.whitening_.n_components_))
                 whitened, rest = _whitened_by(pca, features[train]), None if groups is None else groups[train]
@@ -268,7 +268,9 @@ class FeatureSpace(BaseEstimator):
                     density = self.density_.refitted(whitened, rest)
                 else:
                     density = fit_density(resolve_density(self.density), whitened, rest, fold=True)
-                scores[test] = density.score_samples(_whitened_by(pca, features[test]))
+                scores[test] = log_densities(density, _whitened_by(pca, features[test]))
+                if not isinstance(density, LogDensity):
+                    scores[test] = on_scale(scores[test], own[train], log_densities(density, whitened))
         return scores, None
 
     def _limit_components(self, features: np.ndarray, groups: np.ndarray | None) -> None:
@@ -280,7 +282,7 @@ class FeatureSpace(BaseEstimator):
                 f"explained_variance={self.explained_variance} needs at least 3 images that differ, got {distinct}: "
                 "give more, or leave it None."
             )
-        splits = folds(groups, len(features), count=_WHITENING_FOLDS)
+        splits = folds(groups, len(features))
         rest = min(len(np.unique(groups[train])) for train, _ in splits)
         most = max(1, rest - 2)  # one more, and whitening would put all images of the fit at the same distances
         wanted = int(self.whitening_.n_components_)

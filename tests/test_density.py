@@ -2,6 +2,7 @@
 
 import re
 import tracemalloc
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,11 +12,16 @@ from scipy.integrate import quad
 from scipy.stats import multivariate_normal
 from sklearn.base import BaseEstimator, clone
 from sklearn.covariance import LedoitWolf
+from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
+from sklearn.pipeline import make_pipeline
+from sklearn.svm import OneClassSVM
 
 from skl_transformaly import AutoDensity, GaussianDensity, KNNDensity, LocalKNNDensity
-from skl_transformaly._density import fit_density, folds, held_out_scores, resolve_density
+from skl_transformaly._density import fit_density, folds, held_out_scores, on_scale, resolve_density
+from skl_transformaly._fusion import interpolated_p_values
+from skl_transformaly._space import FeatureSpace
 
 
 def correlated(seed, n, d):
@@ -435,25 +441,96 @@ def test_densities_without_a_closed_form_are_held_out_by_folds():
     density = KernelDensity().fit(X)
     expected = np.empty(23)
     for train, test in folds(None, 23):
-        expected[test] = KernelDensity().fit(X[train]).score_samples(X[test])
+        part = KernelDensity().fit(X[train])
+        level = np.median(density.score_samples(X[train]) - part.score_samples(X[train]))
+        expected[test] = part.score_samples(X[test]) + level
     np.testing.assert_array_equal(held_out_scores(density, X), expected)
 
 
-class Count(BaseEstimator):
-    """Scores everything as the number of samples that it was fitted on."""
+class Levelled(BaseEstimator):
+    """Scores by the first feature, at a level that depends on the number of samples of the fit."""
+
+    fitted: ClassVar[list] = []
 
     def fit(self, X, y=None):
         self.count_ = len(X)
+        self.fitted.append(self.count_)
         return self
 
     def score_samples(self, X):
-        return np.full(len(X), self.count_)
+        return X[:, 0] + 1000 * self.count_
 
 
-@pytest.mark.parametrize("n, counts", [(2, {2}), (3, {2}), (10, {8})])
-def test_each_of_five_folds_is_fitted_on_the_rest_or_on_two_copies_of_one(n, counts):
+@pytest.mark.parametrize("n, counts", [(2, {2}), (3, {2}), (10, {9}), (40, {38}), (50, {47, 48})])
+def test_each_of_twenty_folds_is_fitted_on_the_rest_or_on_two_copies_of_one(n, counts):
     X = correlated(0, n, 2)
-    assert set(held_out_scores(Count().fit(X), X)) == counts
+    density = Levelled().fit(X)
+    Levelled.fitted.clear()
+    scores = held_out_scores(density, X)
+    assert set(Levelled.fitted) == counts and len(Levelled.fitted) == min(n, 20)
+    np.testing.assert_allclose(scores, density.score_samples(X))  # on the scale of the density of all
+
+
+@pytest.mark.parametrize("explained_variance", [None, 0.9])
+@pytest.mark.parametrize(
+    "density",
+    [
+        make_pipeline(PCA(0.8, whiten=True), GaussianMixture(1, reg_covar=1e-3)),
+        make_pipeline(PCA(5), GaussianMixture(1)),
+        OneClassSVM(),
+        OneClassSVM(nu=0.1),
+        KernelDensity(bandwidth="scott"),
+        PCA(5),
+        GaussianMixture(2, reg_covar=1e-4, random_state=0),
+    ],
+    ids=["whitening", "pca-gaussian", "svm", "svm-0.1", "kernels", "pca", "mixture"],
+)
+@pytest.mark.slow
+def test_densities_of_others_flag_what_they_promise(density, explained_variance):
+    """Of 60 samples of 100 features, whose variances fall as those of embeddings do."""
+    low, half = [], []
+    features = np.arange(1, 101)
+    for seed in range(12):
+        X = np.random.default_rng(seed).normal(size=(260, 100)) / features**0.7 + 2 / features**0.5
+        space = FeatureSpace(density, explained_variance=explained_variance).fit(X[:60])
+        p = interpolated_p_values(space.score_samples(X[60:]), space.held_out_parts_)
+        low.append(np.mean(p < 0.1))
+        half.append(np.mean(p < 0.5))
+    assert np.mean(low) == pytest.approx(0.1, abs=0.04)
+    assert np.mean(half) == pytest.approx(0.5, abs=0.1)
+
+
+class Wrong(BaseEstimator):
+    """Scores in a shape that is not (n,)."""
+
+    def __init__(self, shape=lambda scores: scores.mean()):
+        self.shape = shape
+
+    def fit(self, X, y=None):
+        return self
+
+    def score_samples(self, X):
+        return self.shape(X[:, 0])
+
+
+@pytest.mark.parametrize("shape", [np.mean, lambda s: s[:, None], lambda s: s[:-1], lambda s: s[:0]])
+@pytest.mark.parametrize("held_out", [True, False])
+@pytest.mark.parametrize("explained_variance", [None, 0.8])
+def test_one_number_for_each_sample_is_expected(shape, held_out, explained_variance):
+    space = FeatureSpace(Wrong(shape), held_out=held_out, standardize=held_out, explained_variance=explained_variance)
+    with pytest.raises(ValueError, match=r"Wrong.score_samples returned an array of shape \(.*; expected \(\d+,\)"):
+        space.fit(correlated(0, 12, 3))
+
+
+def test_mixtures_of_more_features_than_samples_are_held_out_as_they_are():
+    """Folds are fitted in the samples' own span, which changes nothing."""
+    X = correlated(0, 12, 30)
+    density = GaussianMixture(2, random_state=0, reg_covar=1e-2).fit(X)
+    expected = np.empty(12)
+    for train, test in folds(None, 12):
+        part = clone(density).fit(X[train])
+        expected[test] = on_scale(part.score_samples(X[test]), *(d.score_samples(X[train]) for d in (density, part)))
+    np.testing.assert_allclose(held_out_scores(density, X), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("unit", [1e-6, 1e6])
