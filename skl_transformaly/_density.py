@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 # Folds where held-out scores have no closed form. With a fifth fewer images, what is held out seems more normal than
-# new images will: of 40 photographs, whitened to 0.9 of the variance, 5 folds would flag 34 % of new ones instead of 10.
+# new images will: of 40 photographs, whitened to 0.9 of the variance, 5 folds would flag 34 % of new ones, not 10.
 _FOLDS = 20
 # AutoDensity seeks neighbours among at most this many samples, so that the time of a fit stays linear in their number
 # and model files stay small.

@@ -68,7 +68,8 @@ class TransformalyDetector(
     density : {"auto", "gaussian", "gmm", "knn"} or estimator, default="auto"
         Density of the teacher's features in each space: :class:`AutoDensity`, neighbours and a Gaussian together;
         :class:`GaussianDensity`; scikit-learn's ``GaussianMixture`` with 5 components; :class:`KNNDensity`; or any
-        estimator with ``fit`` and ``score_samples``.
+        estimator with ``fit`` and ``score_samples``, which is fitted 20 times more for held-out scores. A mixture's
+        covariances need many images and much room (5 of 1,280 features take 130 MB): give `explained_variance`, too.
     discrepancy_density : {"auto", "gaussian", "gmm", "knn"} or estimator, default="gaussian"
         Density of the discrepancies, likewise.
     explained_variance : float or None, default=None
@@ -81,8 +82,8 @@ class TransformalyDetector(
         How log-densities are added: on the scale of held-out normal images, or as they are, as in the paper.
     contamination : float, default=0.05
         Share of new normal images, in (0, 0.5], that `predict` may flag: `fit` sets `offset_` by it. With n training
-        images,
-        promises below 1 / (n + 1) cannot be kept: then the lowest held-out score is the threshold, with a warning.
+        images, promises below 1 / (n + 1) cannot be kept: then the lowest held-out score is the threshold, with a
+        warning.
     trim : float, default=0.0
         Share of the training images, in [0, 0.5), that may not be normal: those that are the least like the others, as
         the teacher's spaces alone see it, are left out of the fit. Half as much again as is expected is best
@@ -187,7 +188,8 @@ class TransformalyDetector(
 
     *Training images.* Nothing that an image helped to fit judges that image. Scored again, an image that `fit` has seen
     is recognised by its pixels, and gets its score from `training_scores_`, which is that of a detector which has not
-    seen it: in closed form with Gaussians, neighbours and :class:`RidgeStudents`; by folds with other densities, and
+    seen it: in closed form with Gaussians, neighbours and :class:`RidgeStudents`; by 20 folds with other densities,
+    whose scores are put on the scale of the density of all images (``benchmarks/selection/own_densities.md``); and
     with :class:`BlockStudents`, of which 3 more sets are trained for that, each on two thirds of the images. Duplicates
     of an image are left out with it.
 
@@ -456,7 +458,7 @@ class TransformalyDetector(
             features = {**features, "discrepancy": discrepancies}
         return self._side_by_side(features)
 
-    def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
+    def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:  # type: ignore[override]  # fit takes no parameters
         """Fit, and return what `transform` returns for the same images, without measuring them again.
 
         Parameters

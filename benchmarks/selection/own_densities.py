@@ -6,7 +6,8 @@ Classes of the natural scenes ("view") are normal in turn; no anomaly takes part
 training images, some are given to a FeatureSpace with the density, and the others are new. Flagged is what has a
 p-value below 0.1, of which 10 % are promised; of p-values below one half there should be 50 %. Held-out scores come
 from clones that are fitted on the samples outside each of 5 or 20 folds, as they are or on the scale of the density of
-all (the library's way). Data and teacher are those of ``benchmarks/accuracy``. Writes own_densities.md beside this file.
+all (the library's way). Data and teacher are those of ``benchmarks/accuracy``. Writes own_densities.md beside this
+file.
 """
 
 from __future__ import annotations
