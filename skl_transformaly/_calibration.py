@@ -18,7 +18,7 @@ from sklearn.utils.validation import _num_samples, check_is_fitted
 from skl_transformaly._decisions import DecisionMixin
 from skl_transformaly._drift import DriftMonitor, DriftReport
 from skl_transformaly._fusion import conformal_threshold, p_values
-from skl_transformaly._wrappers import DelegatingMixin
+from skl_transformaly._wrappers import DelegatingMixin, innermost
 from skl_transformaly.images._samples import as_sequence, on_error_of, take_samples
 from skl_transformaly.utils._compat import HasMethods, Interval, RealNotInt, StrOptions, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
@@ -199,15 +199,16 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
 
     def _own_scores(self, X: Any) -> tuple[Any, np.ndarray]:
         """Return the detector fitted on all of `X`, and its held-out scores."""
-        if trim := getattr(self.estimator, "trim", 0):
+        if trim := getattr(innermost(self.estimator), "trim", 0):
             raise ValueError(
                 f"calibration='held-out' with trim={trim:g} would leave the least normal images out of the "
                 "calibration, so that alpha would not hold. Set trim=0, or pass a share of the images to keep out of "
                 "the fit, or images of your own."
             )
         detector = clone(self.estimator).fit(X, None)
-        scores = getattr(detector, "reference_scores_", getattr(detector, "training_scores_", None))
-        if scores is None or not getattr(detector, "held_out_", True):
+        inner = innermost(detector)  # such as the last step of a pipeline
+        scores = getattr(inner, "reference_scores_", getattr(inner, "training_scores_", None))
+        if scores is None or not getattr(inner, "held_out_", True):
             raise ValueError(
                 f"calibration='held-out' needs a detector with held-out training_scores_, such as a "
                 f"TransformalyDetector with threshold='held-out', got {type(detector).__name__}. Pass a share of the "

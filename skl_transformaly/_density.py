@@ -43,6 +43,8 @@ _FOLDS = 20
 # AutoDensity seeks neighbours among at most this many samples, so that the time of a fit stays linear in their number
 # and model files stay small.
 _MOST_NEIGHBORS = 5000
+# Features in float32 of one image differ by so much with its place in a batch, and log-densities with them.
+_ROUNDING = 1e-5
 # Of the Gaussian and the neighbours in AutoDensity.
 SHARES = np.array([0.2, 0.8])
 
@@ -146,7 +148,7 @@ class AutoDensity(LogDensity):
 def spread(scores: np.ndarray) -> float:
     """Return the standard deviation of log-densities; 1 if they differ by rounding alone, as those of two samples."""
     deviation = float(np.std(scores))
-    return deviation if deviation > 1e-9 * max(np.abs(scores).max(), 1.0) else 1.0
+    return deviation if deviation > _ROUNDING * max(np.abs(scores).max(), 1.0) else 1.0
 
 
 def held_out_scores(density: Any, X: np.ndarray, *, groups: Any = None, unseen: np.ndarray | None = None) -> np.ndarray:
@@ -270,7 +272,7 @@ def resolve_density(density: Any, *, discrepancy: bool = False) -> Any:
     ValueError
         An unknown name.
     TypeError
-        An object without ``fit`` and ``score_samples``.
+        A class, or an object without ``fit`` and ``score_samples``.
     """
     if isinstance(density, str):
         named = {
@@ -282,6 +284,10 @@ def resolve_density(density: Any, *, discrepancy: bool = False) -> Any:
         if density not in named:
             raise ValueError(f"A density by name is one of {sorted(named)}, got {density!r}.")
         return named[density]()
+    if isinstance(density, type):
+        raise TypeError(
+            f"A density must be an object, got the class {density.__name__}: write {density.__name__}(...)."
+        )
     if not (hasattr(density, "fit") and hasattr(density, "score_samples")):
         raise TypeError(f"A density needs fit and score_samples; {type(density).__name__} lacks them.")
     return density

@@ -20,7 +20,8 @@ from sklearn.model_selection import (
     train_test_split,
 )
 from sklearn.neighbors import KernelDensity, LocalOutlierFactor
-from sklearn.preprocessing import StandardScaler
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import OneClassSVM
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -326,6 +327,17 @@ class KeepsScores(FirstValue):
     def fit(self, X, y=None):
         self.training_scores_ = self.score_samples(X) - 1
         return self
+
+
+def test_the_last_step_of_a_pipeline_calibrates_with_its_own_held_out_scores(images, rng):
+    detector = tiny_detector(feature_spaces=["pretrained"])
+    mirrored = FunctionTransformer(lambda X: X[:, :, ::-1])
+    whole = ConformalDetector(make_pipeline(mirrored, detector), alpha=0.3, calibration="held-out").fit(images)
+    alone = ConformalDetector(clone(detector), alpha=0.3, calibration="held-out").fit(images[:, :, ::-1])
+    np.testing.assert_array_equal(whole.calibration_scores_, alone.calibration_scores_)
+    trimmed = make_pipeline(mirrored, clone(detector).set_params(trim=0.2))
+    with pytest.raises(ValueError, match=r"with trim=0.2"):
+        ConformalDetector(trimmed, alpha=0.3, calibration="held-out").fit(images)
 
 
 def test_training_scores_of_another_detector_are_taken_as_held_out(rng):

@@ -643,3 +643,19 @@ def test_groups_of_another_length_are_refused(density, count, rng):
     X = rng.normal(size=(20, 3))
     with pytest.raises(ValueError, match=f"(20|{count}).*(20|{count})"):
         density.fit(X).held_out_scores(X, groups=np.arange(count))
+
+
+def test_a_density_is_an_object():
+    with pytest.raises(TypeError, match=r"got the class GaussianMixture: write GaussianMixture\(\.\.\.\)"):
+        FeatureSpace(GaussianMixture).fit(correlated(0, 9, 3))
+
+
+@pytest.mark.parametrize("density", ["auto", "gaussian", "knn"])
+def test_rounding_of_copies_is_no_difference(density):
+    """Of two images, one many times, as float32 has them at different places of a batch."""
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(2, 200))
+    X = np.vstack([np.repeat(one[None], 20, axis=0), other]) * (1 + 1e-7 * rng.normal(size=(21, 200)))
+    groups = np.repeat([0, 1], [20, 1])
+    parts = FeatureSpace(density).fit(X.astype(np.float32), groups=groups).held_out_parts_
+    assert np.ptp(parts[:20]) < 0.1
