@@ -253,7 +253,8 @@ class FeatureSpace(BaseEstimator):
                 return terms.sum(axis=1), terms
             return held_out_scores(self.density_, features, groups=groups, unseen=unseen), None
         # whitening must not have seen the held-out samples either
-        own = log_densities(self.density_, self._whiten(features))
+        ours = isinstance(self.density_, LogDensity)  # whose level does not depend on the number of samples
+        own = None if ours else log_densities(self.density_, self._whiten(features))
         if len(features) < features.shape[1]:
             # Turned into the samples' own span, which changes no principal component's share and no distance, each
             # decomposition costs less.
@@ -269,7 +270,7 @@ class FeatureSpace(BaseEstimator):
                 else:
                     density = fit_density(resolve_density(self.density), whitened, rest, fold=True)
                 scores[test] = log_densities(density, _whitened_by(pca, features[test]))
-                if not isinstance(density, LogDensity):
+                if own is not None:
                     scores[test] = on_scale(scores[test], own[train], log_densities(density, whitened))
         return scores, None
 
