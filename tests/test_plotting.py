@@ -367,9 +367,13 @@ def test_tsne_and_other_transformers(rows):
 
 def test_discrepancies_are_mapped_by_their_logarithm(fitted):
     detector, X = fitted
-    display = EmbeddingDisplay.from_estimator(detector, X, np.ones(12), space="discrepancy")
-    expected = PCA(2).fit_transform(np.log(detector.students_.transform(X)[:, :2]))
-    np.testing.assert_allclose(np.abs(display.coordinates), np.abs(expected), atol=1e-4)
+    new = 255 - X[:3]
+    display = EmbeddingDisplay.from_estimator(detector, new, np.ones(3), space="discrepancy")
+    # where the images of the fit lie for students that have not seen them, as new ones do
+    both = np.log(np.vstack([detector.training_held_out_, detector.students_.transform(new)])[:, :2])
+    expected = PCA(2).fit_transform(both)
+    drawn = np.vstack([display.training, display.coordinates])
+    np.testing.assert_allclose(np.abs(drawn), np.abs(expected), atol=1e-4)
 
 
 def test_unreadable_images_have_no_place_on_the_map():

@@ -237,8 +237,10 @@ def _features(estimator: Any, X: Any, space: str) -> tuple[Any, Any]:
     z = np.asarray(estimator.transform(X))
     if space == "discrepancy":  # whose columns come last: discrepancies, then other measures
         m, k = len(detector.students_.block_indices_), len(detector.students_.measures_)
-        images, training = (part[:, -k * m :][:, :m] for part in (z, detector.training_discrepancies_))
-        return np.log(images), np.log(training)
+        training = detector.training_discrepancies_
+        if detector.training_held_out_.shape[1]:  # by students that have not seen them, as those of new images are
+            training = np.where(np.isnan(training), np.nan, detector.training_held_out_)
+        return np.log(z[:, -k * m :][:, :m]), np.log(training[:, :m])
     fitted = detector.spaces_["pretrained"]
     embeddings = detector.training_embeddings_
     training = fitted.transform(embeddings[~np.isnan(embeddings).any(axis=1)])
