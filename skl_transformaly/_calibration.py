@@ -21,7 +21,7 @@ from skl_transformaly._fusion import conformal_threshold, p_values
 from skl_transformaly._wrappers import DelegatingMixin, innermost
 from skl_transformaly.images._samples import as_sequence, on_error_of, take_samples
 from skl_transformaly.utils._compat import HasMethods, Interval, RealNotInt, StrOptions, fit_context
-from skl_transformaly.utils._fitting import all_or_nothing
+from skl_transformaly.utils._fitting import all_or_nothing, refuse_class
 from skl_transformaly.utils._labels import normal_samples
 from skl_transformaly.utils._warnings import warn_user
 
@@ -174,9 +174,7 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
             X = as_sequence(X)
             normal = normal_samples(y, _num_samples(X))
             X = X if normal is None else take_samples(X, np.flatnonzero(normal), on_error=on_error_of(self.estimator))
-        if isinstance(self.estimator, type):
-            name = self.estimator.__name__
-            raise TypeError(f"estimator must be an object, got the class {name}: write {name}(...).")
+        refuse_class(self.estimator, "estimator")
         for name in ("estimator_", "calibration_scores_", "offset_", "fitted_positions_"):
             self.__dict__.pop(name, None)  # of an earlier fit, perhaps with another calibration
         if isinstance(self.calibration, str):

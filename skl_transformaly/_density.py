@@ -18,7 +18,7 @@ from sklearn.utils.validation import has_fit_parameter, validate_data
 from skl_transformaly._gaussian import FLOATS, GaussianDensity, LogDensity
 from skl_transformaly._neighbors import KNNDensity, LocalKNNDensity
 from skl_transformaly.utils._compat import Interval, fit_context
-from skl_transformaly.utils._fitting import all_or_nothing
+from skl_transformaly.utils._fitting import all_or_nothing, refuse_class
 from skl_transformaly.utils._labels import by_appearance
 
 __all__ = [
@@ -284,10 +284,7 @@ def resolve_density(density: Any, *, discrepancy: bool = False) -> Any:
         if density not in named:
             raise ValueError(f"A density by name is one of {sorted(named)}, got {density!r}.")
         return named[density]()
-    if isinstance(density, type):
-        raise TypeError(
-            f"A density must be an object, got the class {density.__name__}: write {density.__name__}(...)."
-        )
+    refuse_class(density, "density")
     if not (hasattr(density, "fit") and hasattr(density, "score_samples")):
         raise TypeError(f"A density needs fit and score_samples; {type(density).__name__} lacks them.")
     return density

@@ -26,7 +26,7 @@ from skl_transformaly.teacher._features import SPACES, TEACHER_SPACES, missing_s
 from skl_transformaly.teacher._kernels import release_memory
 from skl_transformaly.utils._cache import Cache
 from skl_transformaly.utils._compat import fit_context
-from skl_transformaly.utils._fitting import all_or_nothing
+from skl_transformaly.utils._fitting import all_or_nothing, refuse_class
 from skl_transformaly.utils._labels import normal_samples
 from skl_transformaly.utils._torch import own_settings
 from skl_transformaly.utils._warnings import warn_user
@@ -625,6 +625,7 @@ class LearningMixin:
 
     def _new_students(self, random_state: np.random.RandomState) -> Any:
         """Students to be fitted, with what the detector has set for them."""
+        refuse_class(self.students, "students")
         students = RidgeStudents() if self.students is None else clone(self.students)
         if lacking := [name for name in ("extractor", "_fit") if not hasattr(students, name)]:
             raise TypeError(

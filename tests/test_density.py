@@ -646,7 +646,8 @@ def test_groups_of_another_length_are_refused(density, count, rng):
 
 
 def test_a_density_is_an_object():
-    with pytest.raises(TypeError, match=r"got the class GaussianMixture: write GaussianMixture\(\.\.\.\)"):
+    expected = r"density must be an object, got the class GaussianMixture: write GaussianMixture\(\.\.\.\)"
+    with pytest.raises(TypeError, match=expected):
         FeatureSpace(GaussianMixture).fit(correlated(0, 9, 3))
 
 

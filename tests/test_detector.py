@@ -24,7 +24,7 @@ from sklearn.neighbors import KernelDensity
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, normalize
 
-from skl_transformaly import GaussianDensity, TimmExtractor, TransformalyDetector
+from skl_transformaly import GaussianDensity, RidgeStudents, TimmExtractor, TransformalyDetector
 from skl_transformaly._fusion import held_out_threshold, interpolated_p_values
 from skl_transformaly.teacher._features import layer_indices
 
@@ -423,6 +423,15 @@ def test_fit_transform_is_transform_of_the_fit_without_measuring_again(images, y
     np.testing.assert_allclose(z, expected, rtol=1e-4, atol=1e-6)
     monkeypatch.setattr(TransformalyDetector, "transform", lambda *_: 1 / 0)
     np.testing.assert_array_equal(clone(detector).fit_transform(images, y), z)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "given"),
+    [("extractor", TimmExtractor), ("students", RidgeStudents), ("density", GaussianDensity)],
+)
+def test_parts_are_objects(images, parameter, given):
+    with pytest.raises(TypeError, match=rf"{parameter} must be an object, got the class .*: write {given.__name__}\("):
+        tiny_detector(**{parameter: given}).fit(images)
 
 
 def test_transform_names_its_columns(fitted):

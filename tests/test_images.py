@@ -346,6 +346,12 @@ def test_one_image_is_not_taken_for_rows(tmp_path, images):
         detector.score_samples(images[0, :, :, 0])
 
 
+@pytest.mark.parametrize("X", [np.arange(5.0), np.arange(5), [1, 2, 3]], ids=str)
+def test_a_row_of_numbers_gets_no_advice_for_tables(X):
+    with pytest.raises(ValueError, match=r"^Got one row of \d numbers\..* Expected images as"):
+        tiny_detector().fit(X)
+
+
 def test_image_shape_must_fit_the_rows():
     with pytest.raises(ValueError, match="image_shape=.*12"):
         tiny_detector(image_shape=(3, 5)).fit(np.zeros((4, 12)))

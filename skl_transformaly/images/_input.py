@@ -75,6 +75,8 @@ class ImageInputMixin:
         integers = kinds and getattr(kinds[0], "kind", "") in ("i", "u") and len(set(kinds)) == 1
         if integers and not X.isna().any(axis=None):
             X = X.astype(kinds[0])  # pandas' own, which scikit-learn makes floats of
+        if np.ndim(X) == 1 and np.asarray(X).dtype.kind in "biufc":  # scikit-learn would advise one column
+            raise ValueError(f"Got one row of {len(X)} numbers. Reshape your data. {EXPECTED}")
         rows = validate_data(self, X, reset=reset, dtype="numeric", ensure_min_samples=2 if reset else 1)
         return _from_rows(rows, image_shape, warn=reset)
 

@@ -22,7 +22,7 @@ from skl_transformaly.teacher._network import BlockVisitor, Teacher
 from skl_transformaly.teacher._protocol import Extractor, missing_members
 from skl_transformaly.utils._chunks import Chunks
 from skl_transformaly.utils._compat import Interval, StrOptions, fit_context
-from skl_transformaly.utils._fitting import all_or_nothing
+from skl_transformaly.utils._fitting import all_or_nothing, refuse_class
 from skl_transformaly.utils._torch import (
     PRECISIONS,
     autocast,
@@ -477,10 +477,7 @@ def resolve_extractor(extractor: str | Extractor | None) -> Extractor:
         return TimmExtractor()
     if isinstance(extractor, str):
         return TimmExtractor(extractor)
-    if isinstance(extractor, type):
-        raise TypeError(
-            f"extractor must be an object, got the class {extractor.__name__}: write {extractor.__name__}(...)."
-        )
+    refuse_class(extractor, "extractor")
     missing = missing_members(extractor)
     if missing:
         raise TypeError(

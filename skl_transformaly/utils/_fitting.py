@@ -1,4 +1,4 @@
-"""A decorator by which `fit` succeeds, or leaves the estimator as it was."""
+"""What every `fit` does: it succeeds or leaves the estimator as it was, and refuses classes for objects."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["all_or_nothing"]
+__all__ = ["all_or_nothing", "refuse_class"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,3 +29,10 @@ def all_or_nothing(fit: F) -> F:
             raise
 
     return wrapper  # type: ignore[return-value]
+
+
+def refuse_class(value: Any, parameter: str) -> None:
+    """Raise TypeError if the value of a parameter is a class where an object is expected."""
+    if isinstance(value, type):
+        name = value.__name__
+        raise TypeError(f"{parameter} must be an object, got the class {name}: write {name}(...).")
