@@ -1012,7 +1012,7 @@ def container_cases() -> Iterator[Case]:
     yield Case("an empty list", lambda folder: [], refused("no image", ValueError))
     yield Case("an empty tuple", lambda folder: (), refused("no image", ValueError))
     yield Case("a list of None", lambda folder: [None, None], _MISSING)
-    yield Case("a list of numbers", lambda folder: [1, 2, 3], refused("one row of 3 numbers.*Expected images as", ValueError))
+    yield Case("a list of numbers", lambda folder: [1, 2, 3], refused("one row of 3 numbers", ValueError))
     yield Case("a list of images and None", lambda folder: [PICTURE, None], _MISSING)
     yield Case("a list of images and numbers", lambda folder: [PICTURE, 3], refused("image 1.*int", TypeError))
     yield Case("a list of paths and None", lambda folder: [*file(png())(folder), None], _MISSING)
