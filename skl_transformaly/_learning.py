@@ -678,7 +678,7 @@ def _positions(indices: Any, n: int) -> np.ndarray:
     if given.size and given.dtype.kind not in "iu":
         raise IndexError(f"indices must be integers or a mask, got {given.dtype}.")
     positions = given.ravel().astype(np.intp)
-    # negative positions do not count from the end: in `explain`, -1 means that there is no neighbour
+    # Negative positions do not count from the end, because `explain` returns -1 for a missing neighbour.
     if len(wrong := positions[(positions < 0) | (positions >= n)]):
         raise IndexError(f"index {wrong[0]} is not that of a training image: there are {n}, counted from 0.")
     return positions

@@ -145,18 +145,17 @@ def command(*, json: bool = True, quiet: bool = True) -> Callable[[Callable], Ca
 
 
 class _Command(TyperCommand):
-    """A command that refuses empty arguments, where as a path "" would be the current folder, and second values.
+    """A command that refuses empty arguments, since "" as a path would be the current folder, and repeated options.
 
-    Of two values of an option, the first would be lost without a word: half of the labels, or a folder.
+    Otherwise the first value of an option that is given twice would be silently lost: half of the labels, or a folder.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if any(not arg or (arg.startswith("--") and arg.endswith("=") and arg.count("=") == 1) for arg in args):
             fail("an argument is empty, perhaps a variable that is not set; expected a path or a value.")
-        _, _, given = self.make_parser(ctx).parse_args(list(args))
-        options: dict[int, Any] = {id(item): item for item in given}
-        for option in options.values():
-            if sum(item is option for item in given) > 1 and not (option.is_flag or option.multiple):
+        given: list[Any] = self.make_parser(ctx).parse_args(list(args))[2]
+        for option in given:
+            if given.count(option) > 1 and not (option.is_flag or option.multiple):
                 fail(f"{max(option.opts, key=len)} takes one value, but is given several times.")
         return super().parse_args(ctx, args)
 
@@ -176,7 +175,7 @@ def _options_without_command(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
-    pass
+    """Options that need no command."""
 
 
 def _guard(work: Callable[[], None], debug: bool) -> None:

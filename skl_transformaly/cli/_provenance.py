@@ -277,7 +277,7 @@ def saved_with(header: Mapping[str, Any]) -> dict[str, str]:
 def outline(header: Mapping[str, Any]) -> dict[str, str]:
     """Return what the header of a model file, which may hold anything, says of the parts of a detector, as text.
 
-    It is less than `describe` says, and for models of which nobody noted that, such as those saved in Python.
+    This is less than `describe` returns. It serves models without that description, such as those saved in Python.
     """
     teachers = [one for one in _items(header, "teachers") if isinstance(one, dict)]
     settings = {

@@ -9,7 +9,7 @@ from skl_transformaly.utils._warnings import warn_user
 __all__ = ["SKIP_ADVICE", "ImageError", "check_layout", "checked", "colour_text", "faint_text", "faintness"]
 
 # The end of an error about a broken image; removed from messages if broken images are skipped.
-SKIP_ADVICE = " Remove or repair it, or have it skipped: set_params(on_error='skip') of the detector."
+SKIP_ADVICE = " Remove or repair it, or skip it with the detector's set_params(on_error='skip')."
 
 # A pixel array is checked in pieces of this many bytes, so that a memory-mapped one may be larger than memory.
 _CHECK_BYTES = 2**26
