@@ -7,6 +7,8 @@ from pathlib import Path
 
 # scikit-learn's array-API checks skip unless scipy was imported with this set
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
+# Threads wait for each other longer than they calculate where arrays are as small as here; tests of threads set theirs
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
