@@ -760,6 +760,27 @@ def test_names_that_a_file_has_no_room_for_are_left_out(work, tmp_path, monkeypa
     load(out)
 
 
+def test_images_on_two_drives_make_a_model_that_names_none(work, tmp_path, monkeypatch, model):
+    """Windows has no folder above them, which must not lose a fit at its end."""
+
+    def refuse(paths):
+        raise ValueError("Paths don't have the same drive")
+
+    monkeypatch.setattr(os.path, "commonpath", refuse)
+    out = str(tmp_path / "m.tfm")
+    result = run(
+        app, ["fit", str(work[0] / "train"), "-o", out, "--image-size", "32", "--blocks", "1", "--alpha", "0.2"]
+    )
+    assert result.exit_code == 0 and "several drives" in result.stderr
+    made = Provenance.from_json(persistence.read_header(out)["metadata"])
+    assert (made.root, made.files, made.fitted, made.unreadable) == ("", [], [], {})
+    updated, page = str(tmp_path / "updated.tfm"), str(tmp_path / "page.html")
+    result = run(app, ["update", model, str(work[0] / "test" / "good"), "-o", updated])
+    assert result.exit_code == 0 and "several drives" in result.stderr
+    result = run(app, ["report", updated, str(work[0] / "test"), "-o", page])
+    assert result.exit_code == 0 and str(work[0] / "test") in Path(page).read_text(encoding="utf-8")
+
+
 def test_info_says_the_main_settings_of_a_model_saved_in_python(tmp_path, model):
     detector = load(model)
     persistence.save(detector, tmp_path / "python.tfm")

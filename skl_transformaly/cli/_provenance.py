@@ -15,7 +15,7 @@ from skl_transformaly.images._folders import FoundFiles, walk
 from skl_transformaly.images._images import Images, as_images
 from skl_transformaly.images._values import SKIP_ADVICE, ImageError
 from skl_transformaly.utils._container import DescriptionTooLarge
-from skl_transformaly.utils._files import absolute_path
+from skl_transformaly.utils._files import absolute_path, common_folder
 
 __all__ = [
     "ImageFacts",
@@ -26,7 +26,6 @@ __all__ = [
     "outline",
     "reason",
     "reasons",
-    "relative_to_root",
     "save_with",
     "saved_with",
 ]
@@ -105,11 +104,17 @@ class Provenance:
     def of(
         cls, detector: Any, paths: Sequence[str], kept: Sequence[int], unreadable: Mapping[str, str], **more: Any
     ) -> Provenance:
-        """Describe a fitted detector, whose images are at `paths`; those at the positions `kept` are named."""
+        """Describe a fitted detector, whose images are at `paths`; those at the positions `kept` are named.
+
+        None is named if they lie on several drives.
+        """
         place = {i: k for k, i in enumerate(kept)}
         known = list(dict.fromkeys([*filter(None, paths), *unreadable]))
-        root, relative = relative_to_root(known)
-        names = dict(zip(known, relative))
+        root = common_folder(known)
+        if known and not root:  # Windows has no folder above two drives
+            return cls(**{"settings": describe(detector), **more})
+        # with the same separator on all systems
+        names = {path: Path(absolute_path(path)).relative_to(root).as_posix() for path in known}
         scores = detector.training_scores_
         return cls(
             root=root,
@@ -142,7 +147,7 @@ class Provenance:
                 continue
             position = places[digest].pop(0)
             made.fitted[position] = len(made.files)
-            made.files.append(os.path.relpath(path, root))
+            made.files.append(Path(path).relative_to(root).as_posix())
             score = detector.training_scores_[position]
             made.scores.append(None if np.isnan(score) else float(score))
             made.digests.append(digest)
@@ -200,19 +205,19 @@ def save_with(
 ) -> None:
     """Save a detector, perhaps without its `teacher`, with how it was made besides `metadata`.
 
-    Names of its images are left out if they are too long.
+    Names of its images are left out if they are too long. The warnings say what a model without names cannot do.
     """
     from skl_transformaly.persistence import save
 
+    without = "which names none: reports show no neighbours, and `update` leaves students as they are."
+    if not made.fitted:  # which has one position for each image otherwise
+        out.warn(f"the images lie on several drives, and a model file has room for one folder, {without}")
     try:
         save(detector, path, teacher=teacher, metadata={**metadata, **made.to_json()})
     except DescriptionTooLarge:
         if not made.files:
             raise
-        out.warn(
-            f"the names of {counted(len(made.files), 'image')} are too much for a model file, which names none: "
-            "reports show no neighbours, and `update` leaves students as they are."
-        )
+        out.warn(f"the names of {counted(len(made.files), 'image')} are too much for a model file, {without}")
         made.files, made.fitted, made.scores, made.digests = [], [], [], []
         save(detector, path, teacher=teacher, metadata={**metadata, **made.to_json()})
 
@@ -239,13 +244,6 @@ def _is_text(values: Any) -> bool:
 def _stays_below(name: str) -> bool:
     path = PurePath(name)
     return not path.anchor and ".." not in path.parts and "\0" not in name
-
-
-def relative_to_root(paths: Sequence[str]) -> tuple[str, list[str]]:
-    """Return the deepest folder that holds all `paths`, absolute ("" without paths), and the paths relative to it."""
-    whole = [absolute_path(path) for path in paths]
-    root = os.path.commonpath([os.path.dirname(path) for path in whole]) if whole else ""
-    return root, [str(Path(path).relative_to(root)) for path in whole]
 
 
 def count_learned(header: Mapping[str, Any]) -> int | None:

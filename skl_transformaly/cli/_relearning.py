@@ -134,7 +134,7 @@ class Earlier:
         paths = [*self.paths, *lessons.normal, *lessons.anomalies]
         kept = [i for i, path in enumerate(paths) if path and detector.training_labels_[i] != _FORGOTTEN]
         kept = [i for i in kept if detector.training_digests_[i].any()]
-        earlier = {os.path.join(self.root, name): why for name, why in made.unreadable.items()}
+        earlier = {str(Path(self.root, name)): why for name, why in made.unreadable.items()}
         learned = {*lessons.normal, *lessons.anomalies}  # some of them by now, if they were repaired
         update = f"{lessons.kept_by(detector)} learned, {lessons.unlearned} taken back, " + (
             f"{counted(len(lessons.anomalies), 'known anomaly')}, "

@@ -47,7 +47,7 @@ from skl_transformaly.images._images import as_images
 from skl_transformaly.images._thumbnails import THUMBNAIL_SIZE, thumbnail_of
 from skl_transformaly.images._values import ImageError
 from skl_transformaly.teacher._protocol import find_places
-from skl_transformaly.utils._files import absolute_path, replacing
+from skl_transformaly.utils._files import absolute_path, common_folder, replacing
 
 __all__ = ["Origin", "write_report"]
 
@@ -153,7 +153,7 @@ class _Page:
             raise ValueError("There are no images to report on.")
         self.detector, self.inner = detector, innermost(detector)
         # paths are shown relative to it
-        self.root = os.path.commonpath([os.path.dirname(absolute_path(path)) for path in paths])
+        self.root = common_folder(paths)
         self.template = _template(self.root)
         self.title, self.origin = title, origin
         self.training = _Training(origin.made, normal_dir, self.inner)
@@ -486,7 +486,7 @@ def _fixed(value: float, decimals: int) -> str:
 def _below(folder: str, path: str) -> str:
     """Return `path` relative to `folder` if it is in it."""
     whole = absolute_path(path)
-    return os.path.relpath(whole, folder) if whole.startswith(folder + os.sep) else path
+    return os.path.relpath(whole, folder) if folder and whole.startswith(folder + os.sep) else path
 
 
 def _source(name: str) -> str:

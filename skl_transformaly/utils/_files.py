@@ -7,11 +7,11 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["absolute_path", "file_sha256", "replacing"]
+__all__ = ["absolute_path", "common_folder", "file_sha256", "replacing"]
 
 
 def file_sha256(path: str | os.PathLike) -> str:
@@ -35,6 +35,15 @@ def absolute_path(path: str | os.PathLike) -> str:
     if name in ("", os.curdir, os.pardir):
         return os.path.realpath(path)
     return os.path.join(os.path.realpath(folder), name)
+
+
+def common_folder(paths: Iterable[str]) -> str:
+    """Return the deepest folder that holds all files, by absolute paths; "" without files, or if drives differ."""
+    folders = [os.path.dirname(absolute_path(path)) for path in paths]
+    try:
+        return os.path.commonpath(folders)
+    except ValueError:
+        return ""
 
 
 @contextlib.contextmanager
