@@ -137,6 +137,17 @@ def test_a_temporary_file_has_no_name(monkeypatch, tmp_path):
     assert os.name != "posix" or not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(os.name == "nt", reason="files there have no holes unless they are asked for")
+def test_a_mapped_file_has_no_holes_where_the_system_cannot_reserve_room(tmp_path, monkeypatch):
+    """As on macOS: a write into a hole of a full disk would kill the process."""
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    monkeypatch.setattr(_activations, "_ZEROS", 10_000)
+    with open(tmp_path / "mapped", "w+b") as file:
+        mapped = _activations.map_file(file, 25_000)
+        found = os.stat(file.fileno())
+    assert mapped.shape == (25_000,) and found.st_size == 25_000 and found.st_blocks * 512 >= 25_000
+
+
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs posix_fallocate")
 def test_a_full_disk_is_an_error_before_anything_is_written(monkeypatch):
     def full(*args):

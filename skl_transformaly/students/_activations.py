@@ -22,6 +22,8 @@ __all__ = ["BlockActivations", "LayerWalk", "inspect_blocks", "map_file", "on_di
 
 # With storage="auto", larger activations are kept on disk.
 _RAM_BYTES = 2**29
+# Zeros are written in pieces of so many bytes, where the disk cannot be asked for room.
+_ZEROS = 2**22
 
 
 @dataclass
@@ -283,8 +285,12 @@ def map_file(file: Any, size: int) -> np.memmap:
         # Reserve the blocks now: on a full disk, a write into a mapped hole would kill the process.
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
-        else:
+        elif os.name == "nt":  # where the end of a file reserves what is before it
             file.truncate(size)
+        else:  # such as macOS
+            for start in range(0, size, _ZEROS):
+                file.write(bytes(min(_ZEROS, size - start)))
+            file.flush()
     except OSError as error:
         raise OSError(
             error.errno,

@@ -227,7 +227,7 @@ class Comparer:
             raise ValueError(
                 f"The student of block {index} has no residuals of normal images to compare with: fit again."
             )
-        return statistics.standardize(residual).double().unsqueeze(1)
+        return statistics.standardize(residual).cpu().double().unsqueeze(1)  # accelerators may lack float64
 
 
 def residual_of(student: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:

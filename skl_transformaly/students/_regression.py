@@ -415,8 +415,13 @@ def _rounding(double: bool) -> float:
 
 
 def _solve_systems(systems: Tensor, targets: Tensor) -> Tensor:
-    """Solve symmetric systems (B, R, R), which may be overwritten, for targets (B, R, C), on the tensors' device."""
-    return (_solve_each if systems.device.type == "cpu" else _solve_together)(systems, targets)
+    """Solve symmetric systems (B, R, R), which may be overwritten, for targets (B, R, C).
+
+    Those on CUDA devices are solved there; not all versions of torch can do so on other accelerators.
+    """
+    if systems.device.type == "cuda":
+        return _solve_together(systems, targets)
+    return _solve_each(systems.cpu(), targets.cpu()).to(targets.device)
 
 
 def _solve_together(systems: Tensor, targets: Tensor) -> Tensor:

@@ -62,6 +62,8 @@ class ResidualStatistics:
         FloatingPointError
             The squared residuals are not finite.
         """
+        if residuals.device.type not in ("cpu", "cuda"):  # other accelerators may lack float64
+            residuals = residuals.cpu()
         n, channels = residuals.shape[:2]
         # Products are computed once for each fold and summed: subtracting a fold's products from those of all images
         # would lose precision if images are alike.

@@ -362,7 +362,8 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
             split = len(block.parts[0])
             exact = torch.float64 if block.rows <= _FEW_ROWS else dtype
             coefficients, inverse = block.solve(self.ridge)
-            origin = [part.to(inverse) for part in block.origin]
+            # first to the other device: an accelerator may lack float64
+            origin = [part.to(inverse.device).to(inverse) for part in block.origin]
             coefficients[-1] -= torch.cat(origin) @ coefficients
             weights = coefficients.T.to(dtype).cpu()
             kept = tuple(part.to(exact).cpu().numpy() for part in (inverse, *origin))

@@ -48,7 +48,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
         return resolved
     if torch.cuda.is_available():
         return torch.device("cuda")
-    if torch.backends.mps.is_available():
+    # in whose autocast torch 2.4 cannot compute
+    if torch.backends.mps.is_available() and torch.amp.is_autocast_available("mps"):
         return torch.device("mps")
     return torch.device("cpu")
 
