@@ -197,14 +197,10 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
 
     def _own_scores(self, X: Any) -> tuple[Any, np.ndarray]:
         """Return the detector fitted on all of `X`, and its held-out scores."""
-        if trim := getattr(innermost(self.estimator), "trim", 0):
-            raise ValueError(
-                f"calibration='held-out' with trim={trim:g} would leave the least normal images out of the "
-                "calibration, so that alpha would not hold. Set trim=0, or pass a share of the images to keep out of "
-                "the fit, or images of your own."
-            )
+        _refuse_trim(innermost(self.estimator))
         detector = clone(self.estimator).fit(X, None)
-        inner = innermost(detector)  # such as the last step of a pipeline
+        inner = innermost(detector)  # such as the last step of a pipeline, or what a search found
+        _refuse_trim(inner)
         scores = getattr(inner, "reference_scores_", getattr(inner, "training_scores_", None))
         if scores is None or not getattr(inner, "held_out_", True):
             raise ValueError(
@@ -377,6 +373,15 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
         tags.input_tags = inner.input_tags
         tags.transformer_tags = inner.transformer_tags
         return tags
+
+
+def _refuse_trim(detector: Any) -> None:
+    if trim := getattr(detector, "trim", 0):
+        raise ValueError(
+            f"calibration='held-out' with trim={trim:g} would leave the least normal images out of the calibration, so "
+            "that alpha would not hold. Set trim=0, or pass a share of the images to keep out of the fit, or images of "
+            "your own."
+        )
 
 
 def _needed(rate: float) -> int:

@@ -85,6 +85,7 @@ class AutoDensity(LogDensity):
     """
 
     _parameter_constraints: dict = {"n_neighbors": [Interval(Integral, 1, None, closed="left"), None]}
+    _comparable = False  # in standard deviations of its own samples
 
     def __init__(self, *, n_neighbors: int | None = None):
         self.n_neighbors = n_neighbors

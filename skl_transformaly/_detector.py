@@ -23,6 +23,7 @@ from skl_transformaly.students._block import BlockStudents
 from skl_transformaly.students._ridge import RidgeStudents
 from skl_transformaly.utils._cache import Cache
 from skl_transformaly.utils._compat import HasMethods, Interval, StrOptions
+from skl_transformaly.utils._torch import own_settings
 
 __all__ = ["TransformalyDetector"]
 
@@ -79,7 +80,8 @@ class TransformalyDetector(
     normalize : bool, default=True
         Scale embedding, class token and mean patch tokens to unit length, each by itself. The paper does not.
     fusion : {"standardized", "sum"}, default="standardized"
-        How log-densities are added: on the scale of held-out normal images, or as they are, as in the paper.
+        How log-densities are added: on the scale of held-out normal images, or as they are, as in the paper; then
+        "auto" is no density for several spaces, since it is on a scale of its own.
     contamination : float, default=0.05
         Share of new normal images, in (0, 0.5], that `predict` may flag: `fit` sets `offset_` by it. With n training
         images, promises below 1 / (n + 1) cannot be kept: then the lowest held-out score is the threshold, with a
@@ -503,7 +505,7 @@ class TransformalyDetector(
 
     def _measurer(self) -> Measurer:
         students = self.students_ if "discrepancy" in self.feature_spaces_ else None
-        drawn = self.random_state is None and students is not None and "random_state" in students.get_params()
+        drawn = students is not None and self._draws_students()
         widths = {name: space.n_features_in_ for name, space in getattr(self, "spaces_", {}).items()}
         return Measurer(self.extractor_, students, self.feature_spaces_, self._cache(), widths=widths, drawn=drawn)
 
@@ -522,6 +524,8 @@ class TransformalyDetector(
     def _new_images(self, X: Any) -> Images:
         """Images to be scored."""
         images = self._images(X, reset=False)
+        if images is X:  # what is learned about them here is not the user's object's
+            images = X.take(range(len(X)))
         images.warn_of_colour = self.grey_
         return images
 
@@ -530,6 +534,7 @@ class TransformalyDetector(
         images = self._new_images(X) if recognise else self._images(X, reset=False)  # probes are not the user's
         return self._parts(images, self._measurer().measure(images), recognise=recognise)[0].sum(axis=1)
 
+    @own_settings()
     def _parts_of(self, features: dict[str, np.ndarray]) -> np.ndarray:
         """What each space adds to the scores, (n, S), of images that are new; NaN rows stay NaN."""
         return np.column_stack([where_readable(z, self.spaces_[name].score_samples) for name, z in features.items()])

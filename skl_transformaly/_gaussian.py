@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from scipy.linalg import eigh
 from sklearn.base import BaseEstimator, DensityMixin
-from sklearn.utils import gen_batches
+from sklearn.utils import check_consistent_length, gen_batches
 from sklearn.utils.extmath import row_norms
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skl_transformaly.utils._compat import Interval, StrOptions, fit_context
@@ -33,6 +34,8 @@ _CENTRED = 1024
 class LogDensity(DensityMixin, BaseEstimator):
     """What the densities share: checked input, and `score` as the mean log-density, which is what a grid search wants.
 
+    It means nothing where fits have origins or units of their own, so that such densities have no `score`.
+
     A density defines ``_fit(X)``, ``_log_density(X)`` and ``_held_out(X, groups, unseen)``, of checked arrays in
     float64 or float32. It computes in float64 either way, some rows at a time, so that float32 takes half the memory.
     """
@@ -40,6 +43,7 @@ class LogDensity(DensityMixin, BaseEstimator):
     _fit: Callable[[np.ndarray], None]
     _log_density: Callable[[np.ndarray], np.ndarray]
     _held_out: Callable[[np.ndarray, Any, np.ndarray | None], np.ndarray]
+    _comparable = True  # whether densities that were fitted with other settings, or to other samples, can be compared
 
     @all_or_nothing
     @fit_context(prefer_skip_nested_validation=True)
@@ -96,8 +100,12 @@ class LogDensity(DensityMixin, BaseEstimator):
         log_density : ndarray of shape (n_samples,), float64
             As from `score_samples`.
         """
-        return self._held_out(self._checked(X), groups, None if unseen is None else self._checked(unseen))
+        X = self._checked(X)
+        unseen = None if unseen is None else self._checked(unseen)
+        check_consistent_length(X, unseen)
+        return self._held_out(X, groups, unseen)
 
+    @available_if(lambda self: self._comparable)
     def score(self, X: Any, y: Any = None) -> float:
         """Compute the mean log-density of `X`.
 

@@ -11,7 +11,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from skl_transformaly._cleaning import least_normal, near_duplicates
-from skl_transformaly._density import resolve_density
+from skl_transformaly._density import AutoDensity, resolve_density
 from skl_transformaly._explanation import scatter
 from skl_transformaly._fusion import can_promise, held_out_threshold
 from skl_transformaly._measuring import NOT_FINITE, Measurer, TrainingFeatures, release_checkpoint
@@ -78,6 +78,7 @@ class LearningMixin:
 
     @all_or_nothing
     @fit_context(prefer_skip_nested_validation=False)
+    @own_settings()
     def fit(self, X: Any, y: Any = None) -> Any:
         """Learn what is normal.
 
@@ -263,6 +264,7 @@ class LearningMixin:
         labels = self._labels_of(y, len(images))
         self.extractor_ = clone(resolve_extractor(self.extractor), safe=False).fit(images)
         self.feature_spaces_ = self._resolve_spaces()
+        self._check_fusion()
         return images.reduced(getattr(self.extractor_, "image_size_", None)), labels
 
     def _solves_students(self) -> bool:
@@ -603,6 +605,19 @@ class LearningMixin:
                 f"feature_spaces must be 'auto', 'teacher' or some of {SPACES}, each once, got {spaces!r}."
             )
 
+    def _check_fusion(self) -> None:
+        """Refuse to add what is in nats to what is not."""
+        if self.fusion == "standardized" or len(self.feature_spaces_) < 2:
+            return
+        for space in self.feature_spaces_:
+            parameter = "discrepancy_density" if space == "discrepancy" else "density"
+            density = getattr(self, parameter)
+            if isinstance(resolve_density(density), AutoDensity):
+                raise ValueError(
+                    f"fusion='sum' adds log-densities as they are, and {parameter}={density!r} gives them in standard "
+                    f"deviations, not in nats. Set {parameter}='gaussian', or leave fusion='standardized'."
+                )
+
     def _resolve_spaces(self) -> list[str]:
         """The spaces in use, in the order in which they are always given."""
         missing = missing_spaces(self.extractor_)
@@ -619,9 +634,11 @@ class LearningMixin:
 
     def _fit_students(self, images: Images, random_state: np.random.RandomState) -> Any:
         students = self._new_students(random_state)
-        # an unseeded fit is never repeated, so that caching its students would only fill the disk
-        drawn = "random_state" in students.get_params(deep=False) and self.random_state is None
-        return students._fit(images, self.extractor_, Cache(None) if drawn else self._cache())
+        return students._fit(images, self.extractor_, Cache(None) if self._draws_students() else self._cache())
+
+    def _draws_students(self) -> bool:
+        """Whether another fit would draw other students, so that caching them would only fill the disk."""
+        return self.random_state is None and getattr(self.students, "random_state", 0) is None
 
     def _new_students(self, random_state: np.random.RandomState) -> Any:
         """Students to be fitted, with what the detector has set for them."""

@@ -209,6 +209,7 @@ class LocalKNNDensity(KNNDensity):
         **KNNDensity._parameter_constraints,
         "scaling": [Interval(Real, 0, 1, closed="both")],
     }
+    _comparable = False  # the constant depends on the scaling, and on the unit of the features
 
     def __init__(
         self,

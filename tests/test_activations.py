@@ -7,13 +7,23 @@ import tempfile
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_extractor
+from conftest import tiny_extractor, write_images
 from test_extractor import FAMILIES, MeanExtractor
 
 from skl_transformaly import TransformalyDetector
 from skl_transformaly.images._images import as_images
 from skl_transformaly.students import _activations
-from skl_transformaly.students._activations import LayerWalk, _allocate
+from skl_transformaly.students._activations import LayerWalk, _allocate, _first_two
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_two_readable_images_are_found_behind_one_that_cannot_be_read(tmp_path, images, broken):
+    """With one alone, nothing shows that the arguments of a block change with the image."""
+    write_images(tmp_path / "images", images[:6])
+    paths = sorted(map(str, (tmp_path / "images").iterdir()))
+    with open(paths[broken], "wb") as file:
+        file.write(b"not an image")
+    assert len(_first_two(as_images(paths, on_error="skip"))) == 2
 
 
 def walk(images, extractor, indices, storage="ram"):

@@ -16,9 +16,7 @@ from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
-from sklearn.model_selection import (
-    train_test_split,
-)
+from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.neighbors import KernelDensity, LocalOutlierFactor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
@@ -358,8 +356,10 @@ def test_without_held_out_scores_there_are_none_to_take(estimator, images):
 def test_held_out_scores_of_what_trim_left_are_refused(images):
     # a share of the least normal images would be missing in the calibration
     detector = tiny_detector(trim=0.1, feature_spaces=["pretrained"])
-    with pytest.raises(ValueError, match="calibration='held-out' with trim=0.1 .* Set trim=0"):
-        ConformalDetector(detector, alpha=0.3, calibration="held-out").fit(images)
+    search = GridSearchCV(detector, {"normalize": [True]}, scoring=lambda *_: 0.0, cv=2)  # whose detector comes later
+    for estimator in (detector, search):
+        with pytest.raises(ValueError, match="calibration='held-out' with trim=0.1 .* Set trim=0"):
+            ConformalDetector(estimator, alpha=0.3, calibration="held-out").fit(images)
     ConformalDetector(detector, alpha=0.3, calibration=0.5).fit(images)
 
 

@@ -598,6 +598,13 @@ def test_local_neighbours_that_are_more_than_samples_are_refused():
         LocalKNNDensity().fit(np.eye(3))
 
 
+@pytest.mark.parametrize("density", [GaussianDensity(), KNNDensity(), LocalKNNDensity(n_neighbors=3), AutoDensity()])
+def test_unseen_samples_are_as_many_as_were_learned(density):
+    X = correlated(0, 10, 2)
+    with pytest.raises(ValueError, match=r"inconsistent numbers of samples: \[10, 20\]"):
+        density.fit(X).held_out_scores(X, unseen=np.vstack([X, X]))
+
+
 def test_score_is_the_mean_log_density():
     X = correlated(0, 30, 2)
     density = GaussianDensity().fit(X)

@@ -24,7 +24,7 @@ from sklearn.neighbors import KernelDensity
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, normalize
 
-from skl_transformaly import GaussianDensity, RidgeStudents, TimmExtractor, TransformalyDetector
+from skl_transformaly import AutoDensity, GaussianDensity, RidgeStudents, TimmExtractor, TransformalyDetector
 from skl_transformaly._fusion import held_out_threshold, interpolated_p_values
 from skl_transformaly.teacher._features import layer_indices
 
@@ -528,3 +528,23 @@ def test_spaces_are_named_each_once(images, spaces):
 def test_less_than_half_of_the_images_can_be_trimmed(images, trim):
     with pytest.raises(ValueError, match="'trim' parameter"):
         tiny_detector(trim=trim).fit(images)
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({}, "density='auto'"),
+        ({"density": "gaussian", "discrepancy_density": AutoDensity()}, r"discrepancy_density=AutoDensity\(\)"),
+    ],
+)
+def test_log_densities_are_not_added_to_what_is_in_standard_deviations(images, changes, named):
+    """One space in nats would be the whole score, without a word."""
+    with pytest.raises(ValueError, match=f"(?s)fusion='sum'.*{named}.*='gaussian'"):
+        tiny_detector(fusion="sum", **changes).fit(images)
+
+
+def test_a_sum_of_one_space_takes_any_density(images):
+    detector = tiny_detector(fusion="sum", feature_spaces=["pretrained"]).fit(images)
+    space = detector.spaces_["pretrained"]
+    features = space.transform(detector.training_features_["pretrained"])
+    np.testing.assert_allclose(detector.score_as_new(images), space.density_.score_samples(features))

@@ -16,6 +16,7 @@ import torch
 from conftest import tiny_detector, tiny_extractor, tiny_students
 from PIL import Image, ImageFile
 from sklearn.base import clone
+from sklearn.mixture import GaussianMixture
 
 from skl_transformaly import BlockStudents, ConformalDetector, RidgeStudents, load, save
 from skl_transformaly.utils._torch import whole_float32
@@ -349,6 +350,15 @@ def test_what_the_program_has_set_changes_no_score(name, model, images):
     np.testing.assert_array_equal(scores_within, scores)
     np.testing.assert_array_equal(maps_within, maps)
     np.testing.assert_array_equal(detector_within.score_samples(images), scores)
+
+
+def test_numpy_may_raise_at_the_tiny_products_of_any_density(images):
+    """A mixture's, for example, of which scikit-learn takes the exponential."""
+    detector = tiny_detector(density=GaussianMixture(2), explained_variance=0.5)
+    expected = clone(detector).fit(images[:8]).score_samples(images)
+    with np.errstate(all="raise"):
+        found = detector.fit(images[:8]).score_samples(images)
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("students", [tiny_students(), RidgeStudents(n_blocks=2)], ids=["trained", "solved"])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from skl_transformaly import load, save
+from skl_transformaly.images._images import as_images
 from skl_transformaly.images._thumbnails import all_grey, has_colour, thumbnail_of
 from skl_transformaly.serving._decoding import decoder, note_warnings
 from skl_transformaly.serving._scorers import DetectorScorer
@@ -43,6 +44,14 @@ def test_colour_is_told_of_once_if_all_training_images_are_grey(fitted, grey, me
     told = colour_warnings(getattr(fitted, method), new)
     assert len(told) == 1 and told[0].startswith("2 of 5 images have colour")
     assert not colour_warnings(getattr(fitted, method), list(grey))
+
+
+def test_colour_is_told_of_images_that_another_detector_has_scored(fitted, grey):
+    """`datasets.load` returns images as an object, which a detector leaves as it was."""
+    images = as_images(tinted(grey))
+    tiny_detector().fit(tinted(grey)).score_samples(images)
+    assert not images.warn_of_colour and not images.digests
+    assert len(colour_warnings(fitted.score_samples, images)) == 1
 
 
 def test_nothing_is_told_if_one_training_image_has_colour(grey):

@@ -428,6 +428,14 @@ def test_images_of_a_loaded_data_set_are_skipped(tmp_path, images):
     assert np.isnan(scores).sum() == 1
 
 
+def test_a_fit_on_a_loaded_data_set_forgets_the_features_of_an_array(tmp_path, images):
+    for kind in ("train/good", "train/bad", "test/good", "test/bad"):
+        write_images(tmp_path / kind, images[:4])
+    detector = tiny_detector().fit(images)
+    assert detector.n_features_in_ == images[0].size
+    assert not hasattr(detector.fit(load(tmp_path).X_train), "n_features_in_")
+
+
 class Opened(torch.utils.data.Dataset):
     """Files that are opened when they are asked for, as in torchvision's ImageFolder."""
 

@@ -321,6 +321,15 @@ def test_students_of_a_seed_that_nobody_will_draw_again_are_not_kept(threshold, 
     assert sizes == [0, 0]
 
 
+def test_students_with_a_seed_of_their_own_are_kept(tmp_path, images, work):
+    """Whatever the detector's: their next fit is the same."""
+    detector = tiny_detector(memory=str(tmp_path), random_state=None, students=tiny_students(random_state=0))
+    first = detector.fit(images).score_samples(images[::-1])
+    trained = list(work["trained"])
+    np.testing.assert_array_equal(clone(detector).fit(images).score_samples(images[::-1]), first)
+    assert work["trained"] == trained
+
+
 def test_a_fit_that_stopped_finds_the_students_of_its_folds(tmp_path, images, monkeypatch):
     trained = []
 

@@ -40,7 +40,14 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
 from sklearn.utils import get_tags
 
-from skl_transformaly import AutoDensity, ConformalDetector, GaussianDensity, ImageError, persistence
+from skl_transformaly import (
+    AutoDensity,
+    ConformalDetector,
+    GaussianDensity,
+    ImageError,
+    LocalKNNDensity,
+    persistence,
+)
 from skl_transformaly.model_selection import (
     NormalOnly,
     OneClassSplit,
@@ -497,7 +504,7 @@ def test_log_likelihood_finds_the_true_covariance(rng):
 
 def test_unreadable_images_do_not_count(images, tmp_path):
     paths = save(images, tmp_path)
-    detector = tiny_detector(on_error="skip", fusion="sum").fit(images)
+    detector = tiny_detector(on_error="skip", fusion="sum", density="gaussian").fit(images)
     expected = detector.score_samples(images[1:]).mean()
     paths[0].write_bytes(b"not an image")
     with pytest.warns(UserWarning, match="could not be read"):
@@ -506,13 +513,25 @@ def test_unreadable_images_do_not_count(images, tmp_path):
 
 @pytest.mark.parametrize("wrap", [lambda d: d, NormalOnly, make_pipeline])
 def test_log_likelihood_refuses_scores_on_each_fits_own_scale(images, wrap):
-    with pytest.raises(ValueError, match='Set fusion="sum"'):
+    with pytest.raises(ValueError, match='Set fusion="sum" and density="gaussian"'):
         held_out_log_likelihood(wrap(tiny_detector()).fit(images, np.ones(len(images))), images)
 
 
-def test_log_likelihood_refuses_a_density_on_its_own_scale(data):
-    with pytest.raises(ValueError, match="AutoDensity gives scores in standard deviations"):
-        held_out_log_likelihood(AutoDensity().fit(data[0]), data[0])
+@pytest.mark.parametrize("density", [AutoDensity(), LocalKNNDensity(n_neighbors=2)])
+def test_log_likelihood_refuses_a_density_on_its_own_scale(data, images, density):
+    """Alone, and in the only space of a detector, where ``fusion="sum"`` does not put it on another scale."""
+    name = type(density).__name__
+    with pytest.raises(ValueError, match=f"scores of {name} have an origin or a unit"):
+        held_out_log_likelihood(clone(density).fit(data[0]), data[0])
+    detector = tiny_detector(feature_spaces=["pretrained"], fusion="sum", density=density).fit(images)
+    with pytest.raises(ValueError, match=f'scores of {name} .* Set fusion="sum" and density="gaussian"'):
+        held_out_log_likelihood(detector, images)
+
+
+@pytest.mark.parametrize("density", [AutoDensity(), LocalKNNDensity(n_neighbors=2)])
+def test_a_search_refuses_a_density_on_its_own_scale_without_a_scorer(data, density):
+    with pytest.raises(TypeError, match="should have a 'score' method"):
+        GridSearchCV(density, {"n_neighbors": [1, 2]}).fit(data[0])
 
 
 def test_log_likelihood_refuses_other_labels(data):

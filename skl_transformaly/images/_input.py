@@ -41,6 +41,8 @@ class ImageInputMixin:
             if on_error == "skip" and X.on_error != on_error:
                 images = X.take(range(len(X)))
                 images.on_error = on_error
+            if reset:
+                _forget_features(self)
         elif is_table(X):
             images = self._rows(without_mask(X), image_shape, reset=reset)
         else:

@@ -119,10 +119,11 @@ class Images(Sequence):
         if positions.ndim != 1 or (positions < -len(self)).any() or (positions >= len(self)).any():
             raise IndexError(f"positions must be a sequence of places among {len(self)} images.")
         positions = positions % len(self) if len(self) else positions
+        whole = np.array_equal(positions, np.arange(len(self)))  # of which no copy is needed
         taken = Images(
             len(positions),
             partial(_elsewhere, self._decode, positions),
-            stack=None if self.stack is None else self.stack[positions],
+            stack=self.stack if self.stack is None or whole else self.stack[positions],
             name=partial(_elsewhere, self._name, positions),
             on_error=self.on_error,
             shape=None if self._shape is None else partial(_elsewhere, self._shape, positions),

@@ -9,7 +9,6 @@ from sklearn.base import BaseEstimator
 from sklearn.metrics import roc_auc_score
 from sklearn.utils import check_consistent_length
 
-from skl_transformaly._density import AutoDensity
 from skl_transformaly._wrappers import innermost
 from skl_transformaly.images._columns import settled
 from skl_transformaly.images._images import Images, as_images, is_table
@@ -28,8 +27,9 @@ def held_out_log_likelihood(estimator: Any, X: Any, y: Any = None) -> float:
     a density. Do not use it for parameters that change the space: `explained_variance`, `normalize`, `feature_spaces`
     or the extractor. Log-densities of 10 and of 20 whitened components have different units, and each further component
     costs about 1.4 nats, however useful it is. Nor can scores be compared that each fit puts on the scale of its own
-    training images, as an :class:`AutoDensity` does, and a :class:`TransformalyDetector` unless ``fusion="sum"``. For
-    those, use "roc_auc" with known anomalies, or :class:`SyntheticOutlierScorer`.
+    training images: those of :class:`AutoDensity`, :class:`LocalKNNDensity`, and a :class:`TransformalyDetector` unless
+    ``fusion="sum"`` and ``density="gaussian"``. For those, use "roc_auc" with known anomalies, or
+    :class:`SyntheticOutlierScorer`.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def held_out_log_likelihood(estimator: Any, X: Any, y: Any = None) -> float:
     Raises
     ------
     ValueError
-        `y` holds other labels, or no normal sample; or the scores are no log-densities, but in standard deviations.
+        `y` holds other labels, or no normal sample; or the scores have an origin or a unit of each fit's own.
 
     Examples
     --------
@@ -62,10 +62,14 @@ def held_out_log_likelihood(estimator: Any, X: Any, y: Any = None) -> float:
     {'shrinkage': 1}
     """
     part = innermost(estimator)
-    if isinstance(part, AutoDensity) or getattr(part, "fusion", None) == "standardized":
+    densities = [part, *(space.density_ for space in getattr(part, "spaces_", {}).values())]
+    own_scale = [one for one in densities if not getattr(one, "_comparable", True)]
+    if getattr(part, "fusion", None) == "standardized" or own_scale:
+        name = type(own_scale[0] if own_scale else part).__name__
+        ways = 'Set fusion="sum" and density="gaussian"' if hasattr(part, "fusion") else "Take a GaussianDensity"
         raise ValueError(
-            f"held_out_log_likelihood compares log-densities, and {type(part).__name__} gives scores in standard "
-            'deviations of its own training images. Set fusion="sum", or use SyntheticOutlierScorer() or "roc_auc".'
+            f"held_out_log_likelihood compares log-densities, and scores of {name} have an origin or a unit of each "
+            f'fit\'s own. {ways}, or use SyntheticOutlierScorer() or "roc_auc".'
         )
     scores = np.asarray(estimator.score_samples(_normal_samples(estimator, X, y)), dtype=np.float64)
     scores = scores[~np.isnan(scores)]

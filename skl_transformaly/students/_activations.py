@@ -186,9 +186,9 @@ def _first_two(images: Images) -> Any:
     looked_at = 2
     while True:
         first = images.take(range(min(looked_at, len(images))))
-        _, pixels = next(first.batches(2), (None, []))
-        if len(pixels) == 2 or (len(pixels) and looked_at >= len(images)):
-            return pixels
+        _, pixels = next(first.batches(looked_at), (None, []))
+        if len(pixels) >= 2 or (len(pixels) and looked_at >= len(images)):
+            return pixels[:2]
         if looked_at >= len(images):
             raise ValueError(f"No image could be read; first: {first.unreadable[0]}")
         looked_at *= 4
