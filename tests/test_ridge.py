@@ -5,13 +5,14 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_extractor
+from conftest import tiny_detector, tiny_extractor, tiny_students
+from sklearn.base import clone
 from test_chunks import out_of_memory_above
 from test_extractor import FAMILIES
 
 from skl_transformaly import RidgeStudents, save
 from skl_transformaly.images._images import as_images
-from skl_transformaly.students import _regression, _ridge
+from skl_transformaly.students import _regression, _residuals, _ridge
 from skl_transformaly.students._regression import Layout
 from skl_transformaly.utils._cache import Cache
 
@@ -198,6 +199,24 @@ def test_copies_that_differ_a_little_are_left_out_together(name, size, precision
         expected = rest.transform(X[groups == group])
         # the penalty is in units of the features' variance over all images
         np.testing.assert_allclose(students.held_out_discrepancies_[groups == group], expected, rtol=0.05)
+
+
+@pytest.mark.parametrize("solved", [True, False])
+def test_fewer_images_are_kept_for_maps_of_large_outputs(solved, monkeypatch, images):
+    """No fewer than eight, over all images; residuals of 32 images of a ViT-L at 518 pixels are 1.7 GB."""
+    seen = []
+    monkeypatch.setattr(_residuals, "_MAP_BYTES", 9 * 5 * 64 * 4)  # nine images' outputs, 5 tokens of 64 channels
+    fit = _residuals.ResidualStatistics.fit
+    monkeypatch.setattr(
+        _residuals.ResidualStatistics, "fit", lambda residuals: seen.append(len(residuals)) or fit(residuals)
+    )
+    students = RidgeStudents(n_blocks=2) if solved else tiny_students()
+    tiny_detector(students=students).fit(images)
+    assert max(seen) == 9  # students of folds have fewer images
+    monkeypatch.setattr(_residuals, "_MAP_BYTES", 1)
+    seen.clear()
+    tiny_detector(students=clone(students)).fit(images)
+    assert max(seen) == 8
 
 
 @pytest.mark.parametrize("name, block", [("resnet18", 3), ("test_resnet", 3)])

@@ -13,21 +13,19 @@ from torch import Tensor
 
 from skl_transformaly.students._imitation import block_measures, by_measure, mean_square, residual_of
 from skl_transformaly.students._regression import leave_out
-from skl_transformaly.students._residuals import ResidualStatistics
+from skl_transformaly.students._residuals import MAP_IMAGES, ResidualStatistics, evenly, most_in_maps
 from skl_transformaly.teacher._network import BlockVisitor
 from skl_transformaly.teacher._protocol import find_places
 
 __all__ = ["Measured", "TrainingMeasures", "folds_of_copies", "map_positions"]
 
-# Maps compare residuals with those of at most this many training images.
-_MAP_IMAGES = 32
 # Copies that are not equal to the pixel are left out in at most this many folds, each of which solves all students.
 _COPY_FOLDS = 20
 
 
 def map_positions(n: int) -> np.ndarray:
     """Return the positions, ascending, of those of `n` training images that maps compare with."""
-    return np.unique(np.linspace(0, n - 1, min(n, _MAP_IMAGES)).round().astype(int))
+    return evenly(n, MAP_IMAGES)
 
 
 def folds_of_copies(same: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
@@ -68,6 +66,8 @@ class Measured:
         """Take what was measured of the images at these positions by students solved without them."""
         self.held_out[positions] = left_out.held_out
         for residuals, found in zip(self.residuals, left_out.residuals):
+            for position in positions.tolist():
+                residuals.pop(position, None)
             residuals.update({int(positions[i]): residual for i, residual in found.items()})
 
     def share(self, same: np.ndarray) -> None:
@@ -116,7 +116,7 @@ class TrainingMeasures:
         self.found = Measured(np.full((n, columns), np.nan), np.full((n, columns), np.nan), [{} for _ in range(m)])
         self._places = {index: j for j, index in enumerate(students.block_indices_.tolist())}
         self._solutions = [tuple(map(torch.from_numpy, arrays)) for arrays in students._inverses]
-        self._in_maps = set(in_maps.tolist()) if find_places(students.extractor_) is not None else set()
+        self._in_maps = in_maps if find_places(students.extractor_) is not None else in_maps[:0]
 
     @contextmanager
     def of(self, positions: np.ndarray, visit_also: BlockVisitor | None) -> Iterator[BlockVisitor]:
@@ -146,10 +146,10 @@ class TrainingMeasures:
         seen = block_measures(self.students.measures_, args[0], output, residual)
         unseen = seen.to(left_out, copy=True)  # updates do not depend on students
         unseen[:, 0] = mean_square(left_out)
-        for i, position in enumerate(positions.tolist()):
-            if position in self._in_maps:
-                # a copy, since a view would keep the whole batch in memory
-                self.found.residuals[j][position] = left_out[i].to("cpu", torch.float32, copy=True).contiguous()
+        in_maps = self._in_maps[evenly(len(self._in_maps), most_in_maps(left_out[0]))]
+        for i in np.flatnonzero(np.isin(positions, in_maps)).tolist():
+            # a copy, since a view would keep the whole batch in memory
+            self.found.residuals[j][int(positions[i])] = left_out[i].to("cpu", torch.float32, copy=True).contiguous()
         return seen, unseen
 
 

@@ -8,7 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["ResidualStatistics"]
+__all__ = ["MAP_IMAGES", "ResidualStatistics", "evenly", "most_in_maps"]
+
+# Maps compare residuals with those of at most so many training images, and of fewer if a block's would take more bytes.
+# With 16, 32, 64 or all of 70 and 111 X-rays and 100 drawn walls, pixel AUROC on defects differed by 0.01.
+MAP_IMAGES, _LEAST_MAP_IMAGES = 32, 8
+_MAP_BYTES = 2**25
 
 # Minimum shrinkage of the covariance: directions with hardly any variance are mostly rounding error.
 _RIDGE = 0.01
@@ -123,6 +128,16 @@ class ResidualStatistics:
         with torch.autocast(residuals.device.type, enabled=False):
             white = torch.einsum("dc,bchw->bdhw", whitening, residuals - mean)
         return (white.square().mean(1) + _TINY).log()
+
+
+def evenly(n: int, most: int) -> np.ndarray:
+    """Return at most so many of n positions, in ascending order and at even distances."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
+
+
+def most_in_maps(residual: Tensor) -> int:
+    """Return of how many training images residuals of a block, such as this one, are kept to compare maps with."""
+    return min(MAP_IMAGES, max(_LEAST_MAP_IMAGES, _MAP_BYTES // (4 * residual.numel())))
 
 
 @dataclass

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
 from skl_transformaly.students._activations import BlockActivations
-from skl_transformaly.students._residuals import ResidualStatistics
+from skl_transformaly.students._residuals import ResidualStatistics, evenly, most_in_maps
 from skl_transformaly.students._tokens import draw_tokens, partial_forward
 from skl_transformaly.teacher._protocol import Extractor, find_places
 from skl_transformaly.utils._chunks import Chunks
@@ -35,11 +35,6 @@ _LR_PEAK_BATCH_NORM = 2e-3
 
 # If gradients overflow although the float16 loss is scaled by less than this, the scale is not the cause.
 _LEAST_SCALE = 1e-3
-
-# Maps compare residuals with those of at most this many training images, and of fewer if they would take more memory.
-# With 16, 32, 64 or all of 70 and 111 X-rays and 100 drawn walls, pixel AUROC on defects differed by 0.01.
-_MAP_IMAGES = 32
-_MAP_BYTES = 2**26
 
 # train(student, layer, extractor, seed, progress) trains a student in place and returns its history
 Train = Callable[[nn.Module, BlockActivations, Extractor, int, tqdm], dict[str, list[float]]]
@@ -324,9 +319,7 @@ def _residual_statistics(
     to_maps = find_places(extractor)
     if to_maps is None:
         return None
-    fit_in = _MAP_BYTES // (4 * layer.outputs[0].numel())
-    count = min(len(layer.outputs), _MAP_IMAGES, max(8, fit_in))
-    rows = torch.from_numpy(np.linspace(0, len(layer.outputs) - 1, count).round().astype(np.int64))
+    rows = torch.from_numpy(evenly(len(layer.outputs), most_in_maps(layer.outputs[0])).astype(np.int64))
     like = next(student.parameters())
     student.eval()
 
