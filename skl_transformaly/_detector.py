@@ -15,7 +15,7 @@ from skl_transformaly._decisions import DecisionMixin
 from skl_transformaly._density import GaussianDensity
 from skl_transformaly._explanation import ExplanationMixin, where_readable
 from skl_transformaly._fusion import interpolated_p_values
-from skl_transformaly._learning import LEARNED, LearningMixin
+from skl_transformaly._learning import LearningMixin
 from skl_transformaly._measuring import Measurer
 from skl_transformaly.images._input import ImageInputMixin
 from skl_transformaly.images._sequence import Images
@@ -23,6 +23,7 @@ from skl_transformaly.students._block import BlockStudents
 from skl_transformaly.students._ridge import RidgeStudents
 from skl_transformaly.utils._cache import Cache
 from skl_transformaly.utils._compat import HasMethods, Interval, StrOptions
+from skl_transformaly.utils._labels import LEARNED
 from skl_transformaly.utils._torch import own_settings
 
 __all__ = ["TransformalyDetector"]

@@ -27,14 +27,11 @@ from skl_transformaly.teacher._kernels import release_memory
 from skl_transformaly.utils._cache import Cache
 from skl_transformaly.utils._compat import fit_context
 from skl_transformaly.utils._fitting import all_or_nothing, refuse_class
-from skl_transformaly.utils._labels import normal_samples
+from skl_transformaly.utils._labels import FORGOTTEN, KNOWN_ANOMALY, LEARNED, TRIMMED, normal_samples
 from skl_transformaly.utils._torch import own_settings
 from skl_transformaly.utils._warnings import warn_user
 
-__all__ = ["LEARNED", "LearningMixin"]
-
-# What became of a training image, as `training_labels_` tells.
-LEARNED, _TRIMMED, _KNOWN_ANOMALY, _FORGOTTEN = 1, 0, -1, -2
+__all__ = ["LearningMixin"]
 
 
 class LearningMixin:
@@ -189,8 +186,8 @@ class LearningMixin:
         check_is_fitted(self)
         self._validate_params()
         labels = self.training_labels_.copy()
-        labels[_positions(indices, len(labels))] = _FORGOTTEN
-        left = int(np.isin(labels, (LEARNED, _TRIMMED)).sum())  # of which `trim` leaves out others, perhaps
+        labels[_positions(indices, len(labels))] = FORGOTTEN
+        left = int(np.isin(labels, (LEARNED, TRIMMED)).sum())  # of which `trim` leaves out others, perhaps
         if left < 2:
             raise ValueError(f"forget would leave {left} of {len(labels)} images; 2 are needed.")
         if update_students and self._solves_students():
@@ -285,7 +282,7 @@ class LearningMixin:
         before, length = self.training_digests_, len(self.training_labels_)
         thumbnails = self.training_thumbnails_
         self._learn(images, labels)
-        gone = np.flatnonzero(labels[:length] == _FORGOTTEN)  # which are not read any more
+        gone = np.flatnonzero(labels[:length] == FORGOTTEN)  # which are not read any more
         self.training_digests_[gone], self.training_thumbnails_[gone] = before[gone], thumbnails[gone]
         both = before.any(axis=1) & self.training_digests_[:length].any(axis=1)
         changed = np.flatnonzero(both & (before != self.training_digests_[:length]).any(axis=1))
@@ -366,7 +363,7 @@ class LearningMixin:
         normal = normal_samples(y, n, least=least)
         if normal is None:
             return np.full(n, LEARNED, dtype=np.int8)
-        return np.where(normal, LEARNED, _KNOWN_ANOMALY).astype(np.int8)
+        return np.where(normal, LEARNED, KNOWN_ANOMALY).astype(np.int8)
 
     def _learn(self, images: Images, labels: np.ndarray) -> None:
         """Fit students and spaces to the images whose label is 1 or 0, and weigh the spaces by those of label -1.
@@ -375,9 +372,9 @@ class LearningMixin:
         """
         random_state = check_random_state(self.random_state)
         held_out = self.threshold == "held-out" or self.fusion == "standardized"
-        labels = self._trimmed(images, labels) if self.trim else np.where(labels == _TRIMMED, LEARNED, labels)
+        labels = self._trimmed(images, labels) if self.trim else np.where(labels == TRIMMED, LEARNED, labels)
         used = np.flatnonzero(labels == LEARNED)
-        rest = np.flatnonzero((labels == _TRIMMED) | (labels == _KNOWN_ANOMALY))
+        rest = np.flatnonzero((labels == TRIMMED) | (labels == KNOWN_ANOMALY))
         normal = images.take(used) if len(used) < len(images) else images
         normal.thumbnails = {}
         if "discrepancy" in self.feature_spaces_:
@@ -462,7 +459,7 @@ class LearningMixin:
 
     def _trimmed(self, images: Images, labels: np.ndarray) -> np.ndarray:
         """Label 0 for the share `trim` of the images that is least like the others, by the teacher alone."""
-        candidates = np.flatnonzero((labels == LEARNED) | (labels == _TRIMMED))
+        candidates = np.flatnonzero((labels == LEARNED) | (labels == TRIMMED))
         spaces = [space for space in self.feature_spaces_ if space != "discrepancy"] or ["pretrained"]
         taken = images.take(candidates)
         taken.thumbnails = {}
@@ -471,7 +468,7 @@ class LearningMixin:
 
     def _trimmed_again(self, labels: np.ndarray) -> np.ndarray:
         """The same, by the features that are kept; unchanged without features of the teacher itself."""
-        candidates = np.flatnonzero((labels == LEARNED) | (labels == _TRIMMED))
+        candidates = np.flatnonzero((labels == LEARNED) | (labels == TRIMMED))
         features = {name: z[candidates] for name, z in self.training_features_.items() if name != "discrepancy"}
         if not features:
             if self.trim:
@@ -498,8 +495,8 @@ class LearningMixin:
                 f"trim={1 / max(len(readable), 3):.2g} leaves out one."
             )
         found = least_normal(kept, sizes, groups[readable], self.trim, self.normalize)
-        labels = np.where(labels == _TRIMMED, LEARNED, labels).astype(np.int8)
-        labels[candidates[readable[found]]] = _TRIMMED
+        labels = np.where(labels == TRIMMED, LEARNED, labels).astype(np.int8)
+        labels[candidates[readable[found]]] = TRIMMED
         return labels
 
     def _fit_spaces(self, sizes: dict[str, Any], random_state: np.random.RandomState) -> None:
@@ -557,7 +554,7 @@ class LearningMixin:
 
     def _weigh(self, normal: np.ndarray) -> np.ndarray:
         """Weights of the spaces, from held-out parts of the training images and parts of the known anomalies."""
-        known = np.flatnonzero(self.training_labels_ == _KNOWN_ANOMALY)
+        known = np.flatnonzero(self.training_labels_ == KNOWN_ANOMALY)
         if not len(known):
             return np.ones(len(self.feature_spaces_))
         found = self._parts_of({name: z[known] for name, z in self.training_features_.items()})

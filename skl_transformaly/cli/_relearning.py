@@ -20,11 +20,9 @@ from skl_transformaly.images._folders import FoundFiles
 from skl_transformaly.images._images import as_images
 from skl_transformaly.images._values import ImageError
 from skl_transformaly.utils._files import absolute_path
+from skl_transformaly.utils._labels import FORGOTTEN, KNOWN_ANOMALY, TRIMMED
 
 __all__ = ["Earlier", "Lessons", "read_labels"]
-
-# values of `training_labels_`
-_LEFT_OUT, _KNOWN_ANOMALY, _FORGOTTEN = 0, -1, -2
 
 
 def read_labels(path: Path) -> dict[str, int]:
@@ -97,7 +95,7 @@ class Earlier:
 
     def why_not_again(self, lessons: Lessons, advance: Callable[[float], None]) -> str:
         """Return why the images cannot be learned again; "" if all are where they were and unchanged."""
-        needed = self.labels != _FORGOTTEN
+        needed = self.labels != FORGOTTEN
         needed[lessons.taken_back] = False
         needed &= np.array([bool(digest) for digest in self.digests])  # what could not be read was never learned
         unnamed = [i for i in np.flatnonzero(needed) if not self.paths[i]]
@@ -132,7 +130,7 @@ class Earlier:
         """Return how the model is made after the detector has learned the lessons."""
         detector, made = self.detector, self.made
         paths = [*self.paths, *lessons.normal, *lessons.anomalies]
-        kept = [i for i, path in enumerate(paths) if path and detector.training_labels_[i] != _FORGOTTEN]
+        kept = [i for i, path in enumerate(paths) if path and detector.training_labels_[i] != FORGOTTEN]
         kept = [i for i in kept if detector.training_digests_[i].any()]
         earlier = {str(Path(self.root, name)): why for name, why in made.unreadable.items()}
         learned = {*lessons.normal, *lessons.anomalies}  # some of them by now, if they were repaired
@@ -202,13 +200,13 @@ class Lessons:
         """Return how many of the normal images `detector` learned: `trim` may leave some of them out."""
         labels = detector.training_labels_
         end = len(labels) - len(self.anomalies)
-        return int(np.sum(labels[end - len(self.normal) : end] != _LEFT_OUT))
+        return int(np.sum(labels[end - len(self.normal) : end] != TRIMMED))
 
     def _add(self, path: str, label: int, places: list[int], earlier: Earlier) -> None:
         """Add an image that is at `places` in the fit."""
-        wrong = [i for i in places if (earlier.labels[i] == _KNOWN_ANOMALY) == (label == 1)]
+        wrong = [i for i in places if (earlier.labels[i] == KNOWN_ANOMALY) == (label == 1)]
         self._take_back(wrong, earlier)
-        if label == 1 and places and all(earlier.labels[i] == _LEFT_OUT for i in places):
+        if label == 1 and places and all(earlier.labels[i] == TRIMMED for i in places):
             self.left_out.append(path)
         elif len(wrong) < len(places):
             self.known += 1
@@ -246,7 +244,7 @@ def _positions(earlier: Earlier) -> dict[str, list[int]]:
     """Return positions in the fit by digest, without those of images that were taken back."""
     found: dict[str, list[int]] = {}
     for i, digest in enumerate(earlier.digests):
-        if digest and earlier.labels[i] != _FORGOTTEN:
+        if digest and earlier.labels[i] != FORGOTTEN:
             found.setdefault(digest, []).append(i)
     return found
 

@@ -13,6 +13,7 @@ from scipy.stats import beta
 from skl_transformaly._wrappers import innermost
 from skl_transformaly.cli._console import counted
 from skl_transformaly.images._folders import display_path
+from skl_transformaly.utils._labels import TRIMMED
 
 __all__ = ["FalseAlarms", "least_normal", "least_normal_text", "percent"]
 
@@ -53,7 +54,7 @@ class FalseAlarms:
             return cls.promised(images, detector.alpha, rate=rate)
         if not inner.held_out_:
             return None
-        return cls.promised(_distinct(inner), inner.contamination, int(np.sum(inner.training_labels_ == 0)))
+        return cls.promised(_distinct(inner), inner.contamination, int(np.sum(inner.training_labels_ == TRIMMED)))
 
     @classmethod
     def promised(cls, images: int, asked: float, left_out: int = 0, *, rate: float | None = None) -> FalseAlarms:

@@ -66,6 +66,8 @@ def update(
     check_folder(normal, "folder of normal images")
     new = find_images(images) if images else None
 
+    import numpy as np
+
     from skl_transformaly.cli._relearning import Earlier, Lessons, read_labels
 
     given = {absolute_path(path): 1 for path in (new.paths if new is not None else [])}
@@ -90,11 +92,13 @@ def update(
     made = earlier.provenance_after(lessons, exact, time.perf_counter() - start, new)
 
     from skl_transformaly.cli._provenance import save_with
+    from skl_transformaly.utils._labels import TRIMMED
 
     stored = all(entry["stored"] for entry in header["teachers"])  # or left out, as `save` may be told
     save_with(made, detector, output, header["metadata"], out, teacher=stored)
     paths = [*earlier.paths, *lessons.normal, *lessons.anomalies]
-    left_out = [path or "one whose name is not known" for path, y in zip(paths, detector.training_labels_) if y == 0]
+    trimmed = np.flatnonzero(detector.training_labels_ == TRIMMED)
+    left_out = [paths[i] or "one whose name is not known" for i in trimmed]
     if overruled := [path for path in left_out if given.get(path) == 1 and path not in lessons.left_out]:
         out.warn(_overruled_text(overruled, detector.trim))
     if not earlier.solved and hasattr(detector, "students_"):
@@ -170,10 +174,11 @@ def _tell(
 
     from skl_transformaly.cli._trust import FalseAlarms
     from skl_transformaly.images._folders import display_path
+    from skl_transformaly.utils._labels import KNOWN_ANOMALY
 
     labels, scores = detector.training_labels_, detector.training_scores_
     after = int(np.sum(np.isfinite(scores)))
-    anomalies = int(np.sum(labels == -1))
+    anomalies = int(np.sum(labels == KNOWN_ANOMALY))
     same = detector.offset_ == before["threshold"]
     learned = lessons.kept_by(detector)
     change = (

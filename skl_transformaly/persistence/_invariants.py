@@ -16,11 +16,11 @@ from skl_transformaly._calibration import ConformalDetector
 from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity, LocalKNNDensity
 from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly._fusion import conformal_threshold, held_out_threshold
-from skl_transformaly._learning import LEARNED
 from skl_transformaly._space import FeatureSpace
 from skl_transformaly._wrappers import innermost
 from skl_transformaly.persistence._fields import brief, refuse
 from skl_transformaly.students._residuals import ResidualStatistics
+from skl_transformaly.utils._labels import LEARNED
 
 _ORTHONORMAL = 1e-6  # but for rounding
 

@@ -34,6 +34,7 @@ from skl_transformaly.utils._container import (
     read_header,
     write_model_file,
 )
+from skl_transformaly.utils._labels import LEARNED, TRIMMED
 from skl_transformaly.utils._torch import own_settings
 
 __all__ = ["SKOPS_TYPES", "DriftWarning", "ModelFileError", "load", "read_header", "save"]
@@ -220,9 +221,9 @@ def _provenance(detector: Any) -> dict[str, Any]:
     return {
         "saved_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "environment": environment(),
-        "n_images": int((labels >= 0).sum()),
-        "n_unreadable": int(np.isnan(scores[labels == 1]).sum()),
-        "n_trimmed": int((labels == 0).sum()),
+        "n_images": int(np.isin(labels, (LEARNED, TRIMMED)).sum()),
+        "n_unreadable": int(np.isnan(scores[labels == LEARNED]).sum()),
+        "n_trimmed": int((labels == TRIMMED).sum()),
     }
 
 

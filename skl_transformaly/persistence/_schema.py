@@ -17,7 +17,6 @@ from sklearn.mixture import GaussianMixture
 from skl_transformaly._calibration import ConformalDetector
 from skl_transformaly._density import AutoDensity, GaussianDensity, KNNDensity, LocalKNNDensity
 from skl_transformaly._detector import TransformalyDetector
-from skl_transformaly._learning import LEARNED
 from skl_transformaly._space import FeatureSpace
 from skl_transformaly.images._sequence import DIGEST_SIZE
 from skl_transformaly.images._thumbnails import THUMBNAIL_SIZE, all_grey
@@ -31,6 +30,7 @@ from skl_transformaly.teacher._extractor import TimmExtractor
 from skl_transformaly.teacher._features import SPACES
 from skl_transformaly.teacher._stored import MAX_IMAGE_SIZE
 from skl_transformaly.utils._files import absolute_path
+from skl_transformaly.utils._labels import LEARNED
 from skl_transformaly.utils._torch import PRECISIONS
 
 if TYPE_CHECKING:

@@ -11,7 +11,20 @@ from sklearn.utils.validation import check_array, column_or_1d
 from skl_transformaly.utils._missing import is_missing
 from skl_transformaly.utils._warnings import warn_user
 
-__all__ = ["by_appearance", "check_labels", "first_copies", "group_sizes", "normal_samples"]
+__all__ = [
+    "FORGOTTEN",
+    "KNOWN_ANOMALY",
+    "LEARNED",
+    "TRIMMED",
+    "by_appearance",
+    "check_labels",
+    "first_copies",
+    "group_sizes",
+    "normal_samples",
+]
+
+# What became of a training image, as `training_labels_` of a detector tells.
+LEARNED, TRIMMED, KNOWN_ANOMALY, FORGOTTEN = 1, 0, -1, -2
 
 _CONVERT = "Convert: y = np.where(y_is_anomaly, -1, 1)."
 
