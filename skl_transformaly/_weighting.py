@@ -10,10 +10,10 @@ from sklearn.model_selection import RepeatedKFold
 
 from skl_transformaly.utils._warnings import warn_user
 
-__all__ = ["space_weights"]
+__all__ = ["LEAST_ANOMALIES", "space_weights"]
 
 # Fewer known anomalies say too little: weights stay as they are.
-_LEAST_ANOMALIES = 5
+LEAST_ANOMALIES = 5
 # Pulls towards equal weights, strongest first; the first of them is so strong that nothing changes.
 _PULLS = (np.inf, 3.0, 1.0, 0.3, 0.1)
 # Least weight of a space, since the next anomaly may be of a kind that only this space shows
@@ -40,10 +40,10 @@ def space_weights(normal: np.ndarray, anomalies: np.ndarray) -> np.ndarray:
     n_spaces = normal.shape[1]
     if n_spaces == 1 or not len(anomalies):
         return np.ones(n_spaces)
-    if len(anomalies) < _LEAST_ANOMALIES:
+    if len(anomalies) < LEAST_ANOMALIES:
         counted = "1 known anomaly changes" if len(anomalies) == 1 else f"{len(anomalies)} known anomalies change"
         warn_user(
-            f"{counted} nothing: weights of the feature spaces are learned from {_LEAST_ANOMALIES} or more.",
+            f"{counted} nothing: weights of the feature spaces are learned from {LEAST_ANOMALIES} or more.",
         )
         return np.ones(n_spaces)
     # on one scale, on which the parts are already unless log-densities are added as they are

@@ -24,6 +24,7 @@ from sklearn.utils.validation import _num_samples
 from skl_transformaly.images._folders import FoundFiles, has_image_suffix, walk
 from skl_transformaly.images._formats import expand_user
 from skl_transformaly.images._images import Images, as_images
+from skl_transformaly.utils._missing import is_missing
 from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["ImageDataset", "load", "multimodal", "unimodal"]
@@ -314,7 +315,7 @@ def _labels(X: Any, y: Any, part: str) -> np.ndarray:
     labels = np.asarray(y, dtype=object)
     if labels.ndim != 1:
         raise ValueError(f"y_{part} must be one label for each image, got shape {labels.shape}.")
-    if missing := sum(map(_is_missing, labels)):
+    if missing := sum(map(is_missing, labels)):
         raise ValueError(f"{missing} of {len(labels)} labels in y_{part} are missing (NaN or None): drop those images.")
     if len({isinstance(label, str) for label in labels}) > 1:
         raise ValueError(f"y_{part} holds both text and other labels; they must be of one kind.")
@@ -323,14 +324,6 @@ def _labels(X: Any, y: Any, part: str) -> np.ndarray:
     if n != len(y):
         raise ValueError(f"X_{part} and y_{part} must have the same length, got {n} and {len(y)}.")
     return y
-
-
-def _is_missing(label: Any) -> bool:
-    """Whether a label is None, or NaN, NaT or NA, which do not equal themselves."""
-    try:
-        return label is None or bool(label != label)
-    except TypeError:  # the truth of NA
-        return True
 
 
 def _shown(names: Sequence) -> str:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import warnings
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from skl_transformaly import ImageError
 from skl_transformaly.datasets import ImageDataset, load, multimodal, unimodal
 from skl_transformaly.images._images import Images, as_images
+from skl_transformaly.utils._missing import is_missing
 
 
 def write_folders(root, rng, files):
@@ -280,6 +282,22 @@ def test_npz_without_class_names_has_its_labels_as_names(names, arrays, tmp_path
     assert data.class_names == names
     np.testing.assert_array_equal(data.y_train, arrays["y_train"])
     np.testing.assert_array_equal(data.y_test, arrays["y_test"])
+
+
+@pytest.mark.parametrize(
+    "item",
+    [None, np.nan, np.float32("nan"), complex("nan"), Decimal("nan"), np.datetime64("NaT"), pd.NaT, pd.NA],
+    ids=repr,
+)
+def test_values_that_are_missing_are_known_whatever_library_they_are_of(item):
+    assert is_missing(item)
+
+
+@pytest.mark.parametrize(
+    "item", [0, "", "nan", False, np.datetime64(0, "s"), np.zeros((2, 2)), [], pd.Timestamp(0)], ids=repr
+)
+def test_other_values_are_not_missing(item):
+    assert not is_missing(item)
 
 
 @pytest.mark.parametrize("missing", [np.array([0, 0, 1, 1, np.nan, np.nan]), np.array([0, 1, 0, 1, 0, np.nan])])

@@ -16,7 +16,8 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin, features
 from skl_transformaly import ImageError
 from skl_transformaly.images._depth import _avif_bits, _jpeg_2000_bits
 from skl_transformaly.images._images import as_images
-from skl_transformaly.images._pixels import as_rgb, eight_bits, map_colours, shrunk
+from skl_transformaly.images._maps import map_colours, map_to, shrunk
+from skl_transformaly.images._pixels import as_rgb, eight_bits
 
 HIGH, WIDE = 5, 7
 
@@ -555,6 +556,11 @@ def test_a_map_is_shrunk_with_its_sides_in_proportion():
     assert small.shape == (2, 3)
     np.testing.assert_allclose(small.mean(axis=0), values.mean())
     assert shrunk(values, 0.01).shape == (1, 1)
+
+
+def test_the_strongest_colour_is_for_what_half_a_per_cent_reach_but_not_for_noise():
+    assert map_to(np.arange(0, 20.1, 0.1)) == pytest.approx(19.9)
+    assert map_to(np.arange(0, 2, 0.1)) == map_to(np.empty(0)) == 6.0
 
 
 def test_a_map_is_laid_over_an_image_from_clear_to_strong_red():

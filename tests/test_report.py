@@ -24,8 +24,10 @@ from skl_transformaly.cli._cards import path_bytes
 from skl_transformaly.cli._histogram import histogram, round_step
 from skl_transformaly.cli._provenance import Provenance, image_facts
 from skl_transformaly.cli.report import Origin, _fixed, write_report
+from skl_transformaly.images._maps import MAP_FROM
 from skl_transformaly.images._pixels import as_rgb
 from skl_transformaly.images._thumbnails import thumbnail_of
+from skl_transformaly.serving._maps import paint
 
 HOSTILE = [
     "<script>window.hacked=1</script>.png",
@@ -765,3 +767,10 @@ def test_a_checker_of_accessibility_finds_nothing_serious(page, scheme):
         "axe.run(document).then(found => arguments[0](found.violations.map(v => [v.impact, v.id, v.nodes[0].html])))"
     )
     assert not [violation for violation in found if violation[0] in ("serious", "critical")]
+
+
+def test_colours_mean_in_reports_what_they_mean_in_answers_of_the_server():
+    values = np.full((4, 4), 3.0, dtype=np.float32)
+    card = _cards.Card(None, 0.0, 0.0, 0.0, 1, map=values.astype(np.float16))
+    answer = paint(values)
+    assert (answer["from"], answer["to"]) == (MAP_FROM, _cards.strongest([card]))

@@ -13,20 +13,20 @@ import numpy as np
 from PIL import Image
 
 from skl_transformaly.cli._provenance import ImageFacts
-from skl_transformaly.images._pixels import as_rgb, map_colours, shrunk
+from skl_transformaly.images._maps import MAP_FROM, map_colours, map_to, shrunk
+from skl_transformaly.images._pixels import as_rgb
 from skl_transformaly.utils._files import absolute_path
 
 __all__ = [
-    "MAP_FROM",
     "MAP_NOISE",
     "N_NEIGHBORS",
     "Card",
     "look",
-    "map_to",
     "paint",
     "path_bytes",
     "picture",
     "small_picture",
+    "strongest",
 ]
 
 # Longest sides in pixels, and most bytes, of the pictures in the file: 1,000 images, three neighbours each, all
@@ -35,9 +35,8 @@ _THUMB, THUMB_BYTES = 192, 8_000
 _MAP, MAP_BYTES = 48, 1_200
 _NEAR, NEAR_BYTES = 80, 1_400
 N_NEIGHBORS = 3
-# Map values are standard deviations over normal images. Values below the first are not painted, and a map that nowhere
-# reaches the second is taken as noise, as the maps of most normal images.
-MAP_FROM, MAP_NOISE, _MAP_TO_LEAST = 2.0, 3.0, 6.0
+# A map that nowhere reaches so many standard deviations is taken as noise, as the maps of most normal images.
+MAP_NOISE = 3.0
 
 
 @dataclass
@@ -90,18 +89,15 @@ def look(cards: list[Card], pixels: list[np.ndarray], explained: dict[str, np.nd
             card.map = np.minimum(small, np.finfo(np.float16).max).astype(np.float16)
 
 
-def map_to(cards: list[Card]) -> float:
+def strongest(cards: list[Card]) -> float:
     """Return the map value of the strongest colour, the same for all images, so that they can be compared."""
     values = [card.map.ravel() for card in cards if card.map is not None]
-    if not values:
-        return _MAP_TO_LEAST
-    peaks = np.percentile(np.concatenate(values).astype(np.float32), 99.5)
-    return max(_MAP_TO_LEAST, float(peaks))
+    return map_to(np.concatenate(values or [np.empty(0)], dtype=np.float32))
 
 
 def paint(cards: list[Card]) -> None:
     """Make overlays of maps that are more than noise: transparent where normal, yellow to red where not."""
-    to = map_to(cards)
+    to = strongest(cards)
     for card in cards:
         if card.map is None or float(card.map.max()) < MAP_NOISE:
             continue

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["update"]
 
-# Number of known anomalies from which feature spaces are weighed
-_FEW_ANOMALIES = 5
 # Names of images that are shown in a line.
 _MOST_SHOWN = 5
 
@@ -172,6 +170,7 @@ def _tell(
     """Report what changed."""
     import numpy as np
 
+    from skl_transformaly._weighting import LEAST_ANOMALIES
     from skl_transformaly.cli._trust import FalseAlarms
     from skl_transformaly.images._folders import display_path
     from skl_transformaly.utils._labels import KNOWN_ANOMALY
@@ -197,8 +196,10 @@ def _tell(
     if lessons.copies:
         are = "is a copy of another" if lessons.copies == 1 else "are copies of others"
         lines.append(f"{counted(lessons.copies, 'image')} passed over, which {are} in this call.")
-    if 0 < anomalies < _FEW_ANOMALIES:
-        lines.append(f"{counted(anomalies, 'known anomaly')}: {_FEW_ANOMALIES} are needed to weigh the feature spaces.")
+    if 0 < anomalies < LEAST_ANOMALIES:
+        lines.append(
+            f"{counted(anomalies, 'known anomaly')}: {LEAST_ANOMALIES} are needed to weigh the feature spaces."
+        )
     elif anomalies and np.ptp(detector.weights_) == 0:
         lines.append(
             f"{counted(anomalies, 'known anomaly')}: no change, since equal weights of the feature spaces were as good "

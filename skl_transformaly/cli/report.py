@@ -28,15 +28,14 @@ from skl_transformaly._explanation import nearest
 from skl_transformaly._reasons import PLAINLY, times_text
 from skl_transformaly._wrappers import innermost
 from skl_transformaly.cli._cards import (
-    MAP_FROM,
     MAP_NOISE,
     N_NEIGHBORS,
     Card,
     look,
-    map_to,
     paint,
     path_bytes,
     small_picture,
+    strongest,
 )
 from skl_transformaly.cli._console import counted
 from skl_transformaly.cli._histogram import histogram
@@ -44,6 +43,7 @@ from skl_transformaly.cli._provenance import ImageFacts, Provenance, describe, i
 from skl_transformaly.cli._trust import FalseAlarms, percent
 from skl_transformaly.images._folders import display_path
 from skl_transformaly.images._images import as_images
+from skl_transformaly.images._maps import MAP_FROM
 from skl_transformaly.images._thumbnails import THUMBNAIL_SIZE, thumbnail_of
 from skl_transformaly.images._values import ImageError
 from skl_transformaly.teacher._protocol import find_places
@@ -330,7 +330,7 @@ def _maps(cards: list[Card]) -> dict[str, Any]:
         "has_maps": any(card.map is not None for card in cards),
         "map_from": MAP_FROM,
         "map_noise": MAP_NOISE,
-        "map_to": map_to(cards),
+        "map_to": strongest(cards),
     }
 
 

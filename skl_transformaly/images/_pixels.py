@@ -24,8 +24,6 @@ __all__ = [
     "eight_bits",
     "file_shape",
     "least_side",
-    "map_colours",
-    "shrunk",
 ]
 
 # A JPEG may be decoded at a part of its size that has at least this many times the pixels a side that it is resized to,
@@ -149,23 +147,6 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
         laid = Image.fromarray(image)
         return np.asarray(Image.alpha_composite(Image.new("RGBA", laid.size, "white"), laid).convert("RGB"))
     return np.broadcast_to(image, (*image.shape[:2], 3))
-
-
-def shrunk(values: np.ndarray, scale: float) -> np.ndarray:
-    """Return a map (H, W) of floats resized by the factor `scale`."""
-    size = [max(1, round(side * scale)) for side in values.shape[::-1]]
-    return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
-
-
-def map_colours(values: np.ndarray, low: float, high: float) -> Image.Image:
-    """Return a picture of a map, to lay over an image: transparent up to `low`, then yellow, and red from `high` on."""
-    strength = np.clip((values - low) / (high - low), 0, 1)
-    colour = np.empty((*strength.shape, 4), dtype=np.uint8)
-    colour[..., 0] = 255
-    colour[..., 1] = np.rint(220 * (1 - strength))
-    colour[..., 2] = np.rint(40 * (1 - strength))
-    colour[..., 3] = np.rint(200 * np.sqrt(strength))
-    return Image.fromarray(colour)
 
 
 def decode_pil(image: Image.Image) -> np.ndarray:

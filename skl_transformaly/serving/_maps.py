@@ -7,12 +7,10 @@ import io
 
 import numpy as np
 
-from skl_transformaly.images._pixels import map_colours, shrunk
+from skl_transformaly.images._maps import MAP_FROM, map_colours, map_to, shrunk
 
-__all__ = ["MAP_FROM", "MAP_SIDE", "paint"]
+__all__ = ["MAP_SIDE", "paint"]
 
-# In standard deviations of normal images: lower values are not painted; the strongest colour is for at least _MAP_TO
-MAP_FROM, _MAP_TO = 2.0, 8.0
 # Longest side in pixels
 MAP_SIDE = 256
 
@@ -20,11 +18,11 @@ MAP_SIDE = 256
 def paint(values: np.ndarray) -> dict[str, float | str]:
     """Draw a map (H, W), in standard deviations of normal images, from yellow to red where an image is unusual.
 
-    Returns ``png``, base64 of an RGBA picture of at most 256 pixels a side, to be stretched over the image; ``from``
-    and ``to``, the values of the faintest and the strongest colour; ``peak``, the largest value.
+    Returns ``png``, base64 of an RGBA picture of at most ``MAP_SIDE`` pixels a side, to be stretched over the image;
+    ``from`` and ``to``, the values of the faintest and the strongest colour; ``peak``, the largest value.
     """
     small = shrunk(values, min(1.0, MAP_SIDE / max(values.shape)))
-    to = max(_MAP_TO, float(np.percentile(small, 99.5)))
+    to = map_to(small)
     file = io.BytesIO()
     map_colours(small, MAP_FROM, to).save(file, "PNG")
     png = base64.b64encode(file.getvalue()).decode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from skl_transformaly.serving._limits import Limits
+from skl_transformaly.serving._maps import MAP_SIDE
 
 __all__ = ["describe"]
 
@@ -17,7 +18,7 @@ _MAP = {
     "required": ["png", "from", "to", "peak"],
     "properties": {
         "png": {**_TEXT, "contentEncoding": "base64", "contentMediaType": "image/png",
-                "description": "RGBA, of at most 256 pixels a side, to be stretched over the image."},
+                "description": f"RGBA, of at most {MAP_SIDE} pixels a side, to be stretched over the image."},
         "from": {**_NUMBER, "description": "Value of the faintest colour, in standard deviations of normal images."},
         "to": {**_NUMBER, "description": "Value of the strongest colour."},
         "peak": {**_NUMBER, "description": "The largest value."},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ __all__ = ["is_missing"]
 
 
 def is_missing(item: Any) -> bool:
-    """Return whether an item is a missing value: None, NaN, or one of pandas."""
+    """Return whether an item is a missing value: None, NaN or NaT of any kind of number or time, or NA of pandas."""
     return (
         item is None
-        or (isinstance(item, (float, np.floating)) and bool(item != item))
+        or (isinstance(item, (Number, np.generic)) and bool(item != item))
         or type(item).__name__ in ("NAType", "NaTType")
     )
