@@ -17,8 +17,9 @@ from skl_transformaly._reasons import reason_column
 from skl_transformaly._space import FeatureSpace
 from skl_transformaly.images._sequence import Images
 from skl_transformaly.students._imitation import Comparer
+from skl_transformaly.teacher._protocol import find_places
 
-__all__ = ["ExplanationMixin", "nearest", "scatter", "where_readable"]
+__all__ = ["ExplanationMixin", "has_maps", "nearest", "scatter", "where_readable"]
 
 
 class ExplanationMixin:
@@ -112,9 +113,10 @@ class ExplanationMixin:
               far as 99 % of normal images;
             - ``reason``: the space and block in which a flagged image is most unusual, "normal", or
               "unreadable"; of dtype object;
-            - ``neighbor0``, ...: positions in the training images of the nearest ones, nearest first, and
-              ``distance0``, ...: their Euclidean distances, between embeddings of unit length if "pretrained" is in
-              use, else between standardised discrepancies; without both spaces there are none;
+            - ``neighbor0``, ...: positions in the training images of the nearest ones, nearest first (of a training
+              image itself, this very image), and ``distance0``, ...: their Euclidean distances, between embeddings of
+              unit length if "pretrained" is in use, else between standardised discrepancies; without both spaces there
+              are none;
             - ``map``: only with `maps`, of dtype object: each image's map as from `anomaly_map`, None where unreadable.
 
         Raises
@@ -154,6 +156,11 @@ class ExplanationMixin:
     def _check_maps(self) -> None:
         if "discrepancy" not in self.feature_spaces_:
             raise ValueError("Anomaly maps need students: fit with 'discrepancy' among feature_spaces.")
+
+
+def has_maps(detector: Any) -> bool:
+    """Whether a fitted detector has students, and knows where in the image the outputs of their blocks belong."""
+    return "discrepancy" in detector.feature_spaces_ and find_places(detector.extractor_) is not None
 
 
 def nearest(

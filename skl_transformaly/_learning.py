@@ -224,7 +224,9 @@ class LearningMixin:
         return self
 
     def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
-        """Fit, and say which of the training images themselves are anomalies, each judged by the others.
+        """Fit, and say which of the training images themselves are anomalies.
+
+        Each is judged by the others, unless ``threshold="training"``.
 
         Parameters
         ----------
@@ -271,9 +273,9 @@ class LearningMixin:
         images = getattr(self, "_images_seen", None)
         if images is None:
             raise ValueError(
-                "Students in closed form need the earlier images again, and a detector from a file or pickle does not "
-                "hold them. Hand them over by set_training_images, or pass update_students=False, which leaves the "
-                "students as they are."
+                "Students in closed form need the earlier images again, which a detector from a file, a pickle, a deep "
+                "copy or a fit in parts does not hold. Hand them over by set_training_images, or pass "
+                "update_students=False, which leaves the students as they are."
             )
         return images
 

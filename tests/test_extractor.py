@@ -143,6 +143,20 @@ def test_weights_are_loaded_from_a_file(weight_file, images):
         np.testing.assert_array_equal(tensor.float(), state[name])
 
 
+def test_weights_may_be_below_the_home_folder(weight_file, images, monkeypatch):
+    """As for images, `memory` and checkpoints; in `load` of a model file without its weights, too."""
+    path, _ = weight_file
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(path.parent))
+    expected = tiny_extractor(weights=path).fit(images).transform(images)
+    extractor = tiny_extractor(weights=f"~/{path.name}")
+    np.testing.assert_array_equal(extractor.fit(images).transform(images), expected)
+    detector = tiny_detector(extractor=extractor).fit(images)
+    save(detector, path.with_name("m.tfm"), teacher=False)
+    loaded = load(path.with_name("m.tfm"), weights=f"~/{path.name}")
+    np.testing.assert_array_equal(loaded.score_samples(images), detector.score_samples(images))
+
+
 def test_weights_of_another_architecture_are_refused(weight_file, images):
     with pytest.raises(ValueError, match=r"weights\.\w+ does not hold.*(is missing|expected)"):
         tiny_extractor("test_vit2", weights=weight_file[0]).fit(images)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from skl_transformaly._cleaning import COPY_LEVELS
-from skl_transformaly._explanation import nearest
+from skl_transformaly._explanation import has_maps, nearest
 from skl_transformaly._reasons import PLAINLY, times_text
 from skl_transformaly._wrappers import innermost
 from skl_transformaly.cli._cards import (
@@ -46,7 +46,6 @@ from skl_transformaly.images._images import as_images
 from skl_transformaly.images._maps import MAP_FROM
 from skl_transformaly.images._thumbnails import THUMBNAIL_SIZE, thumbnail_of
 from skl_transformaly.images._values import ImageError
-from skl_transformaly.teacher._protocol import find_places
 from skl_transformaly.utils._files import absolute_path, common_folder, replacing
 
 __all__ = ["Origin", "write_report"]
@@ -360,9 +359,8 @@ def _decoded(
 
 def _explain(detector: Any, inner: Any, pixels: list[np.ndarray]) -> dict[str, np.ndarray]:
     """Return scores, their parts, neighbours and, if possible, maps."""
-    has_maps = "discrepancy" in inner.feature_spaces_ and find_places(inner.extractor_) is not None
     explainer = detector if hasattr(detector, "explain") else inner
-    return explainer.explain(pixels, n_neighbors=N_NEIGHBORS, maps=has_maps)
+    return explainer.explain(pixels, n_neighbors=N_NEIGHBORS, maps=has_maps(inner))
 
 
 @dataclass

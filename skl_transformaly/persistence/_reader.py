@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from skl_transformaly.images._formats import expand_user
 from skl_transformaly.persistence import _fields as f
 from skl_transformaly.persistence._fields import Refused, Scope, brief, naming, refuse
 from skl_transformaly.persistence._networks import localise
@@ -37,7 +38,7 @@ class Reader:
     def __init__(self, file: ModelFile, *, device: Any, weights: Any):
         self.file = file
         self.device = device
-        self.weights = weights
+        self.weights = weights if weights is None else expand_user(weights)
         self.teachers = stored_teachers(file)
         self._made: list[Any] = []
         self._fitted: dict[int, dict[str, int]] = {}  # sizes of axes, by id

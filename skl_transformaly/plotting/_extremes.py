@@ -116,12 +116,11 @@ class ExtremeImagesDisplay(Display):
                 f"maps=True needs an estimator with anomaly_map, but got {type(estimator).__name__}: use maps='auto'."
             )
         if maps == "auto":
-            spaces = getattr(detector, "feature_spaces_", ["discrepancy"])
-            maps = hasattr(estimator, "anomaly_map") and "discrepancy" in spaces
-            if maps and hasattr(detector, "extractor_"):
-                from skl_transformaly.teacher._protocol import find_places  # which imports torch
+            maps = hasattr(estimator, "anomaly_map")
+            if maps and hasattr(detector, "feature_spaces_"):
+                from skl_transformaly._explanation import has_maps  # which imports torch
 
-                maps = find_places(detector.extractor_) is not None
+                maps = has_maps(detector)
         samples = as_sequence(X)
         scores = scores_of(estimator, samples)
         positions = _extremes(scores, n_images)

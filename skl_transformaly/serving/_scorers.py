@@ -55,15 +55,15 @@ class DetectorScorer:
     """Scores by a fitted detector; `about` describes the model."""
 
     def __init__(self, detector: Any, about: dict[str, str] | None = None):
+        from skl_transformaly._explanation import has_maps
         from skl_transformaly._wrappers import decider, innermost
-        from skl_transformaly.students._imitation import find_places
 
         self._decider = decider(detector)
         self._core = detector = innermost(detector)
         self.about = about or {}
         size = getattr(detector.extractor_, "image_size_", None)
         self.at_least = None if size is None else least_side(size)
-        self.has_maps = "discrepancy" in detector.feature_spaces_ and find_places(detector.extractor_) is not None
+        self.has_maps = has_maps(detector)
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """Return a decoded image as `score` takes it."""

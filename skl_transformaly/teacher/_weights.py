@@ -23,6 +23,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from skl_transformaly.images._formats import expand_user
 from skl_transformaly.teacher._architecture import (
     BUNDLED_MODEL,
     ImageSize,
@@ -73,7 +74,7 @@ def load_teacher(
     if model_name == "bundled" and weights == "hub":
         weights = "bundled"
     if weights not in ("hub", "bundled", None):
-        path = Path(str(weights))
+        weights = path = Path(expand_user(str(weights)))
         if not path.is_file():
             of_model = ""
             if path.suffix.lower() == ".tfm":
