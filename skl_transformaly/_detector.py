@@ -91,7 +91,7 @@ class TransformalyDetector(
         Share of the training images, in [0, 0.5), that may not be normal: those that are the least like the others, as
         the teacher's spaces alone see it, are left out of the fit. Half as much again as is expected is best
         (``benchmarks/accuracy/NOTES.md``). The threshold is that of the images that are left: if some that were left
-        out are normal, more than `contamination` of new normal images are flagged, up to `contamination` + `trim`.
+        out are normal, more than `contamination` of new normal images are flagged, by about `trim`.
     threshold : {"held-out", "training"}, default="held-out"
         Which scores of the training images set `offset_`: each image's without its own part in the fit, or, as is usual
         elsewhere, those after the fit, which promise nothing about new images. With the latter, `weights_` come from

@@ -30,7 +30,7 @@ from typer.testing import CliRunner
 
 from skl_transformaly import TransformalyDetector, load, persistence
 from skl_transformaly._fusion import conformal_threshold
-from skl_transformaly.cli import _console, _scores
+from skl_transformaly.cli import _app, _console, _scores
 from skl_transformaly.cli._app import in_options
 from skl_transformaly.cli._commands import app
 from skl_transformaly.cli._comments import comments
@@ -42,9 +42,12 @@ from skl_transformaly.cli._parquet import ParquetScores
 from skl_transformaly.cli._provenance import Provenance, image_facts
 from skl_transformaly.cli._scores import COLUMNS, ScoreFile, ScoreFileError
 from skl_transformaly.cli._trust import FalseAlarms, least_normal_text
+from skl_transformaly.export import _export
+from skl_transformaly.export._export import ExportError
 from skl_transformaly.images import _images
 from skl_transformaly.images._folders import display_path
 from skl_transformaly.images._images import as_images
+from skl_transformaly.students._activations import ImitationError
 from skl_transformaly.students._block import _StudentTrainer
 from skl_transformaly.utils import _container
 
@@ -623,7 +626,7 @@ def test_the_next_command_can_be_pasted(work, tmp_path, name):
 def test_images_left_out_may_have_been_normal_and_then_more_are_flagged():
     alarms = FalseAlarms.promised(90, 0.05, left_out=10)
     assert alarms.most == pytest.approx((10 + 0.05 * 90) / 100)
-    assert "If the images that were left out are normal, it will be 14 %" in str(alarms)
+    assert "If the images that were left out are normal, it will be about 14 %" in str(alarms)
     assert FalseAlarms.promised(90, 0.05).most == pytest.approx(0.05)
 
 
@@ -652,7 +655,7 @@ def test_fit_leaves_out_what_is_least_like_the_others_and_names_copies(work, tmp
     result = run(app, ["fit", str(folder), "-o", str(tmp_path / "m.tfm"), *options])
     assert result.exit_code == 0, result.output
     assert "Left out as least like the others: 1 image" in result.output and "red.png" in result.output
-    assert "If the images that were left out are normal, it will be" in result.output
+    assert "If the images that were left out are normal, it will be about" in result.output
     assert "1 image is a copy of another, such as" in result.output
     assert run(app, ["info", str(tmp_path / "m.tfm")]).exit_code == 0
     # 0.2 of two images, and more if the one that was left out of 25 is normal
@@ -1491,6 +1494,41 @@ def test_a_torchvision_of_another_torch_is_not_called_a_bug(monkeypatch, model, 
     assert result.exit_code == 2 and "are not compatible" in result.stderr and "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    "message, code", [("CUDA out of memory. Tried to allocate", 2), ("Unsupported memory format Contiguous3d", 3)]
+)
+def test_memory_is_short_only_where_torch_says_so(monkeypatch, model, test_dir, message, code):
+
+    def fail(*args):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(TransformalyDetector, "score_table", fail)
+    result = run(app, ["score", model, test_dir])
+    assert result.exit_code == code and ("not enough memory" in result.stderr) == (code == 2)
+
+
+@pytest.mark.parametrize("error, code", [(ImitationError("Choose another teacher."), 2), (TypeError("a bug"), 3)])
+def test_a_teacher_that_cannot_be_imitated_is_told_from_a_bug(monkeypatch, work, tmp_path, error, code):
+
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(TransformalyDetector, "fit", fail)
+    result = run(app, ["fit", str(work[0] / "train"), "-o", str(tmp_path / "m.tfm")])
+    assert result.exit_code == code and ("error: Choose another teacher." in result.stderr) == (code == 2)
+
+
+@pytest.mark.parametrize("error, code", [(ExportError("Only a detector"), 2), (TypeError("a bug"), 3)])
+def test_what_cannot_be_exported_is_told_from_a_bug(monkeypatch, model, tmp_path, error, code):
+
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr(_export, "to_onnx", fail)
+    result = run(app, ["export", model, "--onnx", str(tmp_path / "m.onnx")])
+    assert result.exit_code == code and ("error: Only a detector" in result.stderr) == (code == 2)
+
+
 def test_a_bug_is_not_taken_for_anomalies(monkeypatch, model, test_dir):
     monkeypatch.setattr(TransformalyDetector, "score_table", lambda *args: {}["bug"])
     result = run(app, ["score", model, test_dir])
@@ -1570,6 +1608,22 @@ def test_a_library_that_memory_has_no_room_for_is_said_so(library):
     result = python(code)
     assert result.returncode == 2 and "too little memory? some.so: failed to map" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["fit", "--help"], []])
+def test_help_that_nobody_reads_is_no_anomaly(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "skl_transformaly", *arguments]
+    result = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=300)
+    os.close(write)
+    assert (result.returncode, result.stderr) == (141, "")
+
+
+def test_help_names_all_exit_codes():
+    shown = " ".join(run(app, ["--help"]).stdout.partition("Exit codes:")[2].split())
+    for code in (0, _app.FOUND, _app.MISTAKE, _app.BUG, _app.INTERRUPTED, _app.PIPE_CLOSED):
+        assert re.search(rf"(^|, ){code} ", shown.strip())
 
 
 @pytest.mark.slow

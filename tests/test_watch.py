@@ -30,7 +30,7 @@ from skl_transformaly.cli._actions import Actions, Hook, Shelf
 from skl_transformaly.cli._commands import app
 from skl_transformaly.cli._console import Output
 from skl_transformaly.cli._scores import COLUMNS, ScoreFile, ScoreFileError
-from skl_transformaly.cli._watch import _display, _state
+from skl_transformaly.cli._watch import _check_links, _display, _state
 from skl_transformaly.cli._watcher import Arrivals, Watcher
 
 DARK, LIGHT = 20, 200
@@ -620,6 +620,41 @@ def test_the_next_start_tells_what_this_one_could_not(bench):
     assert [Path(row["path"]).name for row in told] == ["a.png"]
 
 
+def test_what_a_run_is_not_asked_for_is_left_to_one_that_is(bench, tmp_path):
+    def deaf(row):
+        raise OSError("no answer")
+
+    told = []
+    watch = bench(hook=deaf)
+    draw(watch.folder / "a.png", DARK)
+    watch.pass_time(3)
+    watch = bench(shelf=Shelf(tmp_path / "bad", tmp_path / "in"))
+    assert (watch.actions.waiting, watch.actions.left) == (0, 1)
+    draw(watch.folder / "b.png", DARK)  # for which the file of actions is written anew
+    watch.pass_time(3)
+    assert (watch.actions.waiting, watch.actions.left) == (0, 1) and (tmp_path / "bad" / "b.png").is_file()
+    bench(hook=told.append).pass_time(3)
+    assert [Path(row["path"]).name for row in told] == ["a.png"]
+
+
+def test_no_more_than_one_anomaly_waits_for_a_server_though_moves_are_left(bench, tmp_path):
+    told = []
+
+    def deaf(row):
+        told.append(row["path"])
+        raise OSError("no answer")
+
+    (tmp_path / "bad").write_bytes(b"")  # in place of a folder, so that nothing can be moved
+    watch = bench(shelf=Shelf(tmp_path / "bad", tmp_path / "in"), hook=deaf)
+    for name in "abc":
+        draw(watch.folder / f"{name}.png", DARK)
+    watch.pass_time(3)
+    assert watch.actions.waiting == 3
+    told.clear()
+    bench(hook=deaf).watcher.step()
+    assert len(told) == 1
+
+
 def script(tmp_path, text):
     path = tmp_path / "hook.py"
     path.write_text(text)
@@ -878,6 +913,23 @@ def test_a_mistake_is_one_message(tmp_path, monkeypatch, arguments, message):
     (tmp_path / "m.tfm").write_bytes(b"")
     result = CliRunner().invoke(app, command(*arguments))
     assert result.exit_code == 2 and message in result.stderr
+
+
+def test_a_folder_in_which_no_links_can_be_made_is_refused(tmp_path, monkeypatch):
+    def symlink_to(self, target):
+        raise OSError(errno.EPERM, "Operation not permitted", str(self))
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "m.tfm").write_bytes(b"")
+    monkeypatch.setattr(Path, "symlink_to", symlink_to)
+    result = CliRunner().invoke(app, command("in", "-m", "m.tfm", "-o", "s.jsonl", "--link-to", "bad"))
+    assert result.exit_code == 2 and "--link-to cannot make links in 'bad': Operation not permitted" in result.stderr
+
+
+def test_where_links_can_be_made_none_is_left(tmp_path):
+    _check_links(tmp_path)
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ _COMMAND_SECONDS, _URL_SECONDS = 60.0, 10.0
 # Seconds until a failed action is repeated, doubled each time up to the second number
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _FIELDS = ("path", "score", "decision", "p_value", "prediction", "moved_to")
+# What os.readlink of Windows puts before a path, however the link was made
+_LONG = "\\\\?\\"
 _NAME = re.compile(f"{{({'|'.join(_FIELDS)})}}")
 
 
@@ -51,11 +53,19 @@ class Hook:
             _check_url(self.url)
             return
         try:
-            self.arguments = shlex.split(target, posix=os.name != "nt")
+            self.arguments = _split(target)
         except ValueError as error:
             raise ValueError(f"--on-anomaly {target!r} is not a command: {error}.") from error
-        if not self.arguments or shutil.which(self.arguments[0]) is None:
+        program = shutil.which(self.arguments[0]) if self.arguments else None
+        if program is None:
             raise ValueError(f"--on-anomaly {target!r} is neither a URL of http or https nor a command that exists.")
+        if os.name == "nt" and not program.lower().endswith((".exe", ".com")):
+            # .bat and .cmd are run by cmd.exe, which would run parts of a file's name, too; others need another program
+            raise ValueError(
+                f"--on-anomaly {target!r} would run {program!r}, which is no program by itself; expected one (.exe), "
+                "such as 'python.exe alarm.py'."
+            )
+        self.arguments[0] = program  # as it was found: Windows itself looks for .exe only
 
     def __call__(self, row: Row) -> None:
         """Report an anomaly. Raises OSError if the command fails or hangs, or the server does not answer with 2xx."""
@@ -73,6 +83,13 @@ class Hook:
         return [self.arguments[0], *(_replaced(argument, values) for argument in self.arguments[1:])]
 
 
+def _split(command: str) -> list[str]:
+    """Split a command into its parts. On Windows, backslashes are parts of paths, and quotes are around whole parts."""
+    if os.name != "nt":
+        return shlex.split(command)
+    return [re.sub(r"""^(["'])(.*)\1$""", r"\2", part, flags=re.DOTALL) for part in shlex.split(command, posix=False)]
+
+
 def _replaced(argument: str, values: dict[str, Any]) -> str:
     """Replace names in braces by their values, once."""
     return _NAME.sub(lambda found: "" if values[found[1]] is None else str(values[found[1]]), argument)
@@ -85,6 +102,7 @@ def _execute(arguments: list[str], content: bytes) -> None:
         stdout=subprocess.DEVNULL,
         # Ctrl-C is for the watcher, which lets the command end
         start_new_session=os.name != "nt",
+        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # Windows has no sessions
     )
     try:
         process.communicate(content, timeout=_COMMAND_SECONDS)
@@ -200,17 +218,26 @@ class Shelf:
 
 
 def _is_link_to(path: Path, place: str) -> bool:
-    return path.is_symlink() and os.readlink(path) == place
+    return path.is_symlink() and _read_link(path) == place
+
+
+def _read_link(link: str | os.PathLike) -> str:
+    """Return what a link leads to, without what Windows puts before a path."""
+    place = os.readlink(os.fspath(link))
+    if os.name == "nt" and place.startswith(_LONG):
+        unc = _LONG + "UNC\\"
+        return "\\\\" + place.removeprefix(unc) if place.startswith(unc) else place.removeprefix(_LONG)
+    return place
 
 
 def _destination(link: str) -> str:
     """Return the absolute path that a link leads to; it may lead on from there."""
-    return os.path.join(os.path.realpath(os.path.dirname(link)), os.readlink(link))
+    return os.path.join(os.path.realpath(os.path.dirname(link)), _read_link(link))
 
 
 def _move(path: str, target: Path) -> None:
     try:
-        if os.path.islink(path) and not os.path.isabs(os.readlink(path)):
+        if os.path.islink(path) and not os.path.isabs(_read_link(path)):
             # as it is, it would lead elsewhere from there
             target.symlink_to(_destination(path))
             os.unlink(path)
@@ -278,8 +305,18 @@ class Actions:
 
     @property
     def waiting(self) -> int:
-        """Number of anomalies with actions that are still to be done."""
+        """Number of anomalies with actions that this run is still to do."""
+        return sum(bool(self._asked(due)) for due in self._due)
+
+    @property
+    def left(self) -> int:
+        """Number of anomalies with actions that are still to be done, by this run or by one with other options."""
         return len(self._due)
+
+    def _asked(self, due: _Due) -> list[str]:
+        """Return the actions that are left of those that this run was asked for."""
+        asked = {"move": self.shelf is not None, "tell": self.hook is not None}
+        return [action for action in due.left if asked.get(action)]
 
     def note(self, rows: Iterable[Row], states: dict[str, State]) -> list[_Due]:
         """Record, all or nothing, the actions on the anomalies among `rows`, before these are written.
@@ -318,10 +355,11 @@ class Actions:
                 if not due.warned:
                     due.warned = True
                     self._warn(f"{due.row['path']}: {error}. It is repeated until it succeeds.")
-                if due.left and due.left[0] == "tell":
+                if self._asked(due)[:1] == ["tell"]:
                     break  # or each anomaly would wait for a server that is down
             else:
-                self._due.remove(due)
+                if not due.left:  # what this run was not asked for is kept for one that is
+                    self._due.remove(due)
         if failed:
             self._not_before = self._clock() + self._pause
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
@@ -329,16 +367,14 @@ class Actions:
             self._pause = _FIRST_PAUSE
 
     def _do(self, due: _Due) -> None:
-        """Do all actions that are left, even if one of them fails."""
+        """Do all actions that are left and asked for, even if one of them fails."""
         failure = None
-        for action in list(due.left):
+        for action in self._asked(due):
             try:
                 if action == "move" and self.shelf is not None:
                     due.row["moved_to"] = self.shelf(due.row["path"], due.state)
                 elif action == "tell" and self.hook is not None:
                     self.hook(due.row)
-                else:
-                    continue  # of an earlier run, and not asked for now
                 due.left.remove(action)
                 self._late += _line({"done": action, **due.key(), "moved_to": due.row["moved_to"]})
                 self._write_late()

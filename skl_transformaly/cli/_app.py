@@ -15,7 +15,6 @@ import functools
 import inspect
 import os
 import re
-import shlex
 import signal
 import sys
 import textwrap
@@ -28,7 +27,7 @@ from typing import Annotated, Any, NoReturn, TextIO, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from skl_transformaly.cli._console import Output, plain, say
+from skl_transformaly.cli._console import Output, command_line, plain, say
 
 __all__ = [
     "BUG",
@@ -79,7 +78,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 anomalies found (--fail-on-anomaly), 2 wrong usage or input, 3 a bug, "
-    "130 interrupted.",
+    "130 interrupted, 141 stdout was closed.",
 )
 
 
@@ -190,11 +189,10 @@ def _guard(work: Callable[[], None], debug: bool) -> None:
         raise
     except KeyboardInterrupt:
         fail("stopped.", INTERRUPTED)
-    except BrokenPipeError:
-        # the reader of stdout is gone: nothing may be written there, not even at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(PIPE_CLOSED) from None
     except Exception as error:
+        if _is_closed_pipe(error):
+            _discard_stdout()
+            raise typer.Exit(PIPE_CLOSED) from None
         message = _mistake(error)
         if debug or message is None:
             traceback.print_exc()
@@ -203,13 +201,31 @@ def _guard(work: Callable[[], None], debug: bool) -> None:
         fail(message)
 
 
+def _is_closed_pipe(error: BaseException | None) -> bool:
+    """Whether nobody reads stdout any more, which Windows may call an invalid argument."""
+    if isinstance(error, BrokenPipeError):
+        return True
+    if os.name != "nt" or not isinstance(error, OSError) or error.errno != errno.EINVAL or error.filename is not None:
+        return False
+    try:
+        sys.stdout.flush()  # what could not be written is still to be written
+    except OSError:
+        return True
+    return False
+
+
+def _discard_stdout() -> None:
+    """Write to stdout no more, since nobody reads it, not even at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _mistake(error: Exception) -> str | None:
     """Return the message for an error that the user can correct; None for a bug."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"the disk is full: {error.filename or error.strerror}. Make room and try again."
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}."
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error).lower()):
+    if isinstance(error, MemoryError) or _is_out_of_memory(error):
         return "not enough memory: use smaller batches (--batch-size of fit), or smaller images. " + str(error)
     if isinstance(error, RuntimeError) and "torchvision::" in str(error):
         return (
@@ -221,6 +237,15 @@ def _mistake(error: Exception) -> str | None:
 
         return in_options(str(error).removesuffix(SKIP_ADVICE)) or type(error).__name__
     return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether torch ran out of memory, of the machine or of an accelerator."""
+    if not isinstance(error, RuntimeError):
+        return False
+    from skl_transformaly.utils._torch import OUT_OF_MEMORY
+
+    return any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def in_options(text: str) -> str:
@@ -237,7 +262,7 @@ def in_options(text: str) -> str:
         value = found[2].strip("'\"")
         if found[1] == "image_size" and value.startswith("("):
             value = value.strip("()").replace(", ", "x")
-        return f"{_OPTIONS[found[1]]} {shlex.quote(value)}"
+        return f"{_OPTIONS[found[1]]} {command_line([value])}"
 
     return _PARAMETER.sub(option, text)
 
@@ -295,11 +320,22 @@ def run() -> None:
     """Run the command line and leave the process."""
     # so that files are closed, and half-written files are removed
     signal.signal(signal.SIGTERM, _stop)
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup ignores it
-        signal.signal(signal.SIGHUP, _stop)
+    for name in ("SIGHUP", "SIGBREAK"):  # of POSIX, which nohup ignores, and of Windows
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _stop)
     try:
-        app()
+        app(windows_expand_args=False)  # commands expand patterns themselves
+    except SystemExit as end:
+        # typer and rich end with 1, the code of anomalies, if nobody reads their help
+        if not _is_closed_pipe(end.__context__):
+            raise
+        _discard_stdout()
+        sys.exit(PIPE_CLOSED)
     except Exception as error:  # beyond what `_guard` sees; Python's own exit code is that of anomalies
+        if _is_closed_pipe(error):
+            _discard_stdout()
+            sys.exit(PIPE_CLOSED)
         # typer imports some libraries when it reads arguments: without memory for them, `main` says so
         if isinstance(error, (ImportError, MemoryError)) and not isinstance(error, ModuleNotFoundError):
             raise

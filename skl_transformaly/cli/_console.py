@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
+import shlex
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Output", "counted", "duration", "plain", "say", "to_json"]
+__all__ = ["Output", "command_line", "counted", "duration", "plain", "say", "to_json"]
 
 # Seconds between lines about progress in a log
 _PAUSE = 10.0
@@ -162,6 +165,11 @@ def counted(number: int, noun: str) -> str:
     if number == 1:
         return f"1 {noun}"
     return f"{number} {noun.removesuffix('y')}ies" if noun.endswith("y") else f"{number} {noun}s"
+
+
+def command_line(words: Iterable[str]) -> str:
+    """Return a command, or a part of one, quoted to be pasted: cmd.exe does not know single quotes."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def to_json(data: Any) -> str:

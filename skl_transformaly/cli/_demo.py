@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from skl_transformaly.cli._app import Mistake, Output, command
+from skl_transformaly.cli._console import command_line
 from skl_transformaly.cli._fit import fit
 from skl_transformaly.cli._report import report
 from skl_transformaly.cli._score import score
@@ -50,7 +50,7 @@ def demo(
 
 
 def _show(out: Output, *words: str | Path) -> None:
-    out.note(f"\n$ transformaly {shlex.join(map(str, words))}")
+    out.note(f"\n$ transformaly {command_line(map(str, words))}")
 
 
 def _write_images(folder: Path, out: Output) -> None:

@@ -43,7 +43,7 @@ def export(
         raise Mistake(
             f"{str(onnx)!r} must end in .onnx, by which `transformaly serve` and other runtimes know the file."
         )
-    from skl_transformaly.export._export import ParityError, import_onnx, to_onnx
+    from skl_transformaly.export._export import ExportError, ParityError, import_onnx, to_onnx
 
     import_onnx()  # before images are read and an export is announced
     images = find_images(check).paths if check else None
@@ -57,7 +57,7 @@ def export(
     try:
         with out.waiting("Exporting"):
             measured = to_onnx(detector, onnx, images, anomaly_map=_has_maps(detector))
-    except (ParityError, TypeError) as error:
+    except (ExportError, ParityError) as error:
         raise Mistake(str(error)) from error
     out.made(
         f"{onnx}: {measured['bytes'] / 1e6:.1f} MB; on {counted(measured['n_images'], noun)}, scores differ by "

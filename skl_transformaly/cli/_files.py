@@ -7,14 +7,23 @@ import functools
 import glob
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from skl_transformaly.images._folders import FoundFiles, display_path, has_image_suffix, is_image, walk
+from skl_transformaly.images._folders import (
+    FoundFiles,
+    display_path,
+    file_identity,
+    has_image_suffix,
+    is_image,
+    walk,
+)
 from skl_transformaly.images._formats import expand_user
 
 __all__ = ["find_files", "split_list"]
+
+# Encoding of consoles on Windows, which differs from that of the locale
+_CONSOLE = "oem"
 
 
 def find_files(names: Iterable[str], *, listed: Iterable[str] = ()) -> FoundFiles:
@@ -97,18 +106,18 @@ def _split(pattern: str) -> tuple[str, str, str]:
 
 def _folders(start: str) -> Iterator[str]:
     """Yield a folder and those below it, without hidden ones, each by its shortest path."""
-    seen: set[tuple[int, int]] = set()
-    folders = [start]
+    seen: set[tuple[int, int | str]] = set()
+    folders = [start] if os.path.isdir(start or os.curdir) else []
     while folders:
         below = []
         for folder in folders:
             try:
-                place = os.stat(folder or os.curdir)
+                identity = file_identity(folder or os.curdir)
             except OSError:  # gone since
                 continue
-            if (place.st_dev, place.st_ino) in seen or not stat.S_ISDIR(place.st_mode):
+            if identity in seen:
                 continue
-            seen.add((place.st_dev, place.st_ino))
+            seen.add(identity)
             yield folder
             # as glob does, a folder that may not be listed is passed over
             with contextlib.suppress(OSError), os.scandir(folder or os.curdir) as entries:
@@ -152,8 +161,15 @@ def split_list(content: bytes) -> list[str]:
     >>> split_list(b"two\nlines.png\0b.png\0")
     ['two\nlines.png', 'b.png']
     """
-    if b"\0" in content:
-        items = content.split(b"\0")
-    else:
-        items = [line.removesuffix(b"\r") for line in content.split(b"\n")]
-    return [os.fsdecode(item) for item in items if item]
+    text = _decoded(content)
+    items = text.split("\0") if "\0" in text else [line.removesuffix("\r") for line in text.split("\n")]
+    return [item for item in items if item]
+
+
+def _decoded(content: bytes) -> str:
+    if os.name != "nt":
+        return os.fsdecode(content)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:  # `dir /b` writes what consoles read
+        return content.decode(_CONSOLE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-import shlex
 import tempfile
 import time
 import warnings
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from skl_transformaly.cli._app import INTERRUPTED, OUT, Mistake, Output, command, fail, in_options
-from skl_transformaly.cli._console import counted, duration
+from skl_transformaly.cli._console import command_line, counted, duration
 from skl_transformaly.cli._inputs import check_model_output, check_no_input, find_images, passed_over, unreadable_text
 
 if TYPE_CHECKING:
@@ -269,6 +268,7 @@ class _Watch:
 def _fit(detector: Any, paths: list[str], on_error: str, students: str, kept: _Kept | None, out: Output) -> float:
     """Fit, and return the seconds that it took."""
     from skl_transformaly.images._images import as_images
+    from skl_transformaly.students._activations import ImitationError
     from skl_transformaly.utils._progress import watched
 
     if kept is not None and kept.count():
@@ -281,7 +281,7 @@ def _fit(detector: Any, paths: list[str], on_error: str, students: str, kept: _K
             watched(_Watch(students, out, advance)),
         ):
             detector.fit(as_images(paths, on_error=on_error))
-    except TypeError as error:  # how students say that a teacher cannot be imitated
+    except ImitationError as error:
         raise Mistake(str(error)) from error
     except KeyboardInterrupt:
         if kept is not None and kept.count():
@@ -309,9 +309,10 @@ def _warnings(out: Output) -> Iterator[None]:
 
 def _unreadable(detector: Any, paths: list[str]) -> dict[str, str]:
     from skl_transformaly.cli._provenance import reasons
+    from skl_transformaly.utils._labels import LEARNED
 
     scores = zip(detector.training_scores_.tolist(), detector.training_labels_.tolist())
-    return reasons(paths, [i for i, (score, label) in enumerate(scores) if math.isnan(score) and label == 1])
+    return reasons(paths, [i for i, (score, label) in enumerate(scores) if math.isnan(score) and label == LEARNED])
 
 
 def _provenance(detector: Any, found: FoundFiles, unreadable: dict[str, str], seed: int, seconds: float) -> Provenance:
@@ -335,10 +336,11 @@ def _tell(
 ) -> None:
     """Report what was learned, and what to do next."""
     from skl_transformaly.cli._trust import FalseAlarms, least_normal, least_normal_text
+    from skl_transformaly.utils._labels import TRIMMED
 
     if unreadable:
         out.warn(unreadable_text(unreadable, "left out"))
-    trimmed = [found.paths[i] for i in (detector.training_labels_ == 0).nonzero()[0].tolist()]
+    trimmed = [found.paths[i] for i in (detector.training_labels_ == TRIMMED).nonzero()[0].tolist()]
     used = len(found.paths) - len(unreadable) - len(trimmed)
     alarms = FalseAlarms.of(detector)
     least = least_normal(detector, found.paths)
@@ -348,7 +350,7 @@ def _tell(
         *_what_was_found(detector, found.paths, trimmed),
         str(alarms),
         least_normal_text(detector, least),
-        f"Next: {shlex.join(['transformaly', 'report', str(output), 'NEW_IMAGES', *folder])}",
+        f"Next: {command_line(['transformaly', 'report', str(output), 'NEW_IMAGES', *folder])}",
     ]
     data = {
         "model": str(output),

@@ -105,10 +105,12 @@ def check_writable(path: Path, *inputs: str | Path | None) -> None:
 
 def check_no_input(path: Path, inputs: Iterable[str | Path | None]) -> None:
     """Refuse an output file that is one of the inputs, under any name."""
+    from skl_transformaly.images._folders import file_identity
+
     if not path.exists():
         return
     for given in inputs:
-        if given is not None and os.path.exists(given) and os.path.samefile(path, given):
+        if given is not None and os.path.exists(given) and file_identity(path) == file_identity(given):
             raise Mistake(f"{str(path)!r} is read by this command, and would be lost: name another file to write.")
 
 

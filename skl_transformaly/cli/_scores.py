@@ -367,7 +367,11 @@ def _lock(file: Any) -> None:
         try:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
         except OSError as error:
-            raise BlockingIOError(error.errno, error.strerror) from error
+            if error.errno in (errno.EACCES, errno.EDEADLK):
+                raise BlockingIOError(error.errno, error.strerror) from error
+            if error.errno != errno.EINVAL:  # which a share without locks answers
+                raise
+            _warn_unlocked(file, error)
         file.seek(0)
         return
     try:
@@ -377,7 +381,11 @@ def _lock(file: Any) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS):
             raise
-        warn_user(f"{file.name!r} cannot be locked ({error.strerror}): make sure that no other process writes to it.")
+        _warn_unlocked(file, error)
+
+
+def _warn_unlocked(file: Any, error: OSError) -> None:
+    warn_user(f"{file.name!r} cannot be locked ({error.strerror}): make sure that no other process writes to it.")
 
 
 def _read_rows(path: Path, kind: str) -> Iterator[tuple[Row | None, int]]:

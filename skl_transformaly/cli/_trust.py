@@ -87,7 +87,9 @@ class FalseAlarms:
                 f"{ceil(1 / self.asked) - 1} images can."
             )
         if self.left_out:
-            text += f" If the images that were left out are normal, it will be {percent(self.most)} %: look at them."
+            text += (
+                f" If the images that were left out are normal, it will be about {percent(self.most)} %: look at them."
+            )
         if self.images < _FEW:
             text += f" Fewer than {_FEW} images show little of what is normal: add more before you rely on this."
         return text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -123,9 +124,25 @@ def _shelf(folder: Path, move_to: Path | None, link_to: Path | None) -> Any:
         target.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise Mistake(f"{str(target)!r} is not a folder.") from None
+    if link_to is not None:
+        _check_links(link_to)
     from skl_transformaly.cli._actions import Shelf
 
     return Shelf(Path(absolute_path(target)), Path(absolute_path(folder)), link=link_to is not None)
+
+
+def _check_links(folder: Path) -> None:
+    """Refuse a folder in which no links can be made: some disks have none, and Windows asks for a privilege."""
+    link = folder / f".{secrets.token_hex(8)}.tmp"
+    try:
+        link.symlink_to("nowhere")
+    except OSError as error:
+        windows = " (Windows lets administrators make links, and everybody in its developer mode)" * (os.name == "nt")
+        raise Mistake(
+            f"--link-to cannot make links in {str(folder)!r}: {error.strerror or error}{windows}. Use --move-to, or "
+            "another folder."
+        ) from error
+    link.unlink()
 
 
 def _check_rows(file: ScoreFile) -> None:
@@ -145,14 +162,14 @@ def _tell_of_before(file: ScoreFile, actions: Any, tell: Output) -> None:
             f"{file.path} has {counted(len(file.done), 'image')} of earlier runs ({counted(anomalies, 'anomaly')}): "
             "unless they change, they are neither scored nor moved or reported again."
         )
-    if actions.waiting:
-        of_these = f"{counted(actions.waiting, 'anomaly')} of these {'was' if actions.waiting == 1 else 'were'}"
+    if actions.left:
+        of_these = f"{counted(actions.left, 'anomaly')} of these {'was' if actions.left == 1 else 'were'}"
         tell.note(f"{of_these} to be moved or reported, without success; what these options ask of it is done now.")
 
 
 @contextlib.contextmanager
 def _until_stopped() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns whether SIGTERM or SIGINT came; a second one stops the program at once."""
+    """Yield a function that returns whether a signal to stop came; a second one stops the program at once."""
     came: list[int] = []
 
     def stop(signum: int, frame: Any) -> None:
@@ -160,7 +177,8 @@ def _until_stopped() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         came.append(signum)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = [getattr(signal, name, None) for name in ("SIGTERM", "SIGINT", "SIGBREAK")]  # the last of Windows only
+    before = {number: signal.signal(number, stop) for number in numbers if number is not None}
     try:
         yield lambda: bool(came)
     finally:

@@ -11,7 +11,7 @@ from typing import Any
 from skl_transformaly._drift import DriftMonitor
 from skl_transformaly.cli._actions import Actions
 from skl_transformaly.cli._scores import Row, ScoreFile, State, file_state
-from skl_transformaly.images._folders import display_path, has_image_suffix, is_image
+from skl_transformaly.images._folders import display_path, file_identity, has_image_suffix, is_image
 from skl_transformaly.utils._files import absolute_path
 
 __all__ = ["Arrivals", "Watcher"]
@@ -112,9 +112,8 @@ class Arrivals:
         """Absolute paths of files that are incomplete or have no row yet."""
         return sorted(self._waiting)
 
-    def _files(self, folder: str, above: set[tuple[int, int]]) -> Iterator[tuple[str, tuple[int, int]]]:
-        place = os.stat(folder)
-        identity = (place.st_dev, place.st_ino)
+    def _files(self, folder: str, above: set[tuple[int, int | str]]) -> Iterator[tuple[str, tuple[int, int]]]:
+        identity = file_identity(folder)
         if identity in above or os.path.realpath(folder) in self._excluded:
             return
         with os.scandir(folder) as entries:
@@ -124,7 +123,7 @@ class Arrivals:
                 if entry.is_dir():
                     yield from self._files(entry.path, above | {identity})
                 elif entry.is_file() and (has_image_suffix(entry.name) or not os.path.splitext(entry.name)[1]):
-                    status = entry.stat()
+                    status = os.stat(entry.path)  # what Windows lists of a file that is being written is out of date
                     yield entry.path, (status.st_size, status.st_mtime_ns)
             except FileNotFoundError:
                 continue  # gone since

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import math
 import os
-import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +36,7 @@ from skl_transformaly.cli._cards import (
     small_picture,
     strongest,
 )
-from skl_transformaly.cli._console import counted
+from skl_transformaly.cli._console import command_line, counted
 from skl_transformaly.cli._histogram import histogram
 from skl_transformaly.cli._provenance import ImageFacts, Provenance, describe, image_facts, reason
 from skl_transformaly.cli._trust import FalseAlarms, percent
@@ -207,7 +206,7 @@ def _template(root: str) -> Any:
         percent="{:.3f}%".format,  # for attributes, in which a minus must be the sign that programs know
         times=times_text,
         bytes=path_bytes,
-        quoted=shlex.quote,
+        quoted=lambda word: command_line([word]),
     )
     return environment.from_string(_source("report.html"))
 

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from skl_transformaly._calibration import ConformalDetector
 from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly._wrappers import nested
-from skl_transformaly.export._graph import DetectorGraph
+from skl_transformaly.export._graph import DetectorGraph, ExportError
 from skl_transformaly.export._parity import ParityError, Reference, check_parity
 from skl_transformaly.model_selection import NormalOnly
 from skl_transformaly.teacher._extractor import TimmExtractor
@@ -26,7 +26,7 @@ from skl_transformaly.utils._warnings import warn_user
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["ParityError", "import_onnx", "to_onnx"]
+__all__ = ["ExportError", "ParityError", "import_onnx", "to_onnx"]
 
 # The last one before operators that onnxruntime 1.20 does not have for all types used here.
 OPSET = 18
@@ -183,7 +183,7 @@ def _unwrap(detector: Any) -> tuple[TransformalyDetector, ConformalDetector | No
     conformal = None
     for inner in nested(detector):
         if not isinstance(inner, (TransformalyDetector, ConformalDetector, NormalOnly, FrozenEstimator)):
-            raise TypeError(
+            raise ExportError(
                 "Only a TransformalyDetector can be exported to ONNX, by itself or in a ConformalDetector, NormalOnly "
                 f"or FrozenEstimator; got {type(inner).__name__}. Of a search pass best_estimator_, of a pipeline its "
                 "detector."
@@ -193,7 +193,7 @@ def _unwrap(detector: Any) -> tuple[TransformalyDetector, ConformalDetector | No
         if isinstance(inner, ConformalDetector) and conformal is None:
             conformal = inner
     if not isinstance(inner.extractor_, TimmExtractor):
-        raise TypeError(
+        raise ExportError(
             f"The teacher is a {type(inner.extractor_).__name__}; what can be exported to ONNX is a TimmExtractor."
         )
     return inner, conformal

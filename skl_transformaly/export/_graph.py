@@ -26,7 +26,11 @@ from skl_transformaly.students._imitation import block_measures, by_measure
 from skl_transformaly.teacher._features import TeacherFeatures
 from skl_transformaly.teacher._network import Teacher
 
-__all__ = ["DetectorGraph", "Preprocess", "Share", "Space", "density_module", "enlarge"]
+__all__ = ["DetectorGraph", "ExportError", "Preprocess", "Share", "Space", "density_module", "enlarge"]
+
+
+class ExportError(TypeError):
+    """A part of a detector has no counterpart in ONNX operators."""
 
 
 class _Constants(nn.Module):
@@ -210,9 +214,9 @@ _DENSITIES: dict[type, Callable[[Any], nn.Module]] = {
 
 
 def density_module(density: Any) -> nn.Module:
-    """``density.score_samples`` as a module, float64 features (N, d) to (N,); TypeError if it cannot be exported."""
+    """``density.score_samples`` as a module, float64 features (N, d) to (N,); ExportError if it cannot be exported."""
     if type(density) not in _DENSITIES:
-        raise TypeError(
+        raise ExportError(
             f"A density of class {type(density).__name__} cannot be exported to ONNX; those that can are "
             f"{', '.join(kind.__name__ for kind in _DENSITIES)} (by name: 'auto', 'gaussian', 'gmm', 'knn')."
         )

@@ -14,7 +14,7 @@ from PIL import Image
 from skl_transformaly.images._formats import expand_user, register_formats, url_advice, what_else
 from skl_transformaly.utils._warnings import warn_user
 
-__all__ = ["FoundFiles", "display_path", "has_image_suffix", "is_image", "list_images", "walk"]
+__all__ = ["FoundFiles", "display_path", "file_identity", "has_image_suffix", "is_image", "list_images", "walk"]
 
 # Pillow identifies files of these formats, but cannot decode them, or only with another program.
 _NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
@@ -103,13 +103,13 @@ def walk(folder: str | os.PathLike, found: FoundFiles, add: Callable[[str], None
         raise ValueError(f"The folder {display_path(str(error.filename))!r} cannot be listed: {error.strerror}.")
 
     paths: list[Path] = []
-    seen: set[tuple[int, int]] = set()
+    seen: set[tuple[int, int | str]] = set()
     for root, folders, files in os.walk(os.fspath(folder), onerror=refuse, followlinks=True):
-        place = os.stat(root)
-        if (place.st_dev, place.st_ino) in seen:
+        identity = file_identity(root)
+        if identity in seen:
             folders.clear()
             continue
-        seen.add((place.st_dev, place.st_ino))
+        seen.add(identity)
         found.hidden += sum(name.startswith(".") for name in folders + files)
         # in order, so that of two ways to one folder it is always the same that counts
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -123,6 +123,13 @@ def walk(folder: str | os.PathLike, found: FoundFiles, add: Callable[[str], None
                 found.pass_over(name)
     for found_path in sorted(paths):
         add(str(found_path))
+
+
+def file_identity(path: str | os.PathLike) -> tuple[int, int | str]:
+    """Return what all paths of one file or folder have in common. Raises OSError if there is none."""
+    status = os.stat(path)
+    # where files have no numbers, as on some network drives of Windows, all of them would be the same
+    return status.st_dev, status.st_ino or os.path.realpath(path)
 
 
 def is_image(path: str) -> bool:

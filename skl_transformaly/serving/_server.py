@@ -50,7 +50,8 @@ def run(app: ASGIApp, listener: socket.socket, limits: Limits) -> None:
         h11_max_incomplete_event_size=_MOST_HEADERS,
     )
     # uvicorn raises the signals that stopped it again when it is done, which would kill the process
-    before = {number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = [getattr(signal, name, None) for name in ("SIGTERM", "SIGINT", "SIGBREAK")]  # the last of Windows only
+    before = {number: signal.signal(number, _ignore) for number in numbers if number is not None}
     try:
         uvicorn.Server(config).run(sockets=[listener])
     finally:

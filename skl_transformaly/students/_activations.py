@@ -18,7 +18,7 @@ from skl_transformaly.images._sequence import Images
 from skl_transformaly.teacher._protocol import Extractor, chunk_size
 from skl_transformaly.utils._chunks import Chunks
 
-__all__ = ["BlockActivations", "LayerWalk", "inspect_blocks", "map_file", "on_disk"]
+__all__ = ["BlockActivations", "ImitationError", "LayerWalk", "inspect_blocks", "map_file", "on_disk"]
 
 # With storage="auto", larger activations are kept on disk.
 _RAM_BYTES = 2**29
@@ -45,6 +45,10 @@ class BlockActivations:
     outputs: Tensor
     args: tuple
     kwargs: dict
+
+
+class ImitationError(TypeError):
+    """The blocks of a teacher cannot be imitated one by one."""
 
 
 class _Stop(Exception):
@@ -228,13 +232,13 @@ class _Inspection:
     def check_order(self) -> None:
         """Reject a run in which the blocks did not run once each from first to last."""
         if self._order != list(range(len(self._blocks))):
-            raise TypeError(
+            raise ImitationError(
                 f"The teacher's {len(self._blocks)} blocks run in the order {self._order}, not once each from first to "
                 "last, so they cannot be imitated one by one. Choose another teacher."
             )
 
     def _refuse(self, index: int, what: str) -> NoReturn:
-        raise TypeError(
+        raise ImitationError(
             f"Block {index} ({type(self._blocks[index]).__name__}) of the teacher {what}, so no student can imitate "
             "it. Choose another teacher."
         )

@@ -19,6 +19,7 @@ from torch import Tensor
 from skl_transformaly.utils._compat import cpu_has_bfloat16
 
 __all__ = [
+    "OUT_OF_MEMORY",
     "PRECISIONS",
     "at_least_float32",
     "autocast",
@@ -95,7 +96,13 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 # Parts of torch's messages if memory is short, since the type of the error does not show it.
-_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "could not create a primitive")
+OUT_OF_MEMORY = (
+    "not enough memory",
+    "can't allocate memory",
+    "Cannot allocate memory",  # to map a file
+    "out of memory",
+    "could not create a primitive",
+)
 
 
 @contextlib.contextmanager
@@ -119,7 +126,7 @@ def own_settings() -> Iterator[None]:
         except RuntimeError as error:
             # an accelerator that runs out of memory is not an error yet: batches are halved then
             accelerator = isinstance(error, torch.cuda.OutOfMemoryError)
-            if accelerator or not any(words in str(error) for words in _OUT_OF_MEMORY):
+            if accelerator or not any(words in str(error) for words in OUT_OF_MEMORY):
                 raise
             raise MemoryError(
                 f"torch ran out of memory ({str(error).splitlines()[0]}). Give the extractor a smaller "
