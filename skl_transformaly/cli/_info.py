@@ -15,7 +15,8 @@ __all__ = ["info", "teachers"]
 @command(quiet=False)
 def info(out: Output, model: Model) -> None:
     """Show how a model was made: teacher, images, seed, versions, time."""
-    from skl_transformaly.cli._provenance import Provenance, count_learned, outline, saved_with
+    from skl_transformaly.cli._describe import count_learned, outline, saved_with
+    from skl_transformaly.cli._provenance import Provenance
     from skl_transformaly.images._folders import display_path
     from skl_transformaly.utils._container import read_header  # without torch
 

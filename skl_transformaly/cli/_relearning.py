@@ -15,7 +15,8 @@ import numpy as np
 from skl_transformaly._detector import TransformalyDetector
 from skl_transformaly.cli._app import Mistake
 from skl_transformaly.cli._console import counted
-from skl_transformaly.cli._provenance import Provenance, describe, image_facts, reason
+from skl_transformaly.cli._describe import describe
+from skl_transformaly.cli._provenance import Provenance, image_facts, reason
 from skl_transformaly.images._folders import FoundFiles
 from skl_transformaly.images._images import as_images
 from skl_transformaly.images._values import ImageError

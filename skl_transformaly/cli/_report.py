@@ -50,7 +50,8 @@ def report(
     missing = missing_text(found)
     detector, header = load_model(model, weights, tell)
     from skl_transformaly._wrappers import innermost
-    from skl_transformaly.cli._provenance import Provenance, saved_with
+    from skl_transformaly.cli._describe import saved_with
+    from skl_transformaly.cli._provenance import Provenance
     from skl_transformaly.cli.report import Origin, write_report
     from skl_transformaly.images._folders import display_path
 

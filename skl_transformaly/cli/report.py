@@ -37,8 +37,9 @@ from skl_transformaly.cli._cards import (
     strongest,
 )
 from skl_transformaly.cli._console import command_line, counted
+from skl_transformaly.cli._describe import describe
 from skl_transformaly.cli._histogram import histogram
-from skl_transformaly.cli._provenance import ImageFacts, Provenance, describe, image_facts, reason
+from skl_transformaly.cli._provenance import ImageFacts, Provenance, image_facts, reason
 from skl_transformaly.cli._trust import FalseAlarms, percent
 from skl_transformaly.images._folders import display_path
 from skl_transformaly.images._images import as_images
