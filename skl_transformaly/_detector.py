@@ -193,8 +193,8 @@ class TransformalyDetector(
     is recognised by its pixels, and gets its score from `training_scores_`, which is that of a detector which has not
     seen it: in closed form with Gaussians, neighbours and :class:`RidgeStudents`; by 20 folds with other densities,
     whose scores are put on the scale of the density of all images (``benchmarks/selection/own_densities.md``); and
-    with :class:`BlockStudents`, of which 3 more sets are trained for that, each on two thirds of the images. Duplicates
-    of an image are left out with it.
+    with :class:`BlockStudents`, of which 3 more sets are trained for that, each on two thirds of the images and in as
+    many steps. Duplicates of an image are left out with it.
 
     *Densities* are fitted on discrepancies of students that have seen the images, which ranks better; scale, threshold
     and p-values come from those of students that have not.

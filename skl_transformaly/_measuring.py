@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from sklearn.base import clone
 
 from skl_transformaly._cleaning import near_duplicates
 from skl_transformaly._density import folds
@@ -173,7 +172,7 @@ class Measurer:
             )
         fitted = []
         for train, test in splits:
-            students = clone(self.students)
+            students = self.students.for_fold(len(readable), len(train))
             fitted.append(students)
             cache = Cache(None) if self.drawn else self.cache
             students._fit(images.take(readable[train]), self.extractor, cache)

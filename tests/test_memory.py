@@ -315,8 +315,9 @@ def test_two_processes_on_one_cache(tmp_path):
 @pytest.mark.parametrize("threshold", ["training", "held-out"])
 def test_students_of_a_seed_that_nobody_will_draw_again_are_not_kept(threshold, tmp_path, images):
     sizes = []
+    unseeded = {"random_state": None, "students": tiny_students(random_state=None)}
     for _ in range(2):
-        tiny_detector(memory=tmp_path, random_state=None, threshold=threshold, contamination=0.25).fit(images)
+        tiny_detector(memory=tmp_path, threshold=threshold, contamination=0.25, **unseeded).fit(images)
         sizes.append(len(list(tmp_path.rglob("output.pkl"))))
     assert sizes == [0, 0]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import on_training, tiny_detector, tiny_extractor, tiny_paper, tiny_students
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from joblib import parallel_config
 from test_extractor import FAMILIES
@@ -342,6 +342,36 @@ def test_workers_share_the_cores(images, monkeypatch):
         fitted_on(images, 3)
         assert torch.get_num_threads() == 6
     assert set(seen) == {2}
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    n=st.integers(2, 5000),
+    epochs=st.integers(1, 40),
+    batch=st.integers(1, 64),
+    most=st.one_of(st.none(), st.integers(1, 2000)),
+    data=st.data(),
+)
+def test_students_of_a_fold_take_as_many_steps_as_those_of_all_images(n, epochs, batch, most, data):
+    """Else they would deviate more from the teacher than those that score new images."""
+    fold = data.draw(st.integers(1, n))
+    students = BlockStudents(max_epochs=epochs, batch_size=batch, max_steps=most, lr=1e-3, random_state=0)
+    assert students.for_fold(n, fold)._settings().plan(fold)[1] == students._settings().plan(n)[1]
+    changed = {**students.for_fold(n, fold).get_params(), "max_epochs": epochs, "max_steps": most}
+    assert changed == students.get_params()
+
+
+def test_held_out_discrepancies_are_of_students_that_took_as_many_steps(images, monkeypatch):
+    steps = []
+    train = _block.train_student
+
+    def counted(student, layer, *rest, settings):
+        steps.append(settings.plan(len(layer.outputs))[1])
+        return train(student, layer, *rest, settings=settings)
+
+    monkeypatch.setattr(_block, "train_student", counted)
+    tiny_detector(students=tiny_students(max_epochs=3, batch_size=5)).fit(images)  # 12, and 8 of each fold
+    assert steps == [9] * 2 * (1 + 3)
 
 
 def test_the_detector_hands_its_n_jobs_to_students_without(images, one_thread):

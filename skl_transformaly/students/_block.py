@@ -11,7 +11,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.utils import check_random_state
 from torch import nn
 from tqdm.auto import tqdm
@@ -293,6 +293,16 @@ class BlockStudents(ImitationMixin, BaseEstimator):
 
     def _settings(self) -> TrainingSettings:
         return TrainingSettings(self.max_epochs, self.lr, self.batch_size, self.token_share, self.max_steps)
+
+    def for_fold(self, n: int, n_fold: int) -> BlockStudents:
+        """Return unfitted students that take as many steps on a fold of the images as these do on all `n` of them.
+
+        Students are usually still learning when their training ends: after fewer steps they would deviate more from the
+        teacher than those that score new images, whose false alarms would then be too few.
+        """
+        _, steps = self._settings().plan(n)
+        epoch, _ = self._settings().plan(n_fold)
+        return clone(self).set_params(max_epochs=-(-steps // epoch), max_steps=steps)
 
     def _cache_key(self, images: Images, extractor: Extractor) -> dict[str, Any]:
         """Return everything that a student depends on besides its seed and block."""
