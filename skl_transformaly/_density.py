@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 from sklearn.base import clone
 from sklearn.mixture import GaussianMixture
-from sklearn.model_selection import GroupKFold
 from sklearn.utils.validation import has_fit_parameter, validate_data
 
 from skl_transformaly._gaussian import FLOATS, GaussianDensity, LogDensity
 from skl_transformaly._neighbors import KNNDensity, LocalKNNDensity
 from skl_transformaly.utils._compat import Interval, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing, refuse_class
-from skl_transformaly.utils._labels import by_appearance
+from skl_transformaly.utils._labels import folds
 
 __all__ = [
     "SHARES",
@@ -29,7 +28,6 @@ __all__ = [
     "LocalKNNDensity",
     "LogDensity",
     "fit_density",
-    "folds",
     "held_out_scores",
     "log_densities",
     "on_scale",
@@ -37,9 +35,6 @@ __all__ = [
     "spread",
 ]
 
-# Folds where held-out scores have no closed form. With a fifth fewer images, what is held out seems more normal than
-# new images will: of 40 photographs, whitened to 0.9 of the variance, 5 folds would flag 34 % of new ones, not 10.
-_FOLDS = 20
 # AutoDensity seeks neighbours among at most this many samples, so that the time of a fit stays linear in their number
 # and model files stay small.
 _MOST_NEIGHBORS = 5000
@@ -241,22 +236,6 @@ def fit_density(density: Any, X: np.ndarray, groups: Any = None, *, fold: bool =
     if fold and isinstance(part, KNNDensity):
         part.set_params(n_neighbors=min(part.n_neighbors, len(X)))
     return part.fit(X, groups=groups) if has_fit_parameter(part, "groups") else part.fit(X)
-
-
-def folds(groups: Any, n: int, count: int = _FOLDS) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return at most `count` splits of `n` samples that hold each out once, and keep groups together.
-
-    Raises
-    ------
-    ValueError
-        There is one group only.
-    """
-    groups = np.arange(n) if groups is None else by_appearance(groups)
-    distinct = len(np.unique(groups))
-    if distinct < 2:
-        raise ValueError(f"All {n} samples are duplicates of one: give samples that differ.")
-    splitter = GroupKFold(min(count, distinct), shuffle=True, random_state=0)
-    return list(splitter.split(groups, groups=groups))
 
 
 def resolve_density(density: Any, *, discrepancy: bool = False) -> Any:

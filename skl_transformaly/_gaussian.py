@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skl_transformaly.utils._compat import Interval, StrOptions, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
-from skl_transformaly.utils._labels import group_sizes
+from skl_transformaly.utils._labels import folds, group_sizes
 
 __all__ = ["FLOATS", "GaussianDensity", "LogDensity"]
 
@@ -25,6 +25,10 @@ FLOATS = (np.float64, np.float32)
 
 # Directions whose variance is below this share of the largest are rounding, not variation.
 _RANK_TOLERANCE = 1e-12
+# With a diagonal target and so many features at most, each sample is left out by an eigendecomposition of its own.
+_MOST_RESCALED = 64
+# Elements of their matrices that are held at a time
+_MATRICES = 2**14
 # Rows that are scored at a time: a dozen arrays of their size are needed besides.
 _ROWS = 256
 # Rows that are centred at a time where samples outnumber features, so that no copy of all of them is needed
@@ -167,7 +171,9 @@ class GaussianDensity(LogDensity):
 
     Notes
     -----
-    `held_out_scores` are computed in closed form: shrinkage and target stay those of all samples.
+    `held_out_scores` are computed in closed form, with the shrinkage of all samples. A diagonal target is that of the
+    other samples: in units of a deviation that a sample is part of, it could not be far away. With more than 64
+    features, such scores come from 20 folds.
 
     References
     ----------
@@ -272,15 +278,43 @@ class GaussianDensity(LogDensity):
         terms : ndarray of shape (n_samples, n_features), float64
             Rows sum to the held-out log-density.
         """
+        X = self._checked(X)
         unseen = None if unseen is None else self._checked(unseen)
+        if self._needs_folds():
+            return self._by_folds(X, groups, unseen, GaussianDensity.terms)
         terms = []
-        for scores, delta, solved in self._without_each(self._checked(X), groups, unseen):
+        for scores, delta, solved in self._without_each(X, groups, unseen):
             quadratic = -0.5 * delta * solved
             terms.append(quadratic + ((scores - quadratic.sum(axis=1)) / delta.shape[1])[:, np.newaxis])
         return np.concatenate(terms)
 
     def _held_out(self, X: np.ndarray, groups: Any, unseen: np.ndarray | None) -> np.ndarray:
+        if self._needs_folds():
+            return self._by_folds(X, groups, unseen, GaussianDensity.score_samples)
         return np.concatenate([scores for scores, _, _ in self._without_each(X, groups, unseen)])
+
+    def _needs_folds(self) -> bool:
+        return self.target == "diagonal" and len(self.mean_) > _MOST_RESCALED
+
+    def _by_folds(
+        self, X: np.ndarray, groups: Any, unseen: np.ndarray | None, measure: Callable[[Any, np.ndarray], np.ndarray]
+    ) -> np.ndarray:
+        """Measure samples by densities of the other folds, with the shrinkage of all samples."""
+        self._check_samples(X)
+        scored = X if unseen is None else unseen
+        found: np.ndarray | None = None
+        for train, test in folds(groups, len(X)):
+            rest = X[train] if len(train) > 1 else np.repeat(X[train], 2, axis=0)
+            part = GaussianDensity(shrinkage=self.shrinkage_, target=self.target, ridge=self.ridge).fit(rest)
+            values = measure(part, scored[test])
+            found = np.empty((len(X), *values.shape[1:])) if found is None else found
+            found[test] = values
+        assert found is not None  # there are folds
+        return found
+
+    def _check_samples(self, X: np.ndarray) -> None:
+        if len(X) != self.n_samples_:
+            raise ValueError(f"X must be the {self.n_samples_} samples that fit saw, got {len(X)}.")
 
     def _without_each(
         self, X: np.ndarray, groups: Any, unseen: np.ndarray | None
@@ -290,8 +324,7 @@ class GaussianDensity(LogDensity):
         Some rows at a time: singles as if all were, then those of groups in their places.
         """
         n = self.n_samples_
-        if len(X) != n:
-            raise ValueError(f"X must be the {n} samples that fit saw, got {len(X)}.")
+        self._check_samples(X)
         several = group_sizes(groups, n) > 1
         named = np.arange(n) if groups is None else np.asarray(groups)
         for rows in gen_batches(n, _ROWS):
@@ -309,6 +342,13 @@ class GaussianDensity(LogDensity):
         """Leave each row `r` out alone, which takes a rank-one term from the covariance and moves the mean."""
         n, rest = self.n_samples_, max(self.n_samples_ - 1, 1)
         delta = scored + r / rest
+        if self.target == "diagonal":
+            empirical, found = n / rest * self._empirical(), []
+            for rows in gen_batches(len(r), max(1, _MATRICES // r.shape[1] ** 2)):
+                outer = r[rows, :, np.newaxis] * r[rows, np.newaxis, :]
+                found.append(self._rescaled(empirical - n / rest**2 * outer, delta[rows]))
+            scores, delta, solved = map(np.concatenate, zip(*found))
+            return scores, delta, solved
         # S without the sample is n / (n - 1) S - n / (n - 1)^2 r r'
         removed = (1 - self.shrinkage_) * n / rest**2
         variances = (1 - self.shrinkage_) * n / rest * self.variances_ + self.floor_
@@ -329,6 +369,9 @@ class GaussianDensity(LogDensity):
         n, shrunk = self.n_samples_, 1 - self.shrinkage_
         rest = max(n - len(group), 1)  # of samples that are all alike nothing would be left
         mean = group.sum(axis=0) / rest
+        if self.target == "diagonal":
+            left_over = n / rest * self._empirical() - group.T @ group / rest - np.outer(mean, mean)
+            return self._rescaled(left_over[np.newaxis], scored + mean)
         group, counts = np.unique(group, axis=0, return_counts=True)
         removed = np.sqrt(shrunk) * np.vstack([group * np.sqrt(counts / rest)[:, np.newaxis], mean])
         if len(removed) > removed.shape[1]:
@@ -343,6 +386,31 @@ class GaussianDensity(LogDensity):
         solved = solved + (along / values) @ (vectors.T @ solved_removed)
         log_determinant = np.log(variances).sum() + np.log(values).sum()
         return self._constant(log_determinant) - 0.5 * (delta * solved).sum(axis=1), delta, solved
+
+    def _empirical(self) -> np.ndarray:
+        """Covariance of the scaled features, (d, d), without shrinkage."""
+        return (self.components_.T * self.variances_) @ self.components_
+
+    def _rescaled(self, covariances: np.ndarray, delta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `_without_one`, given what is left of the covariance, for each sample or for all of them, (B or 1, d, d).
+
+        The target is the variances that are left. A feature without any keeps its scale.
+        """
+        d = delta.shape[1]
+        variances = np.diagonal(covariances, axis1=1, axis2=2)
+        varied = variances > _RANK_TOLERANCE
+        mean_variance = varied.mean(axis=1, keepdims=True)
+        floor = (self.shrinkage_ + self.ridge) * np.where(mean_variance > 0, mean_variance, 1.0)
+        shrunk = (1 - self.shrinkage_) * covariances
+        shrunk[:, np.arange(d), np.arange(d)] += floor * np.where(varied, variances, 1.0)
+        values, vectors = np.linalg.eigh(shrunk)
+        values = np.maximum(values, 1e-12 * floor)
+        # sums in the same order for each row, so that copies have the same scores to the bit
+        along = np.einsum("bij,bi->bj", np.broadcast_to(vectors, (len(delta), d, d)), delta)
+        solved = np.einsum("bij,bj->bi", np.broadcast_to(vectors, (len(delta), d, d)), along / values)
+        log_determinant = np.log(values).sum(axis=1)
+        constant = -0.5 * (d * np.log(2 * np.pi) + log_determinant) - np.log(self.scale_).sum()
+        return constant - 0.5 * (delta * solved).sum(axis=1), delta, solved
 
     def _centred(self, X: np.ndarray) -> np.ndarray:
         return (X - self.mean_) / self.scale_

@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image
 
 from skl_transformaly._cleaning import near_duplicates
-from skl_transformaly._density import folds
 from skl_transformaly.images._sequence import Images
 from skl_transformaly.students._imitation import Comparer
 from skl_transformaly.students._leaving_out import Measured
 from skl_transformaly.teacher._features import TeacherFeatures
 from skl_transformaly.teacher._kernels import releasing
 from skl_transformaly.utils._cache import Cache, fingerprint, identity
+from skl_transformaly.utils._labels import folds
 
 __all__ = ["NOT_FINITE", "Measurer", "TrainingFeatures", "copies", "enlarge", "release_checkpoint"]
 

@@ -20,7 +20,6 @@ from skl_transformaly._density import (
     GaussianDensity,
     LogDensity,
     fit_density,
-    folds,
     held_out_scores,
     log_densities,
     on_scale,
@@ -29,7 +28,7 @@ from skl_transformaly._density import (
 )
 from skl_transformaly.utils._compat import HasMethods, Interval, StrOptions, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
-from skl_transformaly.utils._labels import first_copies
+from skl_transformaly.utils._labels import first_copies, folds
 from skl_transformaly.utils._torch import single_threaded_blas
 from skl_transformaly.utils._warnings import warn_user
 

@@ -18,10 +18,11 @@ from sklearn.neighbors import KernelDensity
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import OneClassSVM
 
-from skl_transformaly import AutoDensity, GaussianDensity, KNNDensity, LocalKNNDensity
-from skl_transformaly._density import fit_density, folds, held_out_scores, on_scale, resolve_density
+from skl_transformaly import AutoDensity, GaussianDensity, KNNDensity, LocalKNNDensity, _gaussian
+from skl_transformaly._density import fit_density, held_out_scores, on_scale, resolve_density
 from skl_transformaly._fusion import interpolated_p_values
 from skl_transformaly._space import FeatureSpace
+from skl_transformaly.utils._labels import folds
 
 
 def correlated(seed, n, d):
@@ -77,13 +78,20 @@ def test_gaussian_is_scipys_multivariate_normal_in_any_shape(density, seed, n, d
 
 
 def left_out(density, X, new, i, groups):
-    """The definition of a held-out score: mean and covariance of the others, with shrinkage and target kept."""
+    """The definition of a held-out score: mean and covariance of the others, with the shrinkage kept."""
     rest = X[groups != groups[i]]
+    return log_normal(new[i], rest.mean(axis=0), covariance_left(density, rest))[0]
+
+
+def covariance_left(density, rest):
+    """With the target of all samples, or the variances of the others, but where they have none."""
     scale = density.scale_
-    R = (rest - rest.mean(axis=0)) / scale
-    S = R.T @ R / len(rest)
-    covariance = (1 - density.shrinkage_) * S + density.floor_ * np.eye(X.shape[1])
-    return log_normal(new[i], rest.mean(axis=0), covariance * np.outer(scale, scale))[0]
+    S = np.atleast_2d(np.cov(rest / scale, rowvar=False, bias=True))
+    target = np.full(len(S), density.floor_)
+    if density.target == "diagonal":
+        varied = np.diag(S) > 1e-12
+        target = np.where(varied, np.diag(S), 1) * (density.shrinkage_ + density.ridge) * (varied.mean() or 1)
+    return ((1 - density.shrinkage_) * S + np.diag(target)) * np.outer(scale, scale)
 
 
 @pytest.mark.parametrize("density", DENSITIES)
@@ -104,6 +112,30 @@ def test_held_out_scores_are_those_of_a_fit_without_the_sample(density, elsewher
     np.testing.assert_allclose(terms.sum(axis=1), scores, rtol=1e-6)
 
 
+def test_a_new_sample_is_as_far_away_as_held_out_ones_in_units_of_each_features_deviation():
+    """In units of deviations that held-out samples are part of, these could not be far, and most new ones would be."""
+    flagged = []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        X = rng.standard_t(4, size=(60, 40)) @ np.diag(10.0 ** rng.uniform(-3, 3, 40))
+        for n in (15, 30):
+            density = GaussianDensity(target="diagonal").fit(X[:n])
+            threshold = np.quantile(density.held_out_scores(X[:n]), 0.1, method="inverted_cdf")
+            flagged.append(np.mean(density.score_samples(X[30:]) < threshold))
+    assert 0.05 < np.mean(flagged) < 0.15
+
+
+def test_many_features_are_held_out_by_folds_in_units_of_each_features_deviation(monkeypatch):
+    X = correlated(0, 12, 5)
+    density = GaussianDensity(target="diagonal").fit(X)
+    alone, terms = density.held_out_scores(X), density.held_out_terms(X)
+    monkeypatch.setattr(_gaussian, "_MOST_RESCALED", 4)  # of 12 samples, folds have one each
+    np.testing.assert_allclose(density.held_out_scores(X), alone, rtol=1e-9)
+    np.testing.assert_allclose(density.held_out_terms(X), terms, rtol=1e-9)
+    with pytest.raises(ValueError, match="must be the 12 samples"):
+        density.held_out_scores(X[:5])
+
+
 def terms_by_formula(x, mean, covariance):
     away = x - mean
     constant = multivariate_normal(mean, covariance).logpdf(mean) / len(x)
@@ -120,25 +152,18 @@ def test_terms_are_what_each_feature_adds(density):
 @pytest.mark.parametrize("density", DENSITIES)
 def test_held_out_terms_are_what_each_feature_adds_without_the_sample(density):
     X = correlated(0, 30, 4)
-    scale, rest = density.fit(X).scale_, X[1:]
-    S = np.cov(rest / scale, rowvar=False, bias=True)
-    covariance = ((1 - density.shrinkage_) * S + density.floor_ * np.eye(4)) * np.outer(scale, scale)
-    expected = terms_by_formula(X[0], rest.mean(axis=0), covariance)
+    expected = terms_by_formula(X[0], X[1:].mean(axis=0), covariance_left(density.fit(X), X[1:]))
     np.testing.assert_allclose(density.held_out_terms(X)[0], expected)
 
 
 @pytest.mark.parametrize("target", ["identity", "diagonal"])
-@pytest.mark.parametrize("n, d, size", [(60, 20, 2), (60, 20, 25), (60, 200, 5), (300, 4, 7)])
+@pytest.mark.parametrize("n, d, size", [(60, 20, 2), (60, 20, 25), (30, 60, 5), (300, 4, 7)])
 def test_a_group_whose_members_differ_is_left_out_exactly(n, d, size, target):
     X = correlated(0, n, d)
     X[:size] = X[0] + np.linspace(-1, 1, size)[:, np.newaxis] * X[1] * 3  # far apart: copies of one would never be
     groups = np.r_[np.zeros(size, dtype=int), np.arange(1, n - size + 1)]
     density = GaussianDensity(shrinkage=0.1, target=target).fit(X)
-    # the same fit without the group, on the target of all
-    rest = (X[size:] - density.mean_) / density.scale_
-    covariance = 0.9 * np.cov(rest, rowvar=False, bias=True) + density.floor_ * np.eye(d)
-    scaled = (X[:size] - density.mean_) / density.scale_
-    expected = multivariate_normal(rest.mean(axis=0), covariance).logpdf(scaled) - np.log(density.scale_).sum()
+    expected = log_normal(X[:size], X[size:].mean(axis=0), covariance_left(density, X[size:]))
     np.testing.assert_allclose(density.held_out_scores(X, groups=groups)[:size], expected, rtol=1e-6)
     np.testing.assert_allclose(density.held_out_terms(X, groups=groups)[:size].sum(axis=1), expected, rtol=1e-6)
 

@@ -170,7 +170,7 @@ def test_the_share_of_new_normal_images_that_is_flagged_is_what_was_asked_for(rn
 
 def test_trained_students_are_cross_fitted(images):
     """Held-out discrepancies of trained students are those of students that were trained on the other folds."""
-    from skl_transformaly._density import folds
+    from skl_transformaly.utils._labels import folds
 
     detector = tiny_detector(students=tiny_students(), feature_spaces=["discrepancy"]).fit(images)
     unseen = np.empty((12, 2))

@@ -65,6 +65,20 @@ def test_real_detector_on_xrays(normal, vit_tiny, xrays):
 
 
 @pytest.mark.slow
+def test_p_values_of_new_images_are_even_with_trained_students(assets, vit_tiny):
+    """Of new normal images, half have p-values below a half: folds' students have learned as much as the others."""
+    data = np.load(assets / "data/cifar10_subset.npz")
+    below = []
+    for normal in (0, 3):
+        images = data["X_train"][data["y_train"] == normal]
+        detector = TransformalyDetector(
+            vit_tiny.set_params(image_size=64), feature_spaces=["discrepancy"], students=BlockStudents(), random_state=0
+        ).fit(images[:100])
+        below.append(np.mean(detector.p_values(images[100:250]) < 0.5))
+    assert 0.35 < np.mean(below) < 0.65
+
+
+@pytest.mark.slow
 def test_students_learn_more_with_more_epochs(vit_tiny, xrays):
     train, *_ = xrays
     last = [

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KernelDensity
 
-from skl_transformaly._density import GaussianDensity, KNNDensity, LocalKNNDensity, folds
+from skl_transformaly._density import GaussianDensity, KNNDensity, LocalKNNDensity
 from skl_transformaly._fusion import held_out_threshold
 from skl_transformaly._space import FeatureSpace
+from skl_transformaly.utils._labels import folds
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 import numpy as np
+from sklearn.model_selection import GroupKFold
 from sklearn.utils.validation import check_array, column_or_1d
 
 from skl_transformaly.utils._missing import is_missing
@@ -19,12 +20,17 @@ __all__ = [
     "by_appearance",
     "check_labels",
     "first_copies",
+    "folds",
     "group_sizes",
     "normal_samples",
 ]
 
 # What became of a training image, as `training_labels_` of a detector tells.
 LEARNED, TRIMMED, KNOWN_ANOMALY, FORGOTTEN = 1, 0, -1, -2
+
+# Folds where held-out scores have no closed form. With a fifth fewer images, what is held out seems more normal than
+# new images will: of 40 photographs, whitened to 0.9 of the variance, 5 folds would flag 34 % of new ones, not 10.
+_FOLDS = 20
 
 _CONVERT = "Convert: y = np.where(y_is_anomaly, -1, 1)."
 
@@ -188,3 +194,19 @@ def first_copies(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
         _, kept, places = np.unique(rows[members], axis=0, return_index=True, return_inverse=True)
         first[members] = members[kept][places.ravel()]  # numpy 2.0.0 gives a column
     return first
+
+
+def folds(groups: Any, n: int, count: int = _FOLDS) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return at most `count` splits of `n` samples that hold each out once, and keep groups together.
+
+    Raises
+    ------
+    ValueError
+        There is one group only.
+    """
+    groups = np.arange(n) if groups is None else by_appearance(groups)
+    distinct = len(np.unique(groups))
+    if distinct < 2:
+        raise ValueError(f"All {n} samples are duplicates of one: give samples that differ.")
+    splitter = GroupKFold(min(count, distinct), shuffle=True, random_state=0)
+    return list(splitter.split(groups, groups=groups))
