@@ -19,6 +19,7 @@ from skl_transformaly._neighbors import KNNDensity, LocalKNNDensity
 from skl_transformaly.utils._compat import Interval, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing, refuse_class
 from skl_transformaly.utils._labels import folds
+from skl_transformaly.utils._warnings import warn_user
 
 __all__ = [
     "SHARES",
@@ -233,9 +234,24 @@ def fit_density(density: Any, X: np.ndarray, groups: Any = None, *, fold: bool =
                 f"normal images, or a density that needs fewer, such as GaussianMixture({len(X) // 2}) or 'gaussian'."
             )
         part.set_params(n_components=len(X))
+    if not fold and _is_hardly_determined(part, X):
+        warn_user(
+            f"{len(X)} images hardly determine a mixture of {part.n_components} components with full covariances in "
+            f"{X.shape[1]} features: single fits may flag far fewer or far more new normal images than `contamination`. "
+            "Take covariance_type='diag' or 'tied', fewer components, or density='auto'."
+        )
     if fold and isinstance(part, KNNDensity):
         part.set_params(n_neighbors=min(part.n_neighbors, len(X)))
     return part.fit(X, groups=groups) if has_fit_parameter(part, "groups") else part.fit(X)
+
+
+def _is_hardly_determined(density: Any, X: np.ndarray) -> bool:
+    """Whether a component has fewer than twice as many samples as features, where each fold finds another mixture.
+
+    Where samples are fewer than features, all components are alike: the regularisation decides.
+    """
+    mixture = isinstance(density, GaussianMixture) and density.covariance_type == "full"
+    return mixture and X.shape[1] < len(X) < 2 * density.n_components * X.shape[1]
 
 
 def resolve_density(density: Any, *, discrepancy: bool = False) -> Any:

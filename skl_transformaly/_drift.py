@@ -8,7 +8,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom, ks_2samp
+from scipy.stats import beta, binom, ks_2samp
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
@@ -105,8 +105,8 @@ class DriftMonitor:
     are exchangeable, every rank is equally likely and independent of the earlier ranks, unlike p-values that share one
     calibration set. A bet pays the mean of a density over the cell of the rank, which is 1 on average. Four densities
     share the capital; two pay for low ranks and two for high ones. Half of the capital is bet from the first image on,
-    the other half is added little by little, so that a change after 10,000 images is noticed only five to twenty images
-    later than one at the start.
+    the other half is added little by little, so that a clear change, by two standard deviations, is noticed only five
+    to twenty images later after 10,000 images than at the start; one by a half, a hundred images later.
 
     *What it does not notice.* A few anomalies among normal images: the densities are steep, so that a few in a hundred
     pay less than the other images cost. The promise does not cover streams with anomalies, however;
@@ -321,20 +321,30 @@ def _own_scores(detector: Any) -> Any:
     return scores
 
 
-def unlike_calibration(p_values: Any) -> str | None:
+def unlike_calibration(p_values: Any, n: int) -> str | None:
     """Return a warning about a batch with too many low p-values to be mostly normal, or None.
 
-    If three in four images were normal, as many low p-values would occur once in a million batches (a binomial test).
+    If three in four images were normal, as many low p-values would occur once in a million batches, whichever `n`
+    images the p-values were computed from: all of a batch share these, so that with few of them the share of normal
+    images with low p-values differs from fit to fit, by a Beta distribution.
 
-    >>> unlike_calibration([0.01] * 63 + [0.5] * 37)
+    >>> unlike_calibration([0.01] * 63 + [0.5] * 37, 300)
     '63 % of these images have p <= 0.05: that many anomalies, another camera, or another model?'
-    >>> unlike_calibration([0.01] * 30 + [0.5] * 70)
+    >>> unlike_calibration([0.01] * 63 + [0.5] * 37, 10)
     """
     p = np.asarray(p_values, dtype=np.float64)
     p = p[~np.isnan(p)]
     low = int(np.count_nonzero(p <= _LOW_P))
-    rate = _MOST_ANOMALIES + (1 - _MOST_ANOMALIES) * _LOW_P
-    if low == 0 or binom.sf(low - 1, len(p), rate) > _LEVEL:
+    if low == 0 or _rarity(low, len(p), n) > _LEVEL:
         return None
     share = f"{100 * low / len(p):.0f} % of these images have p <= {_LOW_P:g}"
     return f"{share}: that many anomalies, another camera, or another model?"
+
+
+def _rarity(low: int, images: int, n: int) -> float:
+    """Return at most how often so many `images` have low p-values if three in four are normal, given `n` others."""
+    lowest = max(1, int(_LOW_P * (n + 1) * (1 + 1e-12)))  # this one of the n scores is the limit of low p-values
+    tails = np.logspace(-12, 0, 500)
+    rates = beta.isf(tails[:-1], lowest, n + 1 - lowest)  # of normal images; at least those within each step
+    chances = binom.sf(low - 1, images, _MOST_ANOMALIES + (1 - _MOST_ANOMALIES) * rates)
+    return float(tails[0] + np.diff(tails) @ chances)

@@ -53,7 +53,8 @@ class KNNDensity(LogDensity):
     Notes
     -----
     In `score_samples` a training sample is its own first neighbour; in `held_out_scores` it is not: if fewer than
-    `n_neighbors` other samples are left there, the farthest of these is taken.
+    `n_neighbors` other samples are left there, the farthest of these is taken. So with as many neighbours as samples,
+    held-out scores are higher than those of new samples, and more of these are flagged than was promised.
 
     References
     ----------

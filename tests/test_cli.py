@@ -24,6 +24,8 @@ from conftest import pictures_of, write_images
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.special import logit
+from scipy.stats import t as student
 from sklearn.metrics import average_precision_score, roc_auc_score
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -363,25 +365,35 @@ def test_figures_are_scikit_learns_with_anomalies_as_positives(pairs):
     assert figures["aupr"].value == pytest.approx(average_precision_score(y == -1, -scores))
 
 
-def test_intervals_are_bootstrap_percentiles(rng):
+def test_intervals_are_as_wide_as_a_standard_error_on_the_scale_of_logits(rng):
     y = np.repeat([1, -1], [50, 30])
     scores = rng.normal(np.where(y == 1, 1.0, 0.0))
     wins = (scores[y == 1][:, np.newaxis] > scores[y == -1]).astype(float)  # AUROC is their mean
-    means = [wins[rng.integers(0, 50, 50)][:, rng.integers(0, 30, 30)].mean() for _ in range(4000)]
-    _, low, high = evaluate_scores(scores, y, n_resamples=200)["auroc"]
-    np.testing.assert_allclose([low, high], np.percentile(means, [2.5, 97.5]), atol=0.03)
+    # of which DeLong et al. give the variance
+    error = np.sqrt(wins.mean(axis=1).var(ddof=1) / 50 + wins.mean(axis=0).var(ddof=1) / 30)
+    value, low, high = evaluate_scores(scores, y, n_resamples=400)["auroc"]
+    away = student.ppf(0.975, 29) * error / (value * (1 - value))
+    np.testing.assert_allclose(logit([low, high]), logit(value) + np.array([-away, away]), atol=0.15)
+
+
+@pytest.mark.parametrize("n_anomalies, most", [(85, 1.0), (86, 0.2)])
+def test_few_anomalies_set_no_upper_limit_to_false_alarms(rng, n_anomalies, most):
+    """With 85, all of those at hand may be easier to find than a twentieth of all are: 0.95^85 is above 0.0125."""
+    y = np.repeat([1, -1], [200, n_anomalies])
+    _, _, high = evaluate_scores(rng.normal(np.where(y == 1, 5.0, 0.0)), y, n_resamples=2)["fpr95"]
+    assert high == 1 if most == 1 else high < most
 
 
 @pytest.mark.parametrize(("n", "confidence"), [(40, 0.95), (7, 0.8)])
 @pytest.mark.slow
 def test_figures_without_mistakes_claim_no_certainty(n, confidence):
-    """No anomaly scores as high as a normal image: a share of 0 of n is below p, or chance would bring p^n."""
-    y = np.repeat([1, -1], [n, 20])
-    figures = evaluate_scores(np.where(y == 1, 1.0, 0.0) + np.linspace(0, 0.5, n + 20), y, confidence=confidence)
+    """No anomaly scores as high as a normal image: a share of 0 of n is below p, or chance would bring (1 - p)^n."""
+    y = np.repeat([1, -1], [n, 200])
+    figures = evaluate_scores(np.where(y == 1, 1.0, 0.0) + np.linspace(0, 0.5, n + 200), y, confidence=confidence)
     assert figures["auroc"].value == pytest.approx(figures["aupr"].value) == 1
     assert np.isnan([*figures["auroc"][1:], *figures["aupr"][1:]]).all()
     value, low, high = figures["fpr95"]
-    assert value == low == 0 and (1 - high) ** n == pytest.approx((1 - confidence) / 2)
+    assert value == low == 0 and (1 - high) ** n == pytest.approx((1 - confidence) / 4)
 
 
 @pytest.fixture
@@ -401,20 +413,20 @@ def test_evaluate_says_why_there_is_no_interval(tmp_path, monkeypatch, model, te
 
 
 @pytest.mark.slow
-def test_intervals_cover_what_they_should(rng, monkeypatch):
-    """Of 60 samples of two Gaussians, whose AUROC is known, nearly all intervals of 95 % hold it."""
-    from scipy.stats import norm
-
-    monkeypatch.delitem(METRICS, "aupr")
-    monkeypatch.delitem(METRICS, "fpr95")
-    true = norm.cdf(1 / np.sqrt(2))
-    y = np.repeat([1, -1], 60)
-    held = 0
-    for k in range(60):
-        scores = rng.normal(np.where(y == 1, 1.0, 0.0))
-        _, low, high = evaluate_scores(scores, y, n_resamples=150, random_state=k)["auroc"]
-        held += low <= true <= high
-    assert 51 <= held <= 60
+@pytest.mark.parametrize("n_normal, n_anomalies", [(60, 60), (50, 10), (200, 10)])
+@pytest.mark.parametrize("apart", [1.0, 2.0])
+def test_intervals_cover_what_they_should(rng, n_normal, n_anomalies, apart):
+    """Of 40 samples of two Gaussians, whose figures are known, nearly all intervals of 95 % hold them."""
+    y = np.repeat([1, -1], [n_normal, n_anomalies])
+    many = np.repeat([1, -1], [100_000, 100_000 * n_anomalies // n_normal])
+    scores = rng.normal(np.where(many == 1, apart, 0.0))
+    true = {name: metric(many == -1, -scores) for name, metric in METRICS.items()}
+    held = dict.fromkeys(true, 0)
+    for k in range(40):
+        figures = evaluate_scores(rng.normal(np.where(y == 1, apart, 0.0)), y, n_resamples=100, random_state=k)
+        for name, (_, low, high) in figures.items():
+            held[name] += low <= true[name] <= high
+    assert min(held.values()) >= 33, held
 
 
 @pytest.mark.parametrize(

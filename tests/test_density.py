@@ -2,6 +2,7 @@
 
 import re
 import tracemalloc
+import warnings
 from typing import ClassVar
 
 import numpy as np
@@ -621,6 +622,18 @@ def test_knn_with_more_neighbours_than_samples_is_refused():
 def test_local_neighbours_that_are_more_than_samples_are_refused():
     with pytest.raises(ValueError, match="n_neighbors=20.*n_samples=3"):
         LocalKNNDensity().fit(np.eye(3))
+
+
+@pytest.mark.parametrize(
+    "n, kind, warns", [(30, "full", True), (30, "diag", False), (90, "full", False), (4, "full", False)]
+)
+def test_a_mixture_that_samples_hardly_determine_warns(n, kind, warns):
+    X = np.random.default_rng(0).normal(size=(n, 10))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit_density(GaussianMixture(4 if n > 4 else 2, covariance_type=kind), X)
+        fit_density(GaussianMixture(2, covariance_type=kind), X, fold=True)
+    assert [("hardly determine" in str(one.message)) for one in caught] == [True] * warns
 
 
 @pytest.mark.parametrize("density", [GaussianDensity(), KNNDensity(), LocalKNNDensity(n_neighbors=3), AutoDensity()])

@@ -7,9 +7,10 @@ from itertools import pairwise, permutations
 import numpy as np
 import pytest
 from conftest import tiny_detector
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy.stats import beta, binomtest, chisquare, ks_2samp
+from scipy.integrate import quad
+from scipy.stats import beta, binom, binomtest, chisquare, ks_2samp
 from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import NotFittedError
 
@@ -184,19 +185,36 @@ def test_what_cannot_be_a_reference_is_refused(rng):
 
 
 @settings(deadline=None)
-@given(n=st.integers(1, 400), data=st.data())
-def test_a_batch_is_named_where_three_in_four_cannot_be_normal(n, data):
-    low = data.draw(st.integers(0, n))
-    p = np.repeat([0.05, 0.2], [low, n - low])
-    unlikely = binomtest(low, n, 0.25 + 0.75 * 0.05, alternative="greater").pvalue <= 1e-6
-    assert (unlike_calibration(p) is not None) == unlikely
+@given(images=st.integers(1, 400), n=st.integers(5, 500), data=st.data())
+def test_a_batch_is_named_where_three_in_four_cannot_be_normal(images, n, data):
+    """Averaged over the sets of `n` images that the p-values may come from."""
+    low = data.draw(st.integers(0, images))
+    p = np.repeat([0.05, 0.2], [low, images - low])
+    limit = max(1, (n + 1) // 20)
+
+    def chance(rate):
+        return binom.sf(low - 1, images, 0.25 + 0.75 * rate) * beta.pdf(rate, limit, n + 1 - limit)
+
+    rarity = quad(chance, 0, 1, points=[limit / (n + 1)], limit=200)[0]
+    assume(not 0.9e-6 < rarity < 1.1e-6)
+    assert (unlike_calibration(p, n) is not None) == (rarity <= 1e-6)
+
+
+@pytest.mark.parametrize("n", [20, 60, 300])
+def test_a_batch_of_three_quarters_of_normal_images_is_not_named(n):
+    """With 20 images behind the p-values, one in twenty batches was, when these counted as exact."""
+    rng = np.random.default_rng(n)
+    for _ in range(300):
+        reference, normal = rng.normal(size=n), rng.normal(size=750)
+        ranks = (1 + (reference <= normal[:, np.newaxis]).sum(axis=1)) / (n + 1)
+        assert unlike_calibration(np.r_[ranks, np.zeros(250)], n) is None
 
 
 def test_the_sentence_says_how_many():
     p = np.r_[np.full(63, 0.01), np.full(37, 0.5), np.nan]
     expected = "63 % of these images have p <= 0.05: that many anomalies, another camera, or another model?"
-    assert unlike_calibration(p) == expected
-    assert unlike_calibration([]) is None and unlike_calibration([np.nan]) is None
+    assert unlike_calibration(p, 300) == expected
+    assert unlike_calibration([], 300) is None and unlike_calibration([np.nan], 300) is None
 
 
 def test_a_monitor_of_a_detector_that_learned_begins_anew(images, rng):

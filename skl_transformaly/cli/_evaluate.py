@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate"]
 
-_CONFIDENCE = 0.95  # of the intervals, the default of `evaluate_scores`
+_CONFIDENCE = 0.95  # of the intervals
 _TITLES = {"auroc": "AUROC", "aupr": "AUPR", "fpr95": "FPR at 95 % TPR"}
 
 

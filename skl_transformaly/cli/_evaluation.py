@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap
+from scipy.special import expit, logit
+from scipy.stats import binom, binomtest, bootstrap, t
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from skl_transformaly.utils._labels import check_labels
@@ -19,7 +20,7 @@ __all__ = ["METRICS", "Interval", "class_folders", "evaluate_scores", "fpr_at_tp
 
 # usual names of a folder of normal images
 _NORMAL_NAMES = ("good", "normal", "ok")
-# Narrower intervals have no width but rounding
+# Smaller standard errors are rounding
 _ROUNDING = 1e-9
 
 
@@ -61,15 +62,18 @@ def evaluate_scores(
 ) -> dict[str, Interval]:
     """Compute AUROC, AUPR and FPR at 95 % TPR of scores (higher is more normal), with anomalies as positive class.
 
-    The intervals are bootstrap percentiles [1]_; normal images and anomalies are drawn separately, so that each
-    resample holds as many of both as `y`. If all resamples agree, as when no anomaly scores as high as a normal image,
-    there are too few mistakes to estimate the uncertainty, and the ends are NaN. The interval of ``fpr95``, a share of
-    the normal images, always has ends: it includes the interval of Clopper and Pearson [2]_ for that share.
+    Intervals of ``auroc`` and ``aupr`` are symmetric on the scale of their logits, as wide as the bootstrap's standard
+    error [1]_ and Student's t distribution with the number of images of the smaller kind make them. Normal images and
+    anomalies are drawn separately, so that each resample holds as many of both as `y`. If all resamples agree, as when
+    no anomaly scores as high as a normal image, there are too few mistakes to estimate the uncertainty, and the ends
+    are NaN. The interval of ``fpr95`` always has ends, and holds at least as often as it says: the threshold that finds
+    95 % of all anomalies is between two of those at hand, and the share of normal images beyond these is within Clopper
+    and Pearson's limits [2]_. With fewer than 86 anomalies it ends at 1.
 
     ``aupr`` is the average precision with anomalies as the positive class, whose value for random scores is their
     share; for ``fpr95`` see :func:`fpr_at_tpr`.
 
-    .. [1] B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap", Chapman & Hall, 1993, Chapter 13.
+    .. [1] B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap", Chapman & Hall, 1993, Chapter 12.
     .. [2] C. J. Clopper and E. S. Pearson, "The use of confidence or fiducial limits illustrated in the case of the
        binomial", Biometrika 26, 1934.
     """
@@ -91,25 +95,41 @@ def evaluate_scores(
         if min(len(normal), len(anomalous)) < 2:  # nothing to resample
             figures[name] = Interval(value, float("nan"), float("nan"))
             continue
+        if name == "fpr95":
+            figures[name] = Interval(value, *_fpr_limits(normal, anomalous, confidence))
+            continue
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*degenerate.*")
-            result = bootstrap(
+            error = bootstrap(
                 (normal, anomalous),
                 statistic,
                 vectorized=False,
                 n_resamples=n_resamples,
-                confidence_level=confidence,
-                method="percentile",
+                method="percentile",  # of which the standard error alone is used
                 random_state=np.random.default_rng(random_state),
-            )
-        low, high = map(float, result.confidence_interval)
-        if name == "fpr95":
-            exact = binomtest(round(value * len(normal)), len(normal)).proportion_ci(confidence, method="exact")
-            low, high = min(low, float(exact.low)), max(high, float(exact.high))
-        elif high - low < _ROUNDING:
-            low = high = float("nan")
-        figures[name] = Interval(value, low, high)
+            ).standard_error
+        figures[name] = Interval(value, *_logit_limits(value, error, min(len(normal), len(anomalous)), confidence))
     return figures
+
+
+def _logit_limits(value: float, error: float, images: int, confidence: float) -> tuple[float, float]:
+    """Limits of a figure between 0 and 1 with a standard error; NaN if it has none."""
+    if error < _ROUNDING or not 0 < value < 1:
+        return float("nan"), float("nan")
+    away = t.ppf((1 + confidence) / 2, images - 1) * error / (value * (1 - value))
+    low, high = expit(logit(value) + np.array([-away, away]))
+    return float(low), float(high)
+
+
+def _fpr_limits(normal: np.ndarray, anomalous: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Limits of the share of normal images beyond the threshold that finds 95 % of anomalies, from anomaly scores."""
+    half = (1 - confidence) / 2  # of the risk is for the threshold, the other half for the share
+    anomalous = np.concatenate([[-np.inf], np.sort(anomalous), [np.inf]])
+    # of so many anomalies at hand, this many score below the threshold
+    least, most = binom.ppf([half / 2, 1 - half / 2], len(anomalous) - 2, 0.05).astype(int)
+    few, many = (int(np.sum(normal >= anomalous[place])) for place in (most + 1, least))
+    low, high = (binomtest(count, len(normal)).proportion_ci(1 - half, method="exact") for count in (few, many))
+    return float(low.low), float(high.high)
 
 
 def class_folders(root: str | os.PathLike) -> list[str]:

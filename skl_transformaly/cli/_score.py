@@ -116,7 +116,8 @@ def _summarise(detector: Any, found: FoundFiles, tally: _Tally, out: Path | None
 
     if tally.unreadable:
         tell.warn(unreadable_text(tally.unreadable, "no score, prediction -1"))
-    if strange := unlike_calibration(tally.p_values):
+    alarms = FalseAlarms.of(detector)
+    if alarms is not None and (strange := unlike_calibration(tally.p_values, alarms.images)):
         tell.warn(strange)
     unreadable = len(tally.unreadable)
     readable = len(found.paths) - unreadable
