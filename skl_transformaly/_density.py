@@ -237,7 +237,7 @@ def fit_density(density: Any, X: np.ndarray, groups: Any = None, *, fold: bool =
     if not fold and _is_hardly_determined(part, X):
         warn_user(
             f"{len(X)} images hardly determine a mixture of {part.n_components} components with full covariances in "
-            f"{X.shape[1]} features: single fits may flag far fewer or far more new normal images than `contamination`. "
+            f"{X.shape[1]} features: single fits may flag far fewer or far more new normal images than was asked for. "
             "Take covariance_type='diag' or 'tied', fewer components, or density='auto'."
         )
     if fold and isinstance(part, KNNDensity):
@@ -250,8 +250,9 @@ def _is_hardly_determined(density: Any, X: np.ndarray) -> bool:
 
     Where samples are fewer than features, all components are alike: the regularisation decides.
     """
-    mixture = isinstance(density, GaussianMixture) and density.covariance_type == "full"
-    return mixture and X.shape[1] < len(X) < 2 * density.n_components * X.shape[1]
+    if not isinstance(density, GaussianMixture) or density.covariance_type != "full" or density.n_components == 1:
+        return False
+    return X.shape[1] < len(X) < 2 * density.n_components * X.shape[1]
 
 
 def resolve_density(density: Any, *, discrepancy: bool = False) -> Any:
