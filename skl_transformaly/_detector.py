@@ -81,8 +81,8 @@ class TransformalyDetector(
     normalize : bool, default=True
         Scale embedding, class token and mean patch tokens to unit length, each by itself. The paper does not.
     fusion : {"standardized", "sum"}, default="standardized"
-        How log-densities are added: on the scale of held-out normal images, or as they are, as in the paper; then
-        "auto" is no density for several spaces, since it is on a scale of its own.
+        How log-densities are added: on the scale of held-out normal images, or as they are, as in the paper. The
+        latter cannot add up several spaces with ``density="auto"``, whose scores have a scale of their own.
     contamination : float, default=0.05
         Share of new normal images, in (0, 0.5], that `predict` may flag: `fit` sets `offset_` by it. With n training
         images, promises below 1 / (n + 1) cannot be kept: then the lowest held-out score is the threshold, with a
@@ -159,8 +159,8 @@ class TransformalyDetector(
         Whether all images that were learned are grey. Then scoring warns of images that have colour.
     weights_ : ndarray of shape (n_spaces,), float64
         How much each space counts, in the order of `feature_spaces_`: ones, unless `fit` was given 5 or more known
-        anomalies that other weights tell apart better. They are fitted to the held-out parts that set the threshold,
-        too: with fewer than 50 normal images, some 1 to 3 per cent more of new ones are flagged.
+        anomalies that other weights tell apart better. They are fitted to the held-out parts that also set
+        the threshold, so that with few normal images slightly more of new ones are flagged than was promised.
     training_digests_ : ndarray of shape (n_samples, 16), uint8
         Digests of the training images' pixels, by which they are recognised.
     image_shape_ : tuple or None

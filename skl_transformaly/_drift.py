@@ -106,7 +106,7 @@ class DriftMonitor:
     calibration set. A bet pays the mean of a density over the cell of the rank, which is 1 on average. Four densities
     share the capital; two pay for low ranks and two for high ones. Half of the capital is bet from the first image on,
     the other half is added little by little, so that a clear change, by two standard deviations, is noticed only five
-    to twenty images later after 10,000 images than at the start; one by a half, a hundred images later.
+    to twenty images later after 10,000 images than at the start, and a small one later still.
 
     *What it does not notice.* A few anomalies among normal images: the densities are steep, so that a few in a hundred
     pay less than the other images cost. The promise does not cover streams with anomalies, however;

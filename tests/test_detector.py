@@ -538,7 +538,7 @@ def test_less_than_half_of_the_images_can_be_trimmed(images, trim):
     ],
 )
 def test_log_densities_are_not_added_to_what_is_in_standard_deviations(images, changes, named):
-    """One space in nats would be the whole score, without a word."""
+    """A space in nats would silently decide the whole score."""
     with pytest.raises(ValueError, match=f"(?s)fusion='sum'.*{named}.*='gaussian'"):
         tiny_detector(fusion="sum", **changes).fit(images)
 

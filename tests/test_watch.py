@@ -607,27 +607,29 @@ def test_who_does_not_listen_is_told_again(bench):
     assert all("It is repeated" in text for text in watch.warnings) and len(watch.warnings) == 3
 
 
-def test_the_next_start_tells_what_this_one_could_not(bench):
+def unreported(bench):
+    """A watcher that has seen one anomaly, a.png, and could not report it."""
+
     def deaf(row):
         raise OSError("no answer")
 
-    told = []
     watch = bench(hook=deaf)
     draw(watch.folder / "a.png", DARK)
     watch.pass_time(3)
+    return watch
+
+
+def test_the_next_start_tells_what_this_one_could_not(bench):
+    told = []
+    unreported(bench)
     bench(hook=told.append).pass_time(3)
     bench(hook=told.append).pass_time(3)
     assert [Path(row["path"]).name for row in told] == ["a.png"]
 
 
 def test_what_a_run_is_not_asked_for_is_left_to_one_that_is(bench, tmp_path):
-    def deaf(row):
-        raise OSError("no answer")
-
     told = []
-    watch = bench(hook=deaf)
-    draw(watch.folder / "a.png", DARK)
-    watch.pass_time(3)
+    unreported(bench)
     watch = bench(shelf=Shelf(tmp_path / "bad", tmp_path / "in"))
     assert (watch.actions.waiting, watch.actions.left) == (0, 1)
     draw(watch.folder / "b.png", DARK)  # for which the file of actions is written anew

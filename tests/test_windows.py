@@ -54,7 +54,7 @@ def test_arguments_are_what_is_in_the_quotes(on_path, target, arguments):
 @pytest.mark.parametrize("suffix", [".cmd", ".BAT", ".py"])
 def test_what_is_no_program_is_refused(on_path, suffix):
     on_path(rf"C:\tools\alarm{suffix}")
-    with windows(), pytest.raises(ValueError, match="no program by itself; expected one"):
+    with windows(), pytest.raises(ValueError, match="cannot start by itself. Name a program"):
         Hook("alarm")
 
 

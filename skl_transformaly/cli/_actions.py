@@ -62,8 +62,8 @@ class Hook:
         if os.name == "nt" and not program.lower().endswith((".exe", ".com")):
             # .bat and .cmd are run by cmd.exe, which would run parts of a file's name, too; others need another program
             raise ValueError(
-                f"--on-anomaly {target!r} would run {program!r}, which is no program by itself; expected one (.exe), "
-                "such as 'python.exe alarm.py'."
+                f"--on-anomaly {target!r} would run {program!r}, which Windows cannot start by itself. Name a program "
+                "(.exe), as in 'python.exe alarm.py'."
             )
         self.arguments[0] = program  # as it was found: Windows itself looks for .exe only
 

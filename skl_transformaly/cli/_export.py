@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -43,6 +43,8 @@ def export(
         raise Mistake(
             f"{str(onnx)!r} must end in .onnx, by which `transformaly serve` and other runtimes know the file."
         )
+    from skl_transformaly._explanation import has_maps
+    from skl_transformaly._wrappers import innermost
     from skl_transformaly.export._export import ExportError, ParityError, import_onnx, to_onnx
 
     import_onnx()  # before images are read and an export is announced
@@ -56,7 +58,7 @@ def export(
     out.note(f"Exporting {model} to {onnx} and comparing scores on {compared}.")
     try:
         with out.waiting("Exporting"):
-            measured = to_onnx(detector, onnx, images, anomaly_map=_has_maps(detector))
+            measured = to_onnx(detector, onnx, images, anomaly_map=has_maps(innermost(detector)))
     except (ExportError, ParityError) as error:
         raise Mistake(str(error)) from error
     out.made(
@@ -64,14 +66,6 @@ def export(
         f"at most {measured['score_deviation']:.2g} of their value.",
         {"onnx": str(onnx), **measured},
     )
-
-
-def _has_maps(detector: Any) -> bool:
-    """Whether it is known where in the image the outputs of the teacher's blocks belong."""
-    from skl_transformaly._wrappers import innermost
-    from skl_transformaly.students._imitation import find_places
-
-    return find_places(innermost(detector).extractor_) is not None
 
 
 def _readable(paths: list[str], out: Output) -> list[str]:

@@ -109,8 +109,9 @@ def check_no_input(path: Path, inputs: Iterable[str | Path | None]) -> None:
 
     if not path.exists():
         return
+    identity = file_identity(path)
     for given in inputs:
-        if given is not None and os.path.exists(given) and file_identity(path) == file_identity(given):
+        if given is not None and os.path.exists(given) and file_identity(given) == identity:
             raise Mistake(f"{str(path)!r} is read by this command, and would be lost: name another file to write.")
 
 

@@ -69,8 +69,7 @@ def as_images(X: Any, *, on_error: str = "raise") -> Images:
                 return as_images(list(X), on_error=on_error)
             raise ImageError(
                 f"pixels contain NaN or infinity in {len(broken)} of {len(X)} images, the first at position "
-                f"{broken[0]}. Replace these values, drop these images, or skip them with the detector's "
-                "set_params(on_error='skip')."
+                f"{broken[0]}. Replace them, drop these images, or set on_error='skip' in the detector."
             )
         return from_array(X)
     if is_torch(X, "utils.data.Dataset"):
