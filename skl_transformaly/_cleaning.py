@@ -64,14 +64,24 @@ def near_duplicates(thumbnails: np.ndarray, groups: np.ndarray) -> np.ndarray:
     # close images are also close in a few directions, in which a tree finds them without comparing all pairs
     projected = np.asarray(PCA(min(_DIRECTIONS, *sample.shape), svd_solver="full").fit(sample).transform(rows))
     tree = KDTree(projected)
-    links = []
-    for part in gen_batches(len(rows), _ROWS):
+
+    def copies_of(part: slice) -> tuple[np.ndarray, np.ndarray]:
         found = tree.query_ball_point(projected[part], np.maximum(radius[part], 0) * unit)
         others = np.unique(np.concatenate([np.asarray(near, dtype=np.intp) for near in found]))
         far = euclidean_distances(rows[part], rows[others]) / unit
-        one, other = np.nonzero(far <= np.minimum(radius[part, np.newaxis], radius[others]) + _ROUNDING)
-        links.append(np.stack([one + part.start, others[other]]))
-    return _around_centres(len(rows), *np.concatenate(links, axis=1))[groups]
+        return others, far <= np.minimum(radius[part, np.newaxis], radius[others]) + _ROUNDING
+
+    # Counted first, and sought again for the centres alone: of pictures of a few scenes, nearly all pairs are copies.
+    count = np.concatenate([copies_of(part)[1].sum(axis=1) for part in gen_batches(len(rows), _ROWS)])
+    numbers = np.full(len(rows), -1)
+    for centre in np.argsort(-count, kind="stable").tolist():
+        if numbers[centre] < 0:
+            numbers[centre] = centre
+            if count[centre] > 1:
+                others, close = copies_of(slice(centre, centre + 1))
+                near = others[close[0]]
+                numbers[near[numbers[near] < 0]] = centre
+    return numbers[groups]
 
 
 def _usual_distances(rows: np.ndarray, sample: np.ndarray) -> np.ndarray:
@@ -81,18 +91,6 @@ def _usual_distances(rows: np.ndarray, sample: np.ndarray) -> np.ndarray:
     for part in gen_batches(len(rows), _ROWS):
         usual[part] = np.partition(euclidean_distances(rows[part], sample), place, axis=1)[:, place]
     return usual
-
-
-def _around_centres(n: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Number n images by groups around those that are close to the most others; pairs are in both orders."""
-    count = np.bincount(one, minlength=n)
-    starts = np.cumsum(count) - count
-    found = np.full(n, -1)
-    for centre in np.argsort(-count, kind="stable").tolist():
-        if found[centre] < 0:
-            near = other[starts[centre] : starts[centre] + count[centre]]
-            found[near[found[near] < 0]] = found[centre] = centre
-    return found
 
 
 def least_normal(

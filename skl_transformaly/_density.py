@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import clone
-from sklearn.mixture import GaussianMixture
+from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
 from sklearn.utils.validation import has_fit_parameter, validate_data
 
 from skl_transformaly._gaussian import FLOATS, GaussianDensity, LogDensity
@@ -30,10 +30,11 @@ __all__ = [
     "LogDensity",
     "fit_density",
     "held_out_scores",
+    "location_and_spread",
     "log_densities",
     "on_scale",
     "resolve_density",
-    "spread",
+    "usual",
 ]
 
 # AutoDensity seeks neighbours among at most this many samples, so that the time of a fit stays linear in their number
@@ -41,6 +42,8 @@ __all__ = [
 _MOST_NEIGHBORS = 5000
 # Features in float32 of one image differ by so much with its place in a batch, and log-densities with them.
 _ROUNDING = 1e-5
+# Held-out log-densities so many times as far from their median as the nearest or farthest tenth are outliers.
+_OUTLYING = 10
 # Of the Gaussian and the neighbours in AutoDensity.
 SHARES = np.array([0.2, 0.8])
 
@@ -64,7 +67,7 @@ class AutoDensity(LogDensity):
     gaussian_ : GaussianDensity
     neighbors_ : LocalKNNDensity
     location_, spread_ : ndarray of shape (2,)
-        Means and standard deviations of the held-out log-densities of both.
+        Means and standard deviations of the held-out log-densities of both, without those that are far outliers.
     held_out_scores_ : ndarray of shape (n_samples,)
         Scores of the training samples, each without itself and its duplicates.
     n_features_in_ : int
@@ -110,8 +113,8 @@ class AutoDensity(LogDensity):
         """
         X = self._fit_parts(X, groups)
         held_out = [part.held_out_scores(X, groups=groups) for part in (self.gaussian_, self.neighbors_)]
-        self.location_ = np.mean(held_out, axis=1)
-        self.spread_ = np.array([spread(scores) for scores in held_out])
+        scales = [location_and_spread(scores, groups) for scores in held_out]
+        self.location_, self.spread_ = np.array(scales).T
         self.held_out_scores_ = self._together(held_out)
         return self
 
@@ -142,10 +145,36 @@ class AutoDensity(LogDensity):
         return ((np.array(scores).T - self.location_) / self.spread_) @ SHARES
 
 
-def spread(scores: np.ndarray) -> float:
-    """Return the standard deviation of log-densities; 1 if they differ by rounding alone, as those of two samples."""
+def usual(scores: np.ndarray, groups: Any = None) -> np.ndarray:
+    """Tell which held-out log-densities (n,) determine the scale of all: at least eight tenths, without `groups`.
+
+    A log-density falls with the square of a distance, so that of a single odd sample can be a thousand times as far
+    from the others' as these differ, and in units of a standard deviation with it, nothing would be unusual any more.
+
+    >>> usual(np.append(np.arange(20.0), [-15.0, -1000.0]))[-3:]
+    array([ True,  True, False])
+    """
+    # copies of an image say once how much images differ
+    distinct = scores if groups is None else scores[np.unique(groups, return_index=True)[1]]
+    low, middle, high = np.quantile(distinct, [0.1, 0.5, 0.9])
+    reach = max(middle - low, high - middle)
+    kept = np.abs(scores - middle) <= _OUTLYING * reach
+    # where nearly all are alike, the others are no outliers
+    return kept if reach > _rounding(scores[kept]) else np.ones(len(scores), dtype=bool)
+
+
+def location_and_spread(scores: np.ndarray, groups: Any = None) -> tuple[float, float]:
+    """Return mean and standard deviation of those of these held-out log-densities that are :func:`usual`.
+
+    The latter is 1 if they differ by rounding alone, as those of two samples.
+    """
+    scores = scores[usual(scores, groups)]
     deviation = float(np.std(scores))
-    return deviation if deviation > _ROUNDING * max(np.abs(scores).max(), 1.0) else 1.0
+    return float(np.mean(scores)), deviation if deviation > _rounding(scores) else 1.0
+
+
+def _rounding(scores: np.ndarray) -> float:
+    return _ROUNDING * max(float(np.abs(scores).max()), 1.0)
 
 
 def held_out_scores(density: Any, X: np.ndarray, *, groups: Any = None, unseen: np.ndarray | None = None) -> np.ndarray:
@@ -175,7 +204,7 @@ def held_out_scores(density: Any, X: np.ndarray, *, groups: Any = None, unseen: 
     if hasattr(density, "held_out_scores"):
         return np.asarray(density.held_out_scores(X, groups=groups, unseen=unseen), dtype=np.float64)
     own = log_densities(density, X)
-    if unseen is None and isinstance(density, GaussianMixture) and len(X) < X.shape[1]:
+    if unseen is None and len(X) < X.shape[1] and _can_be_turned(density):
         # Turned into the samples' own span, mixtures differ by a constant, and are fitted a hundred times as fast.
         X = X @ np.linalg.qr(X.T)[0]
     scored = X if unseen is None else unseen
@@ -227,11 +256,12 @@ def fit_density(density: Any, X: np.ndarray, groups: Any = None, *, fold: bool =
     If a `fold` has fewer samples than components of a mixture or neighbours, their number is reduced.
     """
     part = clone(density)
-    if isinstance(part, GaussianMixture) and part.n_components > len(X):
+    if isinstance(part, (GaussianMixture, BayesianGaussianMixture)) and part.n_components > len(X):
         if not fold:
             raise ValueError(
                 f"A mixture of {part.n_components} components needs as many images at least, got {len(X)}: give more "
-                f"normal images, or a density that needs fewer, such as GaussianMixture({len(X) // 2}) or 'gaussian'."
+                "normal images, or a density that needs fewer, such as "
+                f"{type(part).__name__}(n_components={len(X) // 2}) or 'gaussian'."
             )
         part.set_params(n_components=len(X))
     if not fold and _is_hardly_determined(part, X):
@@ -243,6 +273,16 @@ def fit_density(density: Any, X: np.ndarray, groups: Any = None, *, fold: bool =
     if fold and isinstance(part, KNNDensity):
         part.set_params(n_neighbors=min(part.n_neighbors, len(X)))
     return part.fit(X, groups=groups) if has_fit_parameter(part, "groups") else part.fit(X)
+
+
+def _can_be_turned(density: Any) -> bool:
+    """Whether a fit to turned features is the same but for a constant: no axis is special, and no start is given."""
+    return (
+        isinstance(density, GaussianMixture)
+        and density.covariance_type in ("full", "tied")
+        and density.means_init is None
+        and density.precisions_init is None
+    )
 
 
 def _is_hardly_determined(density: Any, X: np.ndarray) -> bool:

@@ -27,6 +27,8 @@ FLOATS = (np.float64, np.float32)
 _RANK_TOLERANCE = 1e-12
 # With a diagonal target and so many features at most, each sample is left out by an eigendecomposition of its own.
 _MOST_RESCALED = 64
+# Of the variance; if a sample's absence leaves less of it, its held-out density comes from a fit without it.
+_DECISIVE = 1e-8
 # Elements of their matrices that are held at a time
 _MATRICES = 2**14
 # Rows that are scored at a time: a dozen arrays of their size are needed besides.
@@ -171,9 +173,9 @@ class GaussianDensity(LogDensity):
 
     Notes
     -----
-    `held_out_scores` are computed in closed form, with the shrinkage of all samples. A diagonal target is that of the
-    other samples: in units of a deviation that a sample is part of, it could not be far away. With more than 64
-    features, such scores come from 20 folds.
+    `held_out_scores` are computed in closed form, with the shrinkage of all samples and the target of the others: in
+    units of a variance that a sample is part of, it could not be far away. With a diagonal target and more than 64
+    features, such scores come from 20 folds. Where all other samples are the same, the target stays that of all.
 
     References
     ----------
@@ -244,7 +246,7 @@ class GaussianDensity(LogDensity):
             squares[rows] = (inside**2 / variances).sum(axis=1)
             if outside is not None:
                 squares[rows] += (outside**2).sum(axis=1) / self.floor_
-        return self._constant(np.log(variances).sum()) - 0.5 * squares
+        return self._constant(np.log(variances).sum(), self.floor_) - 0.5 * squares
 
     def terms(self, X: Any) -> np.ndarray:
         """Take the log-density apart by features.
@@ -262,8 +264,8 @@ class GaussianDensity(LogDensity):
         """
         delta = self._centred(self._checked(X))
         variances = self._variances()
-        constant = self._constant(np.log(variances).sum()) / delta.shape[1]
-        return constant - 0.5 * delta * self._solve(delta, variances)
+        constant = self._constant(np.log(variances).sum(), self.floor_) / delta.shape[1]
+        return constant - 0.5 * delta * self._solve(delta, variances, self.floor_)
 
     def held_out_terms(self, X: Any, *, groups: Any = None, unseen: Any = None) -> np.ndarray:
         """Take the held-out log-density apart by features, as `terms` does.
@@ -327,19 +329,59 @@ class GaussianDensity(LogDensity):
         self._check_samples(X)
         several = group_sizes(groups, n) > 1
         named = np.arange(n) if groups is None else np.asarray(groups)
+        variances = self.variances_ @ self.components_**2
         for rows in gen_batches(n, _ROWS):
             r = self._centred(X[rows])
             scored = r if unseen is None else self._centred(unseen[rows])
-            found = self._without_one(r, scored)
+            left = self._left_variances(variances, r**2, r, 1)
+            found = self._without_one(r, scored, self._floors(left, variances))
+            decisive = self._is_decisive(left, variances) & ~several[rows]
             for label in np.unique(named[rows][several[rows]]):
                 members = np.flatnonzero(named[rows] == label)
                 group = self._centred(X[named == label])
-                for array, values in zip(found, self._without_group(group, scored[members])):
-                    array[members] = values
+                left = self._left_variances(variances, (group**2).sum(axis=0), group.sum(axis=0), len(group))
+                floor = self._floors(left, variances)[0]
+                _put(found, members, self._without_group(group, scored[members], floor))
+                decisive[members] = self._is_decisive(left, variances)
+            for label in np.unique(named[rows][decisive]):
+                members = np.flatnonzero(named[rows] == label)
+                others = X[named != label]
+                if len(others) > 1 and np.ptp(others, axis=0).any():
+                    _put(found, members, self._without(others, (X if unseen is None else unseen)[rows][members]))
             yield found
 
-    def _without_one(self, r: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Leave each row `r` out alone, which takes a rank-one term from the covariance and moves the mean."""
+    def _left_variances(self, variances: np.ndarray, squares: np.ndarray, sums: np.ndarray, count: int) -> np.ndarray:
+        """Variances of the scaled features (B, d) without `count` samples, given sums of these and of their squares."""
+        rest = max(self.n_samples_ - count, 1)
+        return np.atleast_2d(self.n_samples_ / rest * variances - squares / rest - (sums / rest) ** 2)
+
+    def _floors(self, left: np.ndarray, variances: np.ndarray) -> np.ndarray:
+        """What shrinkage and ridge add in every direction where these variances (B, d) are left; `floor_` of none."""
+        some = left.sum(axis=1) > _DECISIVE * variances.sum()
+        return np.where(some, (self.shrinkage_ + self.ridge) * left.mean(axis=1), self.floor_)
+
+    def _is_decisive(self, left: np.ndarray, variances: np.ndarray) -> np.ndarray:
+        """Whether nearly all variance is gone without a sample: what is left (B, d) is a difference of like numbers."""
+        if self.target == "diagonal":
+            return np.any((left <= _DECISIVE * variances) & (variances > _RANK_TOLERANCE), axis=1)
+        total = variances.sum()
+        return (left.sum(axis=1) <= _DECISIVE * total) & (total > 0)
+
+    def _without(self, others: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `_without_one`, by a fit to the others."""
+        part = GaussianDensity(shrinkage=self.shrinkage_, target=self.target, ridge=self.ridge).fit(others)
+        delta, variances = part._centred(scored), part._variances()
+        solved = part._solve(delta, variances, part.floor_)
+        constant = part._constant(np.log(variances).sum(), part.floor_)
+        return constant - 0.5 * (delta * solved).sum(axis=1), delta, solved
+
+    def _without_one(
+        self, r: np.ndarray, scored: np.ndarray, floors: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Leave each row `r` out alone, which takes a rank-one term from the covariance and moves the mean.
+
+        `floors` (B,) are what is added to all variances without each.
+        """
         n, rest = self.n_samples_, max(self.n_samples_ - 1, 1)
         delta = scored + r / rest
         if self.target == "diagonal":
@@ -351,20 +393,23 @@ class GaussianDensity(LogDensity):
             return scores, delta, solved
         # S without the sample is n / (n - 1) S - n / (n - 1)^2 r r'
         removed = (1 - self.shrinkage_) * n / rest**2
-        variances = (1 - self.shrinkage_) * n / rest * self.variances_ + self.floor_
-        inside, _ = self._split(r)
-        solved_r = self._solve(r, variances)
-        solved = self._solve(delta, variances)
+        variances = (1 - self.shrinkage_) * n / rest * self.variances_ + floors[:, np.newaxis]
+        inside = r @ self.components_.T  # all of `r`: what would be outside is rounding
+        solved_r = (inside / variances) @ self.components_
+        solved = self._solve(delta, variances, floors[:, np.newaxis])
         leverage = np.minimum(removed * (inside**2 / variances).sum(axis=1), 1 - 1e-12)
         along = (solved * r).sum(axis=1)
         solved = solved + (removed * along / (1 - leverage))[:, np.newaxis] * solved_r
-        log_determinant = np.log(variances).sum() + np.log1p(-leverage)
-        return self._constant(log_determinant) - 0.5 * (delta * solved).sum(axis=1), delta, solved
+        log_determinant = np.log(variances).sum(axis=1) + np.log1p(-leverage)
+        return self._constant(log_determinant, floors) - 0.5 * (delta * solved).sum(axis=1), delta, solved
 
-    def _without_group(self, group: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _without_group(
+        self, group: np.ndarray, scored: np.ndarray, floor: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Leave all rows of `group` out together, of which copies may differ a little.
 
         S without the group is n / (n - g) S - R'R / (n - g) - m m', where m is the sum of its rows R over n - g.
+        `floor` is what is added to all variances then.
         """
         n, shrunk = self.n_samples_, 1 - self.shrinkage_
         rest = max(n - len(group), 1)  # of samples that are all alike nothing would be left
@@ -376,16 +421,17 @@ class GaussianDensity(LogDensity):
         removed = np.sqrt(shrunk) * np.vstack([group * np.sqrt(counts / rest)[:, np.newaxis], mean])
         if len(removed) > removed.shape[1]:
             removed = np.linalg.qr(removed, mode="r")  # which has the same product with itself
-        variances = shrunk * n / rest * self.variances_ + self.floor_
+        variances = shrunk * n / rest * self.variances_ + floor
         delta = scored + mean
-        solved_removed, solved = self._solve(removed, variances), self._solve(delta, variances)
-        left = np.eye(len(removed)) - removed @ solved_removed.T
+        inside = removed @ self.components_.T  # all of them, as in `_without_one`
+        solved_removed, solved = (inside / variances) @ self.components_, self._solve(delta, variances, floor)
+        left = np.eye(len(removed)) - (inside / variances) @ inside.T
         values, vectors = np.linalg.eigh(left)
         values = np.maximum(values, 1e-12)
         along = delta @ solved_removed.T @ vectors
         solved = solved + (along / values) @ (vectors.T @ solved_removed)
         log_determinant = np.log(variances).sum() + np.log(values).sum()
-        return self._constant(log_determinant) - 0.5 * (delta * solved).sum(axis=1), delta, solved
+        return self._constant(log_determinant, floor) - 0.5 * (delta * solved).sum(axis=1), delta, solved
 
     def _empirical(self) -> np.ndarray:
         """Covariance of the scaled features, (d, d), without shrinkage."""
@@ -425,17 +471,22 @@ class GaussianDensity(LogDensity):
     def _variances(self) -> np.ndarray:
         return (1 - self.shrinkage_) * self.variances_ + self.floor_
 
-    def _solve(self, delta: np.ndarray, variances: np.ndarray) -> np.ndarray:
-        """Covariance^-1 `delta`, with these variances, (k,) or (n, k), within the span."""
+    def _solve(self, delta: np.ndarray, variances: np.ndarray, floor: Any) -> np.ndarray:
+        """Covariance^-1 `delta`, with these variances, (k,) or (n, k), within the span, and `floor` outside of it."""
         inside, outside = self._split(delta)
         solved = (inside / variances) @ self.components_
-        return solved if outside is None else solved + outside / self.floor_
+        return solved if outside is None else solved + outside / floor
 
-    def _constant(self, log_determinant: Any) -> Any:
+    def _constant(self, log_determinant: Any, floor: Any) -> Any:
         """The log-density at the mean; `log_determinant` is that of the scaled covariance within the span."""
         d = len(self.mean_)
-        outside = (d - len(self.components_)) * np.log(self.floor_)
+        outside = (d - len(self.components_)) * np.log(floor)
         return -0.5 * (d * np.log(2 * np.pi) + log_determinant + outside) - np.log(self.scale_).sum()
+
+
+def _put(arrays: tuple[np.ndarray, ...], rows: np.ndarray, values: tuple[np.ndarray, ...]) -> None:
+    for array, part in zip(arrays, values):
+        array[rows] = part
 
 
 def _centred(X: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> Iterator[np.ndarray]:
@@ -449,6 +500,8 @@ def _ledoit_wolf(norms: np.ndarray, d: int, variances: np.ndarray) -> float:
 
     scikit-learn's function takes the product of all pairs of features; norms of rows and the variances are enough.
     """
+    unit = variances.mean() if len(variances) else 1.0  # or squares would overflow or underflow
+    norms, variances = norms / unit, variances / unit
     total, squares = variances.sum(), (variances**2).sum()
     if not squares > 0 or (d == 1 and len(norms) > 2):  # nothing to shrink, or the target is what is shrunk
         return 0.0

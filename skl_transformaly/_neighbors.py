@@ -20,6 +20,8 @@ __all__ = ["KNNDensity", "LocalKNNDensity"]
 
 # Distances that are held at a time where neighbours of neighbours are looked up.
 _MOST_DISTANCES = 2**17
+# Rows are moved if they are so many times as far from zero as they differ: distances are computed from their products.
+_FAR_OFF = 1e3
 
 
 class KNNDensity(LogDensity):
@@ -105,7 +107,13 @@ class KNNDensity(LogDensity):
         """
         self.samples_ = samples
         self.floor_ = floor
-        self.neighbors_ = NearestNeighbors(n_neighbors=self.n_neighbors, n_jobs=self.n_jobs).fit(samples)
+        mean = samples.mean(axis=0, dtype=np.float64)
+        far_off = np.linalg.norm(mean) > _FAR_OFF * 1e12 * floor
+        self._origin = mean.astype(samples.dtype) if far_off else None
+        self.neighbors_ = NearestNeighbors(n_neighbors=self.n_neighbors, n_jobs=self.n_jobs).fit(self._moved(samples))
+
+    def _moved(self, X: np.ndarray) -> np.ndarray:
+        return X if self._origin is None else X - self._origin
 
     def _log_density(self, X: np.ndarray) -> np.ndarray:
         distances = self._nearest(X)[0]
@@ -128,7 +136,7 @@ class KNNDensity(LogDensity):
     def _nearest(self, X: np.ndarray, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Distances to the nearest kept samples, and which these are."""
         # rounded as the samples are, so that a sample of the fit is where it was then
-        return self.neighbors_.kneighbors(X.astype(self.samples_.dtype, copy=False), n_neighbors=count)
+        return self.neighbors_.kneighbors(self._moved(X.astype(self.samples_.dtype, copy=False)), n_neighbors=count)
 
     def _groups(self, X: np.ndarray, groups: Any) -> tuple[np.ndarray, np.ndarray]:
         """Groups of the fitted samples, numbered, and how many kept samples each has."""
@@ -249,10 +257,37 @@ class LocalKNNDensity(KNNDensity):
         self._fit(X)
         labels, sizes = self._groups(X, groups)
         kept = labels[self.positions_]
-        distances, _ = self._others(self.samples_, kept, kept, self.neighbors_.n_neighbors + int(sizes.max()))
-        self.distances_ = self._mean(distances, np.isfinite(distances))
+        self.distances_ = np.empty(len(kept))
+        reach = self.neighbors_.n_neighbors + int(sizes.max())
+        for rows in gen_batches(len(kept), max(1, _MOST_DISTANCES // reach)):
+            distances, _ = self._others(self.samples_[rows], kept[rows], kept, reach)
+            self.distances_[rows] = self._mean(distances, np.isfinite(distances))
         self.scaling_ = float(self.scaling)
         return self
+
+    def _surroundings(self, kept: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
+        """Find the neighbours of each kept sample that any held-out score needs: distances and positions (n_kept, m).
+
+        These are the nearest k of other groups, and those without any one of these groups. So m is a few k, however
+        large a group is. Distances ascend; where there are fewer, the last ones are infinite.
+        """
+        k, tables = self.neighbors_.n_neighbors, []
+        for rows in gen_batches(len(kept), max(1, _MOST_DISTANCES // reach)):
+            distances, found = self._others(self.samples_[rows], kept[rows], kept, reach)
+            rank = _rank_in_group(kept[found])
+            most = np.maximum.accumulate(rank + 1, axis=1)  # of one group, up to each neighbour
+            earlier = np.pad(most, ((0, 0), (1, 0)))[:, :-1]
+            needed = np.isfinite(distances) & (rank < k) & (np.arange(distances.shape[1]) - earlier < k)
+            order = np.argsort(~needed, axis=1, kind="stable")[:, : max(1, int(needed.sum(axis=1).max()))]
+            tables.append(
+                [np.take_along_axis(part, order, axis=1) for part in (np.where(needed, distances, np.inf), found)]
+            )
+        width = max(distances.shape[1] for distances, _ in tables)
+        distances, found = (
+            np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=fill) for part in parts])
+            for parts, fill in zip(zip(*tables), (np.inf, 0))
+        )
+        return distances, found
 
     def _mean(self, distances: np.ndarray, usable: np.ndarray) -> np.ndarray:
         """Mean of the first `n_neighbors` usable distances of each row, which ascend; the least one without any."""
@@ -270,10 +305,11 @@ class LocalKNNDensity(KNNDensity):
         labels, sizes = self._groups(scored, groups)
         kept, k, largest = labels[self.positions_], self.neighbors_.n_neighbors, int(sizes.max())
         # enough that k are left without their own group and the one that is held out
-        around, whose = self._others(self.samples_, kept, kept, k + 2 * largest)
+        around, whose = self._surroundings(kept, k + 2 * largest)
         known = unseen is None and len(kept) == len(X)  # all samples are kept: they have been looked up already
         scores = np.empty(len(X))
-        for rows in gen_batches(len(X), max(1, _MOST_DISTANCES // (k * around.shape[1]))):
+        held = k * around.shape[1] if known else max(k * around.shape[1], k + largest)
+        for rows in gen_batches(len(X), max(1, _MOST_DISTANCES // held)):
             if known:
                 distances, near = around[rows], whose[rows]
             else:
@@ -292,3 +328,18 @@ class LocalKNNDensity(KNNDensity):
 
     def _relative(self, own: np.ndarray, of_neighbors: np.ndarray) -> np.ndarray:
         return -self.samples_.shape[1] * (np.log(own) - self.scaling_ * of_neighbors)
+
+
+def _rank_in_group(groups: np.ndarray) -> np.ndarray:
+    """Count for each place of each row (n, m) how many before it are of the same group.
+
+    >>> _rank_in_group(np.array([[7, 3, 7, 7, 3]]))
+    array([[0, 0, 1, 2, 1]])
+    """
+    order = np.argsort(groups, axis=1, kind="stable")
+    ordered = np.take_along_axis(groups, order, axis=1)
+    places = np.arange(groups.shape[1])
+    starts = np.where(np.diff(ordered, axis=1, prepend=ordered[:, :1] - 1) != 0, places, 0)
+    rank = np.empty_like(order)
+    np.put_along_axis(rank, order, places - np.maximum.accumulate(starts, axis=1), axis=1)
+    return rank

@@ -21,10 +21,11 @@ from skl_transformaly._density import (
     LogDensity,
     fit_density,
     held_out_scores,
+    location_and_spread,
     log_densities,
     on_scale,
     resolve_density,
-    spread,
+    usual,
 )
 from skl_transformaly.utils._compat import HasMethods, Interval, StrOptions, fit_context
 from skl_transformaly.utils._fitting import all_or_nothing
@@ -49,7 +50,8 @@ class FeatureSpace(BaseEstimator):
 
     Log-densities of 10 and of 2,000 features differ by orders of magnitude in their values and their spread. To make
     them comparable, a space's part in the score is ``(log p(z) - location) / spread``, with mean and standard deviation
-    over the training images, each held out. So 0 is usual in any space, and -5 equally unusual in all.
+    over the training images, each held out, without far outliers. So 0 is usual in any space, and -5 equally unusual in
+    all.
 
     Parameters
     ----------
@@ -77,7 +79,8 @@ class FeatureSpace(BaseEstimator):
         Only with `explained_variance`.
     density_ : estimator
     location_, spread_ : float
-        Mean and standard deviation of held-out log-densities; 0 and 1 without `standardize`.
+        Mean and standard deviation of held-out log-densities, without those that are ten times as far from the median
+        as a tenth of them; 0 and 1 without `standardize`.
     usual_, lowest_ : float
         Median and 1 % quantile of the held-out training images' parts.
     held_out_parts_ : ndarray of shape (n_samples,)
@@ -85,7 +88,8 @@ class FeatureSpace(BaseEstimator):
     held_out_terms_ : ndarray of shape (n_samples, n_features) or None
         Contributions of the features to these; see `terms`.
     term_locations_ : ndarray of shape (n_features,)
-        Means of the held-out terms of :meth:`GaussianDensity.terms`; only for a Gaussian without whitening.
+        Means of the held-out terms of :meth:`GaussianDensity.terms` over the same images; only for a Gaussian without
+        whitening.
     """
 
     _parameter_constraints: ClassVar[dict] = {
@@ -172,10 +176,11 @@ class FeatureSpace(BaseEstimator):
                 "or the density cannot score what it has not seen. Give another density, or check the images."
             )
         if self.standardize:
-            self.location_ = float(scores.mean())
-            self.spread_ = spread(scores)
+            self.location_, self.spread_ = location_and_spread(scores, groups)
         if terms is not None:
-            self.term_locations_ = terms.mean(axis=0) if self.standardize else np.zeros(terms.shape[1])
+            self.term_locations_ = (
+                terms[usual(scores, groups)].mean(axis=0) if self.standardize else np.zeros(terms.shape[1])
+            )
             terms = (terms - self.term_locations_) / self.spread_
         self.held_out_parts_, self.held_out_terms_ = (scores - self.location_) / self.spread_, terms
         self.lowest_, self.usual_ = (float(np.quantile(self.held_out_parts_, q)) for q in (0.01, 0.5))

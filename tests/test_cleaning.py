@@ -1,5 +1,7 @@
 """Trimming: where it begins, and which of its two ends is taken."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -101,6 +103,17 @@ def test_all_copies_are_found_where_images_are_compared_in_parts(rng, monkeypatc
     monkeypatch.setattr(_cleaning, "_ROWS", 7)
     np.testing.assert_array_equal(_cleaning.near_duplicates(thumbnails, np.arange(100)), whole)
     assert whole[:50].tolist() == whole[:49:-1].tolist() and len(np.unique(whole)) == 50
+
+
+def test_pictures_of_a_few_scenes_take_no_memory_for_all_their_pairs(rng):
+    base = rng.integers(2, 250, (15, 48))
+    thumbnails = np.clip(base[np.arange(6000) % 15] + rng.integers(-1, 2, (6000, 48)), 0, 255)
+    tracemalloc.start()
+    found = _cleaning.near_duplicates(thumbnails, np.arange(6000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(np.unique(found)) == 15 and (found == found[np.arange(6000) % 15]).all()
+    assert peak < 45 * 2**20  # 2.4 million pairs would take 38 MB, twice
 
 
 def test_all_copies_of_an_image_are_left_out_or_none(rng):

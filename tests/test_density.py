@@ -14,7 +14,7 @@ from scipy.stats import multivariate_normal
 from sklearn.base import BaseEstimator, clone
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
-from sklearn.mixture import GaussianMixture
+from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
 from sklearn.neighbors import KernelDensity
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import OneClassSVM
@@ -79,19 +79,21 @@ def test_gaussian_is_scipys_multivariate_normal_in_any_shape(density, seed, n, d
 
 
 def left_out(density, X, new, i, groups):
-    """The definition of a held-out score: mean and covariance of the others, with the shrinkage kept."""
+    """The definition of a held-out score: mean, covariance and target of the others, with the shrinkage kept."""
     rest = X[groups != groups[i]]
     return log_normal(new[i], rest.mean(axis=0), covariance_left(density, rest))[0]
 
 
 def covariance_left(density, rest):
-    """With the target of all samples, or the variances of the others, but where they have none."""
+    """Where the others have no variance, the target is that of all."""
     scale = density.scale_
     S = np.atleast_2d(np.cov(rest / scale, rowvar=False, bias=True))
-    target = np.full(len(S), density.floor_)
+    share = density.shrinkage_ + density.ridge
     if density.target == "diagonal":
         varied = np.diag(S) > 1e-12
-        target = np.where(varied, np.diag(S), 1) * (density.shrinkage_ + density.ridge) * (varied.mean() or 1)
+        target = np.where(varied, np.diag(S), 1) * share * (varied.mean() or 1)
+    else:
+        target = np.full(len(S), share * np.trace(S) / len(S) if np.ptp(rest, axis=0).any() else density.floor_)
     return ((1 - density.shrinkage_) * S + np.diag(target)) * np.outer(scale, scale)
 
 
@@ -264,6 +266,82 @@ def test_neighbours_take_no_more_memory_where_most_samples_are_copies(rng):
     assert peak < 20 * 2**20
 
 
+def test_nor_do_local_neighbours(rng):
+    X = rng.normal(size=(3000, 8)).astype(np.float32)
+    groups = np.maximum(np.arange(3000), 1500)
+    X[1501:] = X[1500]
+    groups[1500:] = 1500
+    tracemalloc.start()
+    LocalKNNDensity().fit(X, groups=groups).held_out_scores(X, groups=groups)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 * 2**20
+
+
+@pytest.mark.parametrize("density", [KNNDensity(), LocalKNNDensity()])
+@pytest.mark.parametrize("offset", [1e6, 1e8])
+def test_distances_do_not_depend_on_the_origin(density, offset, rng):
+    X, new = rng.normal(size=(200, 20)), rng.normal(size=(5, 20))
+    expected = clone(density).fit(X).score_samples(new)
+    np.testing.assert_allclose(density.fit(X + offset).score_samples(new + offset), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-82, 1e-70, 1e70, 1e76])
+def test_shrinkage_does_not_depend_on_the_unit(scale, rng):
+    X = rng.normal(size=(20, 50))
+    assert GaussianDensity().fit(X * scale).shrinkage_ == pytest.approx(GaussianDensity().fit(X).shrinkage_)
+
+
+@pytest.mark.parametrize("target", ["identity", "diagonal"])
+@pytest.mark.parametrize("shrinkage", [0.0, 0.3, "ledoit-wolf"])
+@pytest.mark.parametrize("n, d", [(5, 40), (50, 10), (50, 70)])
+@pytest.mark.parametrize("kind", ["outlier", "beyond rounding", "odd in a constant feature", "near copies"])
+def test_what_a_sample_alone_determines_is_unknown_without_it(kind, n, d, shrinkage, target, rng):
+    """Held-out scores are those of a refit, also of a sample that most of the variance, or the target, comes from."""
+    X, groups = rng.normal(size=(n, d)), np.arange(n)
+    if kind == "outlier":
+        X[0] *= 20
+    elif kind == "beyond rounding":
+        X[0, 0] = 1e7
+    elif kind == "odd in a constant feature":
+        X[:, 0] = 0.5
+        X[0, 0] = 0.6
+    else:
+        X, groups = np.repeat(X, 2, axis=0), np.repeat(groups, 2)
+        X[::2] += 1e-3 * rng.normal(size=(n, d))
+    density = GaussianDensity(target=target, shrinkage=shrinkage).fit(X)
+    refit = GaussianDensity(target=target, shrinkage=density.shrinkage_).fit(X[groups != 0])
+    held_out = density.held_out_scores(X, groups=groups)
+    folded = target == "diagonal" and d > 64  # others are left out, too
+    np.testing.assert_allclose(held_out[0], refit.score_samples(X[:1])[0], rtol=0.3 if folded else 1e-4)
+    np.testing.assert_allclose(density.held_out_terms(X, groups=groups).sum(axis=1), held_out, rtol=1e-6)
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "tied", "diag", "spherical"])
+def test_held_out_mixtures_of_few_samples_flag_as_many_as_they_promise(covariance_type):
+    flagged = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        X, new = (1 + 0.1 * rng.normal(size=(m, 150)) for m in (60, 500))
+        density = fit_density(GaussianMixture(1, covariance_type=covariance_type), X)
+        flagged.append((density.score_samples(new) < np.quantile(held_out_scores(density, X), 0.1)).mean())
+    assert 0.03 < np.mean(flagged) < 0.2
+
+
+def test_a_start_of_a_mixture_is_in_the_features_of_its_samples(rng):
+    X = rng.normal(size=(20, 30))
+    density = fit_density(GaussianMixture(2, means_init=X[:2]), X)
+    assert np.isfinite(held_out_scores(density, X)).all()
+
+
+@pytest.mark.parametrize("mixture", [GaussianMixture, BayesianGaussianMixture])
+def test_folds_of_a_mixture_have_as_many_components_as_samples_at_most(mixture, rng):
+    X = rng.normal(size=(20, 5))
+    assert np.isfinite(held_out_scores(fit_density(mixture(n_components=20), X), X)).all()
+    with pytest.raises(ValueError, match=rf"21 components .* got 20.* such as {mixture.__name__}\(n_components=10\)"):
+        fit_density(mixture(n_components=21), X)
+
+
 def test_a_diagonal_target_does_not_depend_on_the_unit_of_any_feature():
     X, Y = correlated(0, 40, 3), correlated(1, 10, 3)
     units = np.array([1e-6, 1.0, 1e6])
@@ -360,8 +438,8 @@ def test_local_neighbours_by_brute_force(seed, n, k, scaling):
 def test_a_held_out_sample_is_no_neighbour_of_its_neighbours(seed, n, k, copies):
     """As scored by a fit without it and its copies."""
     X = correlated(seed, n, 3)
-    X = np.vstack([X, np.repeat(X[:1], copies, axis=0)])
-    groups = np.concatenate([np.arange(n), np.zeros(copies, dtype=int)])
+    X = np.vstack([X, np.repeat(X[:1], copies, axis=0), X[1] + np.linspace(0, 0.1, 9 * copies)[:, np.newaxis]])
+    groups = np.concatenate([np.arange(n), np.zeros(copies, dtype=int), np.ones(9 * copies, dtype=int)])
     k = min(k, n)
     scores = LocalKNNDensity(n_neighbors=k).fit(X, groups=groups).held_out_scores(X, groups=groups)
     for i in range(len(X)):
@@ -667,7 +745,7 @@ def test_a_mixture_of_more_components_than_samples_is_refused_with_advice_that_w
     X = correlated(0, n, 3)
     with pytest.raises(ValueError, match=f"{components} components needs as many images at least, got {n}") as error:
         fit_density(GaussianMixture(components), X)
-    fewer = int(re.search(r"GaussianMixture\((\d+)\)", str(error.value))[1])
+    fewer = int(re.search(r"GaussianMixture\(n_components=(\d+)\)", str(error.value))[1])
     fit_density(GaussianMixture(fewer), X)
     assert fit_density(GaussianMixture(components), X, fold=True).n_components == n
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KernelDensity
 
-from skl_transformaly._density import GaussianDensity, KNNDensity, LocalKNNDensity
+from skl_transformaly._density import GaussianDensity, KNNDensity, LocalKNNDensity, usual
 from skl_transformaly._fusion import held_out_threshold
 from skl_transformaly._space import FeatureSpace
 from skl_transformaly.utils._labels import folds
@@ -136,6 +136,32 @@ def test_parts_are_deviations_from_held_out_scores(Z, rng):
     np.testing.assert_allclose(
         space.score_samples(new), (density.score_samples(new) - held_out.mean()) / held_out.std()
     )
+
+
+@pytest.mark.parametrize("density", ["auto", "gaussian"])
+@pytest.mark.parametrize("n_odd", [1, 3])
+@pytest.mark.parametrize("times", [30, 1000])
+def test_a_few_odd_images_do_not_silence_a_space(times, n_odd, density):
+    """Anomalies are as unusual as without them, within a factor of three."""
+    parts = []
+    for odd in (0, n_odd):
+        rng = np.random.default_rng(0)
+        Z = np.exp(0.3 * rng.normal(size=(100, 20)))
+        Z[np.arange(odd), np.arange(odd)] += 0.3 * times
+        anomalies = np.exp(0.3 * rng.normal(size=(200, 20)))
+        anomalies[:, 5:10] += 1.8
+        space = FeatureSpace(density, discrepancy=True).fit(Z)
+        parts.append(-np.median(space.score_samples(anomalies)))
+        if space.held_out_terms_ is not None:
+            np.testing.assert_allclose(space.held_out_terms_.sum(axis=1), space.held_out_parts_, rtol=1e-6)
+    assert parts[0] / 3 < parts[1] < parts[0] * 3
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-3])
+def test_most_images_are_no_outliers_of_many_copies(spread, rng):
+    """Whose parts are all the same: in units of these, all others would be unusual."""
+    scores = np.concatenate([-1 + spread * rng.normal(size=95), np.linspace(-9, -5, 10)])
+    assert usual(scores, np.maximum(np.arange(105), 94)).all()
 
 
 def test_terms_sum_to_the_parts_and_are_zero_on_average(Z, rng):

@@ -39,7 +39,8 @@ class ResidualStatistics:
     whitening : ndarray of shape (C, C), float32
         Lower triangular matrix that makes the covariance of residuals around `mean`, pooled over places, the identity.
     level : ndarray of shape (h, w), float32
-        Cross-fitted mean of the log squared distance at each place.
+        Cross-fitted mean of the log squared distance at each place. Two images cannot be cross-fitted: of these, new
+        images seem unusual all over.
     spread : ndarray of shape (h, w), float32
         Cross-fitted standard deviation of the log squared distance at each place.
 
@@ -82,7 +83,7 @@ class ResidualStatistics:
             )
         shrinkage = max(_RIDGE, _ledoit_wolf(residuals, whole))
         found = cls._estimate(whole, shrinkage)
-        if n < _FOLDS:
+        if n < 3:  # a single other image has no variance
             logs = found._log_distance(residuals)
         else:
             # Each image is measured by statistics of the other folds: with many channels and few images, it would seem

@@ -53,8 +53,9 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     :class:`BlockStudents`.
 
     Nothing is trained: only sums of products are kept of the images, so memory does not depend on their number, and
-    each training image can be left out in closed form: exactly, but that the units of the features, in which the
-    penalty is, stay those of all images.
+    each training image can be left out in closed form: exactly, but that the penalty stays that of all images, in size
+    and in units of the features. Of five images, discrepancies differ by some per cent from those of a fit without the
+    image, of twelve by less than one.
 
     Parameters
     ----------
