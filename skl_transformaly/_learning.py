@@ -377,15 +377,13 @@ class LearningMixin:
         labels = self._trimmed(images, labels) if self.trim else np.where(labels == TRIMMED, LEARNED, labels)
         used = np.flatnonzero(labels == LEARNED)
         rest = np.flatnonzero((labels == TRIMMED) | (labels == KNOWN_ANOMALY))
-        normal = images.take(used) if len(used) < len(images) else images
+        normal = images.take(used)  # also of all: their pixels are compared with those of an earlier fit
         normal.thumbnails = {}
         if "discrepancy" in self.feature_spaces_:
             self.students_ = self._fit_students(normal, random_state)
             release_memory()
         measurer = self._measurer()
         found = measurer.measure_training(normal, held_out)
-        if "discrepancy" in self.feature_spaces_:
-            release_checkpoint(self.students_)  # others, for held-out scores, have been trained by now
         release_memory()
         self._keep(found, normal, used, labels)
         if len(rest):
@@ -400,6 +398,9 @@ class LearningMixin:
         self._images_seen = images
         # seeds of densities do not depend on whether students draw any: later calls fit densities alone
         self._fit_spaces(found.sizes, check_random_state(self.random_state))
+        if "discrepancy" in self.feature_spaces_:
+            for students in (self.students_, *measurer.fold_students):
+                release_checkpoint(students)
         release_memory()
 
     def _keep(self, found: TrainingFeatures, normal: Images, used: np.ndarray, labels: np.ndarray) -> None:

@@ -62,6 +62,11 @@ class Measurer:
         Number of features of each space, in case no image can be read; None if it is not known yet.
     drawn : bool, default=False
         Whether each fit draws new seeds for the students, so that caching more of them is useless.
+
+    Attributes
+    ----------
+    fold_students : list
+        Students that were trained to measure training images which they have not seen.
     """
 
     def __init__(
@@ -80,6 +85,7 @@ class Measurer:
         self.cache = cache
         self.widths = widths or {}
         self.drawn = drawn
+        self.fold_students: list[Any] = []
 
     def measure(self, images: Images) -> dict[str, np.ndarray]:
         """Compute features of each space, (n, D_space), NaN for unreadable images, unless the cache has them."""
@@ -170,15 +176,12 @@ class Measurer:
                 f"Students that are trained need at least 3 images that differ, so that some can be held out, got "
                 f"{len(np.unique(groups[readable]))}: give more, or take RidgeStudents()."
             )
-        fitted = []
         for train, test in splits:
             students = self.students.for_fold(len(readable), len(train))
-            fitted.append(students)
+            self.fold_students.append(students)
             cache = Cache(None) if self.drawn else self.cache
             students._fit(images.take(readable[train]), self.extractor, cache)
             unseen[readable[test]] = students.transform(images.take(readable[test]))
-        for students in fitted:
-            release_checkpoint(students)
         return unseen
 
     def _collected(self, collected: TeacherFeatures, z_fs: np.ndarray, images: Images) -> dict[str, np.ndarray]:

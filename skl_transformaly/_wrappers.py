@@ -39,8 +39,10 @@ def innermost(estimator: Any) -> Any:
 
 
 def decider(estimator: Any) -> Any:
-    """Return the outermost part of a fitted estimator that has a threshold."""
-    return next(part for part in nested(estimator) if hasattr(part, "offset_"))
+    """Return the outermost part of a fitted estimator that has a threshold of its own."""
+    # FrozenEstimator has all attributes of what it holds
+    parts = (part for part in nested(estimator) if not isinstance(part, FrozenEstimator))
+    return next(part for part in parts if hasattr(part, "offset_"))
 
 
 def delegate(name: str, result: str) -> Any:

@@ -167,3 +167,17 @@ def test_a_fit_that_dies_among_held_out_students_goes_on_after_them(seed, tmp_pa
     clone(detector).fit(images)
     assert len(trained) == 2 + 3 * 2  # each once: the students, and those of three folds
     assert not kept(tmp_path)
+
+
+def test_a_fit_that_dies_after_all_training_trains_nothing_again(tmp_path, images, monkeypatch):
+    trained = []
+    on_training(monkeypatch, lambda layer: trained.append(layer.index))
+    students = tiny_students(n_blocks=2, checkpoint=tmp_path, random_state=None)
+    detector = tiny_detector(students=students, threshold="held-out", contamination=0.3, random_state=0)
+    with monkeypatch.context() as dying:
+        dying.setattr(type(detector), "_fit_spaces", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            clone(detector).fit(images)
+    assert len(trained) == 2 + 3 * 2
+    clone(detector).fit(images)
+    assert len(trained) == 2 + 3 * 2 and not kept(tmp_path)

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,9 +37,11 @@ from skl_transformaly.cli import _app, _console, _scores
 from skl_transformaly.cli._app import in_options
 from skl_transformaly.cli._commands import app
 from skl_transformaly.cli._comments import comments
+from skl_transformaly.cli._describe import outline
 from skl_transformaly.cli._evaluation import METRICS, evaluate_scores, fpr_at_tpr, normal_classes
 from skl_transformaly.cli._files import find_files
 from skl_transformaly.cli._fit import _parse_size
+from skl_transformaly.cli._fit import _warnings as _fit_warnings
 from skl_transformaly.cli._inputs import load_model
 from skl_transformaly.cli._parquet import ParquetScores
 from skl_transformaly.cli._provenance import Provenance, image_facts
@@ -1350,6 +1353,10 @@ MISTAKES = {
     "model is a folder": ["fit", "{root}/train", "-o", "{tmp}"],
     "weights without teacher": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--weights", "{root}/model.tfm"],
     "no weights": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--teacher", "test_vit", "--weights", "nowhere"],
+    "unknown version of a teacher": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--teacher", "test_vit.typo"],
+    "teacher that no file holds": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--teacher", "hf-hub:timm/test_vit"],
+    "size that no file holds": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--image-size", "4096"],
+    "model to a device": ["fit", "{root}/train", "-o", "/dev/null"],
     "unknown teacher": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--teacher", "vit_tinny", "--alpha", "0.2"],
     "alpha": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--alpha", "5"],
     "a device that computes nothing": ["fit", "{root}/train", "-o", "{tmp}/m.tfm", "--device", "meta"],
@@ -1414,6 +1421,48 @@ def test_too_few_images_for_trained_students_are_refused_at_once(work, tmp_path)
     result = run(app, ["fit", *map(str, images), "-o", str(tmp_path / "m.tfm"), "--students", "trained"])
     assert result.exit_code == 2 and "at least 3 normal images" in result.stderr
     assert os.listdir(tmp_path) == []
+
+
+def test_what_no_file_holds_is_refused_before_the_fit(work, tmp_path, monkeypatch):
+    monkeypatch.setattr(TransformalyDetector, "fit", lambda *_: pytest.fail("it was fitted"))
+    for options in (["--teacher", "hf-hub:timm/test_vit"], ["--image-size", "4096"]):
+        assert run(app, ["fit", f"{work[0]}/train", "-o", str(tmp_path / "m.tfm"), *options]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (OSError(errno.EACCES, "m.tfm was not saved (Permission denied); choose"), "m.tfm was not saved (Permission"),
+        (OSError(errno.ENOSPC, "m.tfm was not saved. Make room"), "the disk is full: m.tfm was not saved. Make room."),
+        (OSError(errno.ENOSPC, "No space", "s.csv"), "the disk is full: s.csv. Make room and try again."),
+        (OSError(errno.EACCES, "Permission denied", "s.csv"), "s.csv: Permission denied."),
+    ],
+)
+def test_errors_of_files_read_like_sentences(error, said):
+    assert _app._mistake(error).startswith(said)
+
+
+def test_the_outline_of_a_detector_around_another_has_what_both_say():
+    inner = {"state": {"offset_": -3.0, "feature_spaces_": ["pretrained"]}, "params": {"contamination": 0.05}}
+    outer = {"state": {"offset_": -2.5}, "params": {"alpha": 0.1}}
+    said = outline({"objects": [inner, outer]})
+    assert said["feature spaces"] == "pretrained" and said["threshold"] == "-2.5"
+    assert said["promised false-positive rate"] == "0.1"
+
+
+def test_warnings_of_large_files_are_for_others(capsys):
+    with _fit_warnings(_app.Output(json=False, quiet=False)):
+        warnings.warn("Image size (100000000 pixels) exceeds limit", Image.DecompressionBombWarning, stacklevel=1)
+        warnings.warn("this matters", UserWarning, stacklevel=1)
+    assert capsys.readouterr().err == "warning: this matters\n"
+
+
+@pytest.mark.parametrize("option", ["--json", "-q"])
+def test_an_update_hides_no_promise_that_cannot_be_kept(work, tmp_path, option):
+    path = str(tmp_path / "m.tfm")
+    assert run(app, ["fit", f"{work[0]}/train", "-o", path, "--alpha", "0.001"]).exit_code == 0
+    result = run(app, ["update", path, f"{work[0]}/test/six", "-o", path, option])
+    assert result.exit_code == 0 and "cannot be promised" in result.stderr, result.output
 
 
 def test_quiet_hides_no_promise_that_cannot_be_kept(work, tmp_path):

@@ -509,6 +509,12 @@ def test_an_unknown_teacher_is_told_names_that_begin_alike(slip, meant):
         _weights.create_model(slip, None)
 
 
+@pytest.mark.parametrize("weights", ["hub", None, "w.pth"])
+def test_an_unknown_version_of_a_teacher_is_told_the_known_ones(weights):
+    with pytest.raises(ValueError, match="no version 'typo' of 'vit_tiny_patch16_224'; .* augreg_in21k_ft_in1k"):
+        _weights.create_model("vit_tiny_patch16_224.typo", weights)
+
+
 @pytest.mark.slow
 def test_features_of_several_branches_are_one_embedding(images):
     """CrossViT returns a list of features, one for each branch."""

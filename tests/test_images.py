@@ -234,6 +234,19 @@ def test_skipping_fits_on_the_readable_images(tmp_path, images):
     np.testing.assert_allclose(skipping.offset_, tiny_detector().fit(paths).offset_, rtol=1e-9)
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_cannot_be_read_is_warned_of_once_and_not_read_again(tmp_path, images):
+    """Trimming measures the images before those that are left are learned."""
+    broken = tmp_path / "broken.png"
+    broken.write_text("no")
+    sequence = as_images([*save_all(images, tmp_path), broken], on_error="skip")
+    with pytest.warns(UserWarning, match="1 of 13 images could not be read"):
+        list(sequence.batches(4))
+    taken = sequence.take([12, 3, 4])
+    assert [positions.tolist() for positions, _ in taken.batches(4)] == [[1, 2]]
+    assert list(taken.unreadable) == [0]
+
+
 def test_skipping_says_minus_one_of_what_it_cannot_read(tmp_path, images):
     detector = tiny_detector(on_error="skip", contamination=0.1).fit(images)
     with pytest.warns(UserWarning, match="could not be read"):

@@ -15,15 +15,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.optimize import minimize
 from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture
 from sklearn.preprocessing import StandardScaler
 
-from skl_transformaly import ConformalDetector, load, save
+from skl_transformaly import ConformalDetector, RidgeStudents, load, save
 from skl_transformaly._cleaning import least_normal, near_duplicates
 from skl_transformaly._fusion import held_out_threshold, interpolated_p_values
 from skl_transformaly._weighting import _fit as fit_weights
 from skl_transformaly._weighting import space_weights
+from skl_transformaly._wrappers import decider
 from skl_transformaly.images._images import as_images
 from skl_transformaly.images._sequence import Images
 
@@ -621,3 +623,19 @@ def test_recompressed_copies_do_not_make_a_space_mute():
     assert len(np.unique(copied.training_groups_)) == 30
     for name, space in alone.spaces_.items():
         assert 0.3 < copied.spaces_[name].spread_ / space.spread_ < 3
+
+
+def test_an_image_that_has_changed_is_noticed_where_none_is_left_out(tmp_path, images):
+    paths = [tmp_path / f"{i}.png" for i in range(len(images))]
+    for path, image in zip(paths, images):
+        Image.fromarray(image).save(path)
+    detector = tiny_detector(students=RidgeStudents(n_blocks=1)).fit(paths)
+    Image.fromarray(255 - images[3]).save(paths[3])
+    with pytest.raises(ValueError, match="have changed|has changed"):
+        detector.forget([])
+
+
+def test_a_frozen_detector_decides_as_what_it_holds(images):
+    """It passes on all attributes, a threshold too, but nothing can be updated in it."""
+    detector = without_students().fit(images)
+    assert decider(FrozenEstimator(detector)) is detector

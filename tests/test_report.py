@@ -53,6 +53,7 @@ class Bright:
     spaces_: dict = {}
     students_ = SimpleNamespace(block_indices_=np.arange(2))
     alpha = 0.05
+    calibration = "held-out"
     contamination = 0.05
     offset_ = -100.0
 
@@ -61,6 +62,7 @@ class Bright:
         self.calibration_scores_ = np.linspace(-110.0, -10.0, 40)
         self.training_scores_ = np.linspace(-100.0, -10.0, n_training)
         self.training_groups_, self.training_labels_ = np.arange(n_training), np.ones(n_training)
+        self.training_digests_ = np.zeros((n_training, 16), dtype=np.uint8)
         self.training_embeddings_ = np.random.default_rng(0).normal(size=(n_training, 8))
         self.training_discrepancies_ = np.empty((n_training, 0))
 
@@ -149,10 +151,34 @@ class Reader(HTMLParser):
         self.texts.append(data)
 
 
+def fitted_on(training):
+    """A detector that was fitted on the images of `training`; those without a score are known anomalies."""
+    detector = Bright()
+    if training is not None:
+        detector.training_digests_ = np.array([list(bytes.fromhex(digest)) for digest in training.digests], np.uint8)
+        detector.training_labels_ = np.array([1 if score is not None else -1 for score in training.scores])
+    return detector
+
+
+class Split(Bright):
+    """A detector around another one that was fitted on the odd images alone: the others calibrate."""
+
+    calibration = 0.5
+
+    def __init__(self, estimator):
+        super().__init__()
+        self.estimator_ = estimator
+
+    def explain(self, X, **options):
+        table = super().explain(X, **options)
+        return {name: 2 * column if name.startswith("neighbor") else column for name, column in table.items()}
+
+
 def write(tmp_path, paths, training=None, **changes):
     out = tmp_path / "report.html"
     origin = Origin(training or Provenance(), model=changes.pop("model", ""))
-    summary = write_report(Bright(), paths, out, origin=origin, **changes)
+    detector = changes.pop("detector", None) or fitted_on(training)
+    summary = write_report(detector, paths, out, origin=origin, **changes)
     text = out.read_text(encoding="utf-8")
     return text, Reader(text), summary
 
@@ -170,7 +196,7 @@ def test_images_are_ranked_from_most_to_least_anomalous(tmp_path, rng, training)
 def test_the_page_expects_as_many_flagged_as_the_calibration_allows(tmp_path, rng, n, said):
     """Four images cannot keep 5 %; what cannot be read is not expected to be flagged."""
     detector = Bright()
-    detector.calibration_scores_ = np.linspace(-110.0, -10.0, n)
+    detector.calibration_scores_, detector.calibration = np.linspace(-110.0, -10.0, n), 0.5
     paths = make_images(tmp_path / "new", [f"{i}.png" for i in range(40)], rng)
     broken = [tmp_path / f"{i}.png" for i in range(20)]
     for path in broken:
@@ -257,6 +283,25 @@ def test_the_same_pixels_under_another_name_and_format_are_a_duplicate(tmp_path,
 def test_images_of_the_fit_are_pointed_out(tmp_path, rng, training):
     text, _, summary = write(tmp_path, [str(tmp_path / "normal" / "03.png")], training)
     assert summary["known"] == 1 and "1 image of the fit" in text and "(of the fit)" in text
+
+
+def test_so_are_those_of_a_model_that_names_none(tmp_path, rng, training):
+    text, _, summary = write(tmp_path, [str(tmp_path / "normal" / "03.png")], detector=fitted_on(training))
+    assert summary["known"] == 1 and "was part of the fit" not in text
+
+
+def test_what_the_file_does_not_say_of_the_fit_is_not_made_up(tmp_path, rng, training):
+    training.seconds = 0.0
+    text, _, _ = write(tmp_path, make_images(tmp_path / "new", ["a.png"], rng), training)
+    assert "time to fit" not in text and "passed over there" not in text
+
+
+def test_neighbours_are_images_of_the_fit_and_not_those_that_calibrate(tmp_path, rng, training):
+    paths = make_images(tmp_path / "new", ["a.png"], rng)
+    text, page, _ = write(tmp_path, paths, training, detector=Split(fitted_on(training)))
+    titles = [a["title"] for tag, a in page.tags if tag == "img" and "data-near" in a and a["alt"]]
+    assert titles == ["00.png", "01.png", "02.png"]
+    assert "40 normal images that calibrate the threshold." in text and "judged by the others" not in text
 
 
 def test_known_anomalies_are_not_of_the_fit(tmp_path, training):

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from skl_transformaly.cli import _actions
+from skl_transformaly.cli import _actions, _watch
 from skl_transformaly.cli import _score as score_command
 from skl_transformaly.cli._actions import Actions, Hook, Shelf
 from skl_transformaly.cli._commands import app
@@ -981,6 +981,17 @@ def test_a_signal_ends_it(model, tmp_path, number):
         finally:
             process.kill()
     assert len(out.read_text().splitlines()) == 1
+
+
+def test_once_that_was_stopped_has_not_failed(model, fitted, tmp_path, monkeypatch):
+    for i, image in enumerate(fitted[1]):
+        Image.fromarray(image).save(draw(tmp_path / "in" / f"{i}.png"))
+    out = tmp_path / "s.jsonl"
+    seen = contextlib.nullcontext(lambda: out.exists() and len(out.read_text().splitlines()) == len(fitted[1]))
+    monkeypatch.setattr(_watch, "_until_stopped", lambda: seen)
+    given = (tmp_path / "in", "-m", model, "-o", out, "--settle", 0, "--interval", 0.05, "--once")
+    result = CliRunner().invoke(app, command(*given, "--on-anomaly", shutil.which("false")))
+    assert "still to be moved or reported" in result.stderr and result.exit_code == 0
 
 
 def test_once_fails_if_an_alarm_did(model, fitted, tmp_path):

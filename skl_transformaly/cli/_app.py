@@ -222,9 +222,10 @@ def _discard_stdout() -> None:
 def _mistake(error: Exception) -> str | None:
     """Return the message for an error that the user can correct; None for a bug."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"the disk is full: {error.filename or error.strerror}. Make room and try again."
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}."
+        what = str(error.filename or error.strerror)
+        return f"the disk is full: {what}." + ("" if "Make room" in what else " Make room and try again.")
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}." if error.filename is None else f"{error.filename}: {error.strerror}."
     if isinstance(error, MemoryError) or _is_out_of_memory(error):
         return "not enough memory: use smaller batches (--batch-size of fit), or smaller images. " + str(error)
     if isinstance(error, RuntimeError) and "torchvision::" in str(error):
@@ -271,6 +272,11 @@ def _left_out(found: re.Match) -> str:
     return f"{'L' if found[1][0].isupper() else 'l'}eave out {_OPTIONS[found[2]]}"
 
 
+def is_of_large_files(category: type[Warning]) -> bool:
+    """Whether it is Pillow's, which takes large files for attacks; but the user has named them."""
+    return category.__name__ == "DecompressionBombWarning"
+
+
 class _Warnings:
     """Shows the warnings of a command, each kind once: commands score in chunks, each of which has its own warnings.
 
@@ -290,8 +296,7 @@ class _Warnings:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        # Pillow takes large files for attacks, but the user has named them
-        if category.__name__ == "DecompressionBombWarning":
+        if is_of_large_files(category):
             return
         text = in_options(str(message))
         # the last chunk may have one image, of which the text speaks in the singular

@@ -34,6 +34,11 @@ class Output:
         """Whether stderr is a terminal that may show a moving bar."""
         return not self.quiet and sys.stderr.isatty()
 
+    @property
+    def tells(self) -> bool:
+        """Whether `made` shows its text."""
+        return not (self.quiet or self.json)
+
     def note(self, text: str) -> None:
         """Print a note on stderr, unless `quiet`."""
         if not self.quiet:

@@ -60,9 +60,14 @@ def outline(header: Mapping[str, Any]) -> dict[str, str]:
         state = one.get("state") if isinstance(one, dict) else None
         if isinstance(state, dict) and "offset_" in state:
             params = one.get("params")
-            settings["feature spaces"] = ", ".join(map(str, _items(state, "feature_spaces_")))
-            settings["contamination"] = str(params.get("contamination", "")) if isinstance(params, dict) else ""
-            settings["threshold"] = f"{state['offset_']:.6g}" if is_number(state["offset_"]) else ""
+            params = params if isinstance(params, dict) else {}
+            said = {
+                "feature spaces": ", ".join(map(str, _items(state, "feature_spaces_"))),
+                "contamination": str(params.get("contamination", "")),
+                "promised false-positive rate": str(params.get("alpha", "")),
+                "threshold": f"{state['offset_']:.6g}" if is_number(state["offset_"]) else "",
+            }
+            settings.update({name: value for name, value in said.items() if value})  # the outermost comes last
     return {name: value for name, value in settings.items() if value}
 
 

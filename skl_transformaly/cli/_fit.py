@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skl_transformaly.cli._app import INTERRUPTED, OUT, Mistake, Output, command, fail, in_options
+from skl_transformaly.cli._app import (
+    INTERRUPTED,
+    OUT,
+    Mistake,
+    Output,
+    command,
+    fail,
+    in_options,
+    is_of_large_files,
+)
 from skl_transformaly.cli._console import command_line, counted, duration
 from skl_transformaly.cli._inputs import check_model_output, check_no_input, find_images, passed_over, unreadable_text
 
@@ -126,11 +135,13 @@ def fit(
 
     from skl_transformaly import BlockStudents, RidgeStudents, TransformalyDetector
     from skl_transformaly.cli._provenance import save_with
+    from skl_transformaly.persistence._networks import check_storable
     from skl_transformaly.teacher._extractor import resolve_extractor
 
     extractor = resolve_extractor(teacher).set_params(image_size=size, batch_size=batch_size, device=device)
     if weights is not None:
         extractor.set_params(weights=str(weights.resolve()))
+    check_storable(extractor)
     imitators: Any = RidgeStudents(n_blocks=blocks)
     if kept is not None:
         imitators = BlockStudents(n_blocks=blocks, checkpoint=kept.folder)
@@ -300,10 +311,10 @@ def _warnings(out: Output) -> Iterator[None]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         yield
-    texts = dict.fromkeys(str(warning.message) for warning in caught)
+    texts = dict.fromkeys(str(warning.message) for warning in caught if not is_of_large_files(warning.category))
     for text in texts:
-        # the summary says what can be promised, but --quiet shows none
-        if "could not be read" not in text and (out.quiet or "cannot be promised" not in text):
+        # the summary says what can be promised, if it is shown
+        if "could not be read" not in text and not (out.tells and "cannot be promised" in text):
             out.warn(in_options(text))
 
 

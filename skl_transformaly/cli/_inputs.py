@@ -68,6 +68,8 @@ def missing_text(found: FoundFiles) -> str:
 def check_model_output(path: Path, *inputs: str | Path | None) -> None:
     """Refuse, before any work, a model file to write that no command would take afterwards."""
     check_writable(path, *inputs)
+    if path.exists() and not path.is_file():
+        raise Mistake(f"{str(path)!r} is no file: a model file cannot be written to a device or a pipe.")
     if path.suffix.lower() == ".onnx":
         raise Mistake(
             f"{str(path)!r} has the suffix of an ONNX file; expected another for a model file, such as .tfm. To make "
@@ -89,7 +91,7 @@ def check_writable(path: Path, *inputs: str | Path | None) -> None:
     if path.is_dir():
         raise Mistake(f"{str(path)!r} is a folder; expected a file to write.")
     if str(path) == "-":
-        raise Mistake("'-' is not a file to write; for stdout name /dev/stdout.")
+        raise Mistake("'-' is not a file to write: name one.")
     if path.exists() and not path.is_file():  # a device or a pipe
         if not os.access(path, os.W_OK):
             raise Mistake(f"{str(path)!r} cannot be written: no permission.")

@@ -126,8 +126,8 @@ def _learn(detector: Any, earlier: Earlier, lessons: Lessons, out: Output) -> bo
     paths = [*lessons.normal, *lessons.anomalies]
     y = [1] * len(lessons.normal) + [-1] * len(lessons.anomalies)
     with out.waiting("Learning"), warnings.catch_warnings():
-        # `_tell` reports this at the end
-        warnings.filterwarnings("ignore", message=".*(cannot be promised|changes? nothing)")
+        if out.tells:  # this, at the end
+            warnings.filterwarnings("ignore", message=".*(cannot be promised|changes? nothing)")
         if lessons.taken_back:
             # students are fitted once, in the last step
             detector.forget(lessons.taken_back, update_students=again and not paths)
@@ -223,6 +223,7 @@ def _tell(
         "known_anomalies": anomalies,
         "threshold_before": before["threshold"],
         "threshold": float(detector.offset_),
+        "expected_false_positive_rate": None if alarms is None else alarms.expected,
         "students_updated": students_updated,
         "unreadable": lessons.unreadable,
         "seconds": seconds,

@@ -106,7 +106,7 @@ def watch(
         if actions.waiting:
             tell.warn(f"{counted(actions.waiting, 'anomaly')} still to be moved or reported at the next start.")
         tell.note(f"{out}: {_state(watcher, named=True)}.")
-        if once and actions.waiting:
+        if once and actions.waiting and not stopping():
             raise Mistake(
                 "Not all anomalies could be moved or reported: mend the cause, and run the same command again."
             )

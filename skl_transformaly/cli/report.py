@@ -24,7 +24,7 @@ import numpy as np
 
 from skl_transformaly._cleaning import COPY_LEVELS
 from skl_transformaly._explanation import has_maps, nearest
-from skl_transformaly._reasons import PLAINLY, times_text
+from skl_transformaly._reasons import PLAINLY, reason_column, times_text
 from skl_transformaly._wrappers import innermost
 from skl_transformaly.cli._cards import (
     MAP_NOISE,
@@ -47,6 +47,7 @@ from skl_transformaly.images._maps import MAP_FROM
 from skl_transformaly.images._thumbnails import THUMBNAIL_SIZE, thumbnail_of
 from skl_transformaly.images._values import ImageError
 from skl_transformaly.utils._files import absolute_path, common_folder, replacing
+from skl_transformaly.utils._labels import LEARNED
 
 __all__ = ["Origin", "write_report"]
 
@@ -301,7 +302,7 @@ def _figures(detector: Any, inner: Any, cards: list[Card]) -> dict[str, Any]:
     spread = float(np.std(reference)) or 1.0
     return {
         "histogram": histogram(scores, flagged, reference, getattr(detector, "offset_", None)),
-        "held_out": hasattr(detector, "calibration_scores_") or inner.held_out_,
+        "whose_scores": _origin(detector, inner),
         "alarms": FalseAlarms.of(detector),
         "score_decimals": min(max(2 - math.floor(math.log10(spread)), 0), 6),
         "has_p": bool(p_values),
@@ -310,6 +311,15 @@ def _figures(detector: Any, inner: Any, cards: list[Card]) -> dict[str, Any]:
         "usual_distance": _usual_distance(inner),
         "spaces": list(inner.feature_spaces_),
     }
+
+
+def _origin(detector: Any, inner: Any) -> str:
+    """Say of which normal images the scores of the histogram are."""
+    calibrated = hasattr(detector, "calibration_scores_")
+    if calibrated and not isinstance(detector.calibration, str):
+        return "that calibrate the threshold"
+    held_out = calibrated or inner.held_out_
+    return "of the fit, each judged by the others" if held_out else "of the fit"
 
 
 def _usual_distance(inner: Any) -> float:
@@ -358,9 +368,11 @@ def _decoded(
 
 
 def _explain(detector: Any, inner: Any, pixels: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """Return scores, their parts, neighbours and, if possible, maps."""
-    explainer = detector if hasattr(detector, "explain") else inner
-    return explainer.explain(pixels, n_neighbors=N_NEIGHBORS, maps=has_maps(inner))
+    """Return scores, their parts, neighbours, by their positions in the fit of `inner`, and, if possible, maps."""
+    table = inner.explain(pixels, n_neighbors=N_NEIGHBORS, maps=has_maps(inner))
+    if detector is not inner and hasattr(detector, "offset_"):
+        table["reason"] = reason_column(table, np.asarray(table["score"]) - detector.offset_)
+    return table
 
 
 @dataclass
@@ -384,7 +396,8 @@ class _Training:
         # known anomalies and what was left out, which are not part of the fit, have no score
         scores = provenance.scores or [0.0] * len(provenance.files)
         self.learned = sum(score is not None for score in scores)
-        self.known = {digest for digest, score in zip(provenance.digests, scores) if digest and score is not None}
+        learned = detector.training_digests_[detector.training_labels_ == LEARNED]
+        self.known = {bytes(digest).hex() for digest in learned if digest.any()}
         self.fitted = provenance.fitted
         self.positions = {index: position for position, index in enumerate(self.fitted)}
         self.thumbnails = getattr(detector, "training_thumbnails_", np.empty((0, THUMBNAIL_SIZE)))

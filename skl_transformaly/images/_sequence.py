@@ -130,6 +130,9 @@ class Images(Sequence):
         )
         taken._at_least = self._at_least
         taken._told = self._told
+        places = enumerate(positions.tolist())
+        taken.unreadable = {place: self.unreadable[i] for place, i in places if i in self.unreadable}
+        taken._warned = len(taken.unreadable) if self._warned else 0  # of which a pass over all has warned
         taken.warn_of_colour = self.warn_of_colour
         return taken
 

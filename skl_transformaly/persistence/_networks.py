@@ -37,13 +37,7 @@ _MOST_PACKED = 4
 
 def pack_teacher(extractor: TimmExtractor, writer: Writer) -> dict[str, Any]:
     """Store the teacher of an extractor. Raises ValueError if a file cannot hold it."""
-    if _is_described_elsewhere(extractor.model_name):
-        raise ValueError(
-            f"A model file cannot hold the teacher {extractor.model_name!r}, whose architecture is described "
-            "elsewhere: give TimmExtractor the name of a timm model, and the weights as a file."
-        )
-    if max(extractor.image_size_) > MAX_IMAGE_SIZE:
-        raise ValueError(f"A model file holds teachers of up to {MAX_IMAGE_SIZE} pixels a side.")
+    check_storable(extractor)
     needed = count_bytes(extractor.model_name, extractor.image_size)
     if extractor.weights is None and not writer.with_teacher and needed > _MOST_DRAWN_BYTES:
         raise ValueError(
@@ -68,6 +62,19 @@ def pack_teacher(extractor: TimmExtractor, writer: Writer) -> dict[str, Any]:
         },
     }
     return {"teacher": writer.teacher(teacher, entry)}
+
+
+def check_storable(extractor: TimmExtractor) -> None:
+    """Raise ValueError if a model file cannot hold the teacher of an extractor, which need not be fitted."""
+    if _is_described_elsewhere(extractor.model_name):
+        raise ValueError(
+            f"A model file cannot hold the teacher {extractor.model_name!r}, whose architecture is described "
+            "elsewhere: give TimmExtractor the name of a timm model, and the weights as a file."
+        )
+    sides = getattr(extractor, "image_size_", image_sides(extractor.image_size))
+    if sides is not None and max(sides) > MAX_IMAGE_SIZE:
+        raise ValueError(f"A model file holds teachers of up to {MAX_IMAGE_SIZE} pixels a side, got {max(sides)}.")
+    _without_folder(extractor.weights)
 
 
 def portable_extractor(params: dict[str, Any]) -> dict[str, Any]:

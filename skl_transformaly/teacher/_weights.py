@@ -144,6 +144,7 @@ def create_model(model_name: str, weights: str | os.PathLike | None) -> nn.Modul
             f"timm {timm.__version__} has no model {model_name!r}.{hint} `transformaly teachers '*'` lists those with "
             "weights."
         )
+    _check_version(model_name)
     if weights == "bundled" and model_name.partition(".")[0] != BUNDLED_MODEL:
         raise ValueError(f"weights='bundled' are those of {BUNDLED_MODEL!r}, not of {model_name!r}.")
     if weights == "hub":
@@ -154,6 +155,19 @@ def create_model(model_name: str, weights: str | os.PathLike | None) -> nn.Modul
     elif weights is not None:
         _load_file(model, Path(weights))
     return model
+
+
+def _check_version(model_name: str) -> None:
+    """Refuse a name such as "vit_tiny_patch16_224.typo", whose model exists in other versions only."""
+    name, _, version = model_name.partition(".")
+    if not version or not timm.is_model(name):
+        return
+    try:
+        timm.models.get_pretrained_cfg(model_name)
+    except RuntimeError as error:
+        known = [found.partition(".")[2] for found in timm.list_pretrained(f"{name}.*")]
+        named = f"of its versions: {', '.join(known)}" if known else "it has none"
+        raise ValueError(f"timm {timm.__version__} knows no version {version!r} of {name!r}; {named}.") from error
 
 
 def state_sha256(model: nn.Module) -> str:
