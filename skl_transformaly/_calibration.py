@@ -17,7 +17,7 @@ from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from skl_transformaly._decisions import DecisionMixin
 from skl_transformaly._drift import DriftMonitor, DriftReport
-from skl_transformaly._fusion import conformal_threshold, p_values
+from skl_transformaly._fusion import conformal_threshold, needed, p_values
 from skl_transformaly._wrappers import DelegatingMixin, innermost
 from skl_transformaly.images._samples import as_sequence, on_error_of, take_samples
 from skl_transformaly.utils._compat import HasMethods, Interval, RealNotInt, StrOptions, fit_context
@@ -278,7 +278,7 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
         # at best all m p-values are the smallest one, and the m-th is compared to fdr * m / m
         if smallest > fdr:
             raise ValueError(
-                f"fdr={fdr} needs at least {_needed(fdr)} calibration images, this detector has {n}: no p-value is "
+                f"fdr={fdr} needs at least {needed(fdr)} calibration images, this detector has {n}: no p-value is "
                 f"below 1 / {n + 1}, so nothing could be declared. Fit with more calibration images, or raise fdr."
             )
         selected = np.isnan(p)
@@ -358,12 +358,12 @@ class ConformalDetector(DelegatingMixin, DecisionMixin, BaseEstimator):
         """Refuse `n` calibration images, a part of `of`, if no p-value can be as small as `alpha`."""
         if 1 / (n + 1) > self.alpha:
             ways = ["give more images", "raise alpha"]
-            if isinstance(self.calibration, Real) and of is not None and of >= _needed(self.alpha):
+            if isinstance(self.calibration, Real) and of is not None and of >= needed(self.alpha):
                 ways.append(
                     f"with a TransformalyDetector pass calibration='held-out', by which all {of} images calibrate"
                 )
             raise ValueError(
-                f"alpha={self.alpha} needs at least {_needed(self.alpha)} calibration images, got {n}: no p-value is "
+                f"alpha={self.alpha} needs at least {needed(self.alpha)} calibration images, got {n}: no p-value is "
                 f"below 1 / (n + 1), so nothing could ever be flagged. Either {', or '.join(ways)}."
             )
 
@@ -382,9 +382,3 @@ def _refuse_trim(detector: Any) -> None:
             "that alpha would not hold. Set trim=0, or pass a share of the images to keep out of the fit, or images of "
             "your own."
         )
-
-
-def _needed(rate: float) -> int:
-    """Return the smallest n with 1 / (n + 1) <= rate, by that very division."""
-    n = max(round(1 / rate), 1)
-    return n - 1 if 1 / n <= rate else n

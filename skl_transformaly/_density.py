@@ -34,6 +34,7 @@ __all__ = [
     "log_densities",
     "on_scale",
     "resolve_density",
+    "rounding",
     "usual",
 ]
 
@@ -160,7 +161,7 @@ def usual(scores: np.ndarray, groups: Any = None) -> np.ndarray:
     reach = max(middle - low, high - middle)
     kept = np.abs(scores - middle) <= _OUTLYING * reach
     # where nearly all are alike, the others are no outliers
-    return kept if reach > _rounding(scores[kept]) else np.ones(len(scores), dtype=bool)
+    return kept if reach > rounding(scores[kept]) else np.ones(len(scores), dtype=bool)
 
 
 def location_and_spread(scores: np.ndarray, groups: Any = None) -> tuple[float, float]:
@@ -170,10 +171,11 @@ def location_and_spread(scores: np.ndarray, groups: Any = None) -> tuple[float, 
     """
     scores = scores[usual(scores, groups)]
     deviation = float(np.std(scores))
-    return float(np.mean(scores)), deviation if deviation > _rounding(scores) else 1.0
+    return float(np.mean(scores)), deviation if deviation > rounding(scores) else 1.0
 
 
-def _rounding(scores: np.ndarray) -> float:
+def rounding(scores: Any) -> float:
+    """Return the difference below which log-densities of this size are the same."""
     return _ROUNDING * max(float(np.abs(scores).max()), 1.0)
 
 

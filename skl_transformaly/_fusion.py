@@ -9,6 +9,7 @@ __all__ = [
     "conformal_threshold",
     "held_out_threshold",
     "interpolated_p_values",
+    "needed",
     "p_values",
     "quantile_knots",
 ]
@@ -44,6 +45,16 @@ def can_promise(rate: float, n: int) -> bool:
     (True, False)
     """
     return rate * (n + 1) >= 1 - 1e-9
+
+
+def needed(rate: float) -> int:
+    """Return the smallest number of held-out scores that can keep a rate: n with ``1 / (n + 1) <= rate``.
+
+    >>> needed(0.05), needed(0.001)
+    (19, 999)
+    """
+    n = max(round(1 / rate), 1)
+    return n - 1 if 1 / n <= rate else n
 
 
 def held_out_threshold(scores: np.ndarray, rate: float) -> float:

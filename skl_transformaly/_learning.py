@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from skl_transformaly._cleaning import least_normal, near_duplicates
 from skl_transformaly._density import AutoDensity, resolve_density
 from skl_transformaly._explanation import scatter
-from skl_transformaly._fusion import can_promise, held_out_threshold
+from skl_transformaly._fusion import can_promise, held_out_threshold, needed
 from skl_transformaly._measuring import NOT_FINITE, Measurer, TrainingFeatures, release_checkpoint
 from skl_transformaly._space import FeatureSpace
 from skl_transformaly._weighting import space_weights
@@ -583,7 +583,7 @@ class LearningMixin:
         else:
             self.offset_ = held_out_threshold(usable, self.contamination)
             if not can_promise(self.contamination, distinct):
-                lowest, enough = 1 / (distinct + 1), int(np.ceil(1 / self.contamination)) - 1
+                lowest, enough = 1 / (distinct + 1), needed(self.contamination)
                 warn_user(
                     f"With {distinct} images a false-positive rate below {lowest:.0%} cannot be promised, and "
                     f"contamination={self.contamination:g} was asked for: what scores lower than all training images "

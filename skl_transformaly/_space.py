@@ -25,6 +25,7 @@ from skl_transformaly._density import (
     log_densities,
     on_scale,
     resolve_density,
+    rounding,
     usual,
 )
 from skl_transformaly.utils._compat import HasMethods, Interval, StrOptions, fit_context
@@ -204,7 +205,9 @@ class FeatureSpace(BaseEstimator):
 
     def times_usual(self, parts: np.ndarray) -> np.ndarray:
         """Return how far parts lie below the usual, in units of how far the lowest 1 % of normal images do."""
-        return (self.usual_ - parts) / ((self.usual_ - self.lowest_) or 1.0)
+        below = self.usual_ - self.lowest_
+        # two images have equal held-out scores but for rounding
+        return (self.usual_ - parts) / (below if below > rounding(self.usual_) else 1.0)
 
     def scale(self, weight: float) -> None:
         """Multiply the space's part by `weight`, which is above 0."""

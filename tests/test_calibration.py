@@ -24,7 +24,7 @@ from sklearn.svm import OneClassSVM
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skl_transformaly import ConformalDetector, load, save
-from skl_transformaly._calibration import _needed
+from skl_transformaly._fusion import needed
 from skl_transformaly.model_selection import NormalOnly
 
 
@@ -291,7 +291,7 @@ def test_what_is_left_must_suffice():
 @settings(max_examples=200, deadline=None)
 @given(rate=st.floats(1e-4, 0.999) | st.integers(2, 5000).map(lambda n: 1 / n))
 def test_needed_is_the_smallest_number_that_can_reach_the_rate(rate):
-    n = _needed(rate)
+    n = needed(rate)
     assert 1 / (n + 1) <= rate < (1 / n if n else np.inf)
 
 

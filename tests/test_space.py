@@ -139,6 +139,14 @@ def test_parts_are_deviations_from_held_out_scores(Z, rng):
 
 
 @pytest.mark.parametrize("density", ["auto", "gaussian"])
+def test_of_two_images_parts_are_told_in_units_that_rounding_does_not_set(density, rng):
+    Z = rng.normal(size=(2, 6)) + 5
+    space = FeatureSpace(density).fit(Z)
+    parts = space.score_samples(Z + rng.normal(size=(2, 6)))
+    assert (np.abs(space.times_usual(parts)) < 1e6).all()
+
+
+@pytest.mark.parametrize("density", ["auto", "gaussian"])
 @pytest.mark.parametrize("n_odd", [1, 3])
 @pytest.mark.parametrize("times", [30, 1000])
 def test_a_few_odd_images_do_not_silence_a_space(times, n_odd, density):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import beta
 
+from skl_transformaly._fusion import needed
 from skl_transformaly._wrappers import innermost
 from skl_transformaly.cli._console import counted
 from skl_transformaly.images._folders import display_path
@@ -84,7 +85,7 @@ class FalseAlarms:
         if self.expected > self.asked:
             text += (
                 f" {counted(self.images, 'image')} cannot promise {percent(self.asked)} %; "
-                f"{ceil(1 / self.asked) - 1} images can."
+                f"{needed(self.asked)} images can."
             )
         if self.left_out:
             text += (

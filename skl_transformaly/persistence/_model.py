@@ -215,9 +215,8 @@ def load(
 
 def _provenance(detector: Any) -> dict[str, Any]:
     """When and with what a file is made, for readers of its header."""
-    scores = innermost(detector).training_scores_
     # known anomalies, and images that were taken back, have no scores either
-    labels = getattr(innermost(detector), "training_labels_", np.ones(len(scores)))
+    scores, labels = innermost(detector).training_scores_, innermost(detector).training_labels_
     return {
         "saved_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "environment": environment(),

@@ -69,7 +69,7 @@ def _restore_neighbors(density: KNNDensity, packed: dict[str, Any], reader: Read
 def _restore_detector(detector: TransformalyDetector, packed: dict[str, Any], reader: Reader) -> None:
     """Have clones of a detector whose teacher is named load it from the file, not from timm's hub."""
     detector.grey_ = all_grey(detector.training_thumbnails_[detector.training_labels_ == LEARNED])
-    named = detector.extractor is None or isinstance(detector.extractor, str)
+    named = isinstance(detector.extractor, str)
     if named and getattr(detector.extractor_, "weights", None) == absolute_path(reader.file.path):
         detector.extractor = clone(detector.extractor_)
 
