@@ -52,8 +52,9 @@ class TransformalyDetector(
       beside it :class:`RidgeStudents` measure how much each block adds to its input.
 
     Log-densities are brought to the scale of normal images that had no part in the fit, and added. Each space's part is
-    in standard deviations of normal images; the score is their sum, about 0 for normal images and lower for less normal
-    ones. How rare a score is among normal images is its p-value (`p_values`).
+    in standard deviations of normal images, that of the discrepancy in units of two, so that it counts half; the score
+    is their sum, about 0 for normal images and lower for less normal ones. How rare a score is among normal images is
+    its p-value (`p_values`).
 
     Parameters
     ----------
@@ -158,8 +159,9 @@ class TransformalyDetector(
     grey_ : bool
         Whether all images that were learned are grey. Then scoring warns of images that have colour.
     weights_ : ndarray of shape (n_spaces,), float64
-        How much each space counts, in the order of `feature_spaces_`: ones, unless `fit` was given 5 or more known
-        anomalies that other weights tell apart better. They are fitted to the held-out parts that also set
+        How much each space counts, in the order of `feature_spaces_`: 1, and the discrepancy beside others 0.5 (with
+        ``fusion="sum"`` 1), unless `fit` was given 5 or more known anomalies that other weights tell apart better. They
+        are fitted to the held-out parts that also set
         the threshold, so that with few normal images slightly more of new ones are flagged than was promised.
     training_digests_ : ndarray of shape (n_samples, 16), uint8
         Digests of the training images' pixels, by which they are recognised.
@@ -365,7 +367,7 @@ class TransformalyDetector(
         Returns
         -------
         scores : ndarray of shape (n_samples,), float64
-            Each part is in standard deviations of held-out normal images (with ``fusion="sum"``: in nats). Images
+            Sums of parts in standard deviations of held-out normal images (with ``fusion="sum"``: in nats). Images
             that `fit` has seen get their `training_scores_`; NaN for unreadable images with ``on_error="skip"``.
 
         Raises

@@ -16,7 +16,7 @@ from skl_transformaly._explanation import scatter
 from skl_transformaly._fusion import can_promise, held_out_threshold, needed
 from skl_transformaly._measuring import NOT_FINITE, Measurer, TrainingFeatures, release_checkpoint
 from skl_transformaly._space import FeatureSpace
-from skl_transformaly._weighting import space_weights
+from skl_transformaly._weighting import default_weights, space_weights
 from skl_transformaly.images._sequence import DIGEST_SIZE, Images
 from skl_transformaly.images._thumbnails import THUMBNAIL_SIZE, all_grey
 from skl_transformaly.students._regression import Sums
@@ -545,9 +545,13 @@ class LearningMixin:
                 terms[used] = self._by_block(block_terms)
             del space.held_out_parts_, space.held_out_terms_  # the detector has them
         self.spaces_ = spaces
-        self.weights_ = self._weigh(parts[used])
-        for space, weight in zip(spaces.values(), self.weights_):
+        usual = default_weights(self.feature_spaces_, standardize)
+        for space, weight in zip(spaces.values(), usual):
             space.scale(weight)
+        learned_weights = self._weigh(parts[used] * usual)
+        for space, weight in zip(spaces.values(), learned_weights):
+            space.scale(weight)
+        self.weights_ = usual * learned_weights
         if terms.shape[1]:
             terms = terms * self.weights_[self.feature_spaces_.index("discrepancy")]
         self.training_parts_, self.training_terms_ = parts * self.weights_, terms

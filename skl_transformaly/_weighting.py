@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
@@ -10,7 +12,10 @@ from sklearn.model_selection import RepeatedKFold
 
 from skl_transformaly.utils._warnings import warn_user
 
-__all__ = ["LEAST_ANOMALIES", "space_weights"]
+__all__ = ["LEAST_ANOMALIES", "default_weights", "space_weights"]
+
+# Of the discrepancy; each of the other spaces counts 1 (benchmarks/accuracy/NOTES.md, "Fusion").
+_DISCREPANCY = 0.5
 
 # Fewer known anomalies say too little: weights stay as they are.
 LEAST_ANOMALIES = 5
@@ -21,6 +26,18 @@ _LEAST_WEIGHT = 0.25
 # Standard deviations that stand for infinitely many, of anomalies where a density is zero
 _FAR = 1e6
 _FOLDS, _REPEATS = 5, 4
+
+
+def default_weights(spaces: Sequence[str], standardize: bool) -> np.ndarray:
+    """Return how much each of these spaces counts (S,) before any anomaly is known.
+
+    Where log-densities are added as they are, each counts 1, as in the paper.
+
+    >>> default_weights(["pretrained", "layers", "discrepancy"], True)
+    array([1. , 1. , 0.5])
+    """
+    beside = standardize and len(spaces) > 1
+    return np.array([_DISCREPANCY if beside and name == "discrepancy" else 1.0 for name in spaces])
 
 
 def space_weights(normal: np.ndarray, anomalies: np.ndarray) -> np.ndarray:

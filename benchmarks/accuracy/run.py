@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import os
 import platform
 import time
@@ -43,6 +44,14 @@ FIELDS = (
     "flagged_anomalies",
     "n",
     "seconds",
+    "computed",
+)
+WHOLE = "all spaces"
+RIVALS = (
+    "Mahalanobis, Ledoit-Wolf",
+    "Mahalanobis, Ledoit-Wolf, unit length",
+    "kNN (2), unit length",
+    "IsolationForest",
 )
 CHOSEN_ON = ("cifar10", "fashion_mnist", "view")
 
@@ -128,7 +137,7 @@ def study(options, rows: Rows, name: str, data: Data, setting: str, labels: list
         positions, normal = data.task(setting, label)
         fields = {"data": name, "setting": setting, "teacher": options.teacher, "class": data.classes[label]}
         fields["n"] = len(positions)
-        whole = "all spaces" if options.students else "all spaces but discrepancy"
+        whole = WHOLE if options.students else "all spaces but discrepancy"
         scores = {whole: sum(parts.values()), **parts}
         if options.students:
             scores["all spaces but discrepancy"] = sum(v for k, v in parts.items() if k != "discrepancy")
@@ -139,6 +148,7 @@ def study(options, rows: Rows, name: str, data: Data, setting: str, labels: list
             if method == whole:
                 extra = {"flagged_normal": flagged[normal].mean(), "flagged_anomalies": flagged[~normal].mean()}
                 extra["seconds"] = round(took, 1)
+            extra["computed"] = time.strftime("%Y-%m-%d", time.gmtime())
             rows.add(**fields, method=method, auroc=roc_auc_score(normal, score), **extra)
         print(name, setting, data.classes[label], f"{100 * roc_auc_score(normal, scores[whole]):.1f}", flush=True)
 
@@ -160,37 +170,56 @@ def tables(options: argparse.Namespace) -> None:
     methods = list(dict.fromkeys(row["method"] for row in rows))
     for teacher in teachers:
         print(
-            f"\n### Teacher: {teacher}\n\nMean AUROC over classes, per cent; in brackets over those with odd numbers.\n"
+            f"\n### Teacher: {teacher}\n\nMean AUROC over classes, per cent; in brackets over those with odd numbers. "
+            "Lift: of all spaces over the pretrained one, the embedding. Beside the best rival: all spaces less the "
+            "best of the rivals' means.\n"
         )
-        print("| data | setting | classes | " + " | ".join(methods) + " |\n|" + "---|" * (len(methods) + 3))
-        for name in NAMES:
-            for setting in SETTINGS.values():
-                mine = [r for r in rows if (r["teacher"], r["data"], r["setting"]) == (teacher, name, setting)]
-                if not mine:
-                    continue
-                classes = list(dict.fromkeys(row["class"] for row in mine))
-                cells = [_mean(mine, method, classes, name) for method in methods]
-                print(f"| {name} | {setting} | {len(classes)} | " + " | ".join(cells) + " |")
-        print("\nShare of new images that are flagged at contamination 0.05, per cent; mean over classes.\n")
-        print("| data | setting | normal | anomalies | images a fit | seconds a fit |\n|---|---|---|---|---|---|")
-        for name in NAMES:
-            for setting in SETTINGS.values():
-                mine = [
-                    r
-                    for r in rows
-                    if (r["teacher"], r["data"], r["setting"]) == (teacher, name, setting) and r["flagged_normal"]
-                ]
-                if mine:
-                    normal, anomalies = (
-                        f"{100 * np.mean([float(r[k]) for r in mine]):.1f}"
-                        for k in ("flagged_normal", "flagged_anomalies")
-                    )
-                    sizes, took = (np.mean([float(r[k]) for r in mine]) for k in ("n", "seconds"))
-                    print(f"| {name} | {setting} | {normal} | {anomalies} | {sizes:.0f} | {took:.0f} |")
+        columns = [WHOLE, "lift", "beside the best rival", *(method for method in methods if method != WHOLE)]
+        print("| data | setting | classes | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 3))
+        flagged = []
+        for name, setting in itertools.product(NAMES, SETTINGS.values()):
+            mine = [r for r in rows if (r["teacher"], r["data"], r["setting"]) == (teacher, name, setting)]
+            if not mine:
+                continue
+            classes = list(dict.fromkeys(row["class"] for row in mine))
+            means = {method: np.mean(_values(mine, method, classes)) for method in (WHOLE, "pretrained", *RIVALS)}
+            cells = {method: _mean(mine, method, classes, name) for method in methods}
+            cells["lift"] = f"{100 * (means[WHOLE] - means['pretrained']):+.1f}"
+            best = max(means[rival] for rival in RIVALS)
+            cells["beside the best rival"] = f"{100 * (means[WHOLE] - best):+.1f}"
+            print(f"| {name} | {setting} | {len(classes)} | " + " | ".join(cells[column] for column in columns) + " |")
+            flagged.append(f"| {name} | {setting} | " + " | ".join(_flagged(mine)) + " |")
+        print(
+            "\nShare of new images that are flagged at contamination 0.05, per cent; mean over classes, and of the "
+            "class with the fewest flagged anomalies. Computed: days; rows of an earlier one are of an earlier version "
+            "of the library.\n"
+        )
+        header = ["data", "setting", "normal", "anomalies", "fewest", "images a fit", "seconds a fit", "computed"]
+        print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
+        print("\n".join(flagged))
+
+
+def _flagged(rows: list[dict]) -> list[str]:
+    whole = [row for row in rows if row["flagged_normal"]]
+    normal, anomalies = (np.array([float(r[k]) for r in whole]) for k in ("flagged_normal", "flagged_anomalies"))
+    sizes, took = (np.mean([float(r[k]) for r in whole]) for k in ("n", "seconds"))
+    days = sorted({row["computed"] for row in rows})
+    return [
+        f"{100 * normal.mean():.1f}",
+        f"{100 * anomalies.mean():.1f}",
+        f"{100 * anomalies.min():.1f}",
+        f"{sizes:.0f}",
+        f"{took:.0f}",
+        days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}",
+    ]
+
+
+def _values(rows: list[dict], method: str, classes: list[str]) -> list[float]:
+    return [float(r["auroc"]) for label in classes for r in rows if r["class"] == label and r["method"] == method]
 
 
 def _mean(rows: list[dict], method: str, classes: list[str], name: str) -> str:
-    values = [float(r["auroc"]) for label in classes for r in rows if r["class"] == label and r["method"] == method]
+    values = _values(rows, method, classes)
     if not values:
         return "-"
     text = f"{100 * np.mean(values):.1f}"

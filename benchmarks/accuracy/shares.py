@@ -1,4 +1,4 @@
-"""AUROC by how much the discrepancy counts beside the teacher's spaces; the default is 1, as for each of them.
+"""AUROC by how much the discrepancy counts beside the teacher's spaces, each of which counts 1; the default is 0.5.
 
     python benchmarks/accuracy/shares.py --data cifar10 view fashion_mnist
     python benchmarks/accuracy/shares.py --data view --setting all-but-one
@@ -45,7 +45,7 @@ def main() -> None:
                 warnings.simplefilter("ignore")
                 detector.fit([data.images[i] for i in positions])
             (parts,) = parts_of_many([detector], test)
-            discrepancy = parts.pop("discrepancy")
+            discrepancy = parts.pop("discrepancy") / detector.weights_[-1]
             aurocs.append([roc_auc_score(normal, sum(parts.values()) + share * discrepancy) for share in SHARES])
         cells = " | ".join(f"{value:.2f}" for value in 100 * np.mean(aurocs, axis=0))
         print(f"| {name} | {SETTINGS[options.setting]} | {len(aurocs)} | {cells} |", flush=True)

@@ -170,7 +170,7 @@ def _tell(
     """Report what changed."""
     import numpy as np
 
-    from skl_transformaly._weighting import LEAST_ANOMALIES
+    from skl_transformaly._weighting import LEAST_ANOMALIES, default_weights
     from skl_transformaly.cli._trust import FalseAlarms
     from skl_transformaly.images._folders import display_path
     from skl_transformaly.utils._labels import KNOWN_ANOMALY
@@ -200,10 +200,12 @@ def _tell(
         lines.append(
             f"{counted(anomalies, 'known anomaly')}: {LEAST_ANOMALIES} are needed to weigh the feature spaces."
         )
-    elif anomalies and np.ptp(detector.weights_) == 0:
+    elif anomalies and np.array_equal(
+        detector.weights_, default_weights(detector.feature_spaces_, detector.fusion == "standardized")
+    ):
         lines.append(
-            f"{counted(anomalies, 'known anomaly')}: no change, since equal weights of the feature spaces were as good "
-            "on held-out images."
+            f"{counted(anomalies, 'known anomaly')}: no change, since the usual weights of the feature spaces were as "
+            "good on held-out images."
         )
     elif anomalies:
         weights = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(detector.feature_spaces_, detector.weights_))
