@@ -295,8 +295,8 @@ class TransformalyDetector(
         Two spaces, trained students, Gaussians without shrinkage, and log-likelihoods that are added as they are.
 
         The embedding is whitened to 90 % of its variance (Section 3.3), the students are trained as in Section 4, and
-        the threshold is a quantile of the training scores. The paper computes in float32 and resizes bilinearly: give
-        ``TimmExtractor(name, precision="float32", interpolation="bilinear")`` for that as well.
+        the threshold is a quantile of the training scores. A teacher by name computes in float32 and resizes
+        bilinearly, as the authors' does; an extractor stays as it is.
 
         Parameters
         ----------
@@ -325,6 +325,8 @@ class TransformalyDetector(
             "fusion": "sum",
             "threshold": "training",
         }
+        if isinstance(extractor, str):
+            extractor = TimmExtractor(extractor, precision="float32", interpolation="bilinear")
         return cls(extractor, **{**settings, **changes})
 
     def set_params(self, **params: Any) -> TransformalyDetector:

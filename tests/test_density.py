@@ -78,6 +78,17 @@ def test_gaussian_is_scipys_multivariate_normal_in_any_shape(density, seed, n, d
     np.testing.assert_allclose(fitted.terms(new).sum(axis=1), fitted.score_samples(new), rtol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [300, 2500])
+def test_gaussian_is_exact_in_as_many_dimensions_as_teachers_have(n, rng):
+    X = rng.normal(size=(n, 2048)) * np.linspace(0.1, 3, 2048) + 1
+    fitted = GaussianDensity().fit(X)
+    expected = log_normal(X[:2] + 1, X.mean(axis=0), dense(fitted, X))
+    np.testing.assert_allclose(fitted.score_samples(X[:2] + 1), expected, rtol=1e-9)
+    held_out = fitted.held_out_scores(X)[0]
+    np.testing.assert_allclose(held_out, left_out(fitted, X, X, 0, np.arange(n)), rtol=1e-9)
+
+
 def left_out(density, X, new, i, groups):
     """The definition of a held-out score: mean, covariance and target of the others, with the shrinkage kept."""
     rest = X[groups != groups[i]]

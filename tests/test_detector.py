@@ -56,6 +56,13 @@ def test_the_score_is_the_sum_of_parts_on_the_scale_of_held_out_images(images, r
     np.testing.assert_allclose(detector.score_samples(new), expected, rtol=1e-6)
 
 
+def test_a_teacher_of_the_papers_settings_computes_as_the_papers_does():
+    named = TransformalyDetector.paper("vit_tiny_patch16_224").extractor
+    assert (named.model_name, named.precision, named.interpolation) == ("vit_tiny_patch16_224", "float32", "bilinear")
+    mine = tiny_extractor()
+    assert TransformalyDetector.paper(mine).extractor is mine
+
+
 def test_parts_of_several_spaces_add_up(images, rng):
     new = rng.integers(0, 256, (5, 20, 24, 3), dtype=np.uint8)
     names = ["pretrained", "layers", "discrepancy"]

@@ -525,6 +525,19 @@ def test_the_papers_settings_on_fewer_images_have_a_line_of_their_own():
     ]
 
 
+def test_the_papers_settings_on_some_classes_are_compared_on_these():
+    every = results.Figures(
+        rows_of("view", "multimodal", default=[0.8, 0.6], DN2=[0.75, 0.55], Transformaly=[0.7, 0.5])
+    )
+    paper = results.Figures(rows_of("view", "multimodal", Transformaly=[0.72]))
+    few = results.Figures(rows_of("view", "multimodal", default=[0.7, 0.7], Transformaly=[0.6, 0.6], DN2=[0.65, 0.65]))
+    assert results.main_figures(every, paper, few)[2:] == [
+        "| view | multimodal | 70.0 | - | 60.0 | DN2 65.0 | - |",
+        "| view, 1 of 2 classes | multimodal | 80.0 | 72.0 | 70.0 | DN2 75.0 | - |",
+        "| view, fewer images | multimodal | 70.0 | 60.0 | - | DN2 65.0 | - |",
+    ]
+
+
 def test_runs_on_fewer_images_are_compared_with_each_other_alone():
     rows = rows_of("view", "multimodal", default=[0.8], Transformaly=[0.7], embedding=[0.6], DN2=[0.75], PANDA=[0.65])
     lines = results.few_figures(results.Figures(rows))

@@ -88,3 +88,15 @@ def test_students_learn_more_with_more_epochs(vit_tiny, xrays):
         for epochs in (2, 8)
     ]
     assert last[1] < 0.8 * last[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["forest", "street"])
+def test_the_first_lines_of_the_readme_find_photographs_of_other_places(kind, assets):
+    """Of folders of photographs, with what installs with the package."""
+    folder = assets / "data" / "view"
+    detector = TransformalyDetector("bundled", contamination=0.05, random_state=0)
+    detector.fit(str(folder / "train" / kind))
+    flagged = {path.name: (detector.predict(str(path)) < 0).mean() for path in sorted((folder / "test").iterdir())}
+    assert flagged.pop(kind) < 0.15
+    assert len(flagged) == 5 and np.mean(list(flagged.values())) > 0.7 and min(flagged.values()) > 0.3

@@ -4,8 +4,8 @@
     python benchmarks/accuracy/run.py tables --out OUT
 
 `fit` adds rows to OUT/rows.csv whenever the classes that share a pass (`--at-a-time`) are done, and goes on where it
-stopped; `tables` prints them. Choices were made on the classes with even numbers of cifar10, fashion_mnist and view;
-their odd ones, covid19 and cats_vs_dogs had no part.
+stopped; `tables` prints them. Choices were made on the classes with even numbers of cifar10, fashion_mnist and view.
+Where others were looked at as well, NOTES.md says so.
 """
 
 from __future__ import annotations
