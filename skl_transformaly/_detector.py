@@ -21,6 +21,7 @@ from skl_transformaly.images._input import ImageInputMixin
 from skl_transformaly.images._sequence import Images
 from skl_transformaly.students._block import BlockStudents
 from skl_transformaly.students._ridge import RidgeStudents
+from skl_transformaly.teacher._extractor import TimmExtractor
 from skl_transformaly.utils._cache import Cache
 from skl_transformaly.utils._compat import HasMethods, Interval, StrOptions
 from skl_transformaly.utils._labels import LEARNED

@@ -31,8 +31,8 @@ from tables import cell
 SETTINGS = ("unimodal", "multimodal")
 
 WHAT = """
-Mean AUROC over classes, per cent; each is in turn the normal one (unimodal) or the only one that is not (multimodal); -:
-not run on all classes, or not in the paper. Default: `TransformalyDetector` as it comes. Paper's settings:
+Mean AUROC over classes, per cent; each is in turn the normal one (unimodal) or the only one that is not (multimodal).
+-: not run on all classes, or not in the paper. Default: `TransformalyDetector` as it comes. Paper's settings:
 `TransformalyDetector.paper()`, its training included (`--paper`, see "The paper's own training"). On all images of nine
 classes of Fashion-MNIST that training takes 1.5 to 2.5 hours of a core for each class that takes its turn: it ran on six
 of the ten, and on fewer images of all (see "The paper's own training on fewer images"), which all methods have a line
