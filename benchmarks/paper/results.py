@@ -34,11 +34,11 @@ WHAT = """
 Mean AUROC over classes, per cent; each is in turn the normal one (unimodal) or the only one that is not (multimodal).
 -: not run on all classes, or not in the paper. Default: `TransformalyDetector` as it comes. Paper's settings:
 `TransformalyDetector.paper()`, its training included (`--paper`, see "The paper's own training"). On all images of nine
-classes of Fashion-MNIST that training takes 1.5 to 2.5 hours of a core for each class that takes its turn: it ran on six
-of the ten, and on fewer images of all (see "The paper's own training on fewer images"), which all methods have a line
-for. Faster students: the same two spaces, densities and sum, with students trained as the other tables' commands say.
-Best rival: the best of those that ran, by these very figures, which favours it. The paper: its own figure, of a ViT-B/16
-at 384 pixels, all images and all classes. ±: standard deviation over seeds.
+classes of Fashion-MNIST that training takes 1.5 to 2.5 hours of a core for each class that takes its turn: it ran on
+six of the ten, and on fewer images of all (see "The paper's own training on fewer images"); all methods have a line of
+their own for these. Faster students: the same two spaces, densities and sum, with students trained as the other tables'
+commands say. Best rival: the best of those that ran, by these very figures, which favours it. The paper: its own
+figure, of a ViT-B/16 at 384 pixels, all images and all classes. ±: standard deviation over seeds.
 """.strip()
 
 FEW = """
