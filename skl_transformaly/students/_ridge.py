@@ -228,7 +228,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         >>> import numpy as np
         >>> from skl_transformaly import RidgeStudents, TimmExtractor
         >>> images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
-        >>> teacher = TimmExtractor("vit_tiny_patch16_224", weights=None, image_size=32)
+        >>> teacher = TimmExtractor("vit_tiny_patch16_224", weights=None, image_size=32, precision="float32")
         >>> parts = RidgeStudents(n_blocks=2, extractor=teacher).partial_fit(images[:3]).partial_fit(images[3:])
         >>> whole = RidgeStudents(n_blocks=2, extractor=teacher).fit(images)
         >>> bool(np.allclose(parts.transform(images), whole.transform(images), rtol=1e-3))
