@@ -1,6 +1,7 @@
 """What was fitted stays as it is, whatever is set afterwards."""
 
 import copy
+import inspect
 import pickle
 import sys
 
@@ -129,14 +130,17 @@ class Fault(Exception):
 
 
 def calls_in(action, *, fail_at=None):
-    """Number of calls of this package's functions while `action` runs; at the one numbered `fail_at`, a fault."""
+    """Number of calls of this package's functions while `action` runs; at the one numbered `fail_at`, a fault.
+
+    Or at the next one, if that is a generator's: it may be its end, of which Python ignores faults.
+    """
     count = 0
 
     def profile(frame, event, argument):
         nonlocal count
         if event == "call" and "skl_transformaly" in frame.f_code.co_filename:
             count += 1
-            if count == fail_at:
+            if fail_at is not None and count >= fail_at and not frame.f_code.co_flags & inspect.CO_GENERATOR:
                 raise Fault
 
     sys.setprofile(profile)
