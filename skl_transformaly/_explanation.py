@@ -111,8 +111,8 @@ class ExplanationMixin:
             - ``times_pretrained``, ...: distance of the part below the median of the training images' held-out parts,
               relative to that of their 1 % quantile (with fewer than 100 images, about the lowest): 14 is 14 times as
               far as 99 % of normal images;
-            - ``reason``: the space in which a flagged image is most unusual, and of the discrepancy the block, "normal",
-              or "unreadable"; of dtype object;
+            - ``reason``: the space in which a flagged image is most unusual (of the discrepancy the block, too), or
+              "normal" or "unreadable"; of dtype object;
             - ``neighbor0``, ...: positions in the training images of the nearest ones, nearest first (of a training
               image itself, this very image), and ``distance0``, ...: their Euclidean distances, between embeddings of
               unit length if "pretrained" is in use, else between standardised discrepancies; without both spaces there
