@@ -307,12 +307,15 @@ class GaussianDensity(LogDensity):
         found: np.ndarray | None = None
         for train, test in folds(groups, len(X)):
             rest = X[train] if len(train) > 1 else np.repeat(X[train], 2, axis=0)
-            part = GaussianDensity(shrinkage=self.shrinkage_, target=self.target, ridge=self.ridge).fit(rest)
-            values = measure(part, scored[test])
+            values = measure(self._refitted(rest), scored[test])
             found = np.empty((len(X), *values.shape[1:])) if found is None else found
             found[test] = values
         assert found is not None  # there are folds
         return found
+
+    def _refitted(self, X: np.ndarray) -> GaussianDensity:
+        """Return a density of other samples, with the shrinkage of these."""
+        return GaussianDensity(shrinkage=self.shrinkage_, target=self.target, ridge=self.ridge).fit(X)
 
     def _check_samples(self, X: np.ndarray) -> None:
         if len(X) != self.n_samples_:
@@ -369,7 +372,7 @@ class GaussianDensity(LogDensity):
 
     def _without(self, others: np.ndarray, scored: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As `_without_one`, by a fit to the others."""
-        part = GaussianDensity(shrinkage=self.shrinkage_, target=self.target, ridge=self.ridge).fit(others)
+        part = self._refitted(others)
         delta, variances = part._centred(scored), part._variances()
         solved = part._solve(delta, variances, part.floor_)
         constant = part._constant(np.log(variances).sum(), part.floor_)

@@ -69,7 +69,7 @@ def check_model_output(path: Path, *inputs: str | Path | None) -> None:
     """Refuse, before any work, a model file to write that no command would take afterwards."""
     check_writable(path, *inputs)
     if path.exists() and not path.is_file():
-        raise Mistake(f"{str(path)!r} is no file: a model file cannot be written to a device or a pipe.")
+        raise Mistake(f"{str(path)!r} is a device or a pipe; a model can be written to a regular file only.")
     if path.suffix.lower() == ".onnx":
         raise Mistake(
             f"{str(path)!r} has the suffix of an ONNX file; expected another for a model file, such as .tfm. To make "

@@ -68,8 +68,8 @@ def as_images(X: Any, *, on_error: str = "raise") -> Images:
             if on_error == "skip":
                 return as_images(list(X), on_error=on_error)
             raise ImageError(
-                f"pixels contain NaN or infinity in {len(broken)} of {len(X)} images, the first at position "
-                f"{broken[0]}. Replace them, drop these images, or set on_error='skip' in the detector."
+                f"NaN or infinity was found in {len(broken)} of {len(X)} images, the first at position "
+                f"{broken[0]}. Replace these values, leave the images out, or give the detector on_error='skip'."
             )
         return from_array(X)
     if is_torch(X, "utils.data.Dataset"):
