@@ -19,7 +19,7 @@ from skl_transformaly.utils._labels import group_sizes
 __all__ = ["KNNDensity", "LocalKNNDensity"]
 
 # Distances that are held at a time where neighbours of neighbours are looked up.
-_MOST_DISTANCES = 2**17
+_MOST_DISTANCES = 2**16
 # Rows are moved if they are so many times as far from zero as they differ: distances are computed from their products.
 _FAR_OFF = 1e3
 
