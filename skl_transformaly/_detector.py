@@ -299,6 +299,10 @@ class TransformalyDetector(
         the threshold is a quantile of the training scores. A teacher by name computes in float32 and resizes
         bilinearly, as the authors' does; an extractor stays as it is.
 
+        Images that a fit has seen score higher than new ones: with this threshold, far more new normal images are
+        flagged than `contamination` says, nearly half with twenty images, and reasons exaggerate. There are no
+        p-values. :class:`ConformalDetector` gives such a detector a threshold that holds.
+
         Parameters
         ----------
         extractor : str or extractor, default="vit_base_patch16_384.orig_in21k_ft_in1k"

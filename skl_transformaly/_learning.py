@@ -587,11 +587,12 @@ class LearningMixin:
         else:
             self.offset_ = held_out_threshold(usable, self.contamination)
             if not can_promise(self.contamination, distinct):
-                lowest, enough = 1 / (distinct + 1), needed(self.contamination)
+                # as many digits as tell it from the rate that was asked for: 18 images can promise 5.26 %, not 5 %
+                lowest, enough = f"{100 / (distinct + 1):.3g}%", needed(self.contamination)
                 warn_user(
-                    f"With {distinct} images a false-positive rate below {lowest:.0%} cannot be promised, and "
+                    f"With {distinct} images a false-positive rate below {lowest} cannot be promised, and "
                     f"contamination={self.contamination:g} was asked for: what scores lower than all training images "
-                    f"is flagged, {lowest:.0%} of new normal images on average over fits; a single fit on so few "
+                    f"is flagged, {lowest} of new normal images on average over fits; a single fit on so few "
                     f"images can be far from it. {enough} images are enough.",
                 )
 

@@ -413,6 +413,7 @@ def test_evaluate_says_why_there_is_no_interval(tmp_path, monkeypatch, model, te
     monkeypatch.setattr(TransformalyDetector, "score_table", perfect)
     said = run(app, ["evaluate", model, test_dir]).stdout
     assert "AUROC             1.000  too few mistakes for an interval" in said
+    assert "FPR at 95 % TPR   0.000  too few images for an interval" in said
 
 
 @pytest.mark.slow

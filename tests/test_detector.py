@@ -112,7 +112,7 @@ def test_few_images_have_finite_scores_and_something_can_be_flagged(n, rng):
     odd[:, :10] = 255
     detector = tiny_detector(contamination=0.05)
     if n < 19:
-        with pytest.warns(UserWarning, match=f"With {n} images a false-positive rate below {1 / (n + 1):.0%}"):
+        with pytest.warns(UserWarning, match=f"With {n} images a false-positive rate below {100 / (n + 1):.3g}%"):
             detector.fit(X)
     else:
         with warnings.catch_warnings():

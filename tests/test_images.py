@@ -87,6 +87,14 @@ def test_grey_images_equal_the_same_grey_in_colour(fitted, rng):
     np.testing.assert_allclose(detector.score_samples(list(grey)), detector.score_samples(colour), rtol=1e-9)
 
 
+def test_grey_arrays_after_colour_arrays_are_to_be_a_list(fitted):
+    detector, X = fitted
+    grey = X.mean(axis=-1).astype(np.uint8)
+    with pytest.raises(ValueError, match=r"list\(X\), if grey and colour"):
+        detector.predict(grey)
+    assert len(detector.predict(list(grey))) == len(X)
+
+
 def decoded(path):
     return as_images([path])[0]
 

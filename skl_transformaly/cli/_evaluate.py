@@ -140,7 +140,7 @@ def _text(test: _Test, figures: dict[str, Interval], classes: dict[str, Any], fl
         + ", ".join(f"{name} ({entry['n']})" for name, entry in classes.items()),
         f"{'':<16} {'value':>6}  {100 * _CONFIDENCE:g} % interval",
         *(
-            f"{_TITLES[name]:<16} {value:6.3f}  {lacking if np.isnan(low) else f'{low:.3f} to {high:.3f}'}"
+            f"{_TITLES[name]:<16} {value:6.3f}  {_interval(low, high, lacking)}"
             for name, (value, low, high) in figures.items()
         ),
         f"flagged by the model's threshold: {_share(flagged[y == 1], 'normal images')}, "
@@ -154,6 +154,12 @@ def _text(test: _Test, figures: dict[str, Interval], classes: dict[str, Any], fl
             for name, entry in classes.items()
         ]
     return lines
+
+
+def _interval(low: float, high: float, lacking: str) -> str:
+    if high - low == 1:  # anything at all
+        return "too few images for an interval"
+    return f"{low:.3f} to {high:.3f}" if high >= low else lacking
 
 
 def _share(flags: ndarray, noun: str) -> str:

@@ -97,6 +97,8 @@ class ImageInputMixin:
         advice = "Resize them, or pass a list of arrays if sizes are meant to differ."
         if rows:
             advice = f"If they are rows of values, reshape them: X.reshape(-1, *{self.image_shape_})."
+        elif shape[:2] == self.image_shape_[:2]:
+            advice = "Pass a list of the arrays, list(X), if grey and colour images are meant to mix."
         raise ValueError(
             f"X holds images of shape {shape}, but {type(self).__name__} was fitted on images of shape "
             f"{self.image_shape_} (H, W, C). {advice}"
