@@ -67,7 +67,7 @@ the mean, from the spread over draws of the same class. Ledoit-Wolf: AUROC of th
 covariance, on embeddings of unit length. False alarms: normal test images that are flagged, and between which shares
 nine of ten fits lie; the same folder: training images that were not drawn and are flagged, which differ from those
 drawn by nothing but chance. Recall: anomalies that are flagged. If a class has no more images than a row asks for,
-there is one draw. Fits are classes times draws: rows with fewer of them than others were computed with fewer draws.
+there is one draw.
 
 """
 
