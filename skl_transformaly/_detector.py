@@ -48,7 +48,8 @@ class TransformalyDetector(
     - "pretrained": the teacher's embedding z_p, as in the paper [1]_;
     - "classes": what the teacher would call the image, by the classifier that its weights came with;
     - "layers": class token and mean patch token (for models in stages: the mean over places) after its later blocks;
-    - "variation": of models in stages, the standard deviation over places of each feature of the last layer;
+    - "variation": the standard deviation over places of each feature of the last layer in models in stages, and of each
+      hidden unit of two later blocks' MLPs in transformers;
     - "discrepancy": z_f, how far students that have seen normal images only deviate from the teacher's blocks [1]_;
       beside it :class:`RidgeStudents` measure how much each block adds to its input.
 
@@ -65,7 +66,7 @@ class TransformalyDetector(
         ``TimmExtractor("vit_tiny_patch16_224", weights="weights.safetensors")``.
     feature_spaces : {"auto", "teacher"} or sequence of str, default="auto"
         Which spaces the score sums over; "auto" takes all that there are: without a classifier of the teacher there are
-        no "classes", without a map of 4 places or more there is no "variation". "teacher" is the same without
+        no "classes", without features at 4 places or more no "variation". "teacher" is the same without
         "discrepancy", for which students are fitted.
     students : RidgeStudents, BlockStudents or None, default=None
         None is ``RidgeStudents()``, solved in closed form. ``BlockStudents()`` are trained by gradient, as the paper's.

@@ -13,7 +13,7 @@ PLAINLY = {
     "pretrained": "the teacher's description of the whole image",
     "classes": "what the teacher takes it for",
     "layers": "the teacher's later layers",
-    "variation": "how the teacher's last layer varies over the image",
+    "variation": "how the teacher's later layers vary over the image",
     "discrepancy": "what students of normal images cannot imitate",
 }
 

@@ -1,5 +1,6 @@
 """The detector: what a score is, the threshold, and life among scikit-learn's tools."""
 
+import itertools
 import pickle
 import warnings
 
@@ -26,7 +27,8 @@ from sklearn.preprocessing import FunctionTransformer, normalize
 
 from skl_transformaly import AutoDensity, GaussianDensity, RidgeStudents, TimmExtractor, TransformalyDetector
 from skl_transformaly._fusion import held_out_threshold, interpolated_p_values
-from skl_transformaly.teacher._features import layer_indices
+from skl_transformaly.teacher._architecture import layer_indices, variation_indices
+from skl_transformaly.teacher._inside import shown_deviation
 
 
 @pytest.mark.parametrize("scale", [False, True])
@@ -65,15 +67,15 @@ def test_a_teacher_of_the_papers_settings_computes_as_the_papers_does():
 
 def test_parts_of_several_spaces_add_up(images, rng):
     new = rng.integers(0, 256, (5, 20, 24, 3), dtype=np.uint8)
-    names = ["pretrained", "layers", "discrepancy"]
+    names = ["pretrained", "layers", "variation", "discrepancy"]
     alone = [tiny_detector(feature_spaces=[name]).fit(images) for name in names]
     together = tiny_detector().fit(images)
     assert together.feature_spaces_ == names  # a random teacher has no classes
-    expected = sum(weight * d.score_samples(new) for d, weight in zip(alone, [1, 1, 0.5]))
+    expected = sum(weight * d.score_samples(new) for d, weight in zip(alone, [1, 1, 1, 0.5]))
     np.testing.assert_allclose(together.score_samples(new), expected, rtol=1e-9)
-    np.testing.assert_array_equal(together.weights_, [1, 1, 0.5])
+    np.testing.assert_array_equal(together.weights_, [1, 1, 1, 0.5])
     np.testing.assert_array_equal(tiny_paper().fit(images).weights_, 1)
-    expected = sum(weight * d.training_scores_ for d, weight in zip(alone, [1, 1, 0.5]))
+    expected = sum(weight * d.training_scores_ for d, weight in zip(alone, [1, 1, 1, 0.5]))
     np.testing.assert_allclose(together.training_scores_, expected, rtol=1e-9)
 
 
@@ -207,7 +209,7 @@ def test_classes_are_the_square_roots_of_softened_probabilities(images, tmp_path
     save_file(state, tmp_path / "weights.safetensors")
     extractor = tiny_extractor(weights=tmp_path / "weights.safetensors", image_size=None)
     detector = tiny_detector(extractor=extractor).fit(images)
-    assert detector.feature_spaces_ == ["pretrained", "classes", "layers", "discrepancy"]
+    assert detector.feature_spaces_ == ["pretrained", "classes", "layers", "variation", "discrepancy"]
     z = detector.extractor_.transform(images)
     logits = z @ state["head.weight"].double().numpy().T + state["head.bias"].double().numpy()
     expected = np.sqrt(softmax(logits / 2, axis=1))
@@ -235,11 +237,54 @@ def test_teacher_names_all_spaces_but_the_students(images, model):
     assert [*detector.feature_spaces_, "discrepancy"] == everything and not hasattr(detector, "students_")
 
 
-@pytest.mark.parametrize("model, size", [("test_vit", 32), ("test_efficientnet", 32)])
-def test_variation_needs_a_map_of_four_places(images, model, size):
+@pytest.mark.parametrize(
+    "model, size, solved",
+    [
+        *itertools.product(["test_vit"], [48], [False, True]),
+        *itertools.product(["vit_medium_patch16_reg4_gap_256"], [32], [False, True]),  # no class token, but registers
+        *itertools.product(["eva02_tiny_patch14_224"], [28], [False, True]),  # gated hidden units
+        ("vit_small_patch16_dinov3", 32, False),
+        ("hiera_tiny_224", 224, False),  # which reorders places
+    ],
+)
+def test_variation_is_the_standard_deviation_over_places_of_hidden_units(images, model, size, solved):
+    """Of two blocks before the last; also where students take what was recorded of the teacher."""
+    images = images[:3]
+    extractor = tiny_extractor(model, image_size=size)
+    spaces = ["variation", *["discrepancy"] * solved]
+    detector = tiny_detector(extractor=extractor, feature_spaces=spaces, normalize=False).fit(images)
+    fitted, inputs = detector.extractor_, []
+    for block in fitted.blocks_[-3:-1]:
+        block.mlp.fc2.register_forward_pre_hook(lambda layer, args: inputs.append(args[0].numpy()))
+    with torch.no_grad():
+        fitted.teacher_.model.forward_features(fitted.preprocess(images))
+    prefix = fitted.teacher_.model.num_prefix_tokens if hasattr(fitted.teacher_.model, "num_prefix_tokens") else 0
+    expected = np.hstack([hidden[:, prefix:].std(axis=1) for hidden in inputs])
+    np.testing.assert_allclose(detector.training_features_["variation"], expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(detector.transform(images)[:, : expected.shape[1]], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_what_a_block_shows_of_its_inside_is_gone_after_it(images):
+    extractor = tiny_extractor().fit(images)
+    batch, found = extractor.preprocess(images), []
+    extractor.embed(batch, lambda *_: found.append(shown_deviation() is not None))
+    assert found == [False, False, False, True, True, False, False] and shown_deviation() is None
+    extractor.embed(batch)  # nobody looks
+    with pytest.raises(RuntimeError):
+        extractor.embed(batch, lambda index, *_: (_ for _ in ()).throw(RuntimeError) if index == 3 else None)
+    assert shown_deviation() is None
+
+
+@pytest.mark.parametrize("total, expected", [(1, []), (2, [0]), (6, [3, 4]), (12, [9, 10]), (24, [21, 22])])
+def test_blocks_that_are_looked_into_are_two_before_the_last(total, expected):
+    assert variation_indices(total) == expected
+
+
+@pytest.mark.parametrize("model, size", [("test_vit", 16), ("test_efficientnet", 32)])
+def test_variation_needs_four_places(images, model, size):
     extractor = tiny_extractor(model, image_size=size)
     assert "variation" not in tiny_detector(extractor=extractor).fit(images).feature_spaces_
-    with pytest.raises(ValueError, match="no feature space 'variation': its last layer returns no map"):
+    with pytest.raises(ValueError, match="no feature space 'variation': neither its last layer nor"):
         tiny_detector(extractor=extractor, feature_spaces=["variation"]).fit(images)
 
 

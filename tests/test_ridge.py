@@ -445,3 +445,11 @@ def test_few_images_are_left_out_as_exactly_as_in_double_precision(number, rng):
 def test_a_parameter_out_of_its_range_is_refused_when_learning(changes, images):
     with pytest.raises(ValueError, match=f"The '{next(iter(changes))}' parameter"):
         RidgeStudents(n_blocks=2, extractor=tiny_extractor(), **changes).partial_fit(images)
+
+
+def test_blocks_that_merge_tokens_are_refused_in_words(images):
+    """Such as the first one of the last stage of Hiera."""
+    extractor = tiny_extractor("hiera_tiny_224", image_size=224, precision="float32")
+    with pytest.raises(TypeError, match=r"turns 196 tokens into 49; .* feature_spaces=\"teacher\""):
+        RidgeStudents(extractor=extractor, n_blocks=2).fit(images[:2])
+    assert np.isfinite(RidgeStudents(extractor=extractor, n_blocks=1).fit(images[:2]).transform(images[:2])).all()

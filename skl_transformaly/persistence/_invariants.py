@@ -172,7 +172,7 @@ def check_detector(detector: TransformalyDetector, sizes: dict[str, int]) -> Non
     if "classes" in spaces and not detector.extractor_.n_classes_:
         refuse("has a space of classes, but its teacher has no classifier")
     if "variation" in spaces and not detector.extractor_.n_places_:
-        refuse("has a space of variation over places, but its teacher returns no map")
+        refuse("has a space of variation over places, but its teacher has features at no places")
     _check_training(detector, sizes)
     check_threshold(detector)
     check_image_shape(detector, sizes)

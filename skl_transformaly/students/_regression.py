@@ -60,9 +60,15 @@ class Layout:
 
     @classmethod
     def of(cls, x: Tensor, output: Tensor, extractor: Any) -> Layout:
-        """Determine the layout from one block's input and output."""
+        """Determine the layout from one block's input and output; TypeError if it changes the number of tokens."""
         residual = x.shape == output.shape
         if x.ndim == 3:
+            if x.shape[:2] != output.shape[:2]:
+                raise TypeError(
+                    f"A block of the teacher turns {x.shape[1]} tokens into {output.shape[1]}; RidgeStudents imitate "
+                    "blocks that keep their number. Give students=BlockStudents(), feature_spaces=\"teacher\", an "
+                    "n_blocks without that block, or another teacher."
+                )
             return cls(True, count_prefix_tokens(x, extractor), False, residual, 1)
         to_maps = getattr(extractor, "to_maps", None)
         last = to_maps is not None and to_maps(x).stride() != x.stride()

@@ -31,11 +31,13 @@ __all__ = [
     "find_blocks",
     "head_size",
     "image_sides",
+    "layer_indices",
     "new_blocks",
     "outline",
     "random_model",
     "set_image_size",
     "shown_sides",
+    "variation_indices",
 ]
 
 # Pixels a side, or height and width; None is that of the weights.
@@ -46,6 +48,8 @@ Sides = tuple[int, int] | None
 BUNDLED_MODEL = "tf_efficientnet_lite0"
 # Name, within a teacher, of the classifier that its weights came with.
 CLASS_HEAD = "class_head"
+# At most this many of the blocks before the last one make features, by their outputs and by what they compute inside.
+_MOST_LAYERS, _MOST_INSIDE = 4, 2
 
 
 def architecture_name(model_name: str) -> str:
@@ -108,6 +112,23 @@ def _block_candidates(model: nn.Module) -> list[nn.Module]:
     found = [modules[name] for name in dict.fromkeys(names) if name in modules]
     found = [module for module in found if any(p.ndim > 1 for p in module.parameters())]
     return found if len(found) > 1 else []
+
+
+def layer_indices(total: int) -> list[int]:
+    """Return the positions of the blocks, of `total`, whose pooled outputs make the space "layers".
+
+    These are a third of the blocks, at most 4, just before the last one, from whose output the embedding is made.
+    """
+    count = min(_MOST_LAYERS, max(1, total // 3), total - 1)
+    return list(range(total - 1 - count, total - 1))
+
+
+def variation_indices(total: int) -> list[int]:
+    """Return the positions of the blocks whose hidden units make a transformer's space "variation".
+
+    These are the last two of :func:`layer_indices`.
+    """
+    return layer_indices(total)[-_MOST_INSIDE:]
 
 
 def random_model(model_name: str, seed: int) -> nn.Module:

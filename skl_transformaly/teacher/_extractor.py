@@ -290,7 +290,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
     @property
     def n_places_(self) -> int:
-        """Number of places of the map that the teacher ends with; 0 if it ends with tokens."""
+        """Number of places over which the feature space "variation" is taken; 0 if the teacher has no such space."""
         return self.probe()[2]
 
     @own_settings()

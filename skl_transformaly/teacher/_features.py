@@ -9,29 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skl_transformaly.teacher._architecture import layer_indices
+from skl_transformaly.teacher._inside import shown_deviation
 from skl_transformaly.teacher._network import BlockVisitor
 from skl_transformaly.teacher._protocol import count_classes, count_places, count_prefix_tokens
 from skl_transformaly.utils._torch import at_least_float32
 
-__all__ = ["SPACES", "TEACHER_SPACES", "TeacherFeatures", "layer_indices", "missing_spaces"]
+__all__ = ["SPACES", "TEACHER_SPACES", "TeacherFeatures", "missing_spaces"]
 
 TEACHER_SPACES = ("pretrained", "classes", "layers", "variation")
 # in the order in which they are always listed
 SPACES = (*TEACHER_SPACES, "discrepancy")
 
-# At most this many of the blocks before the last one make features.
-_MOST_LAYERS = 4
-# Over fewer places of the last map, a standard deviation says little.
+# Over fewer places, a standard deviation says little.
 _LEAST_PLACES = 4
-
-
-def layer_indices(total: int) -> list[int]:
-    """Return the positions of the blocks, of `total`, whose pooled outputs make the space "layers".
-
-    These are a third of the blocks, at most 4, just before the last one, from whose output the embedding is made.
-    """
-    count = min(_MOST_LAYERS, max(1, total // 3), total - 1)
-    return list(range(total - 1 - count, total - 1))
 
 
 def missing_spaces(extractor: Any) -> dict[str, str]:
@@ -42,7 +33,7 @@ def missing_spaces(extractor: Any) -> dict[str, str]:
     if not layer_indices(len(extractor.blocks_)):
         missing["layers"] = "it has one block"
     if count_places(extractor) < _LEAST_PLACES:
-        missing["variation"] = "its last layer returns no map of the image, or one of fewer than 4 places"
+        missing["variation"] = "neither its last layer nor its blocks' MLPs make a map of 4 places or more"
     return missing
 
 
@@ -91,9 +82,13 @@ class TeacherFeatures:
         def visit(index, block, args, kwargs, output):
             if index in self._chosen:
                 groups.extend(self._pooled(output, with_class_token=True))
+            inside = shown_deviation()
+            if inside is not None and "variation" in self.spaces:
+                variation.append(inside)
             if index != self._last:
                 return
-            if "variation" in self.spaces:
+            if "variation" in self.spaces and output.ndim == 4:
+                variation.clear()
                 variation.append(self._maps(at_least_float32(output)).flatten(2).std(2, unbiased=False))
             if self._chosen and output.ndim == 3 and count_prefix_tokens(output, self.extractor):
                 groups.extend(self._pooled(output, with_class_token=False))

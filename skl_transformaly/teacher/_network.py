@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skl_transformaly.teacher._architecture import CLASS_HEAD, find_blocks
+from skl_transformaly.teacher._architecture import CLASS_HEAD, find_blocks, variation_indices
+from skl_transformaly.teacher._inside import deviation, last_of_mlp, shown, shown_deviation
 
 __all__ = ["BlockVisitor", "Teacher"]
 
@@ -55,12 +56,26 @@ class Teacher:
         self._probed: dict[Any, tuple[int, int, int]] = {}
         for index, block in enumerate(self.blocks):
             block.register_forward_hook(self._hook(index), with_kwargs=True)
+        for index in variation_indices(len(self.blocks)):
+            layer = last_of_mlp(self.blocks[index])
+            if layer is not None:
+                layer.register_forward_pre_hook(self._inner_hook())
 
     def _hook(self, index: int):
         def hook(block, args, kwargs, output):
             visit = getattr(self._watching, "visit", None)
             if visit is not None:
-                visit(index, block, args, kwargs, output)
+                found, self._watching.inside = getattr(self._watching, "inside", None), None
+                with shown(found):
+                    visit(index, block, args, kwargs, output)
+
+        return hook
+
+    def _inner_hook(self):
+        # a function, not a method: copies of a block would copy a method's object, this teacher
+        def hook(layer, args):
+            if getattr(self._watching, "visit", None) is not None:
+                self._watching.inside = deviation(args[0], self.to_maps)
 
         return hook
 
@@ -79,7 +94,7 @@ class Teacher:
             # a copy: a class token is a view, and whoever keeps it would keep all tokens of the batch
             return self.model.forward_head(features, pre_logits=True).flatten(1).clone()
         finally:
-            self._watching.visit = None
+            self._watching.visit = self._watching.inside = None
 
     @property
     def n_classes(self) -> int:
@@ -101,7 +116,7 @@ class Teacher:
     def probe(self, pixels: Tensor) -> tuple[int, int, int]:
         """Length of the embedding, bytes of the largest tensor that any layer returns for one image, and places.
 
-        The places are those of the map that the last layer returns; 0 if it returns tokens.
+        The places are those over which the space "variation" is taken; 0 if there is none.
 
         By a run on `pixels` (1, C, H, W), once for each precision.
         """
@@ -116,7 +131,8 @@ class Teacher:
                     sizes.append(output.numel() * output.element_size())
 
             def visit(index, block, args, kwargs, output):
-                if index == len(self.blocks) and isinstance(output, Tensor) and output.ndim == 4:
+                ends_with_map = index == len(self.blocks) and isinstance(output, Tensor) and output.ndim == 4
+                if ends_with_map or shown_deviation() is not None:
                     places[0] = self.to_maps(output)[0, 0].numel()
 
             leaves = [module for module in self.model.modules() if not any(True for _ in module.children())]

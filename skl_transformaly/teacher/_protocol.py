@@ -101,7 +101,7 @@ def count_classes(extractor: Extractor) -> int:
 
 
 def count_places(extractor: Extractor) -> int:
-    """Number of places of the map that the teacher ends with; 0 without a map."""
+    """Number of places over which the feature space "variation" is taken; 0 if there is no such space."""
     return getattr(extractor, "n_places_", 0)
 
 

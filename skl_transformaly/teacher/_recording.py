@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from skl_transformaly.teacher._inside import shown, shown_deviation
 from skl_transformaly.teacher._network import BlockVisitor
 
 __all__ = ["Recording"]
@@ -30,10 +31,10 @@ class _Stored:
 
 @dataclass
 class _Run:
-    """One run of the teacher: each visit with its input and output, and the embedding."""
+    """One run of the teacher: each visit with its input, output and what was shown of its inside, and the embedding."""
 
     positions: np.ndarray
-    visits: list[tuple[int, nn.Module, _Stored, _Stored]] = field(default_factory=list)
+    visits: list[tuple[int, nn.Module, _Stored, _Stored, Tensor | None]] = field(default_factory=list)
     embedding: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
@@ -74,7 +75,7 @@ class Recording:
             x = before[1] if args[0] is before[0] else self._write(args[0])
             before = output, (x if output is args[0] else self._write(output))
             if x is not None and before[1] is not None:
-                run.visits.append((index, block, x, before[1]))
+                run.visits.append((index, block, x, before[1], shown_deviation()))
             visit(index, block, args, kwargs, output)
 
         run.embedding = extractor.embed(batch, watch)
@@ -89,10 +90,11 @@ class Recording:
     def play(self, run: _Run, visit: BlockVisitor) -> Tensor:
         """Show a recorded run to a visitor, without other arguments than the input, and return the embedding."""
         before: tuple[_Stored | None, Tensor] = (None, run.embedding)
-        for index, block, x, output in run.visits:
+        for index, block, x, output, inside in run.visits:
             entering = before[1] if x is before[0] else self._read(x)
             before = output, (entering if output is x else self._read(output))
-            visit(index, block, (entering,), {}, before[1])
+            with shown(inside):
+                visit(index, block, (entering,), {}, before[1])
         return run.embedding
 
     def _write(self, tensor: Any) -> _Stored | None:

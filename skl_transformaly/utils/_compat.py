@@ -45,9 +45,11 @@ def is_batch_norm(module: nn.Module) -> bool:
 
 
 def clear_forward_hooks(module: nn.Module) -> None:
-    """Remove the forward hooks of `module` itself."""
-    for hooks in (module._forward_hooks, module._forward_hooks_with_kwargs, module._forward_hooks_always_called):
-        hooks.clear()
+    """Remove the forward hooks of `module` and its parts."""
+    names = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks")
+    for part in module.modules():
+        for name in names:
+            getattr(part, name).clear()
 
 
 def linear_pointwise(x: Tensor, weight: Any, bias: Any, activation: str, algorithm: str) -> Tensor:
