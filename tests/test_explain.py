@@ -234,7 +234,7 @@ def test_explanation_adds_up(fitted, images):
     detector, _ = fitted
     table = detector.explain(images)
     np.testing.assert_allclose(table["score"], detector.score_samples(images), rtol=1e-12)
-    parts = table["pretrained"] + table["layers"] + table["discrepancy"]
+    parts = sum(table[name] for name in detector.feature_spaces_)
     np.testing.assert_allclose(parts, table["score"], rtol=1e-12)
     np.testing.assert_allclose(table["block4"] + table["block5"], table["discrepancy"], rtol=1e-9, atol=1e-9)
 
