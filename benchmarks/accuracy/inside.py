@@ -1,7 +1,6 @@
 """What a transformer computes inside its blocks, as one more feature space beside embedding, classes and layers.
 
-    python benchmarks/accuracy/inside.py --data view cifar10 fashion_mnist
-    python benchmarks/accuracy/inside.py --data view cifar10 fashion_mnist --setting all-but-one --samples 60
+    python benchmarks/accuracy/inside.py
 
 The teacher is the ViT-Tiny of run.py, and runs once over a data set; its classes with even numbers, on which defaults
 are chosen, take turns. For each block and pooling: mean AUROC of a density of these features alone, and of its part
@@ -21,7 +20,7 @@ import argparse
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -124,39 +123,46 @@ def score(groups: list[np.ndarray], known: np.ndarray, new: np.ndarray) -> np.nd
     return FeatureSpace("auto").fit(z[known], sizes=sizes).score_samples(z[new])
 
 
+def study(
+    data: Data, setting: str, labels: Sequence[int], samples: int | None, beside: Groups, inside: dict[str, Groups]
+) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """AUROC of each kind of features in each set of blocks, alone and with the three spaces, a pair for each class."""
+    new = np.arange(data.n_train, len(data.labels))
+    aurocs: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    for label in labels:
+        known, normal = data.task(setting, label)
+        known = some_of_each(known, data.labels[known], samples)
+        base = sum(score(groups, known, new) for groups in beside.values())
+        aurocs["nothing", "-"].append((np.nan, roc_auc_score(normal, base)))
+        for several, kinds in inside.items():
+            for kind, groups in kinds.items():
+                part = score(groups, known, new)
+                aurocs[kind, several].append((roc_auc_score(normal, part), roc_auc_score(normal, base + part)))
+    return aurocs
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", choices=NAMES, default=["view", "cifar10"])
-    parser.add_argument("--setting", choices=list(SETTINGS), default="one")
+    parser.add_argument("--data", nargs="+", choices=NAMES, default=["view", "cifar10", "fashion_mnist"])
+    parser.add_argument("--setting", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--classes", nargs="+", type=int, help="their positions (default: the even ones)")
-    parser.add_argument("--samples", type=int, default=None, help="training images of each normal class (default: all)")
-    parser.add_argument(
-        "--blocks", nargs="+", default=["9", "10", "9 10", "8 9 10 11"], help="sets of positions from 0"
-    )
+    parser.add_argument("--samples", type=int, default=60, help="training images of each of several normal classes")
+    parser.add_argument("--blocks", nargs="+", default=["9 10"], help="sets of positions from 0")
     parser.add_argument("--precision", default="float32")
     options = parser.parse_args()
     blocks = [[int(index) for index in several.split()] for several in options.blocks]
     for name in options.data:
         data = load(name, fashion_train=300, fashion_test=100)
         beside, inside = features(data, blocks, options.precision)
-        new = np.arange(data.n_train, len(data.labels))
-        aurocs: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
-        labels = options.classes or range(0, len(data.classes), 2)
-        for label in labels:
-            known, normal = data.task(SETTINGS[options.setting], label)
-            known = some_of_each(known, data.labels[known], options.samples)
-            base = sum(score(groups, known, new) for groups in beside.values())
-            aurocs["nothing", "-"].append((np.nan, roc_auc_score(normal, base)))
-            for several, kinds in inside.items():
-                for kind, groups in kinds.items():
-                    part = score(groups, known, new)
-                    both = roc_auc_score(normal, part), roc_auc_score(normal, base + part)
-                    aurocs[kind, several].append(both)
-        print(f"\n{name}, {SETTINGS[options.setting]}, {len(list(labels))} classes\n")
-        print("| features | blocks | alone | with the three spaces |\n|---|---|---|---|")
-        for (kind, several), values in aurocs.items():
-            alone, both = 100 * np.mean(values, axis=0)
-            print(f"| {kind} | {several} | {'-' if np.isnan(alone) else f'{alone:.1f}'} | {both:.1f} |", flush=True)
+        for setting in options.setting:
+            labels = options.classes or range(0, len(data.classes), 2)
+            samples = None if setting == "one" else options.samples
+            found = study(data, SETTINGS[setting], labels, samples, beside, inside)
+            print(f"\n{name}, {SETTINGS[setting]}, {len(labels)} classes\n")
+            print("| features | blocks | alone | with the three spaces |\n|---|---|---|---|")
+            for (kind, several), values in found.items():
+                alone, both = 100 * np.mean(values, axis=0)
+                print(f"| {kind} | {several} | {'-' if np.isnan(alone) else f'{alone:.1f}'} | {both:.1f} |", flush=True)
 
 
 if __name__ == "__main__":
