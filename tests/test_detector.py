@@ -275,6 +275,25 @@ def test_what_a_block_shows_of_its_inside_is_gone_after_it(images):
     assert shown_deviation() is None
 
 
+class EndsWithMap(TimmExtractor):
+    """A transformer that says that it ends with a map."""
+
+    n_places_ = 4
+
+    def embed(self, batch, visit=None):
+        def translated(index, block, args, kwargs, output):
+            visit(index, block, args, kwargs, self.to_maps(output) if index == len(self.blocks_) else output)
+
+        return super().embed(batch, None if visit is None else translated)
+
+
+def test_what_the_last_layer_returns_goes_before_what_blocks_show(images):
+    extractor = EndsWithMap("test_vit", weights=None, image_size=32, precision="float64", device="cpu")
+    detector = tiny_detector(extractor=extractor, feature_spaces=["variation"], normalize=False).fit(images)
+    tokens = detector.extractor_.teacher_.model.forward_features(detector.extractor_.preprocess(images))[:, 1:]
+    np.testing.assert_allclose(detector.transform(images), tokens.numpy().std(axis=1), rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("total, expected", [(1, []), (2, [0]), (6, [3, 4]), (12, [9, 10]), (24, [21, 22])])
 def test_blocks_that_are_looked_into_are_two_before_the_last(total, expected):
     assert variation_indices(total) == expected

@@ -66,7 +66,7 @@ class Layout:
             if x.shape[:2] != output.shape[:2]:
                 raise TypeError(
                     f"A block of the teacher turns {x.shape[1]} tokens into {output.shape[1]}; RidgeStudents imitate "
-                    "blocks that keep their number. Give students=BlockStudents(), feature_spaces=\"teacher\", an "
+                    'blocks that keep their number. Give students=BlockStudents(), feature_spaces="teacher", an '
                     "n_blocks without that block, or another teacher."
                 )
             return cls(True, count_prefix_tokens(x, extractor), False, residual, 1)

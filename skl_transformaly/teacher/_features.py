@@ -87,8 +87,8 @@ class TeacherFeatures:
                 variation.append(inside)
             if index != self._last:
                 return
-            if "variation" in self.spaces and output.ndim == 4:
-                variation.clear()
+            if "variation" in self.spaces and (output.ndim == 4 or not variation):
+                variation.clear()  # what the last layer returns goes before what blocks show
                 variation.append(self._maps(at_least_float32(output)).flatten(2).std(2, unbiased=False))
             if self._chosen and output.ndim == 3 and count_prefix_tokens(output, self.extractor):
                 groups.extend(self._pooled(output, with_class_token=False))
