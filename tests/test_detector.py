@@ -258,7 +258,7 @@ def test_variation_is_the_standard_deviation_over_places_of_hidden_units(images,
         block.mlp.fc2.register_forward_pre_hook(lambda layer, args: inputs.append(args[0].numpy()))
     with torch.no_grad():
         fitted.teacher_.model.forward_features(fitted.preprocess(images))
-    prefix = fitted.teacher_.model.num_prefix_tokens if hasattr(fitted.teacher_.model, "num_prefix_tokens") else 0
+    prefix = getattr(fitted.teacher_.model, "num_prefix_tokens", 0)
     expected = np.hstack([hidden[:, prefix:].std(axis=1) for hidden in inputs])
     np.testing.assert_allclose(detector.training_features_["variation"], expected, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(detector.transform(images)[:, : expected.shape[1]], expected, rtol=1e-9, atol=1e-12)

@@ -9,7 +9,7 @@ added to those of the three spaces. Over the places of the image are pooled
 - hidden units of the MLP, after their activation: "mean", "deviation" (standard deviation), "power mean" (of the third
   power, without what is negative) and "maximum";
 - "MLP": what the MLP adds to the tokens, their mean;
-- "keys" and "values" of attention: mean and deviation;
+- "keys", "values" and "queries" of attention: mean, deviation or maximum;
 
 and "attention, class token" is what attention adds to the class token.
 """
@@ -69,6 +69,7 @@ KINDS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "keys, mean": ("keys", mean),
     "keys, deviation": ("keys", deviation),
     "values, mean": ("values", mean),
+    "queries, maximum": ("queries", maximum),
     "attention, class token": ("attention", class_token),
 }
 
@@ -79,9 +80,8 @@ def look_inside(teacher, indices: Iterable[int], keep: Callable[[str, int, Tenso
         block = teacher.blocks_[index]
 
         def of_attention(layer, args, output, index=index):
-            _, keys, values = output.chunk(3, dim=-1)
-            keep("keys", index, keys)
-            keep("values", index, values)
+            for what, tokens in zip(("queries", "keys", "values"), output.chunk(3, dim=-1)):
+                keep(what, index, tokens)
 
         block.attn.qkv.register_forward_hook(of_attention)
         block.attn.register_forward_hook(lambda _, args, output, index=index: keep("attention", index, output))

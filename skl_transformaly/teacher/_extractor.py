@@ -290,7 +290,7 @@ class TimmExtractor(ImageInputMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
     @property
     def n_places_(self) -> int:
-        """Number of places over which the feature space "variation" is taken; 0 if the teacher has no such space."""
+        """Number of places that the feature space "variation" is computed over; 0 if the teacher lacks this space."""
         return self.probe()[2]
 
     @own_settings()

@@ -82,8 +82,7 @@ class TeacherFeatures:
         def visit(index, block, args, kwargs, output):
             if index in self._chosen:
                 groups.extend(self._pooled(output, with_class_token=True))
-            inside = shown_deviation()
-            if inside is not None and "variation" in self.spaces:
+            if "variation" in self.spaces and (inside := shown_deviation()) is not None:
                 variation.append(inside)
             if index != self._last:
                 return

@@ -116,7 +116,7 @@ class Teacher:
     def probe(self, pixels: Tensor) -> tuple[int, int, int]:
         """Length of the embedding, bytes of the largest tensor that any layer returns for one image, and places.
 
-        The places are those over which the space "variation" is taken; 0 if there is none.
+        The places are those that the space "variation" is computed over; 0 if the teacher lacks this space.
 
         By a run on `pixels` (1, C, H, W), once for each precision.
         """

@@ -101,7 +101,7 @@ def count_classes(extractor: Extractor) -> int:
 
 
 def count_places(extractor: Extractor) -> int:
-    """Number of places over which the feature space "variation" is taken; 0 if there is no such space."""
+    """Number of places that the feature space "variation" is computed over; 0 if the teacher lacks this space."""
     return getattr(extractor, "n_places_", 0)
 
 
