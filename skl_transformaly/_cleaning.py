@@ -62,7 +62,9 @@ def near_duplicates(thumbnails: np.ndarray, groups: np.ndarray) -> np.ndarray:
     if not (radius > 0).any():
         return groups
     # close images are also close in a few directions, in which a tree finds them without comparing all pairs
-    projected = np.asarray(PCA(min(_DIRECTIONS, *sample.shape), svd_solver="full").fit(sample).transform(rows))
+    projected = np.asarray(
+        PCA(min(_DIRECTIONS, *sample.shape), svd_solver="randomized", random_state=0).fit(sample).transform(rows)
+    )
     tree = KDTree(projected)
 
     def copies_of(part: slice) -> tuple[np.ndarray, np.ndarray]:

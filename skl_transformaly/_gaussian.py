@@ -25,6 +25,8 @@ FLOATS = (np.float64, np.float32)
 
 # Directions whose variance is below this share of the largest are rounding, not variation.
 _RANK_TOLERANCE = 1e-12
+# Products of unit rows, off the diagonal, whose squares are less than rounding even when a thousand are added up.
+_NEARLY_ORTHONORMAL = 1e-10
 # With a diagonal target and so many features at most, each sample is left out by an eigendecomposition of its own.
 _MOST_RESCALED = 64
 # Of the variance; if a sample's absence leaves less of it, its held-out density comes from a fit without it.
@@ -337,7 +339,7 @@ class GaussianDensity(LogDensity):
             r = self._centred(X[rows])
             scored = r if unseen is None else self._centred(unseen[rows])
             left = self._left_variances(variances, r**2, r, 1)
-            found = self._without_one(r, scored, self._floors(left, variances))
+            found = self._without_one(r, None if unseen is None else scored, self._floors(left, variances))
             decisive = self._is_decisive(left, variances) & ~several[rows]
             for label in np.unique(named[rows][several[rows]]):
                 members = np.flatnonzero(named[rows] == label)
@@ -379,14 +381,15 @@ class GaussianDensity(LogDensity):
         return constant - 0.5 * (delta * solved).sum(axis=1), delta, solved
 
     def _without_one(
-        self, r: np.ndarray, scored: np.ndarray, floors: np.ndarray
+        self, r: np.ndarray, scored: np.ndarray | None, floors: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Leave each row `r` out alone, which takes a rank-one term from the covariance and moves the mean.
 
-        `floors` (B,) are what is added to all variances without each.
+        `scored` are the rows to be scored instead of `r`, if any. `floors` (B,) are what is added to all variances
+        without each.
         """
         n, rest = self.n_samples_, max(self.n_samples_ - 1, 1)
-        delta = scored + r / rest
+        delta = (r if scored is None else scored) + r / rest
         if self.target == "diagonal":
             empirical, found = n / rest * self._empirical(), []
             for rows in gen_batches(len(r), max(1, _MATRICES // r.shape[1] ** 2)):
@@ -399,7 +402,10 @@ class GaussianDensity(LogDensity):
         variances = (1 - self.shrinkage_) * n / rest * self.variances_ + floors[:, np.newaxis]
         inside = r @ self.components_.T  # all of `r`: what would be outside is rounding
         solved_r = (inside / variances) @ self.components_
-        solved = self._solve(delta, variances, floors[:, np.newaxis])
+        if scored is None:
+            solved = (1 + 1 / rest) * solved_r
+        else:
+            solved = self._solve(delta, variances, floors[:, np.newaxis])
         leverage = np.minimum(removed * (inside**2 / variances).sum(axis=1), 1 - 1e-12)
         along = (solved * r).sum(axis=1)
         solved = solved + (removed * along / (1 - leverage))[:, np.newaxis] * solved_r
@@ -534,6 +540,15 @@ def _principal_directions(X: np.ndarray, mean: np.ndarray, scale: np.ndarray) ->
     if d <= n:
         return values, np.ascontiguousarray(vectors.T[kept])
     directions = vectors[:, kept].T @ R
+    if not len(directions):
+        return values, directions
+    lengths = np.linalg.norm(directions, axis=1)
+    directions /= lengths[:, np.newaxis]
+    excess = directions @ directions.T
+    np.fill_diagonal(excess, excess.diagonal() - 1)
+    if np.abs(excess).max() < _NEARLY_ORTHONORMAL:
+        # the first term of the series for (I + excess)^-1/2, in a fraction of the time of what follows
+        return lengths**2 / n, directions - 0.5 * excess @ directions
     # orthonormal to rounding even where variances span many orders
-    directions = np.linalg.qr(directions.T)[0].T if len(directions) else directions
-    return (directions @ R.T).var(axis=1) if len(directions) else values, directions
+    directions = np.linalg.qr(directions.T)[0].T
+    return (directions @ R.T).var(axis=1), directions
