@@ -64,7 +64,15 @@ _HOMES = {
 def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        home = import_module(f"{__name__}.{_HOMES[name]}")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        from skl_transformaly.utils._compat import torchvision_advice
+
+        raise ImportError(torchvision_advice(error)) from error
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

@@ -110,9 +110,9 @@ class ExplanationMixin:
               compensates for others. Only with :class:`GaussianDensity`;
             - ``times_pretrained``, ...: distance of the part below the median of the training images' held-out parts,
               relative to that of their 1 % quantile (with fewer than 100 images, about the lowest): 14 is 14 times as
-              far as 99 % of normal images;
-            - ``reason``: the space in which a flagged image is most unusual (of the discrepancy the block, too), or
-              "normal" or "unreadable"; of dtype object;
+              far as 99 % of normal images; negative above the median;
+            - ``reason``: the space in which a flagged image is most unusual (of the discrepancy the block, too), and
+              others in which it is farther than 99 % of normal images, or "normal" or "unreadable"; of dtype object;
             - ``neighbor0``, ...: positions in the training images of the nearest ones, nearest first (of a training
               image itself, this very image), and ``distance0``, ...: their Euclidean distances, between embeddings of
               unit length if "pretrained" is in use, else between standardised discrepancies; without both spaces there

@@ -402,10 +402,8 @@ class GaussianDensity(LogDensity):
         variances = (1 - self.shrinkage_) * n / rest * self.variances_ + floors[:, np.newaxis]
         inside = r @ self.components_.T  # all of `r`: what would be outside is rounding
         solved_r = (inside / variances) @ self.components_
-        if scored is None:
-            solved = (1 + 1 / rest) * solved_r
-        else:
-            solved = self._solve(delta, variances, floors[:, np.newaxis])
+        own = scored is None  # so within the span, and a multiple of `r`
+        solved = (1 + 1 / rest) * solved_r if own else self._solve(delta, variances, floors[:, np.newaxis])
         leverage = np.minimum(removed * (inside**2 / variances).sum(axis=1), 1 - 1e-12)
         along = (solved * r).sum(axis=1)
         solved = solved + (removed * along / (1 - leverage))[:, np.newaxis] * solved_r

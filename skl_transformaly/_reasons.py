@@ -53,8 +53,11 @@ def reasons(
                 f"unusual in {name} ({where}): {times_text(row.max())} times as far from the usual as 99 % of normal "
                 "images"
             )
+            others = [j for j in np.argsort(-row, kind="stable")[1:] if row[j] > 1]
             if row.max() <= 1:
                 found[i] += ", so not far by itself; the score adds up all feature spaces"
+            elif others:
+                found[i] += "; also in " + ", ".join(f"{spaces[j]} ({times_text(row[j])} times)" for j in others)
     return found
 
 

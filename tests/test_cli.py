@@ -31,6 +31,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from typer.main import get_command
 from typer.testing import CliRunner
 
+import skl_transformaly
 from skl_transformaly import TransformalyDetector, load, persistence
 from skl_transformaly._fusion import conformal_threshold
 from skl_transformaly.cli import _app, _console, _scores
@@ -654,9 +655,21 @@ def test_fit_counts_what_is_below_the_threshold_and_says_what_to_do(trim):
     assert f"fit again with {'a higher --trim than 0.1' if trim else '--trim, such as --trim 0.1'}:" in text
 
 
+def test_nothing_is_advised_where_no_image_is_odd():
+    detector = SimpleNamespace(training_scores_=-np.arange(8.0), offset_=-9.0, trim=0.0)
+    text = least_normal_text(detector, [("b.png", -7.0)])
+    assert "0 of 8 are below" in text and "trim" not in text and "remove" not in text
+
+
+@pytest.mark.parametrize("option, here", [("--contamination", "--alpha"), ("--batch_size=2", "--batch-size")])
+def test_a_parameter_of_the_library_is_called_otherwise_here(option, here, test_dir, tmp_path):
+    result = run(app, ["fit", str(test_dir), "-o", str(tmp_path / "m.tfm"), option, "0.1"])
+    assert result.exit_code == 2 and f"here it is called {here}." in result.stderr
+
+
 @pytest.mark.parametrize("n, advised", [(2, False), (5, False), (6, True)])
 def test_no_trim_is_advised_that_would_leave_out_no_image(n, advised):
-    detector = SimpleNamespace(training_scores_=-np.arange(float(n)), offset_=-9.0, trim=0.0)
+    detector = SimpleNamespace(training_scores_=-np.arange(float(n)), offset_=-0.5, trim=0.0)
     text = least_normal_text(detector, [("b.png", 1.0 - n)])
     assert ("--trim" in text) == advised == (round(0.1 * n) >= 1)
     assert "remove them" in text
@@ -1544,6 +1557,15 @@ def test_a_terminal_is_told_at_once_that_a_model_is_loaded(monkeypatch, tmp_path
     with pytest.raises(ZeroDivisionError):
         load_model(tmp_path / "m.tfm", None, _console.Output(json=False, quiet=quiet))
     assert said == ["Loading the model ...\n" * told]
+
+
+def test_a_torchvision_of_another_torch_is_told_of_at_the_import(monkeypatch):
+    def missing(name):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(skl_transformaly, "import_module", missing)
+    with pytest.raises(ImportError, match="torch and torchvision are not compatible.*pip install"):
+        skl_transformaly.TransformalyDetector  # noqa: B018
 
 
 def test_a_torchvision_of_another_torch_is_not_called_a_bug(monkeypatch, model, test_dir):

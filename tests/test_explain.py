@@ -267,6 +267,13 @@ def test_a_reason_does_not_call_far_what_only_adds_up():
     assert "not far by itself" in below and "not far by itself" not in beyond and normal == "normal"
 
 
+def test_a_reason_names_all_spaces_in_which_an_image_is_far_from_the_usual():
+    times = np.array([[1.3, 2.4, 0.9, 12.0]])
+    (reason,) = reasons(np.array([-1.0]), times, ["pretrained", "classes", "layers", "variation"], np.empty((1, 0)), [])
+    assert reason.startswith("unusual in variation (") and ": 12 times as far from the usual" in reason
+    assert reason.endswith("; also in classes (2.4 times), pretrained (1.3 times)")
+
+
 def test_images_that_are_not_flagged_have_no_reason_to_be(fitted):
     detector, X = fitted
     reasons = detector.explain(X)["reason"]

@@ -1,5 +1,6 @@
 """Every form of image gives the same pixels; every fault is named."""
 
+import re
 import subprocess
 import sys
 
@@ -365,6 +366,20 @@ def test_one_image_is_not_taken_for_rows(tmp_path, images):
     detector = tiny_detector(feature_spaces=["pretrained"]).fit(save_all(images, tmp_path))
     with pytest.raises(ValueError, match="newaxis"):
         detector.score_samples(images[0, :, :, 0])
+
+
+@pytest.mark.parametrize("shape", [(20, 24, 3), (5, 5, 4)])
+@pytest.mark.parametrize("kind", ["array", "tensor", "channels first"])
+def test_one_image_in_colour_is_not_taken_for_grey_ones(shape, kind):
+    """The message tells what to pass for either, and that works."""
+    X = np.zeros(shape, np.uint8)
+    X = {"array": X, "tensor": torch.from_numpy(X), "channels first": torch.from_numpy(np.moveaxis(X, 2, 0))}[kind]
+    with pytest.raises(ValueError, match="may be one image in colour or .* grey images") as caught:
+        as_images(X)
+    one, grey = re.search(r"For the one, pass (.*); for the others, (.*)\.$", str(caught.value)).groups()
+    names = {"image": X, "images": X, "np": np}
+    assert as_images(eval(one, names))[0].shape == shape
+    assert len(as_images(eval(grey, names))) == len(X)
 
 
 @pytest.mark.parametrize("X", [np.arange(5.0), np.arange(5), [1, 2, 3]], ids=str)

@@ -152,6 +152,12 @@ class _Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if any(not arg or (arg.startswith("--") and arg.endswith("=") and arg.count("=") == 1) for arg in args):
             fail("an argument is empty, perhaps a variable that is not set; expected a path or a value.")
+        own = {name for option in self.params for name in option.opts}
+        for arg in args[: args.index("--") if "--" in args else None]:
+            name = arg.partition("=")[0]
+            here = _OPTIONS.get(name.removeprefix("--").replace("-", "_"), name)
+            if name.startswith("--") and name not in own and here in own:
+                fail(f"there is no option {name}; here it is called {here}.")
         given: list[Any] = self.make_parser(ctx).parse_args(list(args))[2]
         for option in given:
             if given.count(option) > 1 and not (option.is_flag or option.multiple):
@@ -229,10 +235,9 @@ def _mistake(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or _is_out_of_memory(error):
         return "not enough memory: use smaller batches (--batch-size of fit), or smaller images. " + str(error)
     if isinstance(error, RuntimeError) and "torchvision::" in str(error):
-        return (
-            "torch and torchvision are not compatible: install both from the same source, in one command "
-            f"(pip install --force-reinstall torch torchvision). {error}"
-        )
+        from skl_transformaly.utils._compat import torchvision_advice
+
+        return torchvision_advice(error)
     if isinstance(error, (Mistake, ValueError, OSError, ImportError, FloatingPointError)):
         from skl_transformaly.images._values import SKIP_ADVICE
 

@@ -75,7 +75,7 @@ def report(
         )
     unreadable = summary["unreadable"]
     text = f"{counted(summary['images'], 'image')}: {counted(summary['anomalies'] - unreadable, 'anomaly')}"
-    text += f", {unreadable} could not be read" if unreadable else ""
+    text += f", {unreadable} could not be read (named at its end)" if unreadable else ""
     text += f"{passed_over(found)}; {summary['bytes'] / 1e6:.1f} MB."
     tell.made(f"{out}: {text}", {"out": str(out), **summary})
     if changed := summary["normal_changed"]:

@@ -134,6 +134,8 @@ def least_normal_text(detector: Any, found: list[tuple[str, float]]) -> str:
     if far:
         those = "The first one is" if far == 1 else f"The first {far} are"
         lines.append(f"{those} far from the others.")
+    if not below and not far:
+        return "\n".join(lines)
     trim = innermost(detector).trim
     what = "If some of these are not normal, remove them"
     if trim or len(scores) >= _LEAST_TRIMMED:

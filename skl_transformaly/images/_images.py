@@ -27,7 +27,6 @@ from skl_transformaly.images._pixels import decode_file, file_shape
 from skl_transformaly.images._sequence import Images
 from skl_transformaly.images._values import SKIP_ADVICE, ImageError, check_layout, checked
 from skl_transformaly.utils._missing import is_missing
-from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["Images", "as_images", "from_array", "is_table"]
 
@@ -58,11 +57,11 @@ def as_images(X: Any, *, on_error: str = "raise") -> Images:
             refuse_channels_last(X.shape[1:], "permute(0, 3, 1, 2)")
             X = np.moveaxis(X, 1, -1)
         elif X.ndim == 3 and X.shape[0] in (3, 4):
-            _warn_one_image(X.shape, X.shape[0], X.shape[1:], "image.unsqueeze(0)")
+            _refuse_one_image(X.shape, "image.unsqueeze(0)", "images.unsqueeze(1)")
         elif X.ndim == 3 and X.shape[2] in (3, 4) and min(X.shape[:2]) > 4:
-            _warn_one_image(X.shape, X.shape[0], X.shape[1:], "image.permute(2, 0, 1).unsqueeze(0)")
+            _refuse_one_image(X.shape, "image.permute(2, 0, 1).unsqueeze(0)", "images.unsqueeze(1)")
     elif isinstance(X, np.ndarray) and X.ndim == 3 and X.shape[2] in (3, 4) and min(X.shape[:2]) > 4:
-        _warn_one_image(X.shape, X.shape[0], X.shape[1:], "image[np.newaxis]")
+        _refuse_one_image(X.shape, "image[np.newaxis]", "images[..., np.newaxis]")
     if isinstance(X, np.ndarray) and X.dtype.kind not in "OUST":
         if X.dtype.kind == "f" and X.ndim in (3, 4) and (broken := _not_finite(X)):
             if on_error == "skip":
@@ -113,10 +112,10 @@ def is_table(X) -> bool:
     return False
 
 
-def _warn_one_image(shape: tuple[int, ...], count: int, size: tuple[int, ...], advice: str) -> None:
-    warn_user(
-        f"X of shape {shape} is taken as {count} grey images of {size[0]} x {size[1]} pixels. If it is one image in "
-        f"colour, pass {advice}."
+def _refuse_one_image(shape: tuple[int, ...], one: str, grey: str) -> None:
+    raise ValueError(
+        f"X of shape {tuple(shape)} may be one image in colour or {shape[0]} grey images of {shape[1]} x {shape[2]} "
+        f"pixels. For the one, pass {one}; for the others, {grey}."
     )
 
 

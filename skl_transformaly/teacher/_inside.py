@@ -31,7 +31,7 @@ def deviation(hidden: Tensor, to_maps: Callable[[Tensor], Tensor]) -> Tensor | N
     except ValueError:
         return None
     places = at_least_float32(hidden[:, hidden.shape[1] - maps.shape[2] * maps.shape[3] :])
-    # many times as fast as `std`, whose running sums go along the rows; in place, since fresh memory costs as much again
+    # many times as fast as `std`, whose running sums go along the rows; in place, since fresh memory costs as much
     return (places - places.mean(1, keepdim=True)).square_().mean(1).sqrt()
 
 

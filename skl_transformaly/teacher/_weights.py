@@ -141,8 +141,8 @@ def create_model(model_name: str, weights: str | os.PathLike | None) -> nn.Modul
         close = _close_names(model_name.partition(".")[0])
         hint = f" Close names: {', '.join(close)}." if close else ""
         raise ValueError(
-            f"timm {timm.__version__} has no model {model_name!r}.{hint} `transformaly teachers '*'` lists those with "
-            "weights."
+            f"{model_name!r} is not 'bundled', and timm {timm.__version__} has no model of this name.{hint} "
+            "`transformaly teachers '*'` lists those with weights."
         )
     _check_version(model_name)
     if weights == "bundled" and model_name.partition(".")[0] != BUNDLED_MODEL:

@@ -25,6 +25,7 @@ __all__ = [
     "fit_context",
     "is_batch_norm",
     "linear_pointwise",
+    "torchvision_advice",
     "validate_params",
 ]
 
@@ -57,3 +58,12 @@ def linear_pointwise(x: Tensor, weight: Any, bias: Any, activation: str, algorit
     import torch
 
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm)
+
+
+def torchvision_advice(error: RuntimeError) -> str:
+    """What to do about a torchvision that was built for another torch, which timm cannot be imported with."""
+    return (
+        "torch and torchvision are not compatible: install both from the same source, in one command "
+        "(pip install --force-reinstall torch torchvision; with --index-url, if torch is to come from an index of its "
+        f"own, such as that of builds without CUDA). {error}"
+    )
