@@ -38,8 +38,8 @@ __all__ = ["FeatureSpace"]
 
 # Rows that are scaled at a time, in float64.
 _ROWS = 1024
-# Threads of BLAS wait for each other longer than they compute in decompositions of fewer samples or features.
-_FEW = 500
+# With fewer samples or features, threads of BLAS wait for each other, and for those of torch, longer than they compute.
+_FEW = 1000
 # With more components, as a share of the images that determine them, folds flag twice as many as they promise.
 _MOST_COMPONENTS = 0.9
 _TOO_MANY = "About twice as many false alarms as promised are to be expected: give more images, or a lower value."
@@ -157,14 +157,15 @@ class FeatureSpace(BaseEstimator):
                 f"All {len(Z)} training images look the same to the teacher, so the variation of normal images cannot "
                 "be learned. Pass images that differ."
             )
-        self._fit_density(density, features, groups)
         self.n_features_in_ = Z.shape[1]
         self.location_, self.spread_ = 0.0, 1.0
-        if self.held_out:
-            scores, terms = self._held_out(features, groups, None if unseen is None else self._scaled(unseen))
-        else:
-            scores = log_densities(self.density_, self._whiten(features))
-            terms = self.density_.terms(features) if self._has_terms() else None
+        with single_threaded_blas() if min(features.shape) < _FEW else contextlib.nullcontext():
+            self._fit_density(density, features, groups)
+            if self.held_out:
+                scores, terms = self._held_out(features, groups, None if unseen is None else self._scaled(unseen))
+            else:
+                scores = log_densities(self.density_, self._whiten(features))
+                terms = self.density_.terms(features) if self._has_terms() else None
         if groups is not None:
             # Kernels of BLAS may round the last of several equal rows otherwise, and a threshold between copies of one
             # image would flag some of them.
@@ -267,18 +268,17 @@ class FeatureSpace(BaseEstimator):
             # decomposition costs less.
             features = features @ np.linalg.qr(features.T)[0]
         scores = np.empty(len(features))
-        with single_threaded_blas() if min(features.shape) < _FEW else contextlib.nullcontext():
-            for train, test in folds(groups, len(features)):
-                # as many as in the end: in spaces of other dimensions log-densities could not be compared
-                pca = self._fit_whitening(features[train], int(self.whitening_.n_components_))
-                whitened, rest = _whitened_by(pca, features[train]), None if groups is None else groups[train]
-                if isinstance(self.density_, AutoDensity):  # whose scale depends on how many samples a component has
-                    density = self.density_.refitted(whitened, rest)
-                else:
-                    density = fit_density(resolve_density(self.density), whitened, rest, fold=True)
-                scores[test] = log_densities(density, _whitened_by(pca, features[test]))
-                if own is not None:
-                    scores[test] = on_scale(scores[test], own[train], log_densities(density, whitened))
+        for train, test in folds(groups, len(features)):
+            # as many as in the end: in spaces of other dimensions log-densities could not be compared
+            pca = self._fit_whitening(features[train], int(self.whitening_.n_components_))
+            whitened, rest = _whitened_by(pca, features[train]), None if groups is None else groups[train]
+            if isinstance(self.density_, AutoDensity):  # whose scale depends on how many samples a component has
+                density = self.density_.refitted(whitened, rest)
+            else:
+                density = fit_density(resolve_density(self.density), whitened, rest, fold=True)
+            scores[test] = log_densities(density, _whitened_by(pca, features[test]))
+            if own is not None:
+                scores[test] = on_scale(scores[test], own[train], log_densities(density, whitened))
         return scores, None
 
     def _limit_components(self, features: np.ndarray, groups: np.ndarray | None) -> None:
