@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KernelDensity
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from skl_transformaly._density import GaussianDensity, KNNDensity, LocalKNNDensity, usual
 from skl_transformaly._fusion import held_out_threshold
@@ -30,6 +31,22 @@ def test_each_group_of_features_has_unit_length(Z):
     scaled = FeatureSpace().fit(Z, sizes=[2, 3]).transform(Z)
     lengths = np.linalg.norm(Z[:, :2], axis=1, keepdims=True), np.linalg.norm(Z[:, 2:], axis=1, keepdims=True)
     np.testing.assert_allclose(scaled, np.hstack([Z[:, :2] / lengths[0], Z[:, 2:] / lengths[1]]))
+
+
+@pytest.mark.parametrize("shape, threads", [((30, 5), 1), ((999, 1100), 1), ((1000, 1000), 2)])
+def test_small_matrices_take_one_thread_of_blas(rng, monkeypatch, shape, threads):
+    found = []
+
+    def fit(density, X):
+        found.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        density.mean_ = X.mean(axis=0)
+        return density
+
+    monkeypatch.setattr(KernelDensity, "fit", fit)
+    monkeypatch.setattr(KernelDensity, "score_samples", lambda density, X: X[:, 0])
+    with threadpool_limits(2, user_api="blas"):
+        FeatureSpace(KernelDensity(), held_out=False).fit(rng.normal(size=shape))
+    assert set(found) == {threads}
 
 
 @pytest.mark.parametrize("settings", [{"normalize": False}, {"discrepancy": True}])
