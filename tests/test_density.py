@@ -108,6 +108,15 @@ def covariance_left(density, rest):
     return ((1 - density.shrinkage_) * S + np.diag(target)) * np.outer(scale, scale)
 
 
+@pytest.mark.parametrize("orders", [0, 1, 2, 3, 4, 5])
+def test_directions_are_orthonormal_however_far_apart_their_variances_are(orders):
+    rng = np.random.default_rng(orders)
+    X = (rng.normal(size=(60, 60)) * np.logspace(0, -orders, 60)) @ rng.normal(size=(60, 200))
+    components = GaussianDensity().fit(X).components_
+    assert len(components) > 50
+    np.testing.assert_allclose(components @ components.T, np.eye(len(components)), atol=4e-14)
+
+
 @pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize("elsewhere", [False, True])
 @settings(max_examples=25, deadline=None)
