@@ -1424,7 +1424,7 @@ def test_messages_of_the_library_name_options(text, said):
     assert in_options(text) == said
 
 
-@pytest.mark.parametrize("device, kept", [("cpu", "cpu"), ("cpu:0", "auto")])
+@pytest.mark.parametrize("device, kept", [("cpu", "cpu"), pytest.param("cpu:0", "auto", marks=pytest.mark.slow)])
 def test_a_model_is_not_bound_to_the_device_of_its_fit(work, tmp_path, device, kept):
     run(app, ["fit", f"{work[0]}/train", "-o", str(tmp_path / "m.tfm"), "--device", device])
     assert load(tmp_path / "m.tfm").extractor_.device == kept
@@ -1471,6 +1471,7 @@ def test_warnings_of_large_files_are_for_others(capsys):
     assert capsys.readouterr().err == "warning: this matters\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--json", "-q"])
 def test_an_update_hides_no_promise_that_cannot_be_kept(work, tmp_path, option):
     path = str(tmp_path / "m.tfm")

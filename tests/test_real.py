@@ -42,6 +42,7 @@ def test_real_embedding_tells_photographs_apart(assets, vit_tiny):
     assert roc_auc_score(data["y_test"][::4] == 8, detector.score_samples(test)) > 0.85
 
 
+@pytest.mark.slow
 def test_precision_moves_real_scores_little(vit_tiny, xrays):
     _, paths, _ = xrays
     reference, half = (
