@@ -339,7 +339,7 @@ class GaussianDensity(LogDensity):
             r = self._centred(X[rows])
             scored = r if unseen is None else self._centred(unseen[rows])
             left = self._left_variances(variances, r**2, r, 1)
-            found = self._without_one(r, None if unseen is None else scored, self._floors(left, variances))
+            found = self._without_one(r, scored, self._floors(left, variances))
             decisive = self._is_decisive(left, variances) & ~several[rows]
             for label in np.unique(named[rows][several[rows]]):
                 members = np.flatnonzero(named[rows] == label)
@@ -381,15 +381,14 @@ class GaussianDensity(LogDensity):
         return constant - 0.5 * (delta * solved).sum(axis=1), delta, solved
 
     def _without_one(
-        self, r: np.ndarray, scored: np.ndarray | None, floors: np.ndarray
+        self, r: np.ndarray, scored: np.ndarray, floors: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Leave each row `r` out alone, which takes a rank-one term from the covariance and moves the mean.
 
-        `scored` are the rows to be scored instead of `r`, if any. `floors` (B,) are what is added to all variances
-        without each.
+        `floors` (B,) are what is added to all variances without each.
         """
         n, rest = self.n_samples_, max(self.n_samples_ - 1, 1)
-        delta = (r if scored is None else scored) + r / rest
+        delta = scored + r / rest
         if self.target == "diagonal":
             empirical, found = n / rest * self._empirical(), []
             for rows in gen_batches(len(r), max(1, _MATRICES // r.shape[1] ** 2)):
@@ -402,7 +401,7 @@ class GaussianDensity(LogDensity):
         variances = (1 - self.shrinkage_) * n / rest * self.variances_ + floors[:, np.newaxis]
         inside = r @ self.components_.T  # all of `r`: what would be outside is rounding
         solved_r = (inside / variances) @ self.components_
-        own = scored is None  # so within the span, and a multiple of `r`
+        own = scored is r  # then `delta` is a multiple of it
         solved = (1 + 1 / rest) * solved_r if own else self._solve(delta, variances, floors[:, np.newaxis])
         leverage = np.minimum(removed * (inside**2 / variances).sum(axis=1), 1 - 1e-12)
         along = (solved * r).sum(axis=1)

@@ -664,7 +664,7 @@ def test_nothing_is_advised_where_no_image_is_odd():
 @pytest.mark.parametrize("option, here", [("--contamination", "--alpha"), ("--batch_size=2", "--batch-size")])
 def test_a_parameter_of_the_library_is_called_otherwise_here(option, here, test_dir, tmp_path):
     result = run(app, ["fit", str(test_dir), "-o", str(tmp_path / "m.tfm"), option, "0.1"])
-    assert result.exit_code == 2 and f"here it is called {here}." in result.stderr
+    assert result.exit_code == 2 and f"Use {here} instead." in result.stderr
 
 
 @pytest.mark.parametrize("n, advised", [(2, False), (5, False), (6, True)])

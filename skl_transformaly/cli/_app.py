@@ -157,7 +157,7 @@ class _Command(TyperCommand):
             name = arg.partition("=")[0]
             here = _OPTIONS.get(name.removeprefix("--").replace("-", "_"), name)
             if name.startswith("--") and name not in own and here in own:
-                fail(f"there is no option {name}; here it is called {here}.")
+                fail(f"no such option: {name}. Use {here} instead.")
         given: list[Any] = self.make_parser(ctx).parse_args(list(args))[2]
         for option in given:
             if given.count(option) > 1 and not (option.is_flag or option.multiple):
