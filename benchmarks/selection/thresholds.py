@@ -123,6 +123,39 @@ def table(found: dict[tuple[str, str], dict], sizes: dict[tuple[str, str], int])
     return lines
 
 
+def report(
+    options: argparse.Namespace,
+    without: dict[tuple[str, str], dict],
+    whole: dict[tuple[str, str], dict],
+    numbers: dict[tuple[str, str], int],
+) -> str:
+    arguments = shlex.join(sys.argv[1:]).partition("--out")[0].strip()  # which folder is everybody's own
+    lines = [
+        "# Promised and observed false-positive rates",
+        "",
+        "Per cent of new normal images that are flagged, teacher ViT-Tiny: the mean over random splits with its 95 % "
+        "interval, and in brackets the range that 90 % of the single splits lie in. 'fitted scores' is a quantile of "
+        "the given images' scores after the fit; 'held-out scores', the default, one of their scores without their own "
+        "part in it; 'split-conformal' is ConformalDetector with a third of the given images set aside. -: so few "
+        "images cannot keep the rate, which ConformalDetector refuses and the detector warns about.",
+        "",
+        f"## 1. The default detector without students, {options.splits} splits",
+        "",
+        *table(without, numbers),
+    ]
+    if whole:
+        title = f"## 2. The whole default detector, {options.student_splits} splits"
+        lines += ["", title, "", *table(whole, numbers)]
+    lines += [
+        "",
+        f"`python benchmarks/selection/thresholds.py {arguments}`",
+        "",
+        f"skl-transformaly {skl_transformaly.__version__}, torch {torch.__version__}, Python "
+        f"{platform.python_version()}, {torch.backends.cpu.get_cpu_capability()}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", choices=NAMES, default=["covid19", "cats_vs_dogs", "view", "cifar10"])
@@ -151,31 +184,7 @@ def main() -> None:
                     options.student_splits,
                     partial(with_students, data, options.precision),
                 )
-    arguments = shlex.join(sys.argv[1:]).partition("--out")[0].strip()  # which folder is everybody's own
-    lines = [
-        "# Promised and observed false-positive rates",
-        "",
-        "Per cent of new normal images that are flagged, teacher ViT-Tiny: the mean over random splits with its 95 % "
-        "interval, and in brackets the range that 90 % of the single splits lie in. 'fitted scores' is a quantile of "
-        "the given images' scores after the fit; 'held-out scores', the default, one of their scores without their own "
-        "part in it; 'split-conformal' is ConformalDetector with a third of the given images set aside. -: so few "
-        "images cannot keep the rate, which ConformalDetector refuses and the detector warns about.",
-        "",
-        f"## 1. The default detector without students, {options.splits} splits",
-        "",
-        *table(without, numbers),
-    ]
-    if whole:
-        title = f"## 2. The whole default detector, {options.student_splits} splits"
-        lines += ["", title, "", *table(whole, numbers)]
-    lines += [
-        "",
-        f"`python benchmarks/selection/thresholds.py {arguments}`",
-        "",
-        f"skl-transformaly {skl_transformaly.__version__}, torch {torch.__version__}, Python "
-        f"{platform.python_version()}, {torch.backends.cpu.get_cpu_capability()}.",
-    ]
-    options.out.write_text("\n".join(lines) + "\n")
+            options.out.write_text(report(options, without, whole, numbers))  # hours in all: each class counts
 
 
 if __name__ == "__main__":
