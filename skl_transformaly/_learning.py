@@ -581,14 +581,21 @@ class LearningMixin:
 
     def _set_threshold(self) -> None:
         usable = self.reference_scores_
-        distinct = len(usable)
+        distinct, enough = len(usable), needed(self.contamination)
+        few = not can_promise(self.contamination, distinct)
         if self.threshold == "training":
             self.offset_ = float(np.quantile(usable, self.contamination))
+            if few:
+                warn_user(
+                    f"With {distinct} images and threshold='training', the scores of the very images that were fitted, "
+                    f"expect many more false alarms than contamination={self.contamination:g}; after two or three "
+                    f"images, most new normal ones. threshold='held-out' keeps its rate, from {enough} images on."
+                )
         else:
             self.offset_ = held_out_threshold(usable, self.contamination)
-            if not can_promise(self.contamination, distinct):
+            if few:
                 # as many digits as tell it from the rate that was asked for: 18 images can promise 5.26 %, not 5 %
-                lowest, enough = f"{100 / (distinct + 1):.3g}%", needed(self.contamination)
+                lowest = f"{100 / (distinct + 1):.3g}%"
                 warn_user(
                     f"With {distinct} images a false-positive rate below {lowest} cannot be promised, and "
                     f"contamination={self.contamination:g} was asked for: what scores lower than all training images "

@@ -105,6 +105,23 @@ class DelegatingMixin(MetaEstimatorMixin):
         X = settled(X)  # an iterator would be at its end after `fit`
         return self.fit(X, y).predict(X)
 
+    @available_if(lambda self: hasattr(getattr(self, "estimator_", self.estimator), "transform"))
+    def fit_transform(self, X: Any, y: Any = None) -> Any:
+        """Fit, and return features of the same samples.
+
+        Parameters
+        ----------
+        X, y
+            As for `fit`.
+
+        Returns
+        -------
+        features
+            As `transform` returns them.
+        """
+        X = settled(X)  # an iterator would be at its end after `fit`
+        return self.fit(X, y).transform(X)
+
     @available_if(lambda self: hasattr(getattr(self, "estimator_", self.estimator), "explain"))
     def explain(self, X: Any, *args: Any, **options: Any) -> dict[str, np.ndarray]:
         """Take each score apart, by `estimator_`.

@@ -18,6 +18,16 @@ from sklearn.datasets import load_digits
 from skl_transformaly import BlockStudents, RidgeStudents, TimmExtractor, TransformalyDetector
 from skl_transformaly.students import _block
 
+SLOW_DOCTESTS = {"skl_transformaly.export._export.to_onnx"}  # a second trace of a network, besides test_export's
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark the docstrings' examples that take more than a few seconds, which cannot carry a marker themselves."""
+    for item in items:
+        if item.name in SLOW_DOCTESTS:
+            item.add_marker(pytest.mark.slow)
+
 
 def tiny_extractor(model_name: str = "test_vit", **changes) -> TimmExtractor:
     """A random transformer of timm's own test models: 4 tokens of 64 channels, 6 blocks."""

@@ -125,6 +125,17 @@ def test_few_images_have_finite_scores_and_something_can_be_flagged(n, rng):
         assert detector.predict(odd).tolist() == [-1]
 
 
+@pytest.mark.parametrize("n", [2, 8, 19])
+def test_the_papers_threshold_warns_once_of_few_images(n, rng):
+    X = rng.integers(100, 156, (n, 20, 24, 3), dtype=np.uint8)
+    detector = tiny_paper(feature_spaces=["pretrained"], students=None, contamination=0.05)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        detector.fit(X)
+    told = [str(warning.message) for warning in caught]
+    assert len(told) == (n < 19) and all("expect many more false alarms than contamination=0.05" in t for t in told)
+
+
 def test_a_threshold_between_two_scores_flags_as_many_as_it_says(images):
     detector = tiny_detector(contamination=0.25).fit(images)
     assert (detector.fit_predict(images) == -1).sum() == 3  # 0.25 * 13 gaps: between the third and the fourth

@@ -43,6 +43,7 @@ def test_colour_is_told_of_once_if_all_training_images_are_grey(fitted, grey, me
     new = [*grey[:3], *tinted(grey[3:5])]
     told = colour_warnings(getattr(fitted, method), new)
     assert len(told) == 1 and told[0].startswith("2 of 5 images have colour")
+    assert told[0].endswith("They are: image 3, image 4.")
     assert not colour_warnings(getattr(fitted, method), list(grey))
 
 
@@ -69,6 +70,14 @@ def test_a_detector_that_learns_of_colour_tells_no_longer(grey):
     assert not detector.grey_
     detector.forget([12, 13])
     assert detector.grey_
+
+
+def test_the_files_that_have_colour_are_named_up_to_five(fitted, grey, tmp_path):
+    paths = [str(tmp_path / f"{i}.png") for i in range(7)]
+    for path, image in zip(paths, tinted(grey)):
+        Image.fromarray(image).save(path)
+    told = colour_warnings(fitted.score_samples, paths)
+    assert told[0].endswith(f"They are: {', '.join(map(repr, paths[:5]))} and 2 more.")
 
 
 def test_a_detector_from_a_file_tells_of_colour(fitted, grey, tmp_path):

@@ -50,6 +50,7 @@ class Bright:
 
     feature_spaces_ = ("pretrained", "discrepancy")
     held_out_ = True
+    grey_ = False
     spaces_: dict = {}
     students_ = SimpleNamespace(block_indices_=np.arange(2))
     alpha = 0.05
@@ -319,6 +320,17 @@ def test_tiny_is_a_quarter_of_what_the_teacher_sees(tmp_path, rng, training, siz
 def test_blank_images_are_pointed_out(tmp_path, training):
     Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
     assert write(tmp_path, [str(tmp_path / "red.png")], training)[2]["blank"] == 1
+
+
+@pytest.mark.parametrize(("grey", "coloured"), [(True, 1), (False, 0)])
+def test_images_in_colour_are_pointed_out_where_normal_ones_are_grey(tmp_path, training, grey, coloured):
+    for name, tint in (("grey.png", 0), ("tinted.png", 6)):
+        Image.new("RGB", (40, 40), (90 + tint, 90, 90)).save(tmp_path / name)
+    detector = fitted_on(training)
+    detector.grey_ = grey
+    paths = [str(tmp_path / name) for name in ("grey.png", "tinted.png")]
+    text, _, summary = write(tmp_path, paths, training, detector=detector)
+    assert summary["coloured"] == coloured and ("1 image in colour" in text) is grey
 
 
 def test_the_least_normal_training_images_are_shown(tmp_path, rng, training):

@@ -1,5 +1,6 @@
 """Students in closed form: what they are, that batches do not matter, and that an image is left out exactly."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -364,9 +365,17 @@ def test_copies_of_images_of_an_earlier_part_are_left_out_with_these(images):
     np.testing.assert_allclose(students.held_out_discrepancies_, whole.held_out_discrepancies_[14:], rtol=1e-6)
 
 
-def test_students_of_fit_keep_no_sums_to_go_on_with(images):
-    with pytest.raises(ValueError, match="keeps no sums"):
-        RidgeStudents(n_blocks=2, extractor=tiny_extractor()).fit(images[:6]).partial_fit(images[6:])
+def test_students_go_on_from_fit(images):
+    again = np.concatenate([images, images[:2]])
+    students = RidgeStudents(n_blocks=2, extractor=tiny_extractor()).fit(again[:6]).partial_fit(again[6:])
+    whole = RidgeStudents(n_blocks=2, extractor=tiny_extractor()).fit(again)
+    np.testing.assert_allclose(students.transform(images), whole.transform(images), rtol=1e-8)
+    np.testing.assert_allclose(students.held_out_discrepancies_, whole.held_out_discrepancies_[6:], rtol=1e-6)
+
+
+def test_students_of_a_detector_keep_no_sums_to_go_on_with(fitted):
+    with pytest.raises(ValueError, match="keep no sums"):
+        copy.deepcopy(fitted[0].students_).partial_fit(fitted[1])
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

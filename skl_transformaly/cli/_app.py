@@ -28,6 +28,7 @@ import typer
 from typer.core import TyperCommand
 
 from skl_transformaly.cli._console import Output, command_line, plain, say
+from skl_transformaly.utils._warnings import SomeImagesWarning
 
 __all__ = [
     "BUG",
@@ -285,12 +286,13 @@ def is_of_large_files(category: type[Warning]) -> bool:
 class _Warnings:
     """Shows the warnings of a command, each kind once: commands score in chunks, each of which has its own warnings.
 
-    Of one kind are texts that differ in numbers only.
+    Of one kind are texts that differ in numbers only, and those that say the same of some of the images.
     """
 
     def __init__(self) -> None:
         self._told: dict[str, str] = {}  # the first text of each kind
         self._again: set[str] = set()  # kinds that came again
+        self._images: dict[str, set[str]] = {}  # names of images by kind, if its texts are about some of them
 
     def __call__(
         self,
@@ -304,8 +306,10 @@ class _Warnings:
         if is_of_large_files(category):
             return
         text = in_options(str(message))
-        # the last chunk may have one image, of which the text speaks in the singular
-        kind = re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", "#", text).replace("the image are", "# of # images are")
+        kind = re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", "#", text)
+        if isinstance(message, SomeImagesWarning):
+            kind = message.what
+            self._images.setdefault(kind, set()).update(message.names)
         # unreadable images are listed by the commands themselves, each with its reason
         if "could not be read" in text:
             return
@@ -318,7 +322,9 @@ class _Warnings:
     def close(self) -> None:
         """Say which warnings came again, since their numbers are those of the first images."""
         for kind, text in self._told.items():
-            if kind in self._again:
+            if kind in self._again and kind in self._images:
+                say(f"warning: in all, {len(self._images[kind])} images {kind}.")
+            elif kind in self._again:
                 say(f"warning: later images, too: {textwrap.shorten(text, _MOST_CHARACTERS, placeholder=' ...')}")
 
 

@@ -26,7 +26,7 @@ _ALPHAS = (0.1, 0.2, 0.3)
 _WORTH = 0.1
 # What to look at first if the threshold is low
 _UNCLEAN = (
-    "Images among those of the fit that are not normal lower it as well: `fit` lists the least normal ones, and its "
+    "Images among those of the fit that are not normal lower the threshold: `fit` lists the least normal ones, and its "
     "--trim leaves them out."
 )
 
@@ -78,7 +78,7 @@ def _on_missed(
         return ""
     amount = f"only {caught} of {anomalies.sum()} anomalies are" if caught else "no anomaly is"
     advice = "" if alarms is None or np.isnan(p_values).any() else _on_other_rates(anomalies, flagged, p_values, alarms)
-    return f"AUROC {auroc:.2f}, but {amount} flagged: the threshold is low. {advice}{_UNCLEAN}"
+    return f"AUROC {auroc:.2f}, but {amount} flagged. {advice}{_UNCLEAN}"
 
 
 def _on_other_rates(anomalies: np.ndarray, flagged: np.ndarray, p_values: np.ndarray, alarms: FalseAlarms) -> str:
@@ -91,7 +91,7 @@ def _on_other_rates(anomalies: np.ndarray, flagged: np.ndarray, p_values: np.nda
     best = max(gain, key=lambda alpha: gain[alpha], default=None)
     if best is None or gain[best] < now + _WORTH:
         more = [a for a in gain if np.mean(p_values[normal] <= a) > np.mean(flagged[normal])]
-        return "A higher one would flag about as many normal images as anomalies in addition. " if more else ""
+        return "A higher threshold would flag about as many more normal images as anomalies. " if more else ""
     return (
         f"With fit --alpha {best:g}, {np.sum(p_values[anomalies] <= best)} of {anomalies.sum()} anomalies would be "
         f"flagged, and {np.sum(p_values[normal] <= best)} of {counted(int(normal.sum()), 'normal image')}. "

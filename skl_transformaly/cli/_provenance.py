@@ -14,6 +14,7 @@ from skl_transformaly.cli._console import Output, counted
 from skl_transformaly.cli._describe import describe, is_int, is_number
 from skl_transformaly.images._folders import FoundFiles, walk
 from skl_transformaly.images._images import Images, as_images
+from skl_transformaly.images._thumbnails import has_colour
 from skl_transformaly.images._values import SKIP_ADVICE, ImageError
 from skl_transformaly.utils._container import DescriptionTooLarge
 from skl_transformaly.utils._files import absolute_path, common_folder
@@ -46,6 +47,7 @@ class ImageFacts:
     width: int = 0
     digest: str = ""
     blank: bool = False  # all pixels are the same
+    coloured: bool = False  # or only tinted
 
 
 def image_facts(path: str, pixels: np.ndarray) -> ImageFacts:
@@ -54,7 +56,7 @@ def image_facts(path: str, pixels: np.ndarray) -> ImageFacts:
     images = Images(1, lambda i: pixels)
     next(images.batches(1))
     blank = bool((pixels == pixels[:1, :1]).all())
-    return ImageFacts(path, "", height, width, images.digests[0].hex(), blank)
+    return ImageFacts(path, "", height, width, images.digests[0].hex(), blank, has_colour(pixels))
 
 
 def reasons(paths: Sequence[str], positions: Iterable[int]) -> dict[str, str]:

@@ -42,7 +42,7 @@ from skl_transformaly.cli._histogram import histogram
 from skl_transformaly.cli._provenance import ImageFacts, Provenance, image_facts, reason
 from skl_transformaly.cli._trust import FalseAlarms, percent
 from skl_transformaly.images._folders import display_path
-from skl_transformaly.images._images import as_images
+from skl_transformaly.images._images import Images, as_images
 from skl_transformaly.images._maps import MAP_FROM
 from skl_transformaly.images._thumbnails import THUMBNAIL_SIZE, thumbnail_of
 from skl_transformaly.images._values import ImageError
@@ -221,7 +221,7 @@ def _summary(values: dict[str, Any]) -> dict[str, int]:
         "unreadable": len(values["unreadable"]),
         "shown": len(values["cards"]),
         "duplicates": len(values["groups"]),
-        **{kind: len(values[kind]) for kind in ("tiny", "blank", "known")},
+        **{kind: len(values[kind]) for kind in ("tiny", "blank", "coloured", "known")},
     }
 
 
@@ -236,8 +236,9 @@ def _cards(
     cards: list[Card] = []
     unreadable: list[ImageFacts] = []
     for facts, pixels in _decoded(paths, inner, unreadable):
-        explained = _explain(detector, inner, pixels) if at_once else None
-        table = detector.score_table(pixels, None if explained is None else explained["score"])
+        images = _named(facts, pixels)
+        explained = _explain(detector, inner, images) if at_once else None
+        table = detector.score_table(images, None if explained is None else explained["score"])
         for i, fact in enumerate(facts):
             values = {name: column[i].item() for name, column in table.items()}
             cards.append(Card(fact, **values))
@@ -249,7 +250,7 @@ def _cards(
     if not at_once:
         by_path = {card.path: card for card in cards[:limit]}
         for facts, pixels in _decoded([card.path for card in cards[:limit]], inner, []):
-            explained = _explain(detector, inner, pixels)
+            explained = _explain(detector, inner, _named(facts, pixels))
             look([by_path[fact.path] for fact in facts], pixels, explained, inner.feature_spaces_)
             advance((1 - step) * len(paths) * len(facts) / shown)
     return cards, unreadable
@@ -287,6 +288,7 @@ def _wrong(cards: list[Card], unreadable: list[ImageFacts], inner: Any, training
             card.facts for card in cards if sides and min(card.facts.height, card.facts.width) * _TINY < min(sides)
         ],
         "blank": [card.facts for card in cards if card.facts.blank],
+        "coloured": [card.facts for card in cards if inner.grey_ and card.facts.coloured],
         "side": min(sides, default=0),
     }
 
@@ -367,9 +369,14 @@ def _decoded(
         yield facts, pixels
 
 
-def _explain(detector: Any, inner: Any, pixels: list[np.ndarray]) -> dict[str, np.ndarray]:
+def _named(facts: list[ImageFacts], pixels: list[np.ndarray]) -> Images:
+    """Return decoded images under the names of their files, which warnings tell."""
+    return Images(len(pixels), pixels.__getitem__, name=lambda i: repr(facts[i].path))
+
+
+def _explain(detector: Any, inner: Any, images: Images) -> dict[str, np.ndarray]:
     """Return scores, their parts, neighbours, by their positions in the fit of `inner`, and, if possible, maps."""
-    table = inner.explain(pixels, n_neighbors=N_NEIGHBORS, maps=has_maps(inner))
+    table = inner.explain(images, n_neighbors=N_NEIGHBORS, maps=has_maps(inner))
     if detector is not inner and hasattr(detector, "offset_"):
         table["reason"] = reason_column(table, np.asarray(table["score"]) - detector.offset_)
     return table

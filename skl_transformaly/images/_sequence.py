@@ -15,7 +15,7 @@ from joblib import cpu_count
 from skl_transformaly.images._ahead import ahead
 from skl_transformaly.images._pixels import eight_bits, least_side
 from skl_transformaly.images._thumbnails import has_colour, thumbnail_of
-from skl_transformaly.images._values import SKIP_ADVICE, ImageError, colour_text, faint_text, faintness
+from skl_transformaly.images._values import SKIP_ADVICE, ImageError, colour_warning, faint_warning, faintness
 from skl_transformaly.utils._warnings import warn_user
 
 __all__ = ["DIGEST_SIZE", "Images"]
@@ -183,7 +183,7 @@ class Images(Sequence):
         self._warn_of_faint()
         if self._coloured and "colour" not in self._told:
             self._told.add("colour")
-            warn_user(colour_text(len(self._coloured), len(self)))
+            warn_user(colour_warning([self.name(i) for i in sorted(self._coloured)], len(self)))
 
     def _slices(self, batch_size: int, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         assert self.stack is not None
@@ -238,8 +238,8 @@ class Images(Sequence):
     def _warn_of_faint(self) -> None:
         for kind in sorted({kind for kind, _ in self._faint.values()} - self._told):
             self._told.add(kind)
-            largest = [value for found, value in self._faint.values() if found == kind]
-            warn_user(faint_text(kind, len(largest), len(self), max(largest)))
+            largest = {i: value for i, (found, value) in sorted(self._faint.items()) if found == kind}
+            warn_user(faint_warning(kind, [self.name(i) for i in largest], len(self), max(largest.values())))
 
     def groups(self) -> np.ndarray:
         """Number images by their pixels: duplicates have the same number, unreadable images one each."""

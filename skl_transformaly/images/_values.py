@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from skl_transformaly.utils._warnings import warn_user
+from skl_transformaly.utils._warnings import SomeImagesWarning, warn_user
 
-__all__ = ["SKIP_ADVICE", "ImageError", "check_layout", "checked", "colour_text", "faint_text", "faintness"]
+__all__ = ["SKIP_ADVICE", "ImageError", "check_layout", "checked", "colour_warning", "faint_warning", "faintness"]
+
+# So many images are named in a warning about some of them.
+_SHOWN = 5
 
 # The end of an error about a broken image; removed from messages if broken images are skipped.
 SKIP_ADVICE = " Remove or repair it, or skip it with the detector's set_params(on_error='skip')."
@@ -139,18 +144,27 @@ def faintness(image: np.ndarray) -> tuple[str, float] | None:
     return (kind, largest) if 0 < largest <= _FAINT.get(kind, 0) else None
 
 
-def colour_text(count: int, length: int) -> str:
-    """Return the warning about images in colour where all training images are grey."""
-    start = "The image has" if length == 1 else f"{count} of {length} images have"
+def colour_warning(names: Sequence[str], length: int) -> SomeImagesWarning:
+    """Return the warning about images in colour, of `length` in all, where all training images are grey."""
+    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    start = "The image has" if length == 1 else f"{len(names)} of {length} images have"
     them, what = ("it", "it an anomaly") if length == 1 else ("them", "them anomalies")
-    return (
+    text = (
         f"{start} colour, perhaps a tint that nobody sees, while all training images are grey: that alone can make "
         f"{what}. If colour means nothing here, convert {them} to grey first (image.convert('L') in Pillow)."
     )
+    if length > 1:
+        text += f" They are: {shown}."
+    return SomeImagesWarning(text, names, "have colour, while all training images are grey")
 
 
-def faint_text(kind: str, count: int, length: int, largest: float) -> str:
-    """Return the warning about images of one kind of `faintness`."""
+def faint_warning(kind: str, names: Sequence[str], length: int, largest: float) -> SomeImagesWarning:
+    """Return the warning about images of one kind of `faintness`, of `length` in all."""
+    what = f"use only the lowest part of their range ({kind}), and score as nearly black"
+    return SomeImagesWarning(_faint_text(kind, len(names), length, largest), names, what)
+
+
+def _faint_text(kind: str, count: int, length: int, largest: float) -> str:
     start = "Pixels of the image are" if length == 1 else f"Pixels of {count} of {length} images are"
     if kind == "float":
         return (

@@ -12,7 +12,7 @@ from PIL import Image
 
 from skl_transformaly.images._folders import has_image_suffix
 from skl_transformaly.images._pixels import decode_bytes
-from skl_transformaly.images._values import faint_text, faintness
+from skl_transformaly.images._values import faint_warning, faintness
 
 __all__ = ["FORMATS", "decoder", "note_warnings"]
 
@@ -41,7 +41,7 @@ def decoder(
             _caught.notes = None
         faint = faintness(image)
         if faint is not None:
-            notes.append(faint_text(faint[0], 1, 1, faint[1]))
+            notes.append(str(faint_warning(faint[0], ["the image"], 1, faint[1])))
         return image, notes
 
     return decode

@@ -16,7 +16,7 @@ from skl_transformaly._reasons import reason_column
 from skl_transformaly.images._folders import display_path
 from skl_transformaly.images._pixels import eight_bits, least_side
 from skl_transformaly.images._thumbnails import has_colour
-from skl_transformaly.images._values import ImageError, colour_text
+from skl_transformaly.images._values import ImageError, colour_warning
 from skl_transformaly.serving._maps import paint
 from skl_transformaly.utils._files import file_sha256
 from skl_transformaly.utils._warnings import warn_user
@@ -68,7 +68,7 @@ class DetectorScorer:
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """Return a decoded image as `score` takes it."""
         if self._core.grey_ and has_colour(image):
-            warn_user(colour_text(1, 1))  # becomes a note on the image
+            warn_user(colour_warning(["the image"], 1))  # becomes a note on the image
         return image
 
     def score(self, images: list[np.ndarray], maps: Sequence[bool]) -> list[Result]:

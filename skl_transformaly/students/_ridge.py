@@ -121,7 +121,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
     (8, 4)
     """
 
-    # kept only by partial_fit: the sums, and how often each image came, by its digest
+    # for partial_fit, outside a detector only: the sums, and how often each image came, by its digest
     _sums: dict[int, Sums]
     _times: dict[bytes, int]
 
@@ -194,10 +194,17 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
                 "ridge": float(self.ridge),
                 "updates": self.updates_,
             }
-        solved = cache("ridge students", key, lambda: self._solve(images))
+        sums: dict[int, Sums] = {}
+
+        def solve() -> tuple[list, list, list, list, list]:
+            self._add(images, sums, record=True)
+            return self._solution(dict(sums) if alone else sums)
+
+        solved = cache("ridge students", key, solve)
         self.cache_keys_ = key
         self._set_solution(solved)
         if alone:
+            self._sums, self._times = sums, dict(Counter(images.digests.values()))
             self.measure_training(images)
         return self
 
@@ -220,8 +227,8 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            `X` does not hold images, a parameter is out of its range, or students were fitted by `fit`, which keeps no
-            sums to add to.
+            `X` does not hold images, a parameter is out of its range, or the students are those of a detector, which
+            keep no sums to add to.
 
         Examples
         --------
@@ -240,8 +247,8 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         if self.__sklearn_is_fitted__():
             if not self._sums:
                 raise ValueError(
-                    "These students were fitted by fit, which keeps no sums to add to; pass all images to "
-                    "partial_fit of a new RidgeStudents."
+                    "These students are of a detector or a file, and keep no sums to add to: pass more images to "
+                    "partial_fit of the detector, or all images to fit of a new RidgeStudents."
                 )
             images = self._check_images(X, reset=False)
             sums = {index: kept.copy() for index, kept in self._sums.items()}
@@ -267,12 +274,6 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         self.residuals_ = [None] * len(self.block_indices_)
         self._sums, self._times = {}, {}
         self._build()
-
-    def _solve(self, images: Images) -> tuple[list, list, list, list, list]:
-        """Run the teacher once, and solve the student of each block."""
-        sums: dict[int, Sums] = {}
-        self._add(images, sums, record=True)
-        return self._solution(sums)
 
     def begin_sums(self, X: Any, extractor: Extractor | None = None) -> dict[int, Sums]:
         """Begin a fit on several parts of the images: check the first part and choose the blocks.
