@@ -199,7 +199,7 @@ class TransformalyDetector(
     seen it: in closed form with Gaussians, neighbours and :class:`RidgeStudents`; by 20 folds with other densities,
     whose scores are put on the scale of the density of all images (``benchmarks/selection/own_densities.md``); and
     with :class:`BlockStudents`, of which 3 more sets are trained for that, each on two thirds of the images and in as
-    many steps. Duplicates of an image are left out with it.
+    many steps (``benchmarks/selection/trained_students.md``). Duplicates of an image are left out with it.
 
     *Densities* are fitted on discrepancies of students that have seen the images, which ranks better; scale, threshold
     and p-values come from those of students that have not.

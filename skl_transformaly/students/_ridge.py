@@ -162,6 +162,7 @@ class RidgeStudents(ImitationMixin, BaseEstimator):
         Returns
         -------
         self : RidgeStudents
+            Outside a detector, it keeps the sums that `partial_fit` adds to.
 
         Raises
         ------

@@ -18,7 +18,7 @@ class SomeImagesWarning(UserWarning):
     So a program that scores in parts can add up its warnings.
     """
 
-    def __init__(self, text: str, names: Sequence[str], what: str):
+    def __init__(self, text: str, names: Sequence[str] = (), what: str = ""):  # defaults: to be unpickled
         super().__init__(text)
         self.names = list(names)
         self.what = what
