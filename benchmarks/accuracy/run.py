@@ -197,6 +197,14 @@ def tables(options: argparse.Namespace) -> None:
         header = ["data", "setting", "normal", "anomalies", "fewest", "images a fit", "seconds a fit", "computed"]
         print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
         print("\n".join(flagged))
+    from few import read, table  # which imports this file
+
+    if by_number := read(options.out / "few.csv"):
+        print(
+            "\n### By the number of normal images\n\nWithout students; written by `python benchmarks/accuracy/few.py`, "
+            "whose FEW.md says what the columns are.\n"
+        )
+        print(table(by_number), end="")
 
 
 def _flagged(rows: list[dict]) -> list[str]:
