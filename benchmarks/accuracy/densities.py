@@ -1,6 +1,6 @@
-"""What was tried for densities, feature spaces and their sum, on the teacher's features: the first tables of NOTES.md.
+"""What was tried for densities, feature spaces and their sum, on the teacher's features.
 
-    python benchmarks/accuracy/densities.py
+    python benchmarks/accuracy/densities.py > benchmarks/accuracy/DENSITIES.md
 
 The teacher is the ViT-Tiny of run.py, and runs once over a data set; its classes with even numbers, on which defaults
 are chosen, take turns. Mean AUROC over these of
@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
+import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -23,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from data import NAMES, Data, load
 from few import teacher_features
 from run import SETTINGS
@@ -35,10 +38,21 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tried import some_of_each
 
+import skl_transformaly
 from skl_transformaly import AutoDensity, GaussianDensity, KNNDensity, LocalKNNDensity
 from skl_transformaly._density import held_out_scores, location_and_spread
 from skl_transformaly._space import FeatureSpace
 
+HEAD = """\
+# Densities, spaces and sums
+
+Mean AUROC, per cent, over the classes with even numbers, on which defaults are chosen, by
+
+    python benchmarks/accuracy/densities.py{arguments}
+
+Up to 300 training and 100 to 120 test images a class; where all but one class are normal, {samples} training images of
+each. `AutoDensity` has fewer than 20 neighbours of fewer than 400 images. skl-transformaly {ours}, torch {torch},
+Python {python}, {processor}, {precision}."""
 BESIDE = ("pretrained", "classes", "layers")
 TEMPERATURE = 2.0  # of the space "classes"
 FEW = 1e-12
@@ -203,6 +217,16 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=60, help="training images of each of several normal classes")
     parser.add_argument("--precision", default="float32")
     options = parser.parse_args()
+    head = HEAD.format(
+        arguments="".join(f" {argument}" for argument in sys.argv[1:]),
+        samples=options.samples,
+        ours=skl_transformaly.__version__,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        processor=torch.backends.cpu.get_cpu_capability(),
+        precision=options.precision,
+    )
+    print(head, flush=True)
     columns: dict[str, dict[str, dict[str, list[float]]]] = {}
     for name in options.data:
         data = load(name, fashion_train=300, fashion_test=100)
@@ -212,7 +236,7 @@ def main() -> None:
             title = name if key == "one" else f"{name}, all but one"
             columns[title] = study(data, SETTINGS[key], labels, samples, options.precision)
     for table, rows in next(iter(columns.values())).items():
-        print(f"\n{table}\n\n| | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|")
+        print(f"\n## {table}\n\n| | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|")
         for row in rows:
             cells = [f"{100 * np.mean(column[table][row]):.1f}" for column in columns.values()]
             print(f"| {row} | {' | '.join(cells)} |", flush=True)
