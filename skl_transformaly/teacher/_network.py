@@ -21,8 +21,8 @@ __all__ = ["BlockVisitor", "Teacher"]
 # visitor(index, block, args, kwargs, output): called as each block of a running teacher has finished
 BlockVisitor = Callable[[int, nn.Module, tuple, dict, Tensor], None]
 
-# Temperature of class probabilities. Of 1, 1.5, 2, 3, 4 and 8, with a Gaussian, on the classes with even numbers of
-# CIFAR-10 and View: within 0.3 points of AUROC of each other from 1.5 to 4 (benchmarks/accuracy/NOTES.md).
+# Temperature of class probabilities. Of 1, 2, 4 and 8, with a Gaussian in them alone, the best or within 0.1 points of
+# AUROC of it where one class is normal (benchmarks/accuracy/DENSITIES.md).
 _TEMPERATURE = 2.0
 
 
