@@ -445,6 +445,11 @@ def test_images_are_found_again_from_another_folder(tmp_path, images, monkeypatc
         few[1]
 
 
+def test_a_folders_name_that_was_taken_apart_is_told_of():
+    with pytest.raises(ImageError, match=r"letter of a folder's name.*pass the folder's files"):
+        as_images(list("photos"))[0]
+
+
 def test_images_that_are_skipped_are_skipped_together_with_arrays(tmp_path, images):
     write_images(tmp_path / "in", images[:6])
     (tmp_path / "in" / "002.png").write_bytes(b"not an image")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from skl_transformaly.utils._files import absolute_path
 
-__all__ = ["absolute", "expand_user", "register_formats", "url_advice", "what_else"]
+__all__ = ["absolute", "expand_user", "missing_advice", "register_formats", "url_advice", "what_else"]
 
 _HEAD = 512  # bytes that hold every signature below
 
@@ -117,6 +117,16 @@ def url_advice(path: str | os.PathLike) -> str:
     if not _URL.match(os.fspath(path)):
         return ""
     return " It is a URL: download the file first, such as with urllib.request.urlretrieve, and pass its path."
+
+
+def missing_advice(path: str | os.PathLike) -> str:
+    """Return what to do about a path that does not exist, beside looking for it; "" if nothing is known."""
+    if len(os.path.basename(path)) == 1:
+        return (
+            " If it is a letter of a folder's name, a split or search has taken that apart: pass the folder's files, "
+            "such as sorted(pathlib.Path(folder).glob('*.jpg'))."
+        )
+    return url_advice(path)
 
 
 @functools.cache

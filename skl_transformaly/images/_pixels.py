@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from skl_transformaly.images._depth import decode_deep, deep_tiles, exif_orientation, upright
-from skl_transformaly.images._formats import expand_user, register_formats, url_advice, what_else
+from skl_transformaly.images._formats import expand_user, missing_advice, register_formats, what_else
 from skl_transformaly.images._values import SKIP_ADVICE, ImageError, check_layout, checked
 
 __all__ = [
@@ -180,7 +180,7 @@ def _pillow_errors(path: str | os.PathLike | None = None) -> Iterator[None]:
     except (ImageError, MemoryError):
         raise
     except FileNotFoundError as error:
-        raise ImageError(f"the file does not exist.{'' if path is None else url_advice(path)}") from error
+        raise ImageError(f"the file does not exist.{'' if path is None else missing_advice(path)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
             f"the image is larger than Pillow's limit PIL.Image.MAX_IMAGE_PIXELS ({error}): make it smaller "
