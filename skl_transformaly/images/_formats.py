@@ -121,12 +121,12 @@ def url_advice(path: str | os.PathLike) -> str:
 
 def missing_advice(path: str | os.PathLike) -> str:
     """Return what to do about a path that does not exist, beside looking for it; "" if nothing is known."""
-    if len(os.path.basename(path)) == 1:
+    if not (advice := url_advice(path)) and len(os.path.basename(path)) == 1:
         return (
             " If it is a letter of a folder's name, a split or search has taken that apart: pass the folder's files, "
             "such as sorted(pathlib.Path(folder).glob('*.jpg'))."
         )
-    return url_advice(path)
+    return advice
 
 
 @functools.cache

@@ -260,7 +260,7 @@ def _read_start(file: BinaryIO, size: int, path: Path) -> tuple[int, str, int]:
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """Open a regular file, and yield it with its size; never wait for a pipe or read a device."""
     if not os.path.lexists(path):
-        raise FileNotFoundError(errno.ENOENT, "The model file, which `save` makes, does not exist", str(path))
+        raise FileNotFoundError(errno.ENOENT, "The model file does not exist (`save` makes one)", str(path))
     if path.is_dir():
         _refuse(path, "is a folder; expected a file that skl_transformaly.save wrote")
     if path.exists() and not path.is_file():
