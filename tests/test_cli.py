@@ -1821,4 +1821,5 @@ def test_each_kind_of_warning_is_told_once_a_run(tmp_path, model):
     result = run(app, ["score", model, str(tmp_path), "-q"])
     assert result.exit_code == 0, result.output
     assert result.stderr.count("so that they score as nearly black") == 1
+    assert result.stderr.count("warning: Pixels of 63 images are uint16 of at most 63") == 1
     assert result.stderr.count("warning: in all, 199 images use only the lowest part of their range (uint16)") == 1

@@ -310,6 +310,8 @@ class _Warnings:
         if isinstance(message, SomeImagesWarning):
             kind = message.what
             self._images.setdefault(kind, set()).update(message.names)
+            if len(message.names) > 1:  # of how many in all, a chunk does not know
+                text = re.sub(r"\b(\d+) of \d+ images\b", r"\1 images", text, count=1)
         # unreadable images are listed by the commands themselves, each with its reason
         if "could not be read" in text:
             return
