@@ -55,7 +55,7 @@ each. `AutoDensity` has fewer than 20 neighbours of fewer than 400 images. skl-t
 Python {python}, {processor}, {precision}."""
 BESIDE = ("pretrained", "classes", "layers")
 TEMPERATURE = 2.0  # of the space "classes"
-FEW = 1e-12
+LEAST = 1e-12  # of what logarithms and roots are taken of
 
 
 class Together(BaseEstimator):
@@ -107,7 +107,7 @@ class Turned(BaseEstimator):
     def fit(self, X: np.ndarray, y: Any = None) -> Turned:
         """Fit the density."""
         variances, directions = np.linalg.eigh(GaussianDensity().fit(X).covariance_)
-        self.to_ = directions / np.sqrt(np.maximum(variances, FEW))
+        self.to_ = directions / np.sqrt(np.maximum(variances, LEAST))
         self.density_ = LocalKNNDensity(n_neighbors=min(20, len(X) - 2), scaling=0.75).fit(X @ self.to_)
         return self
 
@@ -145,19 +145,18 @@ class Part:
 
     new: np.ndarray
     held_out: np.ndarray
-    space: FeatureSpace
 
 
 def part(z: np.ndarray, sizes: Sequence[int], density: Any, known: np.ndarray, new: np.ndarray) -> Part:
     space = FeatureSpace(density).fit(z[known], sizes=sizes)
-    return Part(space.score_samples(z[new]), space.held_out_parts_, space)
+    return Part(space.score_samples(z[new]), space.held_out_parts_)
 
 
 def spaces_alone(features: dict, sizes: dict, known: np.ndarray, new: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """Scores by one space, whose density or features differ."""
     for name, density in OF_EMBEDDING.items():
         yield f"embedding: {name}", part(features["pretrained"], sizes["pretrained"], density, known, new).new
-    logits = 2 * TEMPERATURE * np.log(np.maximum(features["classes"].astype(np.float64), FEW))
+    logits = 2 * TEMPERATURE * np.log(np.maximum(features["classes"].astype(np.float64), LEAST))
     for temperature in (1, 2, 4, 8):
         z = np.sqrt(softmax(logits / temperature, axis=1))
         yield f"classes: Gaussian, temperature {temperature}", part(z, [z.shape[1]], GAUSSIAN, known, new).new
@@ -175,7 +174,7 @@ def sums(parts: Sequence[Part]) -> Iterator[tuple[str, np.ndarray]]:
     yield "the logarithm of the mean of their exponentials, negative", -logsumexp(-new, axis=0)
     values, directions = np.linalg.eigh(np.cov(held_out))
     turned = directions.T @ (new - held_out.mean(axis=1, keepdims=True))
-    yield "decorrelated: the squared length", -(turned**2 / np.maximum(values, FEW)[:, np.newaxis]).sum(axis=0)
+    yield "decorrelated: the squared length", -(turned**2 / np.maximum(values, LEAST)[:, np.newaxis]).sum(axis=0)
     # how far from the best held-out part, as a distance greater than 0
     best = held_out.max(axis=1, keepdims=True) + 1e-3
     distances, usual = np.maximum(best - new, 1e-3), np.maximum(best - held_out, 1e-3)
@@ -187,9 +186,10 @@ def sums(parts: Sequence[Part]) -> Iterator[tuple[str, np.ndarray]]:
     yield "tail of a gamma in the distances", np.sum(gamma, axis=0)
 
 
-def study(data: Data, setting: str, labels: Sequence[int], samples: int | None, precision: str) -> dict[str, dict]:
+def study(
+    data: Data, setting: str, labels: Sequence[int], samples: int | None, features: dict, sizes: dict
+) -> dict[str, dict]:
     """AUROCs by table and row, one for each class."""
-    features, sizes = teacher_features(data.images, "vit_tiny", precision)
     new = np.arange(data.n_train, len(data.labels))
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for label in labels:
@@ -231,10 +231,11 @@ def main() -> None:
     for name in options.data:
         data = load(name, fashion_train=300, fashion_test=100)
         labels = options.classes or range(0, len(data.classes), 2)
+        features, sizes = teacher_features(data.images, "vit_tiny", options.precision)
         for key in options.setting:
             samples = None if key == "one" else options.samples
             title = name if key == "one" else f"{name}, all but one"
-            columns[title] = study(data, SETTINGS[key], labels, samples, options.precision)
+            columns[title] = study(data, SETTINGS[key], labels, samples, features, sizes)
     for table, rows in next(iter(columns.values())).items():
         print(f"\n## {table}\n\n| | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|")
         for row in rows:

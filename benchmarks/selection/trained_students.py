@@ -95,7 +95,7 @@ def report(found: dict[str, list[list[float]]], options: argparse.Namespace) -> 
             lines.append(f"| {name} | {100 * rate:.0f} | {cell(held_out)} | {cell(fitted)} |")
     lines += [
         "",
-        f"`python benchmarks/selection/trained_students.py {arguments}`".replace(" `", "`"),
+        f"`{f'python benchmarks/selection/trained_students.py {arguments}'.strip()}`",
         "",
         f"skl-transformaly {skl_transformaly.__version__}, torch {torch.__version__}, Python "
         f"{platform.python_version()}, {torch.backends.cpu.get_cpu_capability()}.",
